@@ -1,0 +1,102 @@
+"""The figure a learned tokenizer must beat: k-means on raw patches, as many codes of the same size, the same data.
+
+    python benchmarks/patch_kmeans.py runs/quickstart
+
+Takes the crops of the run's own training stream, cuts them into as many patches as the tokenizer has tokens, fits
+as many centres as its codebook has codes (Lloyd's algorithm), rebuilds the run's evaluation crops from the nearest
+centres and prints both PSNRs. Images only.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import yaml
+from einops import rearrange
+from torch import Tensor
+from vqcore_quant.assignment import nearest
+from vqcore_quant.kmeans import kmeans
+
+from vqcore.config import from_tree
+from vqcore.data.loader import EvalBatches, TrainBatches
+from vqcore.metrics import PSNR
+from vqcore.rng import generator
+from vqcore.schema import RunConfig
+from vqcore.tokenizer import Tokenizer
+from vqcore.trainer import open_data
+
+
+def main() -> None:
+    """Fit, rebuild, compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--crops", type=int, default=800, help="training crops to cut patches from")
+    parser.add_argument("--iters", type=int, default=15, help="Lloyd iterations")
+    args = parser.parse_args()
+    tree = yaml.safe_load((args.run / "config.yaml").read_text())
+    config = from_tree(tree, schema=RunConfig, file=str(args.run / "config.yaml"))
+    tokenizer = Tokenizer.load(args.run)
+    data, eval_data = open_data(config, tokenizer.modality, {})
+    size, grid = tokenizer.cfg.size, tokenizer.grid()
+    cut = {"ph": size[0] // grid[0], "pw": size[1] // grid[1]}
+
+    def patches(x: Tensor) -> Tensor:
+        return rearrange(x, "b c (h ph) (w pw) -> (b h w) (c ph pw)", **cut)
+
+    crops = _train_crops(config, tokenizer, data, args.crops)
+    centres, _ = kmeans(
+        patches(crops), tokenizer.codebook_size, args.iters, cosine=False, generator=generator(0, "kmeans")
+    )
+    x = _eval_crops(config, tokenizer, eval_data)
+    shape = {"b": len(x), "h": grid[0], "w": grid[1], **cut}
+    codes = nearest(patches(x), centres, cosine=False)
+    x_hat = rearrange(centres[codes], "(b h w) (c ph pw) -> b c (h ph) (w pw)", **shape)
+    psnr = PSNR(PSNR.Config(), spec=tokenizer.spec)
+    baseline = psnr.summary(psnr.measure(x_hat, x))[""]
+    ours = psnr.summary(psnr.measure(tokenizer.reconstruct(x), x))[""]
+    bits = tokenizer.bits_per_token
+    tokens = grid[0] * grid[1]
+    print(f"{tokens} codes of {bits:g} bits for {size[0]} x {size[1]} pixels, {len(x)} held-out crops")
+    print(f"  this tokenizer                       {ours:.2f} dB")
+    print(f"  k-means on {len(crops) * tokens} raw patches, {args.iters} iterations  {baseline:.2f} dB")
+    print(f"  difference                           {ours - baseline:+.2f} dB")
+    figures = {"psnr": ours, "kmeans_psnr": baseline, "crops": args.crops, "iters": args.iters}
+    (args.run / "kmeans.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _train_crops(config: RunConfig, tokenizer: Tokenizer, data: object, count: int) -> Tensor:
+    steps = -(-count // config.data.batch_size)
+    loader = TrainBatches(
+        data,
+        tokenizer.modality,
+        {},
+        config.data,
+        seed=config.run.seed,
+        start_step=0,
+        steps=steps,
+        accumulate=1,
+        rank=0,
+        world=1,
+    )
+    return torch.cat([loaded.batch.x for loaded in loader])[:count]
+
+
+def _eval_crops(config: RunConfig, tokenizer: Tokenizer, data: object) -> Tensor:
+    batches = EvalBatches(
+        data,
+        tokenizer.modality,
+        {},
+        config.data,
+        size=tokenizer.cfg.size,
+        batch_size=config.data.batch_size,
+        rank=0,
+        world=1,
+        limit=None,
+        workers=0,
+    )
+    return torch.cat([loaded.batch.x for loaded in batches])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Two processes with half a batch each learn the codebook that one process learns from the whole batch."""
+
+import datetime
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from vqcore_quant.vq import VQ
+
+CASES = {
+    "cosine": {},
+    "euclidean": {"normalize": False},
+    "cosine-split": {"dead_code": "linde_buzo_gray"},
+    "euclidean-split": {"normalize": False, "dead_code": "linde_buzo_gray"},
+    "cosine-kmeans": {"kmeans_init": True},
+    "euclidean-kmeans": {"kmeans_init": True, "normalize": False},
+}
+STEPS = 12
+BROKEN = 5
+
+
+def batch(step):
+    """Latents and mask of 5 samples; one process gets 2 of them, the other 3."""
+    generator = torch.Generator().manual_seed(step)
+    z = 2 * torch.randn(5, 6, 4, 8, generator=generator)
+    if step == BROKEN:
+        z[4, 0, 0, 0] = torch.nan
+    return z, torch.rand(5, 6, 4, generator=generator) < 0.7
+
+
+def learn(settings, part, seed):
+    torch.manual_seed(0)
+    quantizer = VQ(VQ.Config(codebook_size=32, latent_dim=8, decay=0.9, coef_ema_dead_code=2.0, **settings))
+    torch.manual_seed(seed)  # only rank 0's chance may count
+    history = []
+    for step in range(STEPS):
+        z, mask = batch(step)
+        out = quantizer(z[part], mask[part])
+        history.append((out.codes, quantizer.embed.clone(), out.metrics["codes/dead"]))
+    return history, quantizer.state_dict()
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    part = slice(0, 2) if rank == 0 else slice(2, 5)
+    results = {name: learn(settings, part, seed=1 + rank) for name, settings in CASES.items()}
+    torch.save(results, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_equal_one(two, name):
+    one, state = learn(CASES[name], slice(0, 5), seed=1)
+    (first, first_state), (second, second_state) = two[0][name], two[1][name]
+    assert any(dead > 0 for _, _, dead in one)
+    assert torch.equal(one[BROKEN][1], one[BROKEN - 1][1])
+    for (codes, embed, dead), (codes0, embed0, dead0), (codes1, embed1, _) in zip(
+        one, first, second, strict=True
+    ):
+        assert torch.equal(torch.cat([codes0, codes1]), codes)
+        assert torch.equal(embed0, embed1)
+        assert (embed0 - embed).abs().max() <= 1e-6 * embed.abs().max()
+        assert dead0 == dead
+    for key in state:
+        assert torch.equal(first_state[key], second_state[key])
+        assert (first_state[key] - state[key]).abs().max() <= 1e-6 * state[key].abs().max()

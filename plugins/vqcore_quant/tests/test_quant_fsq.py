@@ -1,0 +1,105 @@
+"""Finite scalars against the paper's formulas in NumPy, the whole range of codes, and its limits."""
+
+import numpy as np
+import pytest
+import torch
+from vqcore_quant.fsq import FSQ, parse_levels
+
+LEVELS = [(8, 8, 8, 5, 5), (2, 3, 4), (7,), (16, 2)]
+
+
+def build(levels):
+    return FSQ(FSQ.Config(levels=levels))
+
+
+def oracle(z, levels):
+    """Values and codes as in section 3.1 and appendix A.1 of the paper, in float64."""
+    levels = np.array(levels)
+    half = (levels - 1) * (1 - 1e-3) / 2
+    offset = np.where(levels % 2 == 1, 0.0, 0.5)
+    rounded = np.round(np.tanh(z + np.tan(offset / half)) * half - offset)
+    basis = np.concatenate([[1], np.cumprod(levels[:-1])])
+    return rounded / (levels // 2), ((rounded + levels // 2) * basis).sum(-1).astype(int)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
+def test_against_the_paper(levels, scale):
+    z = scale * torch.randn(2, 40, len(levels), generator=torch.Generator().manual_seed(1))
+    out = build(levels)(z)
+    values, codes = oracle(z.double().numpy(), levels)
+    assert out.codes.squeeze(-1).tolist() == codes.tolist()
+    np.testing.assert_allclose(out.z_q.numpy(), values, atol=1e-6)
+    assert out.losses == {}
+
+
+def test_gradient_is_that_of_the_bound():
+    z = torch.randn(1, 9, 3, dtype=torch.float32, requires_grad=True)
+    build((8, 5, 2))(z).z_q.sum().backward()
+    levels = torch.tensor([8.0, 5.0, 2.0])
+    half = (levels - 1) * (1 - 1e-3) / 2
+    shift = torch.tan(torch.tensor([0.5, 0.0, 0.5]) / half)
+    expected = half / (levels // 2) * (1 - torch.tanh(z.detach() + shift).square())
+    torch.testing.assert_close(z.grad, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("levels", [(8, 8, 8, 5, 5), (64, 3), (2000,)])
+def test_every_code_is_reached(dtype, levels):
+    quantizer = build(levels).eval()
+    codes = torch.arange(quantizer.codebook_size).reshape(1, -1, 1)
+    values = quantizer.decode(codes).double()
+    count = torch.tensor(levels)
+    half = (count - 1) * (1 - torch.clamp(0.5 / (count - 1), max=1e-3).double()) / 2
+    offset = (1 - count % 2) / 2
+    inside = ((values * (count // 2) + offset) / half).clamp(-1, 1)
+    z = torch.atanh(inside).clamp(-9, 9) - torch.tan(offset / half)
+    out = quantizer(z.float())
+    assert torch.equal(out.codes, codes)
+    reached = quantizer(z.to(dtype)).codes if max(levels) <= 64 else out.codes
+    assert torch.equal(reached, codes)
+    assert values.abs().max() <= 1
+
+
+def test_codes_count_with_the_first_channel_fastest():
+    quantizer = build((4, 3, 5))
+    assert quantizer.decode(torch.tensor([[[0], [1], [4], [12]]])).tolist() == [
+        [[-1.0, -1.0, -1.0], [-0.5, -1.0, -1.0], [-1.0, 0.0, -1.0], [-1.0, -1.0, -0.5]]
+    ]
+    assert quantizer.codebook_size == 60
+
+
+def test_a_codebook_too_large_to_list_costs_nothing():
+    quantizer = build((256, 256, 256, 64))
+    out = quantizer(torch.randn(2, 5, 4))
+    assert torch.equal(quantizer.decode(out.codes), out.z_q)
+    assert out.metrics["codes/perplexity"] == pytest.approx(10.0, rel=1e-5)
+    assert not quantizer.state_dict()
+
+
+def test_nan_and_infinity_get_codes_in_range():
+    z = torch.tensor([[[torch.nan, 0.0], [torch.inf, -torch.inf], [1e30, -1e30]]])
+    codes = build((5, 8)).eval()(z).codes.flatten().tolist()
+    assert codes == [2 + 5 * 4, 4, 4]
+
+
+def test_levels_as_text():
+    assert parse_levels("8-8-8-5-5") == (8, 8, 8, 5, 5)
+    assert build("8-5").codebook_size == 40
+    assert build("7").dim == 1
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ("8-x", "levels='8-x' is not like 8-8-8-5-5"),
+        ("8--5", "is not like"),
+        ((), "is empty"),
+        ((8, 1), r"1 is not in \[2, 65536\]"),
+        ((70000,), "70000 is not in"),
+        ((2**16, 2**15), "make 2147483648 codes"),
+    ],
+)
+def test_levels_that_make_no_sense(levels, message):
+    with pytest.raises(ValueError, match=message):
+        FSQ.Config(levels=levels)

@@ -1,0 +1,58 @@
+"""The manifest stays light, its names resolve, and configs read as people write them."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from vqcore.config import dump, from_tree, settings
+from vqcore.errors import ConfigError
+from vqcore.registry import registry
+
+
+def load(**node):
+    return from_tree(node, schema=registry().load("quantizer", node["name"]).Config)
+
+
+def test_the_manifest_imports_neither_torch_nor_its_targets():
+    heavy = "'torch', 'numpy', 'omegaconf', 'vqcore_quant.vq', 'vqcore_quant.fsq'"
+    code = f"import sys, vqcore_quant.plugin; print([m for m in ({heavy}) if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"name": "quant/vq", "codebook_size": 16},
+        {"name": "quant/vq", "codebook_size": 16, "dead_code": None, "coef_ema_dead_code": None},
+        {"name": "quant/vq", "codebook_size": 16, "normalize": False, "dead_code": "linde_buzo_gray"},
+        {"name": "quant/fsq", "levels": [8, 5]},
+        {"name": "quant/fsq", "levels": "8-5"},
+    ],
+)
+def test_configs_load_build_and_load_again(node):
+    cfg = load(**node)
+    built = registry().build("quantizer", cfg)
+    assert built.codebook_size == (40 if "levels" in node else 16)
+    assert load(**yaml.safe_load(dump(cfg))) == cfg
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(ConfigError, match="codebook_size is required"):
+        load(name="quant/vq")
+    with pytest.raises(ConfigError, match="dead_code"):
+        load(name="quant/vq", codebook_size=8, dead_code="burry")
+    with pytest.raises(ConfigError, match="1 is not in"):
+        load(name="quant/fsq", levels=[8, 1])
+
+
+@pytest.mark.parametrize("name", ["quant/vq", "quant/fsq"])
+def test_every_setting_says_what_it_does(name):
+    cls = registry().load("quantizer", name)
+    listed = settings(cls.Config)
+    assert listed
+    assert all(setting.text for setting in listed if setting.name != "name")
+    fields = {setting.name for setting in listed}
+    assert set(getattr(cls.Config, "training_only", ())) <= fields

@@ -1,0 +1,28 @@
+"""Random rows of what all processes hold: the same on every process, and as if one process held them all."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vqcore import dist
+
+
+def shared_generator() -> torch.Generator:
+    """A CPU generator in the same state on every process; consumes one draw of rank 0's global generator."""
+    return torch.Generator().manual_seed(dist.shared_seed())
+
+
+def draw_rows(
+    rows: Float[Tensor, "n d"], count: int, generator: torch.Generator
+) -> Float[Tensor, "{count} d"]:
+    """Draw `count` of all processes' rows: none twice, or, if there are fewer, all equally often (+-1).
+
+    `generator` is on the CPU and in the same state everywhere. Every process must call, one must have a row.
+    """
+    held = dist.all_counts(len(rows), rows.device)
+    order = torch.randperm(sum(held), generator=generator)
+    positions = order[torch.arange(count) % len(order)].to(rows.device) - sum(held[: dist.rank()])
+    mine = (positions >= 0) & (positions < len(rows))
+    drawn = rows.new_zeros(count, rows.shape[1])
+    drawn[mine] = rows[positions[mine]]
+    return dist.sum_(drawn)

@@ -1,0 +1,85 @@
+"""Transformer blocks that normalise before they transform.
+
+Paper: ViT (arXiv 2010.11929), eq. 2 and 3; stochastic depth (arXiv 1603.09382).
+Differs from the paper: no class token, and no normalisation after the last block.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+EPS = 1e-6
+"""Added to the variance in every LayerNorm."""
+
+
+def linear(dim_in: int, dim_out: int, *, parts: int = 1) -> nn.Linear:
+    """Make a linear layer, Xavier-uniform with zero bias; `parts` maps stacked in one are drawn like single ones."""
+    layer = nn.Linear(dim_in, dim_out)
+    bound = math.sqrt(6 / (dim_in + dim_out / parts))
+    nn.init.uniform_(layer.weight, -bound, bound)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation function between them."""
+
+    def __init__(self, dim: int, hidden: int, act: nn.Module, dropout: float = 0.0):
+        super().__init__()
+        self.fc1 = linear(dim, hidden)
+        self.act = act
+        self.fc2 = linear(hidden, dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        return self.drop(self.fc2(self.act(self.fc1(x))))
+
+
+class Attention(nn.Module):
+    """Self-attention of all tokens of a sample."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = linear(dim, 3 * dim, parts=3)
+        self.proj = linear(dim, dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        q, k, v = rearrange(self.qkv(x), "b n (part h d) -> part b h n d", part=3, h=self.num_heads)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.drop(self.proj(rearrange(out, "b h n d -> b n (h d)")))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop a residual branch for whole samples in training, and scale up the others."""
+
+    def __init__(self, prob: float):
+        super().__init__()
+        self.prob = prob
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        if not self.training or self.prob == 0:
+            return x
+        keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.prob
+        return x * keep / (1 - self.prob)
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each as a residual branch."""
+
+    def __init__(self, dim: int, num_heads: int, hidden: int, dropout: float = 0.0, drop_path: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=EPS)
+        self.attn = Attention(dim, num_heads, dropout)
+        self.norm2 = nn.LayerNorm(dim, eps=EPS)
+        self.mlp = MLP(dim, hidden, nn.GELU(), dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

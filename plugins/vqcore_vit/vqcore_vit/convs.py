@@ -1,0 +1,53 @@
+"""Convolutions around a transformer, on one to three axes: they make neighbouring patches agree.
+
+A decoder that writes each patch on its own leaves seams between them. Convolutions on the token grid, or on the output,
+see across the seams.
+Papers: CPVT (arXiv 2102.10882), section 3.2, for `GridConv`; ConvNeXt (arXiv 2201.03545), figure 4, for `ConvNeXtBlock`.
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vqcore_vit.blocks import EPS, linear
+
+_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def conv(
+    rank: int, channels_in: int, channels_out: int, kernel: int | tuple[int, ...], **options: Any
+) -> nn.Module:
+    """Make a convolution over `rank` axes; options are those of torch."""
+    return _CONVS[rank](channels_in, channels_out, kernel, **options)
+
+
+class GridConv(nn.Module):
+    """Add to each token a depthwise 3-wide convolution of its neighbourhood on the grid."""
+
+    def __init__(self, rank: int, dim: int):
+        super().__init__()
+        self.conv = conv(rank, dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
+        return x + rearrange(self.conv(rearrange(x, "b ... d -> b d ...")), "b d ... -> b ... d")
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise 7-wide convolution, LayerNorm over channels, MLP, layer scale, as a residual branch."""
+
+    def __init__(self, rank: int, channels: int):
+        super().__init__()
+        self.dwconv = conv(rank, channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=EPS)
+        self.pwconv1 = linear(channels, 4 * channels)
+        self.act = nn.GELU()
+        self.pwconv2 = linear(4 * channels, channels)
+        self.gamma = nn.Parameter(1e-6 * torch.ones(channels))
+
+    def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
+        y = self.norm(rearrange(self.dwconv(x), "b c ... -> b ... c"))
+        y = self.gamma * self.pwconv2(self.act(self.pwconv1(y)))
+        return x + rearrange(y, "b ... c -> b c ...")

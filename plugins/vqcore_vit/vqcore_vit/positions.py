@@ -1,0 +1,45 @@
+"""Position embeddings of token grids: fixed sines and cosines, resized to whatever grid comes.
+
+Paper: MoCo v3 (arXiv 2104.02057), whose two-axis embedding this is for a rank of two.
+Differs from the paper: one to three axes; the embeddings are interpolated to other grids than the one they were built for.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+TEMPERATURE = 1e4
+"""Ratio of the highest to the lowest frequency."""
+
+_INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
+
+
+def sincos_positions(grid: tuple[int, ...], width: int) -> Float[Tensor, "1 d *grid"]:
+    """Build the embeddings of a grid's positions.
+
+    Each axis in turn owns `width // (2 * rank)` channels of sines and as many of cosines of its index; channels that
+    are left over stay 0. Raises `ValueError` when there is not even one channel for each.
+    """
+    num_freqs = width // (2 * len(grid))
+    if num_freqs < 1:
+        raise ValueError(
+            f"width={width} is below {2 * len(grid)}, the least for positions on {len(grid)} axes"
+        )
+    omega = TEMPERATURE ** (-torch.arange(num_freqs) / num_freqs)
+    pos_emb = torch.zeros(1, width, *grid)
+    for axis, length in enumerate(grid):
+        angle = omega[:, None] * torch.arange(length)
+        shape = [-1] + [length if other == axis else 1 for other in range(len(grid))]
+        start = 2 * num_freqs * axis
+        pos_emb[0, start : start + 2 * num_freqs] = torch.cat([angle.sin(), angle.cos()]).reshape(shape)
+    return pos_emb
+
+
+def resize_positions(
+    pos_emb: Float[Tensor, "1 d *built"], grid: tuple[int, ...]
+) -> Float[Tensor, "1 d *grid"]:
+    """Interpolate embeddings to a grid (linear, bicubic, trilinear; corners not aligned); the identity on their own."""
+    if pos_emb.shape[2:] == grid:
+        return pos_emb
+    return F.interpolate(pos_emb, size=grid, mode=_INTERPOLATION[len(grid)], align_corners=False)

@@ -1,0 +1,138 @@
+"""Several processes under torchrun on gloo: ranks agree, and together they equal one process with the doubled batch."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from vqcore.artefact import load_tensors
+
+pytest.importorskip("vqcore_vit")
+pytest.importorskip("vqcore_quant")
+pytestmark = pytest.mark.dist
+
+TREE = {
+    "data": {
+        "name": "array",
+        "path": "x.npy",
+        "eval_path": "x.npy",
+        "modality": {"name": "array", "channels": 2, "size": [16, 16], "range": [-1, 1]},
+        "workers": 0,
+    },
+    "model": {
+        "encoder": {"name": "vit/encoder", "width": 32, "depth": 1, "num_heads": 2, "patch_size": 4},
+        "quantizer": {
+            "name": "quant/vq",
+            "codebook_size": 32,
+            "latent_dim": 8,
+            "kmeans_init": True,
+            "kmeans_iters": 3,
+        },
+        "decoder": {"name": "vit/decoder", "width": 32, "depth": 1, "num_heads": 2, "patch_size": 4},
+    },
+    "run": {"steps": 1, "threads": 1, "log_every": 1},
+    "optim": {"lr": 1e-3},
+}
+
+
+def launch(folder, name, ranks, batch, steps=1):
+    """Start one run and return its final checkpoint."""
+    tree = {
+        **TREE,
+        "data": {**TREE["data"], "batch_size": batch},
+        "run": {**TREE["run"], "dir": name, "steps": steps},
+    }
+    (folder / f"{name}.yaml").write_text(yaml.dump(tree))
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", "--no-python"]
+    prefix = [sys.executable, *torchrun] if ranks > 1 else []
+    done = subprocess.run(
+        [*prefix, sys.executable, "-m", "vqcore", "train", f"{name}.yaml"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / name / "checkpoints" / f"step_{steps}"
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_with_the_doubled_batch(tmp_path):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.uniform(-1, 1, (40, 2, 16, 16)).astype(np.float32))
+    one, two = launch(tmp_path, "one", 1, 8), launch(tmp_path, "two", 2, 4)
+    ours, theirs = load_tensors(one / "model.safetensors"), load_tensors(two / "model.safetensors")
+    for name in ours:
+        tolerance = 1e-6 if name.startswith("quantizer") else 1e-4
+        torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance, msg=name)
+    metrics = [
+        [yaml.safe_load(line) for line in (tmp_path / n / "metrics.jsonl").open()] for n in ("one", "two")
+    ]
+    for a, b in zip(*metrics):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key] == pytest.approx(b[key], rel=2e-3, abs=1e-4), key
+
+
+@pytest.mark.slow
+def test_ranks_end_equal_and_resume(tmp_path):
+    """Every rank's weights are compared inside the job, by a hook that gathers them."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.uniform(-1, 1, (40, 2, 16, 16)).astype(np.float32))
+    (tmp_path / "equal.py").write_text(EQUAL)
+    tree = {**TREE, "data": {**TREE["data"], "batch_size": 4}, "hooks": {"equal": {"name": "local/equal"}}}
+    outputs = []
+    for name, steps in (("whole", (6,)), ("parts", (3, 6))):
+        for stop in steps:
+            run = {**TREE["run"], "dir": name, "steps": stop}
+            (tmp_path / "cfg.yaml").write_text(
+                yaml.dump({**tree, "run": run, "optim": {"lr": 1e-3, "horizon": 6}})
+            )
+            argv = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "vqcore"]
+            argv += ["train", "cfg.yaml", "--plugin", "equal.py"]
+            done = subprocess.run(
+                [sys.executable, *argv],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=240,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            outputs.append(done.stdout)
+    assert all(output.count("rank weights equal") == 2 for output in outputs)
+    whole, parts = (tmp_path / n / "checkpoints/step_6/model.safetensors" for n in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+EQUAL = '''
+from dataclasses import dataclass
+import torch, torch.distributed as dist
+from vqcore.config import Config
+from vqcore.plugin import Component, Plugin, hookimpl
+
+class Equal:
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Config):
+        """None."""
+    def __init__(self, cfg):
+        pass
+    @hookimpl
+    def vqcore_run_ended(self, run, error):
+        for name, value in sorted(run.tokenizer.state_dict().items()):
+            parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, value.contiguous())
+            assert all(torch.equal(part, value) for part in parts), name
+        print("rank weights equal", flush=True)
+
+@hookimpl
+def vqcore_plugin():
+    return Plugin(1, "compares ranks", (Component("hook", "equal", ":Equal", "compares ranks"),))
+'''

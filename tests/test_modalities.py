@@ -1,0 +1,639 @@
+"""The core's modalities against what the pixels and numbers must be, worked out by hand or by NumPy."""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vqcore.config import from_tree
+from vqcore.errors import DataError
+from vqcore.modalities.array import Array
+from vqcore.modalities.rgb import RGB
+from vqcore.modalities.views import centred_box, pixels, resized_crop_box, scaled_box, view_of
+from vqcore.protocols import View
+from vqcore.testing.checks import check_modality
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def picture(height: int = 5, width: int = 7, channels: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def pixels_of(source, **settings) -> np.ndarray:
+    return np.asarray(RGB(RGB.Config(**settings), size=8).read(source))
+
+
+def whole(size: tuple[int, ...], flip: bool = False) -> View:
+    return View(start=(0.0,) * len(size), stop=(1.0,) * len(size), size=size, flip=flip)
+
+
+def array(size=None, **settings) -> Array:
+    return Array(Array.Config(**settings), size=size)
+
+
+class TestViews:
+    def test_centred_box_is_the_largest_of_its_aspect(self):
+        assert centred_box((10, 20), (8, 8)) == ((0, 5), (10, 10))
+        assert centred_box((20, 11), (8, 8)) == ((4, 0), (11, 11))
+        assert centred_box((100, 100), (50, 100)) == ((25, 0), (50, 100))
+        assert centred_box((7,), (3,)) == ((0,), (7,))
+        assert centred_box((4, 8, 8), (2, 2, 2)) == ((0, 2, 2), (4, 4, 4))
+
+    def test_a_matching_aspect_keeps_the_whole_sample(self):
+        for n in range(1, 200):
+            assert centred_box((3 * n, 7 * n), (21, 49)) == ((0, 0), (3 * n, 7 * n))
+
+    def test_views_return_to_whole_pixels(self):
+        rng = np.random.default_rng(0)
+        for _ in range(500):
+            extent = tuple(int(n) for n in rng.integers(1, 9000, 2))
+            start = tuple(int(rng.integers(0, n)) for n in extent)
+            sides = tuple(int(rng.integers(1, n - a + 1)) for n, a in zip(extent, start))
+            found = pixels(view_of((start, sides), extent, (8, 8)), extent)
+            assert found == (start, tuple(a + s for a, s in zip(start, sides)))
+
+    @pytest.mark.parametrize("size", [(64, 64), (32, 64), (90, 30)])
+    def test_random_resized_crop_has_the_declared_areas_and_aspects(self, size):
+        # The sample has the target's aspect, so that nearly every drawn box fits.
+        extent, rng = (size[0] * 50, size[1] * 50), np.random.default_rng(1)
+        area, aspect, inside = [], [], []
+        for _ in range(2000):
+            start, sides = resized_crop_box(extent, size, rng, 0.1, (0.75, 4 / 3))
+            area.append(sides[0] * sides[1] / (extent[0] * extent[1]))
+            aspect.append(sides[1] / sides[0] / (size[1] / size[0]))
+            inside.append(all(a >= 0 and a + s <= n for a, s, n in zip(start, sides, extent)))
+        assert all(inside)
+        assert 0.0999 < min(area) < 0.12 and 0.9 < max(area) <= 1
+        assert 0.7499 < min(aspect) < 0.76 and 1.32 < max(aspect) < 1.334
+        assert abs(np.mean(np.log(aspect))) < 0.02  # as often wide as tall
+        assert 0.45 < np.mean(area) < 0.55 + 0.05
+
+    def test_a_panorama_falls_back_to_the_widest_centred_crop(self):
+        # No box of 0.8 of a 6:1 picture is as narrow as 4:3.
+        box = resized_crop_box((100, 600), (8, 8), np.random.default_rng(0), 0.8, (0.75, 4 / 3))
+        assert box == ((0, 233), (100, 133))
+        box = resized_crop_box((600, 100), (8, 8), np.random.default_rng(0), 0.8, (0.75, 4 / 3))
+        assert box == ((233, 0), (133, 100))
+
+    @pytest.mark.parametrize("extent", [(1, 1), (1, 50), (3, 2)])
+    def test_tiny_pictures_have_crops(self, extent):
+        rng = np.random.default_rng(0)
+        for _ in range(50):
+            start, sides = resized_crop_box(extent, (8, 8), rng, 0.2, (0.75, 4 / 3))
+            assert all(a >= 0 and s >= 1 and a + s <= n for a, s, n in zip(start, sides, extent))
+
+    @pytest.mark.parametrize(
+        "extent, size", [((400,), (10,)), ((300, 400), (8, 8)), ((40, 60, 80), (2, 3, 4))]
+    )
+    def test_scaled_boxes_keep_aspect_and_volume(self, extent, size):
+        rng, largest = np.random.default_rng(0), math.prod(centred_box(extent, size)[1])
+        shares = []
+        for _ in range(500):
+            start, sides = scaled_box(extent, size, rng, 0.5)
+            assert all(a >= 0 and a + s <= n for a, s, n in zip(start, sides, extent))
+            assert max(s / t for s, t in zip(sides, size)) < 1.1 * min(s / t for s, t in zip(sides, size))
+            shares.append(math.prod(sides) / largest)
+        assert 0.45 < min(shares) < 0.55 and 0.95 < max(shares) <= 1
+
+
+class TestReadingPictures:
+    @pytest.mark.parametrize(
+        "suffix, options", [("png", {}), ("webp", {"lossless": True}), ("bmp", {}), ("tiff", {})]
+    )
+    def test_lossless_rgb_files_keep_every_pixel(self, tmp_path, suffix, options):
+        Image.fromarray(picture()).save(tmp_path / f"a.{suffix}", **options)
+        assert np.array_equal(pixels_of(tmp_path / f"a.{suffix}"), picture())
+        assert np.array_equal(pixels_of(str(tmp_path / f"a.{suffix}")), picture())
+
+    def test_a_jpeg_is_what_pillow_decodes(self):
+        path = next((ROOT / "data/photos/heldout").glob("*.jpg"))
+        assert np.array_equal(pixels_of(path), np.asarray(Image.open(path)))
+
+    def test_pictures_and_arrays_in_memory(self):
+        a = picture()
+        assert np.array_equal(pixels_of(a), a)
+        assert np.array_equal(pixels_of(Image.fromarray(a)), a)
+        assert np.array_equal(pixels_of(a[..., 0]), np.repeat(a[..., :1], 3, axis=2))
+        assert np.array_equal(pixels_of(a[:, ::-1]), a[:, ::-1])
+
+    def test_grey_is_repeated(self, tmp_path):
+        grey = picture()[..., 0]
+        Image.fromarray(grey).save(tmp_path / "a.png")
+        assert np.array_equal(pixels_of(tmp_path / "a.png"), np.stack([grey] * 3, axis=-1))
+
+    def test_one_bit_is_black_and_white(self, tmp_path):
+        Image.fromarray(np.array([[0, 255], [255, 0]], dtype=np.uint8)).convert("1").save(tmp_path / "a.png")
+        assert pixels_of(tmp_path / "a.png")[..., 0].tolist() == [[0, 255], [255, 0]]
+
+    @pytest.mark.parametrize("background", [(255, 255, 255), (10, 20, 30)])
+    def test_transparency_shows_the_background(self, tmp_path, background):
+        rgba = picture(channels=4)
+        rgba[..., 3] = np.where(np.arange(7) % 2, 255, 0)
+        Image.fromarray(rgba).save(tmp_path / "a.png")
+        expected = np.where(rgba[..., 3:] == 255, rgba[..., :3], np.array(background, dtype=np.uint8))
+        assert np.array_equal(pixels_of(tmp_path / "a.png", background=background), expected)
+        assert np.array_equal(pixels_of(rgba, background=background), expected)
+
+    def test_half_transparency_mixes(self):
+        rgba = picture(20, 20, 4)
+        alpha = rgba[..., 3:] / 255
+        mixed = rgba[..., :3] * alpha + np.array([0, 100, 200]) * (1 - alpha)
+        off = np.abs(pixels_of(rgba, background=(0, 100, 200)) - mixed)
+        assert off.max() <= 1
+
+    def test_grey_with_alpha(self, tmp_path):
+        grey, alpha = np.full((2, 2), 40, np.uint8), np.array([[255, 0], [0, 255]], np.uint8)
+        Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]).save(tmp_path / "a.png")
+        assert pixels_of(tmp_path / "a.png")[..., 1].tolist() == [[40, 255], [255, 40]]
+
+    def test_palette_with_and_without_transparency(self, tmp_path):
+        image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8)).convert("P")
+        image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+        image.putdata([0, 1, 2, 1])
+        image.save(tmp_path / "plain.png")
+        image.save(tmp_path / "clear.png", transparency=1)
+        image.save(tmp_path / "bytes.png", transparency=bytes([255, 0, 255]))
+        red, green, blue, white = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]
+        assert pixels_of(tmp_path / "plain.png").tolist() == [[red, green], [blue, green]]
+        assert pixels_of(tmp_path / "clear.png").tolist() == [[red, white], [blue, white]]
+        assert pixels_of(tmp_path / "bytes.png").tolist() == [[red, white], [blue, white]]
+
+    def test_a_transparent_colour_without_alpha_channel(self, tmp_path):
+        a = np.array([[[1, 2, 3], [9, 9, 9]]], dtype=np.uint8)
+        Image.fromarray(a).save(tmp_path / "a.png", transparency=(9, 9, 9))
+        assert pixels_of(tmp_path / "a.png").tolist() == [[[1, 2, 3], [255, 255, 255]]]
+
+    @pytest.mark.parametrize("suffix", ["png", "tiff"])
+    def test_sixteen_bit_grey_is_scaled_not_clipped(self, tmp_path, suffix):
+        values = np.array([[0, 128, 129, 257], [300 * 100, 40000, 65406, 65535]], dtype=np.uint16)
+        expected = np.round(values / 257).astype(np.uint8)
+        assert expected.tolist() == [[0, 0, 1, 1], [117, 156, 254, 255]]
+        Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+        for source in (tmp_path / f"a.{suffix}", values):
+            assert np.array_equal(pixels_of(source), np.stack([expected] * 3, axis=-1))
+
+    def test_the_bundled_depth_maps_are_read(self):
+        path = sorted((ROOT / "data/earth/train/depth").rglob("*.png"))[0]
+        expected = np.round(np.asarray(Image.open(path)) / 257)
+        assert np.array_equal(pixels_of(path)[..., 0], expected)
+
+    def test_cmyk_follows_the_plain_formula(self, tmp_path):
+        inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 255, 0], [0, 0, 0, 255], [90, 7, 200, 33]]])
+        expected = np.round((255 - inks[..., :3]) * (255 - inks[..., 3:]) / 255)
+        Image.frombytes("CMYK", (5, 1), inks.astype(np.uint8).tobytes()).save(tmp_path / "a.tiff")
+        assert np.abs(pixels_of(tmp_path / "a.tiff") - expected).max() <= 1
+        assert np.array_equal(pixels_of(tmp_path / "a.tiff")[:, :4], expected[:, :4])
+
+    def test_a_cmyk_jpeg_is_not_inverted(self, tmp_path):
+        Image.new("CMYK", (16, 16), (255, 0, 0, 0)).save(tmp_path / "a.jpg", quality=100)
+        assert np.abs(pixels_of(tmp_path / "a.jpg").astype(int) - [0, 255, 255]).max() <= 3
+
+    def test_exif_orientation_is_applied(self, tmp_path):
+        a = picture(2, 3)
+        upright = {
+            1: a,
+            2: a[:, ::-1],
+            3: a[::-1, ::-1],
+            4: a[::-1],
+            5: a.transpose(1, 0, 2),
+            6: np.rot90(a, -1),
+            7: a[::-1, ::-1].transpose(1, 0, 2),
+            8: np.rot90(a, 1),
+        }
+        for orientation, expected in upright.items():
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            Image.fromarray(a).save(tmp_path / "a.png", exif=exif)
+            assert np.array_equal(pixels_of(tmp_path / "a.png"), expected), orientation
+            Image.fromarray(a).save(tmp_path / "a.webp", exif=exif, lossless=True)
+            assert np.array_equal(pixels_of(tmp_path / "a.webp"), expected), orientation
+        rgb = RGB(RGB.Config(), size=8)
+        assert rgb.extent(rgb.read(tmp_path / "a.png")) == (3, 2)
+
+    def test_of_several_frames_the_first(self, tmp_path):
+        frames = [Image.fromarray(picture(seed=seed)) for seed in range(3)]
+        frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+        assert np.array_equal(pixels_of(tmp_path / "a.webp"), picture(seed=0))
+
+
+class TestDamagedPictures:
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+    @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9])
+    def test_a_truncated_file_is_named(self, tmp_path, suffix, share):
+        buffer = io.BytesIO()
+        Image.fromarray(picture(64, 64)).save(buffer, {"jpg": "JPEG"}.get(suffix, suffix.upper()))
+        path = tmp_path / f"cut.{suffix}"
+        path.write_bytes(buffer.getvalue()[: int(share * len(buffer.getvalue()))])
+        with pytest.raises(DataError, match=rf"cut\.{suffix}: ."):
+            pixels_of(path)
+
+    def test_bytes_at_random_give_a_picture_or_a_data_error(self, tmp_path):
+        rng, path, refused = np.random.default_rng(0), tmp_path / "a.png", 0
+        for suffix in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM"):
+            buffer = io.BytesIO()
+            Image.fromarray(picture(12, 12)).save(buffer, suffix)
+            for _ in range(60):
+                damaged = bytearray(buffer.getvalue())
+                for place in rng.integers(0, min(len(damaged), 300), 4):
+                    damaged[place] = int(rng.integers(256))
+                path.write_bytes(damaged)
+                try:
+                    assert pixels_of(path).shape[2] == 3
+                except DataError as error:
+                    refused += 1
+                    assert "a.png: " in str(error)
+        assert refused > 50
+
+    @pytest.mark.parametrize(
+        "content, says",
+        [
+            (b"", "no picture in JPEG"),
+            (b"hello", "no picture in JPEG"),
+            (b"%!PS-Adobe-3.0 EPSF-3.0\n", "no picture"),
+        ],
+    )
+    def test_what_is_no_picture(self, tmp_path, content, says):
+        (tmp_path / "a.jpg").write_bytes(content)
+        with pytest.raises(DataError, match=rf"a\.jpg: .*{says}"):
+            pixels_of(tmp_path / "a.jpg")
+
+    def test_a_missing_file(self, tmp_path):
+        with pytest.raises(DataError, match=r"gone\.png: No such file"):
+            pixels_of(tmp_path / "gone.png")
+
+    def test_floats_and_long_integers_are_refused(self, tmp_path):
+        Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(tmp_path / "f.tiff")
+        Image.fromarray(np.ones((2, 2), dtype=np.int32)).save(tmp_path / "i.tiff")
+        with pytest.raises(DataError, match=r"f\.tiff: holds floats \(mode F\)"):
+            pixels_of(tmp_path / "f.tiff")
+        with pytest.raises(DataError, match=r"i\.tiff: holds 32-bit integers \(mode I\)"):
+            pixels_of(tmp_path / "i.tiff")
+
+    @pytest.mark.parametrize(
+        "limit, size", [(20, 5), (20, 10)]
+    )  # Pillow warns at the limit, raises at its double
+    def test_decompression_bombs(self, tmp_path, monkeypatch, limit, size):
+        Image.fromarray(picture(size, 5)).save(tmp_path / "a.png")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(DataError, match=rf"a\.png: .*{size * 5} pixels.*limit of"):
+            pixels_of(tmp_path / "a.png")
+
+    @pytest.mark.parametrize(
+        "a", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8)]
+    )
+    def test_arrays_that_are_no_pictures(self, a):
+        with pytest.raises(DataError, match=r"picture in memory: an array of shape \(\d, 4, \d\)"):
+            pixels_of(a)
+
+
+class TestPicturesAsTensors:
+    def test_identity_is_exact(self):
+        a = picture()
+        rgb = RGB(RGB.Config(), size=(5, 7))
+        expected = (a.transpose(2, 0, 1) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+        x = rgb.tensor(rgb.read(a), rgb.view((5, 7), (5, 7), None))
+        assert x.dtype == torch.float32 and x.is_contiguous()
+        assert np.array_equal(x.numpy(), expected)
+        assert np.array_equal(rgb.tensor(rgb.read(a), whole((5, 7), flip=True)).numpy(), expected[..., ::-1])
+
+    @pytest.mark.parametrize("resample", ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"])
+    def test_a_crop_of_the_wanted_size_is_exact(self, resample):
+        a = picture(31, 41)
+        rgb = RGB(RGB.Config(resample=resample), size=(9, 13))
+        view = view_of(((17, 5), (9, 13)), (31, 41), (9, 13))
+        x = rgb.tensor(rgb.read(a), view)
+        assert np.array_equal(np.asarray(rgb.show(x)), a[17:26, 5:18])
+
+    def test_box_filter_means_blocks(self):
+        a = picture(8, 12)
+        rgb = RGB(RGB.Config(resample="box"), size=(4, 4))
+        means = a.reshape(4, 2, 4, 3, 3).mean((1, 3))
+        shown = np.asarray(rgb.show(rgb.tensor(rgb.read(a), whole((4, 4)))))
+        assert np.abs(shown - means).max() <= 1  # Pillow rounds once for each axis
+
+    def test_a_view_drawn_at_one_resolution_fits_another(self):
+        small = picture(6, 8)
+        large = small.repeat(2, axis=0).repeat(2, axis=1)
+        rgb = RGB(RGB.Config(resample="box"), size=(3, 4))
+        view = view_of(((2, 4), (6, 8)), (12, 16), (3, 4))
+        assert torch.equal(rgb.tensor(rgb.read(small), view), rgb.tensor(rgb.read(large), view))
+
+    def test_show_undoes_tensor_for_every_level(self):
+        a = np.arange(256, dtype=np.uint8).reshape(16, 16)[..., None].repeat(3, axis=2)
+        rgb = RGB(RGB.Config(), size=16)
+        x = rgb.tensor(rgb.read(a), whole((16, 16)))
+        assert float(x.min()) == -1 and float(x.max()) == 1
+        assert np.array_equal(np.asarray(rgb.show(x)), a)
+        assert np.array_equal(np.asarray(rgb.show(x[None])), a)
+        assert np.asarray(rgb.show(x * 5)).min() == 0
+
+    def test_flips_have_their_share(self):
+        rng = np.random.default_rng(0)
+        for share in (0.0, 0.3, 1.0):
+            rgb = RGB(RGB.Config(hflip=share), size=8)
+            flips = [rgb.view((20, 30), (8, 8), rng).flip for _ in range(1000)]
+            assert abs(np.mean(flips) - share) < 0.05 and (share not in (0, 1) or np.mean(flips) == share)
+
+    def test_non_square_targets(self):
+        rgb = RGB(RGB.Config(), size=(4, 12))
+        assert rgb.spec.size == (4, 12)
+        view = rgb.view((100, 100), (4, 12), None)
+        assert pixels(view, (100, 100)) == ((33, 0), (66, 100))
+        assert rgb.tensor(rgb.read(picture(50, 40)), rgb.view((50, 40), (4, 12), None)).shape == (3, 4, 12)
+
+    def test_laws(self):
+        check_modality(RGB(RGB.Config(), size=(16, 24)), next((ROOT / "data/photos/train").glob("*.jpg")))
+
+    def test_a_size_is_required(self):
+        with pytest.raises(ValueError, match=r"data\.input_size"):
+            RGB(RGB.Config(), size=None)
+        with pytest.raises(ValueError, match="has 3 axes where samples have 2"):
+            RGB(RGB.Config(), size=(1, 2, 3))
+
+    @pytest.mark.parametrize(
+        "settings",
+        [{"hflip": 1.5}, {"min_crop_scale": 0.0}, {"ratio": (2.0, 1.0)}, {"background": (0, 0, 300)}],
+    )
+    def test_settings_out_of_range(self, settings):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            RGB.Config(**settings)
+
+
+class TestArrays:
+    def test_values_stay_as_they_are_without_a_range(self):
+        a = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32) * 100
+        modality = array(channels=3, size=(4, 5))
+        assert (modality.spec.range, modality.spec.kind, modality.metrics) == (None, "continuous", ("mae",))
+        x = modality.tensor(modality.read(a), modality.view((4, 5), (4, 5), None))
+        assert np.array_equal(x.numpy(), a)
+        assert np.array_equal(
+            modality.tensor(modality.read(a), whole((4, 5), flip=True)).numpy(), a[..., ::-1]
+        )
+        assert np.array_equal(modality.show(x), a) and np.array_equal(modality.show(x[None]), a)
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64, np.float16])
+    def test_a_declared_range_becomes_minus_one_to_one(self, tmp_path, dtype):
+        a = np.random.default_rng(0).integers(0, 100, (4, 5)).astype(dtype)
+        a[0, 0], a[0, 1] = 0, 100
+        np.save(tmp_path / "a.npy", a)
+        modality = array(channels=1, size=(4, 5), range=(0.0, 100.0))
+        assert (modality.spec.range, modality.metrics) == ((-1.0, 1.0), ("psnr", "mae"))
+        x = modality.tensor(modality.read(tmp_path / "a.npy"), whole((4, 5)))
+        assert np.array_equal(x.numpy(), (a.astype(np.float64)[None] / 50 - 1).astype(np.float32))
+        assert (float(x.min()), float(x.max())) == (-1, 1)
+        assert np.allclose(modality.show(x), a, atol=1e-4) and modality.show(x).shape == (4, 5)
+
+    def test_slightly_outside_is_clipped(self):
+        modality = array(channels=1, size=3, rank=1, range=(0.0, 1.0))
+        x = modality.tensor(modality.read(np.array([-0.005, 0.5, 1.005])), whole((3,)))
+        assert x.tolist() == [[-1.0, 0.0, 1.0]]
+
+    def test_channels_last(self):
+        a = np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32)
+        modality = array(channels=3, size=(4, 5), channels_last=True)
+        x = modality.tensor(modality.read(a), whole((4, 5)))
+        assert np.array_equal(x.numpy(), a.transpose(2, 0, 1))
+        assert np.array_equal(modality.show(x), a)
+
+    def test_class_maps(self, tmp_path):
+        a = np.random.default_rng(0).integers(0, 7, (4, 6)).astype(np.uint8)
+        np.save(tmp_path / "a.npy", a)
+        modality = array(kind="categorical", labels=7, size=(4, 6))
+        spec = modality.spec
+        assert (spec.labels, spec.range, spec.loss, spec.out_channels) == (7, None, "cross_entropy", 7)
+        assert modality.metrics == ("accuracy",)
+        for source in (tmp_path / "a.npy", a[None], a):
+            x = modality.tensor(modality.read(source), whole((4, 6)))
+            assert x.dtype == torch.int64 and np.array_equal(x.numpy(), a)
+        scores = torch.nn.functional.one_hot(x, 7).permute(2, 0, 1).float()
+        for shown in (x, x[None], scores, scores[None]):
+            assert np.array_equal(modality.show(shown), a)
+
+    def test_angles(self):
+        a = np.random.default_rng(0).uniform(-3.1, 3.1, (2, 4, 5))
+        modality = array(kind="angle", channels=2, size=(4, 5))
+        assert modality.spec.channels == 4
+        x = modality.tensor(modality.read(a), whole((4, 5)))
+        assert np.allclose(x, np.concatenate([np.sin(a), np.cos(a)]), atol=1e-6)
+        assert np.allclose(modality.show(x * 3), a, atol=1e-6)  # the length does not matter
+        smaller = modality.tensor(modality.read(a), whole((2, 2)))
+        assert torch.allclose(smaller[:2] ** 2 + smaller[2:] ** 2, torch.ones(2, 2, 2), atol=1e-6)
+
+    def test_angles_do_not_average_across_the_jump(self):
+        a = np.array([np.pi - 0.1, -np.pi + 0.1])
+        modality = array(kind="angle", channels=1, size=(1,))
+        middle = modality.show(modality.tensor(modality.read(a[None]), whole((1,))))
+        assert np.allclose(np.abs(middle), np.pi, atol=1e-6)
+
+    def test_unit_vectors_keep_their_length(self):
+        a = np.random.default_rng(0).normal(size=(3, 6, 6)).astype(np.float32)
+        a /= np.linalg.norm(a, axis=0)
+        modality = array(kind="unit-vector", channels=3, size=(6, 6))
+        assert np.allclose(modality.tensor(modality.read(a), whole((6, 6))), a, atol=1e-6)
+        half = modality.tensor(modality.read(a * 0.5), whole((6, 6)))
+        assert np.allclose(half, a, atol=1e-6)
+        smaller = modality.tensor(modality.read(a), whole((4, 4)))
+        assert torch.allclose(smaller.norm(dim=0), torch.ones(4, 4), atol=1e-6)
+        assert np.allclose(np.linalg.norm(modality.show(smaller * 0.3), axis=0), 1, atol=1e-6)
+
+    def test_binary(self):
+        a = np.random.default_rng(0).integers(0, 2, (4, 5)).astype(bool)
+        modality = array(kind="binary", channels=1, size=(4, 5))
+        x = modality.tensor(modality.read(a), whole((4, 5)))
+        assert np.array_equal(x.numpy(), np.where(a, 1, -1)[None])
+        assert np.array_equal(modality.show(x * 0.2), a) and modality.show(x).dtype == np.uint8
+        ends = array(kind="binary", channels=1, size=(4, 5), range=(0.0, 255.0))
+        assert np.array_equal(ends.tensor(ends.read(a * np.uint8(255)), whole((4, 5))), x)
+        assert np.array_equal(ends.show(x), a * 255.0)
+
+    def test_vectors_and_numbers(self):
+        a = np.arange(6, dtype=np.float32)
+        modality = array(channels=6, size=1)
+        for source in (a, a[:, None]):
+            x = modality.tensor(modality.read(source), modality.view((1,), (1,), None))
+            assert x.shape == (6, 1) and np.array_equal(modality.show(x), a)
+        label = array(kind="categorical", labels=10, size=1)
+        assert label.tensor(label.read(np.uint8(3)), whole((1,))).tolist() == [3]
+
+    def test_laws_for_every_kind_and_rank(self):
+        rng = np.random.default_rng(0)
+        for size in ((8,), (8, 6), (4, 4, 6)):
+            extent = tuple(n + 3 for n in size)
+            crops = {"hflip": 0.5, "min_crop_scale": 0.5, "size": size}
+            check_modality(array(channels=2, range=(-9.0, 9.0), **crops), rng.normal(size=(2, *extent)))
+            check_modality(array(channels=2, kind="angle", **crops), rng.normal(size=(2, *extent)))
+            directions = rng.normal(size=(3, *extent))
+            directions /= np.linalg.norm(directions, axis=0)
+            check_modality(array(channels=3, kind="unit-vector", **crops), directions)
+            check_modality(array(channels=1, kind="binary", **crops), rng.integers(0, 2, extent))
+            check_modality(array(labels=5, kind="categorical", **crops), rng.integers(0, 5, extent))
+
+
+class TestResizingArrays:
+    @pytest.mark.parametrize("n, m", [(5, 9), (9, 5), (7, 7), (4, 2), (1, 3)])
+    def test_nearest_takes_the_element_under_each_centre(self, n, m):
+        a = np.arange(n * 3).reshape(n, 3)
+        modality = array(kind="categorical", labels=30, size=(m, 3))
+        places = [int((i + 0.5) * n / m) for i in range(m)]
+        assert np.array_equal(modality.tensor(modality.read(a), whole((m, 3))).numpy(), a[places])
+
+    @pytest.mark.parametrize("n, m", [(5, 9), (9, 5)])
+    def test_one_axis_is_interpolated_linearly(self, n, m):
+        a = np.random.default_rng(0).normal(size=n)
+        modality = array(channels=1, size=(m,))
+        expected = np.interp((np.arange(m) + 0.5) * n / m - 0.5, np.arange(n), a)
+        assert np.allclose(modality.tensor(modality.read(a), whole((m,)))[0], expected, atol=1e-6)
+
+    def test_two_axes_are_smoothed_when_they_shrink(self):
+        def weights(n, m):  # a triangle as wide as two new pixels, around each new pixel's centre
+            scale = max(n / m, 1)
+            centres = (np.arange(m) + 0.5) * n / m
+            tent = np.maximum(0, 1 - np.abs(np.arange(n) + 0.5 - centres[:, None]) / scale)
+            return tent / tent.sum(1, keepdims=True)
+
+        a = np.random.default_rng(0).normal(size=(2, 12, 9))
+        modality = array(channels=2, size=(5, 14))
+        expected = np.einsum("ih,chw,jw->cij", weights(12, 5), a, weights(9, 14))
+        assert np.allclose(modality.tensor(modality.read(a), whole((5, 14))), expected, atol=1e-5)
+
+    def test_three_axes(self):
+        a = np.random.default_rng(0).normal(size=(3, 4, 5))
+        expected, size = a, (6, 3, 8)
+        for axis, (n, m) in enumerate(zip((3, 4, 5), size)):
+            places = (np.arange(m) + 0.5) * n / m - 0.5
+            expected = np.apply_along_axis(
+                lambda row, p=places: np.interp(p, np.arange(len(row)), row), axis, expected
+            )
+        modality = array(channels=1, size=size)
+        assert np.allclose(modality.tensor(modality.read(a), whole(size))[0], expected, atol=1e-5)
+
+    def test_a_crop_of_the_wanted_size_is_exact(self):
+        a = np.random.default_rng(0).normal(size=(2, 10, 12)).astype(np.float32)
+        modality = array(channels=2, size=(4, 5))
+        x = modality.tensor(modality.read(a), view_of(((3, 7), (4, 5)), (10, 12), (4, 5)))
+        assert np.array_equal(x.numpy(), a[:, 3:7, 7:12])
+
+    def test_training_crops_only_when_asked(self):
+        rng = np.random.default_rng(0)
+        still, moving = array(channels=1, size=(8, 8)), array(channels=1, size=(8, 8), min_crop_scale=0.3)
+        assert {still.view((16, 16), (8, 8), rng) for _ in range(20)} == {whole((8, 8))}
+        assert len({moving.view((16, 16), (8, 8), rng) for _ in range(20)}) > 10
+        assert moving.view((16, 16), (8, 8), None) == whole((8, 8))
+
+    def test_a_view_of_another_rank_is_not_for_this_array(self):
+        modality = Array(Array.Config(channels=6, size=1), size=(32, 32))
+        assert modality.spec.size == (1,)
+        view = View(start=(0.2, 0.2), stop=(0.5, 0.5), size=(32, 32), flip=True)
+        assert modality.tensor(modality.read(np.arange(6.0)), view)[:, 0].tolist() == list(range(6))
+
+
+class TestWrongArrays:
+    @pytest.mark.parametrize(
+        "settings, a, says",
+        [
+            (
+                {"channels": 3},
+                np.zeros((2, 8, 8)),
+                r"has 2 channels \(shape \(2, 8, 8\), channels first\).* are 3",
+            ),
+            ({"channels": 3, "channels_last": True}, np.zeros((3, 8, 8)), "has 8 channels .*channels last"),
+            ({"channels": 3}, np.zeros((8, 8)), r"shape \(8, 8\) where 3 channels and 2 axes"),
+            ({"channels": 1}, np.zeros((2, 2, 8, 8)), r"shape \(2, 2, 8, 8\)"),
+            ({"channels": 1}, np.zeros((0, 8)), r"shape \(0, 8\)"),
+            ({"channels": 1}, np.where(np.eye(8), np.nan, 1), r"the value nan at \[0, 0, 0\] .* not finite"),
+            ({"channels": 1}, np.full((8, 8), 1e300), r"the value 1e\+300 .* not finite in single"),
+            ({"channels": 1, "range": (0.0, 1.0)}, np.full((8, 8), 7.5), "7.5 at .* declared range 0 to 1"),
+            ({"channels": 1, "range": (0.0, 1.0)}, np.full((8, 8), np.inf), "the value inf .* not finite"),
+            (
+                {"kind": "categorical", "labels": 3},
+                np.full((8, 8), 3),
+                r"the value 3 .* no label; there are 3 \(0 to 2\)",
+            ),
+            ({"kind": "categorical", "labels": 3}, np.full((8, 8), -1), "the value -1 .* no label"),
+            ({"kind": "categorical", "labels": 3}, np.zeros((8, 8)), "type float64; class ids are integers"),
+            (
+                {"kind": "unit-vector", "channels": 2},
+                np.full((2, 8, 8), 100),
+                "the value 100 .* longer than 1; .*range",
+            ),
+            ({"kind": "binary", "channels": 1}, np.full((8, 8), 2), "the value 2 .* neither 0 nor 1"),
+            ({"channels": 1}, np.zeros((8, 8), dtype=complex), "type complex128; only real numbers"),
+            ({"channels": 1}, np.array([["a"] * 8] * 8), "type <U1; only real numbers"),
+        ],
+    )
+    def test_what_is_not_as_declared_is_named(self, tmp_path, settings, a, says):
+        np.save(tmp_path / "bad.npy", a)
+        modality = array(size=(8, 8), **settings)
+        with pytest.raises(DataError, match=rf"bad\.npy: .*{says}"):
+            modality.read(tmp_path / "bad.npy")
+        with pytest.raises(DataError, match=rf"array in memory: .*{says}"):
+            modality.read(a)
+
+    def test_objects_are_never_unpickled(self, tmp_path):
+        np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+        with pytest.raises(DataError, match=r"a\.npy: holds Python objects"):
+            array(channels=1, size=(8, 8)).read(tmp_path / "a.npy")
+
+    def test_damaged_files(self, tmp_path):
+        modality = array(channels=1, size=(8, 8))
+        np.save(tmp_path / "whole.npy", np.zeros((8, 8)))
+        content = (tmp_path / "whole.npy").read_bytes()
+        for length in (0, 3, 20, len(content) - 9):
+            (tmp_path / "cut.npy").write_bytes(content[:length])
+            with pytest.raises(DataError, match=r"cut\.npy: ."):
+                modality.read(tmp_path / "cut.npy")
+        np.savez(tmp_path / "zip.npz", a=np.zeros(3))
+        (tmp_path / "zip.npz").rename(tmp_path / "zip.npy")
+        with pytest.raises(DataError, match=r"zip\.npy: is an archive"):
+            modality.read(tmp_path / "zip.npy")
+        (tmp_path / "zip.npy").write_bytes((tmp_path / "zip.npy").read_bytes()[:90])
+        with pytest.raises(DataError, match=r"zip\.npy: File is not a zip file"):
+            modality.read(tmp_path / "zip.npy")
+        with pytest.raises(DataError, match=r"gone\.npy: No such file"):
+            modality.read(tmp_path / "gone.npy")
+
+    @pytest.mark.parametrize(
+        "settings, says",
+        [
+            ({}, "channels is required"),
+            ({"channels": 0}, "channels=0 must be at least 1"),
+            ({"channels": 1, "kind": "unit-vector"}, "channels=1 must be at least 2"),
+            ({"kind": "categorical"}, "labels=None with kind 'categorical'"),
+            ({"channels": 1, "labels": 3}, "labels=3 with kind 'continuous'"),
+            ({"kind": "categorical", "labels": 3, "channels": 2}, "channels=2"),
+            ({"kind": "categorical", "labels": 0}, "labels=0"),
+            ({"channels": 1, "kind": "angle", "range": (0.0, 1.0)}, "no meaning for kind 'angle'"),
+            ({"channels": 1, "range": (1.0, 1.0)}, "rising order"),
+            ({"channels": 1, "rank": 4}, "rank=4"),
+            ({"channels": 1, "hflip": -0.1}, "hflip=-0.1"),
+            ({"channels": 1, "min_crop_scale": 1.1}, "min_crop_scale=1.1"),
+        ],
+    )
+    def test_settings_that_contradict_each_other(self, settings, says):
+        with pytest.raises(ValueError, match=says):
+            Array.Config(**settings)
+
+    def test_where_the_size_comes_from(self):
+        assert array(channels=1, size=9).spec.size == (9, 9)
+        assert array(channels=1, size=9, rank=3).spec.size == (9, 9, 9)
+        cfg = Array.Config(channels=1, size=(9,))
+        assert Array(cfg, size=None).spec.size == (9,)
+        assert Array(cfg, size=5).spec.size == (5,)
+        assert Array(Array.Config(channels=1), size=(3, 4, 5)).spec.size == (3, 4, 5)
+        with pytest.raises(ValueError, match=r"data\.input_size or data\.modality\.size"):
+            Array(Array.Config(channels=1), size=None)
+        with pytest.raises(ValueError, match="has 2 axes where samples have 3"):
+            Array(Array.Config(channels=1, rank=3), size=(4, 4))
+
+
+def test_settings_come_from_a_config_file():
+    tree = {"name": "array", "channels": 1, "range": [0, 255], "size": [28, 28], "kind": "continuous"}
+    cfg = from_tree(tree, schema=Array.Config)
+    assert (cfg.range, cfg.size) == ((0.0, 255.0), (28, 28))
+    cfg = from_tree({"name": "rgb", "resample": "lanczos", "background": [0, 0, 0]}, schema=RGB.Config)
+    assert (cfg.resample, cfg.background) == ("lanczos", (0, 0, 0))

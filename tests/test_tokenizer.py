@@ -1,0 +1,247 @@
+"""The tokenizer on grids of every rank, its artefact, its fingerprint, and what it says about wrong inputs."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from toys import run_tree, toy  # noqa: F401
+
+from vqcore import artefact
+from vqcore.config import from_tree
+from vqcore.errors import CheckpointError, ConfigError, RunError
+from vqcore.protocols import Batch
+from vqcore.rng import generator
+from vqcore.schema import TokenizerConfig
+from vqcore.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.usefixtures("toy")
+SIZES = {1: (8,), 2: (8, 12), 3: (4, 8, 4)}
+
+
+def make(size=(8, 8), seed=0, objective="reconstruction", decoder="toy/decoder", **modality):
+    tree = run_tree("unused")
+    settings = {"name": "array", "channels": 2, "range": [-1, 1], "size": list(size), **modality}
+    tree = {
+        "modality": settings,
+        "size": list(size),
+        "model": {**tree["model"], "decoder": {"name": decoder}, "embed_dim": 5},
+        "objective": {"name": objective},
+    }
+    return Tokenizer(from_tree(tree, schema=TokenizerConfig), seed=seed)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_grids_of_every_rank(rank):
+    tokenizer, size = make(SIZES[rank]), SIZES[rank]
+    x = torch.randn(3, 2, *size)
+    codes = tokenizer.encode(x)
+    grid = tuple(side // 4 for side in size)
+    assert codes.shape == (3, *grid, 1) and codes.dtype == torch.int64 and tokenizer.grid(size) == grid
+    assert tokenizer.decode(codes).shape == x.shape
+    assert tokenizer.lookup(codes).shape == (3, *grid, 3)
+    torch.testing.assert_close(tokenizer.reconstruct(x), tokenizer.decode(codes))
+
+
+def test_encode_changes_nothing_even_in_training_mode():
+    tokenizer = make().train()
+    before = {k: v.clone() for k, v in tokenizer.state_dict().items()}
+    tokenizer.encode(torch.randn(2, 2, 8, 8))
+    assert tokenizer.training
+    assert all(torch.equal(v, before[k]) for k, v in tokenizer.state_dict().items())
+
+
+def test_class_maps_are_embedded_and_come_back_as_logits():
+    tokenizer = make(kind="categorical", labels=5, channels=1, range=None)
+    x = torch.randint(5, (2, 8, 8))
+    assert tokenizer.embed.weight.shape == (5, 5)
+    assert tokenizer.reconstruct(x).shape == (2, 5, 8, 8)
+    shown = tokenizer.show(tokenizer.reconstruct(x[:1]))
+    assert shown.shape[-2:] == (8, 8) and shown.max() < 5
+    batch = Batch(x, ("a", "b"))
+    losses = tokenizer.objective.losses(tokenizer, batch, player="model", step=0, rng=generator(0))
+    assert set(losses.terms) == {"pixel/cross_entropy", "vq/commit"}
+
+
+def test_a_mask_reaches_quantizer_and_loss():
+    tokenizer = make()
+    x = torch.randn(1, 2, 8, 8)
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[:, :4, :4] = True  # exactly the first of four positions
+    seen = {}
+    tokenizer.quantizer.register_forward_pre_hook(lambda module, args: seen.update(mask=args[1]))
+    losses = tokenizer.objective.losses(
+        tokenizer, Batch(x, ("a",), mask), player="model", step=0, rng=generator(0)
+    )
+    assert seen["mask"].tolist() == [[[True, False], [False, False]]]
+    expected = (losses.x_hat - x).square().mean(1)[:, :4, :4].mean()
+    torch.testing.assert_close(losses.terms["pixel/mse"], expected)
+
+
+def test_a_denoiser_is_sampled_through_the_objective():
+    tokenizer = make(objective="toy/denoising", decoder="toy/denoiser")
+    codes = tokenizer.encode(torch.randn(2, 2, 8, 8))
+    first, second = (tokenizer.decode(codes, rng=generator(7), steps=3) for _ in range(2))
+    assert torch.equal(first, second) and first.shape == (2, 2, 8, 8)
+    assert not torch.equal(first, tokenizer.decode(codes, rng=generator(8), steps=3))
+    assert tokenizer.decode(tokenizer.encode(torch.randn(1, 2, 12, 16))).shape == (1, 2, 12, 16)
+
+
+def test_extras_travel_to_the_denoiser():
+    tokenizer = make(objective="toy/denoising", decoder="toy/denoiser")
+    seen = {}
+    condition = tokenizer.decoder.condition
+    tokenizer.decoder.condition = lambda z_q, **kw: seen.update(kw) or condition(z_q, **kw)
+    batch = Batch(torch.randn(2, 2, 8, 8), ("a", "b"), extras={"caption": ["red", "blue"]})
+    tokenizer.objective.losses(tokenizer, batch, player="model", step=0, rng=generator(0))
+    assert seen["extras"] == {"caption": ["red", "blue"]} and seen["size"] == (8, 8)
+
+
+def test_initial_weights_depend_on_the_seed_part_by_part():
+    one, same, other = make(seed=1), make(seed=1), make(seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters()))
+    assert not torch.equal(one.proj.weight, other.proj.weight)
+    denoiser = make(seed=1, objective="toy/denoising", decoder="toy/denoiser")
+    assert torch.equal(one.encoder.linear.weight, denoiser.encoder.linear.weight)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    make(seed=1)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_save_and_load_give_the_same_codes(tmp_path):
+    tokenizer = make(seed=4)
+    tokenizer.save(tmp_path / "made")
+    names = sorted(path.name for path in (tmp_path / "made").iterdir())
+    assert names == ["README.md", "config.yaml", "model.safetensors", "provenance.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made"]
+    loaded = Tokenizer.load(tmp_path / "made")
+    x = torch.randn(3, 2, 8, 8)
+    assert not loaded.training and torch.equal(loaded.encode(x), tokenizer.encode(x))
+    assert loaded.fingerprint == tokenizer.fingerprint and loaded.cfg == tokenizer.cfg
+    encoder = Tokenizer.load(tmp_path / "made", encoder_only=True)
+    assert encoder.fingerprint == tokenizer.fingerprint and torch.equal(
+        encoder.encode(x), tokenizer.encode(x)
+    )
+    with pytest.raises(CheckpointError, match="encoder_only"):
+        encoder.decode(encoder.encode(x))
+    provenance = json.loads((tmp_path / "made" / "provenance.json").read_text())
+    assert provenance["components"]["model.encoder"]["distribution"] == "vqcore-toy"
+    with pytest.raises(RunError, match="exists already"):
+        tokenizer.save(tmp_path / "made")
+
+
+def test_equal_weights_make_equal_files(tmp_path):
+    make(seed=4).save(tmp_path / "a")
+    make(seed=4).save(tmp_path / "b")
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(artefact, "_card", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make().save(tmp_path / "made")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: missing"),
+        (lambda f: (f / "provenance.json").unlink(), "no complete tokenizer"),
+        (lambda f: (f / "provenance.json").write_text("{"), "no complete tokenizer"),
+        (lambda f: _flip(f / "model.safetensors"), "model.safetensors: damaged"),
+        (lambda f: _cut(f / "model.safetensors"), "model.safetensors: damaged"),
+        (lambda f: _flip(f / "config.yaml"), "config.yaml: damaged"),
+    ],
+)
+def test_damaged_artefacts_are_refused_by_name(tmp_path, damage, message):
+    make().save(tmp_path / "made")
+    damage(tmp_path / "made")
+    with pytest.raises(CheckpointError, match=message):
+        Tokenizer.load(tmp_path / "made")
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    make(size=(8,)).save(tmp_path / "made")
+    tokenizer = make(size=(8,), channels=3)
+    with pytest.raises(CheckpointError, match="do not fit its config"):
+        tokenizer.load_weights(tmp_path / "made")
+
+
+def test_load_names_what_is_there_instead(tmp_path):
+    make().save(tmp_path / "depth")
+    with pytest.raises(CheckpointError, match="Did you mean 'depth'"):
+        Tokenizer.load(tmp_path / "dept")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"neither a run .* nor a tokenizer"):
+        Tokenizer.load(tmp_path / "empty")
+
+
+def test_the_fingerprint_follows_what_decides_codes_and_nothing_else():
+    base = make(seed=0)
+    start = base.fingerprint
+    with torch.no_grad():
+        base.decoder.linear.weight.add_(1)
+    assert base.fingerprint == start
+    for part in (base.encoder.linear.weight, base.proj.bias, base.quantizer.embed):
+        with torch.no_grad():
+            part.view(-1)[0].add_(1e-3)
+        assert base.fingerprint != start
+        with torch.no_grad():
+            part.view(-1)[0].sub_(1e-3)
+    cfg = base.cfg
+    flipped = dataclasses.replace(cfg, modality=dataclasses.replace(cfg.modality, hflip=0.3))
+    ranged = dataclasses.replace(cfg, modality=dataclasses.replace(cfg.modality, range=(-2.0, 2.0)))
+    assert Tokenizer(flipped).fingerprint == make(seed=0).fingerprint
+    assert Tokenizer(ranged).fingerprint != make(seed=0).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(1, 3, 8, 8), r"\(b, 2, size0, size1\), not \(1, 3, 8, 8\)"),
+        (torch.zeros(2, 8, 8), r"not \(2, 8, 8\)"),
+        (torch.zeros(1, 2, 8, 8, dtype=torch.int64), "input is float"),
+        (torch.zeros(1, 2, 9, 8), "no multiple of the patch 4"),
+    ],
+)
+def test_wrong_inputs_are_named(x, message):
+    with pytest.raises(ValueError, match=message):
+        make().encode(x)
+
+
+def test_wrong_classes_are_named():
+    tokenizer = make(kind="categorical", labels=5, channels=1, range=None)
+    with pytest.raises(ValueError, match=r"lie in 0\.\.4, found 0\.\.7"):
+        tokenizer.encode(torch.arange(8).repeat(1, 8, 1))
+
+
+def test_a_part_that_refuses_its_settings_is_named():
+    with pytest.raises(ConfigError, match=r"^objective \(reconstruction\): loss=mse with categorical data"):
+        make(kind="categorical", labels=5, channels=1, range=None).cfg and Tokenizer(
+            dataclasses.replace(
+                (cfg := make(kind="categorical", labels=5, channels=1, range=None).cfg),
+                objective=dataclasses.replace(cfg.objective, loss="mse"),
+            )
+        )
+
+
+def test_read_and_show_are_inverse_for_arrays():
+    tokenizer = make()
+    array = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8)).astype(np.float32)
+    x = tokenizer.read(array)
+    assert x.shape == (1, 2, 8, 8)
+    np.testing.assert_allclose(tokenizer.show(x), array, atol=1e-6)

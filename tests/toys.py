@@ -1,0 +1,50 @@
+"""The toy components of tests/fixtures/toy as an installed plugin, and configs made of them."""
+
+from pathlib import Path
+
+import pytest
+
+from vqcore.config import from_tree
+from vqcore.registry import registry
+from vqcore.schema import RunConfig
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """The names `toy/...` work, as if their distribution were installed."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "fixtures" / "toy"))
+    registry.cache_clear()
+    yield
+    registry.cache_clear()
+
+
+def run_config(directory, **changes):
+    """`run_tree` as a checked config."""
+    return from_tree(run_tree(directory, **changes), schema=RunConfig)
+
+
+def run_tree(directory, **changes):
+    """A config of a tiny run on waves, as plain data; `changes` are dotted keys with `__` for dots."""
+    tree = {
+        "data": {
+            "name": "toy/waves",
+            "modality": {"name": "array", "channels": 2, "size": [8, 8], "range": [-1, 1]},
+            "batch_size": 4,
+            "workers": 0,
+        },
+        "model": {
+            "encoder": {"name": "toy/encoder"},
+            "quantizer": {"name": "toy/quantizer"},
+            "decoder": {"name": "toy/decoder"},
+        },
+        "objective": {"name": "reconstruction"},
+        "run": {"dir": str(directory), "steps": 6, "save_every": 2, "log_every": 1},
+        "optim": {"lr": 0.01},
+    }
+    for key, value in changes.items():
+        node = tree
+        *parents, last = key.split("__")
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree

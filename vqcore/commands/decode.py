@@ -1,0 +1,24 @@
+"""`vqcore decode`: codes become files again: pictures as PNG, everything else as `.npy`."""
+
+import argparse
+from pathlib import Path
+
+from vqcore.console import say
+from vqcore.tokenizer import Tokenizer
+from vqcore.tokens import decode_folder
+from vqcore.trainer import pick_device
+
+
+def run(args: argparse.Namespace) -> int:
+    """Decode a folder of codes or one file of them."""
+    tokenizer = Tokenizer.load(args.run, pick_device(args.device), weights=args.weights)
+    done = decode_folder(
+        tokenizer,
+        Path(args.tokens).expanduser(),
+        Path(args.output).expanduser(),
+        batch_size=args.batch_size,
+        overwrite=args.overwrite,
+        force=args.force,
+    )
+    say(f"{done.written} written to {args.output}, {done.skipped} there already")
+    return 0

@@ -1,0 +1,28 @@
+"""`vqcore train`: a config becomes a run."""
+
+import argparse
+
+from vqcore import dist
+from vqcore.config import load
+from vqcore.console import say
+from vqcore.schema import RunConfig
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train to the end and say where to look."""
+    config = load(args.config, args.overrides, schema=RunConfig).config
+    from vqcore.trainer import train
+
+    finished = train(config)
+    if dist.is_main() and finished.last_evaluation:
+        say("")
+        for name, value in finished.last_evaluation.items():
+            say(f"  {name:24} {value:.4g}")
+    say(f"\nrun folder     {finished.dir}")
+    say(f"pictures       {finished.dir / 'samples' / 'strip.png'} (as it learned)")
+    if finished.last_evaluation:
+        say(f"               {finished.dir / 'samples' / 'sheet.png'} (original, rebuilt, token map)")
+    say(f"next           vqcore eval {finished.dir}")
+    say(f"               vqcore tokenize {finished.dir} FOLDER tokens")
+    say(f"               vqcore export {finished.dir} my-tokenizer")
+    return 0

@@ -1,0 +1,89 @@
+"""What a run says while it runs: one moving line on a terminal, plain lines now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from vqcore import dist
+
+
+class ProgressLine:
+    """Progress of `total` units of work with rate, time left and a few figures.
+
+    On a terminal a line that moves; elsewhere a plain line at the first update, then at least `interval_s` apart,
+    then at the last. Only rank 0 speaks.
+    """
+
+    def __init__(
+        self, label: str, total: int, *, unit: str = "step", done: int = 0, interval_s: float = 10.0
+    ):
+        self.label, self.total, self.unit, self.interval_s = label, total, unit, interval_s
+        self.start, self.done = done, done
+        self.started = self.spoke = time.monotonic()
+        self.silent = not dist.is_main()
+        self.figures = ""
+        self.live = None
+        if not self.silent and sys.stderr.isatty():
+            self.live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                TextColumn("{task.fields[figures]}"),
+                console=Console(stderr=True),
+            )
+            self.task = self.live.add_task(label, total=total, completed=done, rate="", figures="")
+
+    def __enter__(self) -> "ProgressLine":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def update(self, done: int, figures: Mapping[str, float] | None = None) -> None:
+        """Say that `done` units are done; `figures` replaces what is shown beside them."""
+        if self.silent:
+            return
+        first, self.done = self.done == self.start, done
+        if figures is not None:
+            self.figures = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        now = time.monotonic()
+        rate = (done - self.start) / max(now - self.started, 1e-9)
+        if self.live:
+            shown = f"{rate:.1f} {self.unit}/s"
+            self.live.update(self.task, completed=done, rate=shown, figures=self.figures)
+        elif first or done >= self.total or now - self.spoke >= self.interval_s:
+            self.spoke = now
+            left = (self.total - done) / max(rate, 1e-9)
+            text = f"{self.label} {done}/{self.total}  {rate:.1f} {self.unit}/s  {_clock(left)} left"
+            print(f"{text}  {self.figures}".rstrip(), file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """One line for the person at the screen, from rank 0."""
+    if dist.is_main():
+        print(text, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(min(seconds, 359_999)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

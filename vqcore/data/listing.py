@@ -1,0 +1,160 @@
+"""A sorted listing of a folder's files in a few bytes each: paths in one blob, not in a list of strings."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vqcore.errors import DataError, did_you_mean, listed
+
+
+class Listing:
+    """The files below `root` that end in one of `suffixes`, sorted by key: path below `root`, no suffix.
+
+    Suffixes are compared without case (they are plain ASCII); hidden files and folders are skipped; a folder
+    that several links lead to is listed once. `setting` is the config key that errors name. Raises
+    `DataError` when there is no such folder, nothing in it, or two files with one key.
+    """
+
+    def __init__(self, root: str, suffixes: Sequence[str], setting: str):
+        self.root, self.suffixes, self.setting = Path(root), tuple(suffixes), setting
+        self._endings = tuple(sorted(suffixes, key=len, reverse=True))
+        self._other: Counter[str] = Counter()
+        self._seen: set[tuple[int, int]] = set()
+        _require_folder(self.root, setting)
+        blob, ends, cuts = bytearray(), [0], bytearray()
+        try:
+            for path, cut in self._below(self.root, b""):
+                blob += path
+                ends.append(len(blob))
+                cuts.append(cut)
+        except OSError as error:
+            raise DataError(f"{setting}: {error.filename or root}: {error.strerror}") from error
+        self._blob, self._cuts = bytes(blob), bytes(cuts)
+        self._ends = np.array(ends, dtype=np.int64)
+        if len(ends) == 1:
+            raise DataError(self._nothing())
+
+    def __len__(self) -> int:
+        return len(self._cuts)
+
+    def path(self, index: int) -> Path:
+        """Where file `index` is."""
+        return self.root / os.fsdecode(self._blob[self._ends[index] : self._ends[index + 1]])
+
+    def key(self, index: int) -> str:
+        """Path below the root, with slashes, without suffix."""
+        return os.fsdecode(self._key(index))
+
+    def find(self, key: str) -> int | None:
+        """The number of the file with this key."""
+        wanted = os.fsencode(key)
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            if self._key(middle) < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        return low if low < len(self) and self._key(low) == wanted else None
+
+    def without_partner(self, other: "Listing") -> list[int]:
+        """Numbers of the files whose key the other listing lacks."""
+        lonely, place = [], 0
+        for index in range(len(self)):
+            key = self._key(index)
+            while place < len(other) and other._key(place) < key:
+                place += 1
+            if place == len(other) or other._key(place) != key:
+                lonely.append(index)
+        return lonely
+
+    def _key(self, index: int) -> bytes:
+        return self._blob[self._ends[index] : self._ends[index + 1] - self._cuts[index]]
+
+    def _below(self, folder: Path, prefix: bytes) -> Iterator[tuple[bytes, int]]:
+        """Yield `(path below the root, length of its suffix)` in the order of keys."""
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in self._seen:
+            return
+        self._seen.add((status.st_dev, status.st_ino))
+        for _, name, cut in sorted(self._entries(folder)):
+            inner = prefix + os.fsencode(name)
+            if cut:
+                yield inner, cut
+            elif not self._listed_elsewhere(folder / name):
+                yield from self._below(folder / name, inner + b"/")
+
+    def _entries(self, folder: Path) -> list[tuple[bytes, str, int]]:
+        """What a folder holds as `(what to sort by, name, length of suffix)`; folders have length 0."""
+        files: dict[str, str] = {}
+        entries = []
+        with os.scandir(folder) as found:
+            for entry in found:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    # With its slash a folder sorts among files as its contents do among all keys.
+                    entries.append((os.fsencode(f"{entry.name}/"), entry.name, 0))
+                elif cut := self._cut(entry.name):
+                    stem = entry.name[:-cut]
+                    if stem in files:
+                        raise DataError(self._same_key(folder, files[stem], entry.name))
+                    files[stem] = entry.name
+                    entries.append((os.fsencode(stem), entry.name, cut))
+        return entries
+
+    def _cut(self, name: str) -> int:
+        """Length of the suffix if it is one that is read, else 0."""
+        lower = name.lower()
+        for ending in self._endings:
+            if lower.endswith(ending):
+                return len(ending)
+        _, dot, suffix = lower.rpartition(".")
+        self._other[f".{suffix}" if dot else "no suffix"] += 1
+        return 0
+
+    def _listed_elsewhere(self, folder: Path) -> bool:
+        """Is this a link to a folder that the walk reaches under its own name?"""
+        if not folder.is_symlink():
+            return False
+        target, root = folder.resolve(), self.root.resolve()
+        if not target.is_relative_to(root):
+            return False
+        return not any(part.startswith(".") for part in target.relative_to(root).parts)
+
+    def _same_key(self, folder: Path, first: str, second: str) -> str:
+        one, two = sorted((first, second))
+        return (
+            f"{self.setting}: {folder}: {one} and {two} differ in their suffix only, "
+            "so what is made of them would have one name; rename or move one"
+        )
+
+    def _nothing(self) -> str:
+        found = listed(f"{count} x {suffix}" for suffix, count in self._other.most_common())
+        return (
+            f"{self.setting}: {self.root}: holds no file that can be read "
+            f"({', '.join(self.suffixes)}); found: {found or 'nothing'}"
+        )
+
+
+def _require_folder(path: Path, setting: str) -> None:
+    if path.is_dir():
+        return
+    if path.exists():
+        raise DataError(f"{setting}: {path}: is a file, not a folder; give the folder it lies in")
+    raise DataError(f"{setting}: {path}: there is no such folder.{nearest_sibling(path)}")
+
+
+def nearest_sibling(path: Path) -> str:
+    """` Did you mean 'x'?` with the entry beside `path` whose name is closest, or nothing."""
+    if not path.parent.is_dir():
+        return ""
+    names = {entry.name: str(path.parent / entry.name) for entry in path.parent.iterdir()}
+    hint = did_you_mean(path.name, names)
+    for name, full in names.items():
+        if hint == f" Did you mean '{name}'?":
+            return f" Did you mean '{full}'?"
+    return ""

@@ -1,0 +1,92 @@
+"""Everything that says torch.distributed. Rank and world size are read when they are used, never kept."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """This process's number; 0 without a process group."""
+    return dist.get_rank() if _active() else 0
+
+
+def world_size() -> int:
+    """Number of processes that train together; 1 without a process group."""
+    return dist.get_world_size() if _active() else 1
+
+
+def is_main() -> bool:
+    """Is this the process that writes files and talks?"""
+    return rank() == 0
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the group that torchrun announced (gloo on the CPU, nccl on CUDA) and leave it at the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        yield
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """This process's number on its machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Sum over all processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def shared_seed() -> int:
+    """A seed drawn from this process's global generator on rank 0 and known to all."""
+    seed = torch.randint(2**62, ())
+    if world_size() > 1:
+        device = torch.device("cuda", local_rank()) if dist.get_backend() == "nccl" else torch.device("cpu")
+        seed = seed.to(device)
+        dist.broadcast(seed, 0)
+    return int(seed)
+
+
+def all_counts(count: int, device: torch.device) -> list[int]:
+    """Every process's `count`, in the order of ranks."""
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    counts[rank()] = count
+    return sum_(counts).tolist()
+
+
+def sum_dicts(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums by name over all processes, which need not all have the same names; on the CPU, in float64."""
+    own = {name: value.detach().cpu().double() for name, value in sums.items()}
+    if world_size() == 1:
+        return own
+    gathered: list[dict[str, Tensor]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(gathered, own)
+    total: dict[str, Tensor] = {}
+    for part in gathered:
+        for name, value in part.items():
+            total[name] = total[name] + value if name in total else value
+    return total
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def _active() -> bool:
+    return dist.is_available() and dist.is_initialized()

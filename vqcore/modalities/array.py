@@ -1,0 +1,299 @@
+"""Any array of one to three axes: channels, range and kind are declared, values are checked against them.
+
+A file holds `(channels, *size)`, or `(*size, channels)` with `channels_last`. The channel axis may be missing
+where there is one channel or a class map, and a vector (nominal size 1) may lack its axis; `show` leaves out
+what may be missing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from vqcore import config
+from vqcore.data.npy import read_array
+from vqcore.errors import DataError
+from vqcore.modalities.views import centred_box, expand, pixels, scaled_box, view_of
+from vqcore.protocols import DataSpec, Kind, View
+
+SLACK = 0.01
+"""Share of a declared range by which a value may lie outside it; such values are clipped."""
+
+
+class Array:
+    """Arrays as tensors `(c, *size)`, class maps as `(*size)`.
+
+    Kinds: continuous (mapped from `range` to [-1, 1], or as it is), angle (radians; becomes sines, then
+    cosines), unit-vector (normalised), binary (the two ends of `range`, by default 0 and
+    1, become -1 and 1), categorical (class ids). Class maps and binary arrays are resized by nearest
+    neighbour, others linearly.
+    """
+
+    suffixes = (".npy",)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config):
+        """Settings of arrays."""
+
+        training_only: ClassVar[tuple[str, ...]] = ("hflip", "min_crop_scale")
+
+        kind: Kind = "continuous"
+        """What a value is; it decides encoding, resizing, the default loss and the metrics."""
+        channels: int | None = None
+        """Numbers per position; required unless the kind is categorical."""
+        labels: int | None = None
+        """Number of classes of a categorical array, whose values lie in 0 .. labels - 1."""
+        size: int | tuple[int, ...] | None = None
+        """Nominal size where data.input_size gives none: one number, or one per axis. 1 for vectors."""
+        rank: int | None = None
+        """Number of axes besides channels; by default that of the size, or 2 when that is a number over 1."""
+        range: tuple[float, float] | None = None
+        """Values that become -1 and 1. Null: values stay as they are."""
+        channels_last: bool = False
+        """The channel axis is the last one in the files."""
+        hflip: float = 0.0
+        """Share of the training samples whose last axis is mirrored; components of vectors stay."""
+        min_crop_scale: float = 1.0
+        """Smallest share of the sample that a training crop keeps; 1 draws no crops."""
+
+        def __post_init__(self) -> None:
+            _check_channels(self)
+            if self.rank is not None and not 1 <= self.rank <= 3:
+                raise ValueError(f"rank={self.rank} must be 1, 2 or 3")
+            if self.range is not None and self.kind in ("categorical", "angle"):
+                raise ValueError(f"range={list(self.range)} has no meaning for kind '{self.kind}'")
+            if self.range is not None and not self.range[0] < self.range[1]:
+                raise ValueError(f"range={list(self.range)} must be two numbers in rising order")
+            if not 0 <= self.hflip <= 1:
+                raise ValueError(f"hflip={self.hflip} is no probability; it lies in 0..1")
+            if not 0 < self.min_crop_scale <= 1:
+                raise ValueError(f"min_crop_scale={self.min_crop_scale} must lie above 0 and at most at 1")
+
+    def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
+        if size is None and cfg.size is None:
+            raise ValueError("arrays have no size of their own: set data.input_size or data.modality.size")
+        rank = cfg.rank or _rank_of(cfg.size) or _rank_of(size) or 2
+        # What rides along may have fewer axes than the main modality, whose size is asked for.
+        fits = size is not None and _rank_of(size) in (None, rank)
+        nominal = size if fits or cfg.size is None else cfg.size
+        assert nominal is not None
+        bounded = cfg.range is not None or cfg.kind not in ("continuous", "categorical")
+        self.cfg = cfg
+        self.spec = DataSpec(
+            channels=(cfg.channels or 1) * (2 if cfg.kind == "angle" else 1),
+            size=expand(nominal, rank),
+            kind=cfg.kind,
+            range=(-1.0, 1.0) if bounded else None,
+            labels=cfg.labels,
+            loss="cross_entropy" if cfg.kind == "categorical" else "mse",
+        )
+        self.metrics: tuple[str, ...] = ("mae",)
+        if cfg.kind == "categorical":
+            self.metrics = ("accuracy",)
+        elif cfg.kind == "continuous" and bounded:
+            self.metrics = ("psnr", "mae")
+
+    def read(self, source: Any) -> np.ndarray:
+        """A `.npy` file, or anything NumPy takes for an array, as `(channels, *extent)` with its own values.
+
+        Raises `DataError` when shape, type or values are not what the config declares.
+        """
+        is_file = isinstance(source, (str, Path))
+        name = str(source) if is_file else "array in memory"
+        array = read_array(Path(source), name) if is_file else np.asarray(source)
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{name}: holds values of type {array.dtype}; only real numbers can be read")
+        array = self._with_channels_first(array, name)
+        self._check_values(array, name)
+        return array
+
+    def extent(self, raw: np.ndarray) -> tuple[int, ...]:
+        """Lengths of the axes besides channels."""
+        return raw.shape[1:]
+
+    def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
+        """The largest centred box (all if the aspects agree), or in training a part, perhaps flipped."""
+        if rng is None:
+            return view_of(centred_box(extent, size), extent, size)
+        crops = self.cfg.min_crop_scale < 1
+        box = scaled_box(extent, size, rng, self.cfg.min_crop_scale) if crops else centred_box(extent, size)
+        return view_of(box, extent, size, flip=bool(rng.random() < self.cfg.hflip))
+
+    def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c *size"] | Int[Tensor, "*size"]:
+        """The part that a view names, at the view's size; copied exactly where nothing has to be resized.
+
+        A view of another rank was drawn for something else: then the whole, at its own size.
+        """
+        rank = self.spec.rank
+        if len(view.size) != rank:
+            view = View(start=(0.0,) * rank, stop=(1.0,) * rank, size=self.spec.size)
+        part = _cut(raw, view)
+        if self.cfg.kind in ("categorical", "binary"):
+            x = torch.from_numpy(self._encode(_nearest(part, view.size)))
+        else:
+            x = torch.from_numpy(self._encode(part))
+            if x.shape[1:] != view.size:
+                x = _linear(x, view.size)
+            x = self._to_unit(x)
+        x = x.flip(-1) if view.flip else x
+        return rearrange(x, "1 ... -> ...") if self.cfg.kind == "categorical" else x
+
+    def show(self, x: Tensor) -> np.ndarray:
+        """One sample in the convention of the files; class scores become class ids."""
+        array = self._decode(self._single(x))
+        if self.spec.rank == 1 and self.spec.size == (1,):
+            return rearrange(array, "c 1 -> c")
+        if len(array) == 1:
+            return rearrange(array, "1 ... -> ...")
+        return rearrange(array, "c ... -> ... c") if self.cfg.channels_last else array
+
+    def _single(self, x: Tensor) -> Tensor:
+        """One sample with its channel axis, whether or not `x` has a batch axis."""
+        x = x.detach().cpu()
+        has_channels = x.is_floating_point()
+        if x.ndim > self.spec.rank + has_channels:
+            x = rearrange(x, "1 ... -> ...")
+        return x if has_channels else rearrange(x, "... -> 1 ...")
+
+    def _with_channels_first(self, array: np.ndarray, name: str) -> np.ndarray:
+        rank, channels, shape = self.spec.rank, self.cfg.channels or 1, array.shape
+        if rank == 1 and self.spec.size == (1,) and array.ndim < 2:
+            array = array.reshape(array.size, 1)
+        elif array.ndim == rank and channels == 1:
+            array = rearrange(array, "... -> 1 ...")
+        elif array.ndim == rank + 1 and self.cfg.channels_last:
+            array = rearrange(array, "... c -> c ...")
+        if array.ndim != rank + 1 or not array.size:
+            raise DataError(
+                f"{name}: has shape {shape} where {channels} channels and {rank} axes are declared "
+                "(data.modality.channels, .rank)"
+            )
+        if len(array) != channels:
+            last = "last" if self.cfg.channels_last else "first"
+            raise DataError(
+                f"{name}: has {len(array)} channels (shape {shape}, channels {last}); declared are {channels}"
+            )
+        return array
+
+    def _check_values(self, array: np.ndarray, name: str) -> None:
+        kind = self.cfg.kind
+        if kind == "categorical":
+            if array.dtype.kind == "f":
+                raise DataError(f"{name}: holds values of type {array.dtype}; class ids are integers")
+            wrong = (array < 0) | (array >= self.cfg.labels)
+            problem = f"is no label; there are {self.cfg.labels} (0 to {(self.cfg.labels or 0) - 1})"
+        elif kind == "binary":
+            low, high = self.cfg.range or (0, 1)
+            wrong = (array != low) & (array != high)
+            problem = f"is neither {low:g} nor {high:g}, the two values of a binary array"
+        else:
+            with np.errstate(over="ignore"):
+                wrong = ~np.isfinite(array.astype(np.float32))
+            problem = "is not finite in single precision"
+        if not wrong.any() and kind not in ("categorical", "binary") and self.cfg.range:
+            low, high = self.cfg.range
+            slack, wide = SLACK * (high - low), array.astype(np.float64)
+            wrong = (wide < low - slack) | (wide > high + slack)
+            problem = f"lies outside the declared range {low:g} to {high:g}"
+        if not wrong.any() and kind == "unit-vector":
+            wrong = np.linalg.norm(self._encode(array), axis=0, keepdims=True) > 1 + SLACK
+            problem = "belongs to a vector longer than 1; data.modality.range maps other values to -1 and 1"
+        if wrong.any():
+            place = tuple(int(axis) for axis in np.argwhere(wrong)[0])
+            raise DataError(f"{name}: the value {array[place]} at {list(place)} (channel first) {problem}")
+
+    def _encode(self, array: np.ndarray) -> np.ndarray:
+        """Values as the tensor holds them; always a copy."""
+        if self.cfg.kind == "categorical":
+            return array.astype(np.int64)
+        if self.cfg.kind == "binary":
+            high = self.cfg.range[1] if self.cfg.range else 1
+            return np.where(array == high, np.float32(1), np.float32(-1))
+        if self.cfg.kind == "angle":
+            wide = array.astype(np.float64)
+            return np.concatenate([np.sin(wide), np.cos(wide)]).astype(np.float32)
+        if self.cfg.range is None:
+            return array.astype(np.float32)
+        low, high = self.cfg.range
+        unit = (array.astype(np.float64) - low) * (2 / (high - low)) - 1
+        return np.clip(unit, -1, 1).astype(np.float32)
+
+    def _decode(self, x: Tensor) -> np.ndarray:
+        """The inverse of `_encode`, with the channel axis."""
+        if self.cfg.kind == "categorical":
+            return (x.argmax(0, keepdim=True) if x.is_floating_point() else x).long().numpy()
+        x = x.double()
+        if self.cfg.kind == "binary":
+            low, high = self.cfg.range or (0, 1)
+            values = np.where(x.numpy() > 0, high, low)
+            return values.astype(np.float32 if self.cfg.range else np.uint8)
+        if self.cfg.kind == "angle":
+            sines, cosines = rearrange(x, "(part c) ... -> part c ...", part=2)
+            return torch.atan2(sines, cosines).float().numpy()
+        x = self._to_unit(x)
+        if self.cfg.range is not None:
+            low, high = self.cfg.range
+            x = (x + 1) * ((high - low) / 2) + low
+        return x.float().numpy()
+
+    def _to_unit(self, x: Tensor) -> Tensor:
+        """Length 1 again for what has length 1: a vector, or a pair of sine and cosine."""
+        if self.cfg.kind == "unit-vector":
+            return F.normalize(x, dim=0)
+        if self.cfg.kind == "angle":
+            pairs = F.normalize(rearrange(x, "(part c) ... -> part c ...", part=2), dim=0)
+            return rearrange(pairs, "part c ... -> (part c) ...")
+        return x
+
+
+def _rank_of(size: int | tuple[int, ...] | None) -> int | None:
+    """How many axes a size tells of; the number 1 stands for a vector, any other leaves it open."""
+    if isinstance(size, tuple):
+        return len(size)
+    return 1 if size == 1 else None
+
+
+def _check_channels(cfg: Array.Config) -> None:
+    if (cfg.kind == "categorical") != (cfg.labels is not None):
+        raise ValueError(f"labels={cfg.labels} with kind '{cfg.kind}': labels belong to categorical arrays")
+    if cfg.labels is not None and cfg.labels < 1:
+        raise ValueError(f"labels={cfg.labels} must be at least 1")
+    if cfg.kind == "categorical" and cfg.channels not in (None, 1):
+        raise ValueError(f"channels={cfg.channels}: a class map has one channel")
+    if cfg.kind != "categorical" and cfg.channels is None:
+        raise ValueError("channels is required: how many numbers are there per position?")
+    least = 2 if cfg.kind == "unit-vector" else 1
+    if cfg.channels is not None and cfg.channels < least:
+        raise ValueError(f"channels={cfg.channels} must be at least {least} for kind '{cfg.kind}'")
+
+
+def _cut(array: np.ndarray, view: View) -> np.ndarray:
+    """The view's part, rounded to whole elements, at least one along each axis."""
+    extent = array.shape[1:]
+    slices = [slice(None)]
+    for start, stop, n in zip(*pixels(view, extent), extent):
+        first = min(round(start), n - 1)
+        slices.append(slice(first, max(round(stop), first + 1)))
+    return array[tuple(slices)]
+
+
+def _nearest(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """The element under the centre of each new one, in whole numbers."""
+    for axis, (n, m) in enumerate(zip(array.shape[1:], size), start=1):
+        if n != m:
+            array = np.take(array, (2 * np.arange(m) + 1) * n // (2 * m), axis)
+    return array
+
+
+def _linear(x: Float[Tensor, "c *extent"], size: tuple[int, ...]) -> Float[Tensor, "c *size"]:
+    mode = ("linear", "bilinear", "trilinear")[len(size) - 1]
+    batch = rearrange(x, "... -> 1 ...")
+    # Only the planar kernel can widen its filter when it shrinks.
+    batch = F.interpolate(batch, size, mode=mode, align_corners=False, antialias=len(size) == 2)
+    return rearrange(batch, "1 ... -> ...")

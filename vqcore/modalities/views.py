@@ -1,0 +1,90 @@
+"""Which part of a sample is taken: boxes of a wanted aspect, centred or drawn, from its extent alone.
+
+A box is `(start, sides)` in whole pixels; a `View` holds it as fractions, so that it fits what rides along.
+"""
+
+import math
+
+import numpy as np
+
+from vqcore.protocols import View
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+TRIES = 10
+"""Boxes drawn before the centred one is taken; so does torchvision's RandomResizedCrop."""
+
+
+def expand(size: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """One number per axis. Raises `ValueError` when there are too many or too few."""
+    sides = (size,) * rank if isinstance(size, int) else tuple(size)
+    if len(sides) != rank:
+        raise ValueError(f"size {list(sides)} has {len(sides)} axes where samples have {rank}")
+    return sides
+
+
+def view_of(box: Box, extent: tuple[int, ...], size: tuple[int, ...], flip: bool = False) -> View:
+    """A box as fractions of the extent."""
+    start, sides = box
+    return View(
+        start=tuple(a / n for a, n in zip(start, extent)),
+        stop=tuple((a + side) / n for a, side, n in zip(start, sides, extent)),
+        size=size,
+        flip=flip,
+    )
+
+
+def pixels(view: View, extent: tuple[int, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Start and stop of a view in pixels: whole numbers for the extent it was drawn for."""
+    # A millionth of a pixel is more than the division in `view_of` can lose and less than anything can show.
+    start = tuple(round(a * n, 6) for a, n in zip(view.start, extent))
+    return start, tuple(round(a * n, 6) for a, n in zip(view.stop, extent))
+
+
+def centred_box(extent: tuple[int, ...], size: tuple[int, ...]) -> Box:
+    """The largest centred box with the aspect of `size`."""
+    sides = _largest(extent, size, 1.0)
+    return tuple((n - side) // 2 for n, side in zip(extent, sides)), sides
+
+
+def scaled_box(
+    extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator, min_scale: float
+) -> Box:
+    """A box of the aspect of `size` at a random place, `min_scale` to 1 of the largest one's volume."""
+    scale = rng.uniform(min_scale, 1.0) ** (1 / len(extent))
+    return _anywhere(extent, _largest(extent, size, scale), rng)
+
+
+def resized_crop_box(
+    extent: tuple[int, ...],
+    size: tuple[int, ...],
+    rng: np.random.Generator,
+    min_scale: float,
+    ratio: tuple[float, float],
+) -> Box:
+    """A random resized crop (Inception's, arXiv 1409.4842, section 6) of a picture `(h, w)`.
+
+    Its area is `min_scale` to 1 of the whole picture's; its aspect w/h is that of `size` times a factor drawn
+    log-uniformly from `ratio`. When no drawn box fits, the largest centred one within `ratio`.
+    """
+    height, width = extent
+    aspect = size[1] / size[0]
+    for _ in range(TRIES):
+        area = height * width * rng.uniform(min_scale, 1.0)
+        drawn = aspect * math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        sides = (round(math.sqrt(area / drawn)), round(math.sqrt(area * drawn)))
+        if 0 < sides[0] <= height and 0 < sides[1] <= width:
+            return _anywhere(extent, sides, rng)
+    nearest = min(max(width / height, aspect * ratio[0]), aspect * ratio[1])
+    sides = (min(height, max(1, round(width / nearest))), min(width, max(1, round(height * nearest))))
+    return tuple((n - side) // 2 for n, side in zip(extent, sides)), sides
+
+
+def _largest(extent: tuple[int, ...], size: tuple[int, ...], scale: float) -> tuple[int, ...]:
+    # The axis that binds is left alone in the arithmetic, so that a matching aspect gives the whole sample.
+    n, side = min(zip(extent, size), key=lambda pair: pair[0] / pair[1])
+    whole = (min(room, max(1, round(wanted * n / side))) for room, wanted in zip(extent, size))
+    return tuple(max(1, round(length * scale)) for length in whole)
+
+
+def _anywhere(extent: tuple[int, ...], sides: tuple[int, ...], rng: np.random.Generator) -> Box:
+    return tuple(int(rng.integers(0, n - side + 1)) for n, side in zip(extent, sides)), sides

@@ -1,0 +1,77 @@
+"""How a decoder is trained and sampled. `reconstruction`: the decoder maps quantized latents straight to the input."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from vqcore.protocols import Batch, DataSpec, Losses
+from vqcore.schema import ObjectiveConfig
+
+
+class Reconstruction:
+    """Pixel loss between decoding and input, plus what the quantizer asks for (VQ-VAE, arXiv 1711.00937, eq. 3).
+
+    Losses: `pixel/<loss>`, the mean over valid positions and channels, and the quantizer's own.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ObjectiveConfig):
+        """Settings of the reconstruction objective."""
+
+        loss: Literal["mse", "l1", "cross_entropy"] | None = None
+        """Pixel loss; null takes the modality's own."""
+
+    def __init__(self, cfg: Config, *, spec: DataSpec):
+        self.spec = spec
+        self.loss = cfg.loss or spec.loss
+        if (self.loss == "cross_entropy") != (spec.labels is not None):
+            raise ValueError(
+                f"loss={self.loss} with {spec.kind} data: cross_entropy and class maps go together"
+            )
+
+    def setup(self, tokenizer: Any) -> None:
+        """Nothing beside the tokenizer is trained."""
+
+    def players(self, step: int) -> tuple[str, ...]:
+        """The tokenizer, at every step."""
+        return ("model",)
+
+    def losses(self, tokenizer: Any, batch: Batch, *, player: str, step: int, rng: torch.Generator) -> Losses:
+        """Encode, quantize, decode, compare."""
+        quantized = tokenizer.quantize(tokenizer.latents(batch.x), batch.mask)
+        x_hat = tokenizer.decoder(quantized.z_q).float()
+        pixel = pixel_loss(self.loss, x_hat, batch.x, batch.mask)
+        return Losses(
+            {f"pixel/{self.loss}": pixel, **quantized.losses}, x_hat, quantized.codes, quantized.metrics
+        )
+
+    def decode(
+        self,
+        tokenizer: Any,
+        codes: Int[Tensor, "b *grid q"],
+        *,
+        size: tuple[int, ...],
+        rng: torch.Generator,
+    ) -> Tensor:
+        """One pass of the decoder; nothing is drawn, so `rng` is not used, and the grid decides the size."""
+        return tokenizer.decoder(tokenizer.lookup(codes)).float()
+
+
+def pixel_loss(
+    name: str, x_hat: Tensor, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None
+) -> Float[Tensor, ""]:
+    """Mean of `mse`, `l1` or `cross_entropy` (logits against class ids) over the valid positions."""
+    if name == "cross_entropy":
+        each = F.cross_entropy(x_hat, x.long(), reduction="none")
+    else:
+        difference = x_hat - x
+        each = difference.square() if name == "mse" else difference.abs()
+        each = rearrange(each, "b c ... -> b ... c").mean(-1)
+    if mask is None:
+        return each.mean()
+    return (each * mask).sum() / mask.sum().clamp(min=1)

@@ -1,0 +1,353 @@
+"""The contracts between the parts: the records that travel and what each kind of component must offer.
+
+Components inherit from `torch.nn.Module` at most, never from these Protocols; `vqcore.testing` checks their laws.
+Axes: b batch, c channels, d latent width, q codebooks, *size an input's axes (1 to 3), *grid a token grid's axes.
+One layout everywhere: inputs `b c *size` (class maps `b *size`), latents `b *grid d`, codes `b *grid q`, int64.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Kind = Literal["continuous", "categorical", "angle", "unit-vector", "binary"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What a tokenizer's input is, as tensors.
+
+    `size` is the nominal size, one number per axis; its length is the rank. `range` bounds the values of `x` (None:
+    unbounded). A categorical input is a class map `(b, *size)` with values in `[0, labels)`; everything else is float
+    `(b, channels, *size)`. `mask` says that batches carry a validity mask. `loss` is the loss an objective uses when
+    the config names none.
+    """
+
+    channels: int
+    size: tuple[int, ...]
+    kind: Kind = "continuous"
+    range: tuple[float, float] | None = (-1.0, 1.0)
+    labels: int | None = None
+    mask: bool = False
+    loss: str = "mse"
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.size) <= 3:
+            raise ValueError(f"an input has 1 to 3 axes, not {len(self.size)} (size {list(self.size)})")
+        if (self.kind == "categorical") != (self.labels is not None):
+            raise ValueError(
+                f"labels={self.labels} with kind '{self.kind}': labels belong to categorical inputs"
+            )
+
+    @property
+    def rank(self) -> int:
+        """Number of axes besides batch and channels."""
+        return len(self.size)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of a decoder's output: one logit per label for class maps, else `channels`."""
+        return self.labels or self.channels
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one size. `mask` is True where `x` is valid; `size` is what each sample measured before its crop."""
+
+    x: Tensor
+    keys: tuple[str, ...]
+    mask: Bool[Tensor, "b *size"] | None = None
+    size: Int[Tensor, "b r"] | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with all its tensors on another device."""
+        return replace(
+            self,
+            x=self.x.to(device, non_blocking=True),
+            mask=None if self.mask is None else self.mask.to(device, non_blocking=True),
+            size=None if self.size is None else self.size.to(device, non_blocking=True),
+            extras={k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.extras.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantizer's answer. `losses` are scalars that train it, by name; `metrics` are scalars worth watching."""
+
+    z_q: Float[Tensor, "b *grid d"]
+    codes: Int[Tensor, "b *grid q"]
+    losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """An objective's answer for one player: unweighted scalars by name, and what there is to look at."""
+
+    terms: Mapping[str, Float[Tensor, ""]]
+    x_hat: Tensor | None = None
+    codes: Int[Tensor, "b *grid q"] | None = None
+    metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class View:
+    """Which part of a sample becomes the tensor: drawn once for the main modality and shared by all that ride along.
+
+    `start` and `stop` are fractions of the sample's extent, one per axis; `flip` mirrors the last axis; `size` is the
+    size of the result.
+    """
+
+    start: tuple[float, ...]
+    stop: tuple[float, ...]
+    size: tuple[int, ...]
+    flip: bool = False
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """From a sample to a grid of latents. Built as `Class(cfg, *, spec: DataSpec)`; always sees float `(b, c, *size)`.
+
+    Laws: sample-wise (a sample's latents do not depend on its batch); deterministic in eval mode; `grid(size)` is the
+    grid of its output and raises `ValueError`, with both numbers, for a size it cannot take.
+    """
+
+    dim: int
+
+    def grid(self, size: tuple[int, ...]) -> tuple[int, ...]: ...
+
+    def __call__(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b *grid d"]: ...
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """From latents to codes and back. Built as `Class(cfg)`; knows nothing of images.
+
+    `dim` is the latent width it wants, `codebook_size` the number of values of one code, `num_codebooks` the length of
+    the last axis of `codes`. `mask` is True at valid positions; the others count in no loss and no statistic.
+    Optional: `grid_out(grid)` when it changes the grid; `token_state()`, the tensors that decide codes and their
+    decoding (default: its whole state dict).
+    Laws: in eval mode `decode(codes)` equals `z_q` and no state changes; codes lie in `[0, codebook_size)`; losses and
+    metrics have the same names at every call, in training and evaluation; gradients reach `z`; any grid of 1 to 3 axes;
+    `decode` raises `ValueError` that names the code and the bound when one is out of range.
+    """
+
+    dim: int
+    codebook_size: int
+    num_codebooks: int
+
+    def __call__(
+        self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
+    ) -> Quantized: ...
+
+    def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]: ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """From quantized latents to a sample. Built as `Class(cfg, *, dim, spec)`; owns the projection from `dim`.
+
+    `last_layer` is the parameter nearest the output (adaptive loss weights read its gradient).
+    """
+
+    last_layer: Tensor
+
+    def __call__(self, z_q: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b c *size"]: ...
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A decoder that predicts from a noised target; `is_denoiser` is True. Built as `Class(cfg, *, dim, spec)`.
+
+    `condition` runs once a sample; `mask` is True where a token is hidden, and all hidden means unconditional.
+    `to_target` and `from_target` lead into the space that is noised and back (identity for pixels).
+    """
+
+    is_denoiser: Literal[True]
+    last_layer: Tensor
+
+    def condition(
+        self,
+        z_q: Float[Tensor, "b *grid d"],
+        *,
+        size: tuple[int, ...],
+        mask: Bool[Tensor, "b *grid"] | None = None,
+        extras: Mapping[str, Any] | None = None,
+    ) -> Any: ...
+
+    def __call__(self, x_t: Tensor, t: Float[Tensor, " b"], cond: Any) -> Tensor: ...
+
+    def to_target(self, x: Tensor, rng: torch.Generator) -> Tensor: ...
+
+    def from_target(self, y: Tensor) -> Tensor: ...
+
+    def target_shape(self, size: tuple[int, ...]) -> tuple[int, ...]: ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """One run down the noise levels; may remember earlier predictions."""
+
+    timesteps: Sequence[float]
+
+    def step(self, prediction: Tensor, t: float, x_t: Tensor, rng: torch.Generator) -> Tensor: ...
+
+
+@runtime_checkable
+class Scheduler(Protocol):
+    """Noise levels. Built as `Class(cfg)`; `add_noise` and `target` are pure."""
+
+    num_steps: int
+
+    def add_noise(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor: ...
+
+    def target(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor: ...
+
+    def sampler(self, steps: int) -> Sampler: ...
+
+
+@runtime_checkable
+class PerceptualLoss(Protocol):
+    """Distance of two samples in a feature space. Built as `Class(cfg, *, spec)`; nothing in it is trained."""
+
+    def __call__(self, x_hat: Tensor, x: Tensor) -> Float[Tensor, " b"]: ...
+
+
+@runtime_checkable
+class Discriminator(Protocol):
+    """Real or rebuilt? Built as `Class(cfg, *, spec)`; logits of any shape after the batch axis."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A frozen feature network. Built as `Class(cfg, *, spec)`."""
+
+    dim: int
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """The one place that knows how a decoder is trained and sampled. Built as `Class(cfg, *, spec)`.
+
+    `setup` builds what only training needs (on the tokenizer's device). `players(step)` names who is optimised at a
+    step: `"model"` is the tokenizer, any other name is the attribute of the objective that holds that player's module.
+    `losses` reports one player's terms, unweighted and under the same names at every step and in eval mode. Its `rng`
+    is the only source of chance besides the layers' own dropout. `decode` samples the decoder.
+    """
+
+    def setup(self, tokenizer: Any) -> None: ...
+
+    def players(self, step: int) -> tuple[str, ...]: ...
+
+    def losses(
+        self, tokenizer: Any, batch: Batch, *, player: str, step: int, rng: torch.Generator
+    ) -> Losses: ...
+
+    def decode(
+        self,
+        tokenizer: Any,
+        codes: Int[Tensor, "b *grid q"],
+        *,
+        size: tuple[int, ...],
+        rng: torch.Generator,
+        **sampling: Any,
+    ) -> Tensor: ...
+
+
+@runtime_checkable
+class Modality(Protocol):
+    """How one sample is read, cropped, resized, flipped, normalised and shown. Built as `Class(cfg, *, size)`.
+
+    `size` is the nominal size the config asks for, or None: then the modality must know it. `suffixes` are the file
+    names it reads (lower case, with the dot), `metrics` the names of the metrics that mean something for it.
+    `read` takes a path or an object already in memory and raises `DataError` or `OSError` for a damaged one. `view`
+    draws a crop, or with `rng=None` the one for evaluation. Optional: `mask(raw, view)`, the validity mask, when
+    `spec.mask`; `picture(x)`, a PIL image of one sample for people where `show` is an array.
+    """
+
+    spec: DataSpec
+    suffixes: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+    def read(self, source: Any) -> Any: ...
+
+    def extent(self, raw: Any) -> tuple[int, ...]: ...
+
+    def view(
+        self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None
+    ) -> View: ...
+
+    def tensor(self, raw: Any, view: View) -> Any: ...
+
+    def show(self, x: Tensor) -> Any: ...
+
+
+@runtime_checkable
+class Data(Protocol):
+    """A finite set of samples. Built as `Class(cfg, *, split, modality, extra)`, split `train` or `eval`.
+
+    `key(i)` names sample i for people and files: a relative path without suffix. `get(i, label)` is what the modality's
+    `read` takes; label is "" for the main modality or a key of `data.extra`. Raises `DataError` when there is nothing.
+    """
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str: ...
+
+    def get(self, index: int, label: str = "") -> Any: ...
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A figure of a whole set, exact on any number of processes. Built as `Class(cfg, *, spec)`.
+
+    `measure` returns sums over the samples of a batch (float64 tensors by name); the caller adds them up over batches
+    and processes; `summary` turns the totals into figures by name ("" for the one that has the metric's own name).
+    """
+
+    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> Mapping[str, Tensor]: ...
+
+    def summary(self, sums: Mapping[str, Tensor]) -> Mapping[str, float]: ...
+
+
+_PROTOCOLS: dict[str, type] = {
+    "encoder": Encoder,
+    "quantizer": Quantizer,
+    "decoder": Decoder,
+    "scheduler": Scheduler,
+    "percept": PerceptualLoss,
+    "discriminator": Discriminator,
+    "teacher": Teacher,
+    "objective": Objective,
+    "modality": Modality,
+    "data": Data,
+    "metric": Metric,
+}
+
+
+def required_members(kind: str) -> tuple[str, ...]:
+    """The names an object of this kind must have; empty for kinds without a Protocol (hooks observe what they like)."""
+    protocol = _PROTOCOLS.get(kind)
+    if protocol is None:
+        return ()
+    methods = [
+        n for n, v in vars(protocol).items() if callable(v) and (n[0] != "_" or n in ("__call__", "__len__"))
+    ]
+    return (*getattr(protocol, "__annotations__", {}), *methods)
+
+
+def missing_members(kind: str, built: Any) -> list[str]:
+    """Members that `built` lacks as a component of this kind. A decoder may be a denoiser, which has other ones."""
+    names = required_members(kind)
+    if kind == "decoder" and getattr(built, "is_denoiser", False):
+        names = ("last_layer", "condition", "__call__", "to_target", "from_target", "target_shape")
+    return [name for name in names if not hasattr(built, name)]

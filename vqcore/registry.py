@@ -1,0 +1,412 @@
+"""Finds components by name: lazily, one manifest at a time, each plugin apart from the others. Light layer.
+
+Discovery reads entry points and imports nothing. Naming `vit/encoder` imports vit's manifest; loading it
+imports the class. So a broken or slow plugin costs nothing to a run that does not name it, and nobody can
+shadow anybody: two distributions with one id are refused at first use. pluggy validates manifests; its own
+entry-point loader is not used, since it stops at the first broken plugin and drops conflicts silently.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from vqcore import __version__
+from vqcore.errors import (
+    PluginApiError,
+    PluginConflict,
+    PluginLoadError,
+    UnknownName,
+    VqcoreError,
+    did_you_mean,
+    listed,
+)
+from vqcore.plugin import KINDS, SUPPORTED_API, Component, ManifestHooks, Plugin, a_kind, kind_name
+
+OURS = {  # plugin id -> (distribution, folder): the only names an error may tell people to install
+    "vit": ("vqcore-vit", "plugins/vqcore_vit"),
+    "quant": ("vqcore-quant", "plugins/vqcore_quant"),
+}
+_RESERVED = ("core", "local")
+_ID = re.compile(r"[a-z][a-z0-9]*")
+_NAME = re.compile(r"[a-z][a-z0-9-]*")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a plugin comes from. `digest` is the SHA-256 of a `--plugin` file, else empty."""
+
+    id: str
+    distribution: str
+    version: str
+    module: str
+    digest: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}".strip()
+
+
+@dataclass(frozen=True)
+class Found:
+    """A component, the full name a config uses for it, and its origin."""
+
+    name: str
+    component: Component
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One plugin as `vqcore plugins` shows it: its record, or the reason why it cannot be used."""
+
+    id: str
+    origins: tuple[Origin, ...]
+    plugin: Plugin | None
+    problem: str = ""
+
+
+class Registry:
+    """All components that are installed. Tests make their own; everybody else calls `registry()`.
+
+    `entry_points` defaults to those of the group `vqcore`; `disabled`, a set of distribution names, to the
+    comma-separated `VQCORE_DISABLED_PLUGINS`.
+    """
+
+    def __init__(
+        self,
+        entry_points: Iterable[importlib.metadata.EntryPoint] | None = None,
+        disabled: Iterable[str] | None = None,
+    ):
+        if entry_points is None:
+            entry_points = importlib.metadata.entry_points(group="vqcore")
+        if disabled is None:
+            disabled = os.environ.get("VQCORE_DISABLED_PLUGINS", "").split(",")
+        off = {_canonical(name) for name in disabled if name.strip()}
+        claims: dict[str, set[Origin]] = {}
+        self._refused: list[Listing] = []
+        self._disabled: dict[str, Origin] = {}
+        for origin in map(_origin, entry_points):
+            if _canonical(origin.distribution) in off:
+                self._disabled[origin.id] = origin
+            elif problem := _bad_id(origin):
+                self._refused.append(Listing(origin.id, (origin,), None, problem))
+            else:
+                claims.setdefault(origin.id, set()).add(origin)
+        core = Origin("core", "vqcore", __version__, "vqcore.builtin")
+        self._origins = {"core": [core], **{id: _ranked(claims[id]) for id in sorted(claims)}}
+        self._plugins: dict[str, Plugin] = {}
+        self._files: dict[str, ModuleType] = {}
+
+    def ids(self) -> dict[str, tuple[Origin, ...]]:
+        """Every plugin id with the distributions that claim it. Imports nothing."""
+        return {id: tuple(origins) for id, origins in self._origins.items()}
+
+    def origin(self, id: str) -> Origin:
+        """The one distribution behind an id; raises `UnknownName` or `PluginConflict`."""
+        origins = self._origins.get(id, [])
+        if not origins:
+            raise UnknownName(self._no_plugin(id))
+        if len(origins) > 1:
+            claims = " and ".join(str(origin) for origin in origins)
+            others = ",".join(origin.distribution for origin in origins[1:])
+            raise PluginConflict(
+                f"plugin '{id}' is claimed by {claims}. Uninstall one, or set "
+                f"VQCORE_DISABLED_PLUGINS={others}."
+            )
+        return origins[0]
+
+    def plugin(self, id: str) -> Plugin:
+        """The record of a plugin; imports its manifest, and nothing else, the first time."""
+        if id not in self._plugins:
+            origin = self.origin(id)
+            if ":" in origin.module:
+                raise PluginLoadError(
+                    f"plugin '{id}' ({origin}): its entry point is '{origin.module}'; it must name the "
+                    f"manifest module alone: '{origin.module.partition(':')[0]}'."
+                )
+            self._plugins[id] = _record(origin, self._import(origin, origin.module))
+        return self._plugins[id]
+
+    def find(self, kind: str, name: str, where: str = "") -> Found:
+        """The component of this kind and name; `where` is the config key that asks, for the error text."""
+        id, _, short = name.rpartition("/")
+        id = id or "core"
+        if id == "core" and name != short:
+            raise UnknownName(
+                f"no plugin 'core': vqcore's own names have no slash.{did_you_mean(short, [short])}"
+            )
+        plugin, origin = self.plugin(id), self.origin(id)
+        full = {component: _full(id, component.name) for component in plugin.components}
+        for component in plugin.components:
+            if component.kind == kind and component.name == short:
+                return Found(full[component], component, origin)
+        for component in plugin.components:
+            if component.kind == kind and short in component.renamed_from:
+                place = f"{where}: " if where else ""
+                # FutureWarning: Python hides DeprecationWarning from those who write configs.
+                warnings.warn(
+                    f"{place}'{name}' is now called '{full[component]}'.", FutureWarning, stacklevel=2
+                )
+                return Found(full[component], component, origin)
+        for component in plugin.components:
+            if component.name == short:
+                asks = f"{where} wants" if where else "this place wants"
+                raise UnknownName(f"'{name}' is {a_kind(component.kind)}; {asks} {a_kind(kind)}.")
+        names = [full[component] for component in plugin.components if component.kind == kind]
+        if id == "core":
+            everywhere = [f.name for f in self.components(kind)]
+            same = [other for other in everywhere if other.rpartition("/")[2] == short]
+            hint = f" Did you mean '{same[0]}'?" if same else did_you_mean(name, everywhere)
+            hint = hint or f" Installed: {listed(everywhere) or 'none'}."
+        else:
+            hint = did_you_mean(name, names) or f" It has: {listed(names) or f'no {kind_name(kind)} at all'}."
+        raise UnknownName(f"{origin} has no {kind_name(kind)} '{name}'.{hint}")
+
+    def load(self, kind: str, name: str, where: str = "") -> type:
+        """The class behind a name, checked to carry a proper `Config`. Imports the plugin's own code."""
+        found = self.find(kind, name, where)
+        module_name, _, attribute = found.component.target.partition(":")
+        module = self._import(found.origin, module_name or found.origin.module)
+        cls = getattr(module, attribute, None)
+        if not isinstance(cls, type):
+            raise PluginLoadError(
+                f"'{found.name}' of {found.origin} points to {found.component.target}, but {module.__name__} "
+                f"has no class '{attribute}'.{did_you_mean(attribute, vars(module))}"
+            )
+        from vqcore.config import Config
+
+        config = getattr(cls, "Config", None)
+        if not (isinstance(config, type) and issubclass(config, Config)):
+            raise PluginLoadError(
+                f"'{found.name}' of {found.origin} has no nested class Config(vqcore.config.Config); "
+                "every component states its settings there."
+            )
+        return cls
+
+    def build(self, kind: str, cfg: Any, **wiring: Any) -> Any:
+        """`Class(cfg, **wiring)`, checked to have every member that its kind requires."""
+        from vqcore.protocols import missing_members
+
+        built = self.load(kind, cfg.name)(cfg, **wiring)
+        lacks = missing_members(kind, built)
+        if lacks:
+            found = self.find(kind, cfg.name)
+            raise PluginLoadError(
+                f"{found.name} was built but is no {kind_name(kind)}: it lacks {listed(map(repr, lacks))}. "
+                f"Run: vqcore plugins --check {found.origin.id}"
+            )
+        return built
+
+    def catalogue(self) -> list[Listing]:
+        """Every plugin with its record or why it is unusable. Imports all manifests; never raises."""
+        listings = []
+        for id, origins in self._origins.items():
+            try:
+                listings.append(Listing(id, tuple(origins), self.plugin(id)))
+            except VqcoreError as error:
+                listings.append(Listing(id, tuple(origins), None, str(error)))
+        return listings + self._refused
+
+    def components(self, kind: str | None = None) -> list[Found]:
+        """Every usable component (of one kind), by full name."""
+        return [
+            Found(_full(listing.id, component.name), component, listing.origins[0])
+            for listing in self.catalogue()
+            if listing.plugin
+            for component in listing.plugin.components
+            if kind in (None, component.kind)
+        ]
+
+    def add_file(self, path: str) -> None:
+        """Read a manifest from a Python file; its names are `local/...`. For the command line only."""
+        source = Path(path)
+        if not source.is_file():
+            raise PluginLoadError(f"--plugin {path}: there is no such file.")
+        if source.suffix != ".py":
+            raise PluginLoadError(f"--plugin {path}: it must be a Python file whose name ends in .py.")
+        if "local" in self._files:
+            raise PluginLoadError(
+                f"--plugin {path}: one file at a time; put the components into one manifest."
+            )
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        origin = Origin("local", str(source), "", "vqcore_local", digest)
+        spec = importlib.util.spec_from_file_location("vqcore_local", source)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["vqcore_local"] = module
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            sys.modules.pop("vqcore_local", None)
+            raise PluginLoadError(f"--plugin {path}: the file does not run: {_reason(error)}.") from error
+        self._plugins["local"] = _record(origin, module)
+        self._files["local"], self._origins["local"] = module, [origin]
+
+    def _import(self, origin: Origin, module: str) -> ModuleType:
+        if module == origin.module and origin.id in self._files:
+            return self._files[origin.id]
+        try:
+            return importlib.import_module(module)
+        except (Exception, SystemExit) as error:
+            raise PluginLoadError(_does_not_import(origin, module, error)) from error
+
+    def _no_plugin(self, id: str) -> str:
+        for listing in self._refused:
+            if listing.id == id:
+                return f"plugin '{id}' ({listing.origins[0]}) cannot be used: {listing.problem}"
+        if id in self._disabled:
+            origin = self._disabled[id]
+            return (
+                f"plugin '{id}' ({origin}) is switched off: "
+                f"VQCORE_DISABLED_PLUGINS holds {origin.distribution}."
+            )
+        if id == "local":
+            return "no plugin 'local': its components come from a file of yours, given with --plugin FILE."
+        if id in OURS:
+            distribution, folder = OURS[id]
+            return (
+                f"no plugin '{id}' is installed. It comes with {distribution}: "
+                f"in a checkout of vqcore, run: pip install ./{folder}"
+            )
+        hint = did_you_mean(id, [*self._origins, *OURS])
+        return f"no plugin '{id}'.{hint} Installed: {listed(sorted(set(self._origins)))}."
+
+
+@functools.cache
+def registry() -> Registry:
+    """The registry of this process."""
+    return Registry()
+
+
+def _record(origin: Origin, module: ModuleType) -> Plugin:
+    """Call a manifest's hook through pluggy and check what it returns."""
+    who = _who(origin, origin.module)
+    manager = pluggy.PluginManager("vqcore")
+    manager.add_hookspecs(ManifestHooks)
+    try:
+        manager.register(module, name=origin.id)
+        manager.check_pending()
+        records = manager.hook.vqcore_plugin()
+    except pluggy.PluginValidationError as error:
+        reason = str(error).strip().splitlines()[-1].partition(" in plugin ")[0]
+        raise PluginLoadError(
+            f"{who} has a manifest that does not fit: {reason}. "
+            "Its one hook is vqcore_plugin(), without arguments."
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise PluginLoadError(f"{who} has a manifest that does not work: {_reason(error)}.") from error
+    if len(records) != 1 or not isinstance(records[0], Plugin):
+        raise PluginLoadError(f"{who} must implement vqcore_plugin() and return one vqcore.plugin.Plugin.")
+    plugin = records[0]
+    _check_api(origin, plugin.api)
+    if not isinstance(plugin.components, tuple) or not all(
+        isinstance(c, Component) for c in plugin.components
+    ):
+        raise PluginLoadError(
+            f"{who}: components must be a tuple of Component (one alone wants a comma: (Component(...),))."
+        )
+    seen = set()
+    for component in plugin.components:
+        problem = _problem_of(component)
+        if (component.kind, component.name) in seen:
+            problem = f"is declared twice as {a_kind(component.kind)}."
+        if problem:
+            raise PluginLoadError(f"{who}: component '{component.name}' {problem}")
+        seen.add((component.kind, component.name))
+    return plugin
+
+
+def _check_api(origin: Origin, api: int) -> None:
+    if api in SUPPORTED_API:
+        return
+    if not isinstance(api, int):
+        raise PluginLoadError(f"{_who(origin, origin.module)}: api={api!r} is not an integer.")
+    spoken = f"{min(SUPPORTED_API)}" + (f"-{max(SUPPORTED_API)}" if len(SUPPORTED_API) > 1 else "")
+    if api > max(SUPPORTED_API):
+        cure = "Upgrade vqcore."
+    else:
+        cure = f"Upgrade {origin.distribution}, or install an older vqcore."
+    raise PluginApiError(f"{origin} was written for plugin API {api}; this vqcore speaks {spoken}. {cure}")
+
+
+def _problem_of(component: Component) -> str:
+    texts = (component.kind, component.name, component.target, component.summary)
+    if not all(isinstance(text, str) for text in texts):
+        return "has a kind, name, target or summary that is no text."
+    if component.kind not in KINDS:
+        hint = did_you_mean(component.kind, KINDS) or f" Kinds: {listed(KINDS, len(KINDS))}."
+        return f"is of kind '{component.kind}', which does not exist.{hint}"
+    if not _NAME.fullmatch(component.name):
+        return "has a name that is not made of a-z, 0-9 and '-', beginning with a letter."
+    if component.target.count(":") != 1 or component.target.endswith(":"):
+        return f"has target '{component.target}'; it must read 'module:Class'."
+    if not isinstance(component.renamed_from, tuple):
+        return "has a renamed_from that is no tuple (one name wants a comma: ('old',))."
+    return ""
+
+
+def _origin(entry: importlib.metadata.EntryPoint) -> Origin:
+    name = version = None
+    with contextlib.suppress(Exception):  # a distribution whose METADATA is missing goes by its module's name
+        if entry.dist:
+            name, version = entry.dist.name, entry.dist.version
+    return Origin(entry.name, name or entry.value, version or "", entry.value)
+
+
+def _bad_id(origin: Origin) -> str:
+    if origin.id in _RESERVED:
+        return f"the id '{origin.id}' is vqcore's own; {origin.distribution} must choose another."
+    if not _ID.fullmatch(origin.id):
+        return f"the id '{origin.id}' is not made of a-z and 0-9, beginning with a letter."
+    return ""
+
+
+def _ranked(origins: Iterable[Origin]) -> list[Origin]:
+    """In a fixed order, ours first: it decides which one an error text proposes to switch off, no more."""
+    ours = {_canonical(distribution) for distribution, _ in OURS.values()}
+    return sorted(origins, key=lambda o: (_canonical(o.distribution) not in ours, o.distribution, o.module))
+
+
+def _who(origin: Origin, module: str) -> str:
+    return f"plugin '{origin.id}' ({origin}, {module})"
+
+
+def _does_not_import(origin: Origin, module: str, error: BaseException) -> str:
+    text = f"{_who(origin, module)} does not import: {_reason(error)}."
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return text
+    missing = error.name.partition(".")[0]
+    if missing in (module.partition(".")[0], origin.module.partition(".")[0]) or origin.id == "core":
+        return f"{text} {origin.distribution} is not completely installed; install it again."
+    if missing == "vqcore":
+        return f"{text} {origin} does not fit vqcore {__version__}; install versions that belong together."
+    return f"{text} It is not vqcore's dependency but {origin.distribution}'s."
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    first = text[0].rstrip(".") if text else ""
+    return (
+        first if first and isinstance(error, ImportError) else f"{type(error).__name__}: {first}".rstrip(": ")
+    )
+
+
+def _full(id: str, name: str) -> str:
+    return name if id == "core" else f"{id}/{name}"
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()

@@ -1,0 +1,289 @@
+"""The tokenizer: encoder -> quantizer -> decoder, loaded from a folder and used on files, pictures and arrays.
+
+Its children are named `embed` (class maps only), `encoder`, `proj`, `quantizer` and `decoder` in every state dict. The
+modality (how a file becomes a tensor) and the objective (how the decoder is sampled) belong to it but hold no weights
+of it.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqcore import artefact
+from vqcore.config import Config, to_tree
+from vqcore.errors import CheckpointError, ConfigError
+from vqcore.protocols import DataSpec, Quantized
+from vqcore.registry import Registry, registry
+from vqcore.rng import generator, seeded
+from vqcore.schema import TokenizerConfig
+
+FINGERPRINT_VERSION = 1
+
+
+class Tokenizer(nn.Module):
+    """Turns an input into a grid of codes and back.
+
+    `seed` fixes the initial weights, part by part. `encoder_only` leaves the decoder out. Raises `ConfigError` when a
+    part refuses its settings or two parts do not fit.
+    """
+
+    objective: Any
+    encoder: Any
+    quantizer: Any
+    decoder: Any
+
+    def __init__(
+        self,
+        cfg: TokenizerConfig,
+        *,
+        seed: int = 0,
+        encoder_only: bool = False,
+        registry_: Registry | None = None,
+    ):
+        super().__init__()
+        build = _Builder(registry_ or registry(), seed)
+        self.cfg = cfg
+        self.modality = build("modality", "data.modality", cfg.modality, size=cfg.size)
+        self.spec: DataSpec = self.modality.spec
+        self.embed = None
+        encoder_spec = self.spec
+        if self.spec.labels is not None:
+            with seeded(seed, "init", "embed"):
+                self.embed = nn.Embedding(self.spec.labels, cfg.model.embed_dim)
+            encoder_spec = replace(
+                self.spec, channels=cfg.model.embed_dim, labels=None, kind="continuous", range=None
+            )
+        self.encoder = build("encoder", "model.encoder", cfg.model.encoder, spec=encoder_spec)
+        self.quantizer = build("quantizer", "model.quantizer", cfg.model.quantizer)
+        with seeded(seed, "init", "proj"):
+            self.proj = nn.Linear(self.encoder.dim, self.quantizer.dim)
+        self.decoder = None
+        if not encoder_only:
+            self.decoder = build(
+                "decoder", "model.decoder", cfg.model.decoder, dim=self.quantizer.dim, spec=self.spec
+            )
+        # Not registered as a child: what an objective holds (discriminators, teachers) is no part of a tokenizer.
+        self.__dict__["objective"] = build("objective", "objective", cfg.objective, spec=self.spec)
+
+    @property
+    def codebook_size(self) -> int:
+        """Values that one code can take."""
+        return self.quantizer.codebook_size
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codes at every position of the grid: the length of the last axis of `codes`."""
+        return self.quantizer.num_codebooks
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits that name the codes at one position of the grid."""
+        return self.num_codebooks * math.log2(self.codebook_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.proj.weight.device
+
+    def grid(self, size: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """The grid of codes for an input of this size (default: the nominal size)."""
+        grid = self.encoder.grid(tuple(size or self.cfg.size))
+        grid_out = getattr(self.quantizer, "grid_out", None)
+        return grid_out(grid) if grid_out else grid
+
+    def latents(self, x: Tensor) -> Float[Tensor, "b *grid d"]:
+        """What the quantizer sees. `x` is float `(b, c, *size)`, or a class map `(b, *size)` of integers."""
+        if self.embed is not None:
+            x = rearrange(self.embed(x), "b ... c -> b c ...")
+        return self.proj(self.encoder(x))
+
+    def quantize(
+        self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *size"] | None = None
+    ) -> Quantized:
+        """Quantize latents; `mask` is True where the input is valid. A position is valid if any part of it is."""
+        return self.quantizer(z, None if mask is None else _to_grid(mask, z.shape[1:-1]))
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None) -> Int[Tensor, "b *grid q"]:
+        """The codes of a batch of inputs. Raises `ValueError` when `x` does not look like `spec`."""
+        self.check_input(x)
+        with _evaluating(self):
+            return self.quantize(self.latents(x.to(self.device)), mask).codes
+
+    def lookup(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
+        """The quantized latents that codes stand for."""
+        return self.quantizer.decode(codes.to(self.device))
+
+    @torch.no_grad()
+    def decode(
+        self,
+        codes: Int[Tensor, "b *grid q"],
+        *,
+        size: tuple[int, ...] | None = None,
+        rng: torch.Generator | None = None,
+        **sampling: Any,
+    ) -> Tensor:
+        """Inputs rebuilt from codes, float `(b, c, *size)`; logits `(b, labels, *size)` for class maps.
+
+        `size` defaults to the one with this grid; `rng` (default: seed 0) and `sampling` are for decoders that draw.
+        """
+        if self.decoder is None:
+            raise CheckpointError("this tokenizer was loaded with encoder_only=True; it cannot decode.")
+        rng = rng or generator(0, "decode")
+        size = size or self.size_of(tuple(codes.shape[1:-1]))
+        with _evaluating(self):
+            return self.objective.decode(self, codes.to(self.device), size=size, rng=rng, **sampling)
+
+    def reconstruct(self, x: Tensor, **sampling: Any) -> Tensor:
+        """`decode(encode(x))` at the size of `x`."""
+        size = tuple(x.shape[-self.spec.rank :])
+        return self.decode(self.encode(x), size=size, **sampling)
+
+    def size_of(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """The input size that belongs to a grid, in proportion to the nominal one."""
+        nominal = self.grid()
+        if len(grid) != len(nominal) or len(nominal) != self.spec.rank:
+            return tuple(self.cfg.size)
+        return tuple(side * have // base for side, have, base in zip(self.cfg.size, grid, nominal))
+
+    def read(self, source: Any, size: tuple[int, ...] | None = None) -> Tensor:
+        """A batch of one from a path or an object in memory, prepared as for evaluation: `(1, c, *size)`."""
+        raw = self.modality.read(source)
+        view = self.modality.view(self.modality.extent(raw), tuple(size or self.cfg.size), None)
+        return self.modality.tensor(raw, view).unsqueeze(0)
+
+    def show(self, x_hat: Tensor) -> Any:
+        """One sample for people: a PIL image, or an array in the modality's own units. Undoes `read`."""
+        if x_hat.shape[0] == 1 and x_hat.ndim > self.spec.rank + (self.spec.labels is None):
+            x_hat = x_hat[0]
+        if self.spec.labels is not None and x_hat.ndim > self.spec.rank:
+            x_hat = x_hat.argmax(0)
+        return self.modality.show(x_hat.detach().cpu())
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise `ValueError` naming what differs between `x` and the declared input."""
+        spec = self.spec
+        wants = ("b", *(f"size{i}" for i in range(spec.rank)))
+        if spec.labels is None:
+            wants = ("b", str(spec.channels), *wants[1:])
+        if x.ndim != len(wants) or (spec.labels is None and x.shape[1] != spec.channels):
+            raise ValueError(f"an input of this tokenizer is ({', '.join(wants)}), not {tuple(x.shape)}")
+        self.encoder.grid(tuple(x.shape[-spec.rank :]))
+        if (spec.labels is None) != x.is_floating_point():
+            raise ValueError(
+                f"a {spec.kind} input is {'float' if spec.labels is None else 'integer'}, not {x.dtype}"
+            )
+        if spec.labels is not None and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < spec.labels:
+            raise ValueError(f"class ids lie in 0..{spec.labels - 1}, found {int(x.min())}..{int(x.max())}")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides which codes an input gets and what they decode to, as hex.
+
+        Over the settings of modality, encoder and quantizer (without those that matter in training only), and over
+        names, shapes and fp32 bytes of `embed`, `encoder`, `proj` and the quantizer's `token_state`.
+        """
+        settings: dict[str, Any] = {
+            "modality": _deciding(self.cfg.modality),
+            "encoder": _deciding(self.cfg.model.encoder),
+            "quantizer": _deciding(self.cfg.model.quantizer),
+        }
+        digest = hashlib.sha256(f"vqcore-fingerprint-{FINGERPRINT_VERSION}".encode())
+        digest.update(json.dumps(settings, sort_keys=True).encode())
+        token_state = getattr(self.quantizer, "token_state", self.quantizer.state_dict)
+        state = {f"quantizer.{key}": value for key, value in token_state().items()}
+        for part in ("embed", "encoder", "proj"):
+            module = getattr(self, part)
+            state |= {f"{part}.{key}": value for key, value in module.state_dict().items()} if module else {}
+        for key in sorted(state):
+            value = state[key].detach().cpu()
+            value = value.float() if value.is_floating_point() else value.long()
+            digest.update(f"{key}{tuple(value.shape)}".encode())
+            digest.update(value.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
+        """Write an artefact (weights, config, provenance, model card) into a new folder, which appears complete."""
+        with artefact.staged(Path(folder), provenance or artefact.provenance(self.cfg)) as staging:
+            artefact.write(staging, self)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str | torch.device | None = None,
+        *,
+        encoder_only: bool = False,
+        weights: str = "auto",
+        registry_: Registry | None = None,
+    ) -> "Tokenizer":
+        """A tokenizer from a run folder (best checkpoint, else the last), a checkpoint or an artefact, in eval mode.
+
+        `weights` is `model`, `ema` (the running average) or `auto` (the average where there is one). Every file's
+        checksum is verified. Raises `CheckpointError` when something is missing, damaged or does not fit.
+        """
+        folder = artefact.resolve(path)
+        artefact.verify(folder)
+        cfg = artefact.read_config(folder, registry_)
+        tokenizer = cls(cfg, encoder_only=encoder_only, registry_=registry_)
+        tokenizer.load_weights(folder, weights)
+        return tokenizer.to(device or "cpu").eval()
+
+    def load_weights(self, folder: Path, weights: str = "auto") -> None:
+        """Fill this tokenizer with a folder's weights, exactly: a missing, unknown or misshapen tensor is an error."""
+        state = artefact.read_weights(folder, weights)
+        if self.decoder is None:
+            state = {key: value for key, value in state.items() if not key.startswith("decoder.")}
+        own = artefact.weights_of(self)
+        wrong = [key for key in own if key not in state or own[key].shape != state[key].shape]
+        wrong += [key for key in state if key not in own]
+        if wrong:
+            raise CheckpointError(
+                f"{folder}: its weights do not fit its config: {wrong[0]} and {len(wrong) - 1} more."
+            )
+        self.load_state_dict(state, strict=False)
+
+
+class _Builder:
+    """Builds a part with its own seed, and says which part refused its settings."""
+
+    def __init__(self, registry_: Registry, seed: int):
+        self.registry, self.seed = registry_, seed
+
+    def __call__(self, kind: str, path: str, cfg: Config, **wiring: Any) -> Any:
+        try:
+            with seeded(self.seed, "init", kind):
+                return self.registry.build(kind, cfg, **wiring)
+        except ValueError as error:
+            raise ConfigError(f"{path} ({cfg.name}): {error}.") from error
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            module.train()
+
+
+def _to_grid(mask: Bool[Tensor, "b *size"], grid: torch.Size) -> Bool[Tensor, "b *grid"]:
+    pool = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[len(grid) - 1]
+    return pool(mask.float().unsqueeze(1), tuple(grid)).squeeze(1) > 0
+
+
+def _deciding(cfg: Config) -> dict[str, Any]:
+    return {key: value for key, value in to_tree(cfg).items() if key not in cfg.training_only}

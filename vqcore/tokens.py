@@ -1,0 +1,266 @@
+"""Codes on disk: `<key>.npy` of shape (*grid, q) for every sample, and `tokens.json`, which says whose they are."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vqcore import artefact
+from vqcore.console import ProgressLine
+from vqcore.errors import ConfigError, DataError, RunError, listed
+from vqcore.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+MANIFEST = "tokens.json"
+
+
+@dataclass
+class Done:
+    """What a pass over a folder did."""
+
+    written: int = 0
+    skipped: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+def code_dtype(codebook_size: int) -> np.dtype:
+    """The smallest unsigned integer type that holds every code."""
+    return np.min_scalar_type(codebook_size - 1)
+
+
+def parse_size(text: str | None, nominal: Sequence[int]) -> tuple[int, ...]:
+    """`256` (every axis) or `256x192`; None is the nominal size. Raises `ConfigError`."""
+    if text is None:
+        return tuple(nominal)
+    parts = text.split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) not in (1, len(nominal)):
+        raise ConfigError(f"--size {text}: write one number, or {len(nominal)} of them joined by x.")
+    sides = [int(part) for part in parts]
+    return tuple(sides * len(nominal) if len(sides) == 1 else sides)
+
+
+def tokenize_folder(
+    tokenizer: Tokenizer,
+    source: Path,
+    target: Path,
+    *,
+    size: tuple[int, ...],
+    batch_size: int = 16,
+    overwrite: bool = False,
+) -> Done:
+    """Write the codes of every file below `source` (or of one file) below `target`, under the same relative names.
+
+    Files whose codes are there already are skipped, so an interrupted pass goes on where it stopped. Raises `DataError`
+    when nothing is readable, `ConfigError` for a size the encoder cannot take, `RunError` when `target` holds the
+    codes of another tokenizer.
+    """
+    files = _files(source, tokenizer.modality.suffixes)
+    try:
+        grid = tokenizer.grid(size)
+    except ValueError as error:
+        raise ConfigError(f"--size {'x'.join(map(str, size))}: {error}.") from error
+    manifest = {
+        "format": 1,
+        "fingerprint": tokenizer.fingerprint,
+        "codebook_size": tokenizer.codebook_size,
+        "num_codebooks": tokenizer.num_codebooks,
+        "grid": list(grid),
+        "size": list(size),
+        "dtype": str(code_dtype(tokenizer.codebook_size)),
+    }
+    _claim(target, manifest)
+    done = Done()
+    todo = []
+    for path in files:
+        key = path.relative_to(source if source.is_dir() else source.parent).with_suffix(".npy")
+        if (target / key).exists() and not overwrite:
+            done.skipped += 1
+        else:
+            todo.append((path, target / key))
+    with ProgressLine("tokenize", len(todo), unit="file") as line:
+        for group in _groups(todo, batch_size):
+            _tokenize(tokenizer, group, size, done)
+            line.update(done.written + len(done.failed))
+    if done.failed and not done.written and not done.skipped:
+        raise DataError(
+            f"{source}: none of its {len(files)} files could be read. The first: {done.failed[0]}"
+        )
+    return done
+
+
+def decode_folder(
+    tokenizer: Tokenizer,
+    source: Path,
+    target: Path,
+    *,
+    batch_size: int = 16,
+    overwrite: bool = False,
+    force: bool = False,
+) -> Done:
+    """Decode every `.npy` of codes below `source` (or one file) into `target`: PNG for pictures, `.npy` for the rest.
+
+    Raises `DataError` when the codes were made by another tokenizer (unless `force`) or cannot be its codes.
+    """
+    manifest = _manifest(source)
+    if manifest and manifest.get("fingerprint") != tokenizer.fingerprint and not force:
+        raise DataError(
+            f"{source}: these codes were made by another tokenizer (fingerprint "
+            f"{str(manifest.get('fingerprint'))[:16]}, this one is {tokenizer.fingerprint[:16]}). "
+            "Decode them with that one, or add --force."
+        )
+    files = _files(source, (".npy",))
+    size = tuple(manifest["size"]) if manifest else None
+    done = Done()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{target} cannot be written: {error.strerror}.") from error
+    with ProgressLine("decode", len(files), unit="file") as line:
+        for group in _groups(files, batch_size):
+            stems = [
+                path.relative_to(source if source.is_dir() else source.parent).with_suffix("")
+                for path in group
+            ]
+            fresh = [(p, s) for p, s in zip(group, stems) if overwrite or not _written(target, s)]
+            done.skipped += len(group) - len(fresh)
+            _decode(tokenizer, fresh, target, size, done)
+            line.update(done.written + done.skipped)
+    return done
+
+
+def _tokenize(
+    tokenizer: Tokenizer, group: list[tuple[Path, Path]], size: tuple[int, ...], done: Done
+) -> None:
+    inputs, targets = [], []
+    for path, target in group:
+        try:
+            inputs.append(tokenizer.read(path, size))
+            targets.append(target)
+        except (DataError, OSError) as error:
+            log.warning("skipped: %s", error)
+            done.failed.append(str(error))
+    if not inputs:
+        return
+    codes = tokenizer.encode(torch.cat(inputs)).cpu().numpy().astype(code_dtype(tokenizer.codebook_size))
+    for one, target in zip(codes, targets):
+        save_array(target, one)
+        done.written += 1
+
+
+def _decode(
+    tokenizer: Tokenizer,
+    group: list[tuple[Path, Path]],
+    target: Path,
+    size: tuple[int, ...] | None,
+    done: Done,
+) -> None:
+    by_shape: dict[tuple[int, ...], list[tuple[np.ndarray, Path]]] = {}
+    for path, stem in group:
+        codes = _read_codes(path, tokenizer)
+        by_shape.setdefault(codes.shape, []).append((codes, stem))
+    for members in by_shape.values():
+        stacked = torch.from_numpy(np.stack([each for each, _ in members]))
+        try:
+            x_hat = tokenizer.decode(stacked, size=size)
+        except ValueError as error:
+            raise DataError(f"{members[0][1]}: {error}.") from error
+        for one, (_, stem) in zip(x_hat, members):
+            _save_shown(target / stem, tokenizer.show(one))
+            done.written += 1
+
+
+def _read_codes(path: Path, tokenizer: Tokenizer) -> np.ndarray:
+    try:
+        codes = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: not a readable .npy file ({error}).") from error
+    rank = len(tokenizer.grid())
+    if codes.dtype.kind not in "iu" or codes.ndim != rank + 1 or codes.shape[-1] != tokenizer.num_codebooks:
+        raise DataError(
+            f"{path}: codes of this tokenizer are integers with {rank} grid axes and a last axis of "
+            f"{tokenizer.num_codebooks}, not {codes.dtype} of shape {list(codes.shape)}."
+        )
+    return codes.astype(np.int64)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy` file aside and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.incomplete")
+    with aside.open("wb") as file:
+        np.save(file, array)
+    aside.replace(path)
+
+
+def _save_shown(stem: Path, shown: Any) -> None:
+    if not isinstance(shown, Image.Image):
+        save_array(stem.with_name(f"{stem.name}.npy"), np.asarray(shown))
+        return
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    aside = stem.with_name(f".{stem.name}.incomplete")
+    shown.save(aside, format="PNG")
+    aside.replace(stem.with_name(f"{stem.name}.png"))
+
+
+def _written(target: Path, stem: Path) -> bool:
+    return any((target / stem.parent / f"{stem.name}{suffix}").exists() for suffix in (".png", ".npy"))
+
+
+def _files(source: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The readable files below a folder, sorted; hidden ones are none of ours."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise DataError(f"{source}: there is no such file or folder.")
+    files = [
+        path
+        for path in sorted(source.rglob("*"))
+        if path.suffix.lower() in suffixes
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(source).parts)
+    ]
+    if not files:
+        raise DataError(f"{source}: no file in it ends in {listed(suffixes)}.")
+    same: dict[Path, Path] = {}
+    for path in files:
+        stem = path.with_suffix("")
+        if stem in same:
+            raise DataError(f"{same[stem]} and {path} would both be written as {stem.name}.npy; rename one.")
+        same[stem] = path
+    return files
+
+
+def _claim(target: Path, manifest: dict[str, Any]) -> None:
+    there = _manifest(target)
+    if there is not None:
+        differ = [key for key in manifest if manifest[key] != there.get(key)]
+        if differ:
+            raise RunError(f"{target} holds other codes ({listed(differ)} differ). Choose another folder.")
+        return
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        artefact.write_text(target / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    except OSError as error:
+        raise RunError(f"{target} cannot be written: {error.strerror}.") from error
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder of codes, or of the folder a file of codes lies in."""
+    path = (folder if folder.is_dir() else folder.parent) / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}). Remove it, or make the codes again.") from error
+
+
+def _groups(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,515 @@
+"""The training loop: build, resume, check, then {load, losses, backward, clip, step, average, log, evaluate, save}.
+
+It knows batches, players and steps; what a loss is made of is the objective's business. Every random choice follows
+from (seed, purpose, step), so a run that was killed and taken up again ends with the same bits.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pluggy
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vqcore import dist, pictures, runfolder
+from vqcore.console import ProgressLine, say
+from vqcore.data.loader import BadSamples, EvalBatches, TrainBatches, nominal_size
+from vqcore.errors import ConfigError, DataError, RunError, did_you_mean, listed
+from vqcore.evaluation import build_metrics, evaluate
+from vqcore.metrics import CodeWindow
+from vqcore.optim import Ema, learning_rate, parameter_groups
+from vqcore.plugin import RunHooks
+from vqcore.protocols import Batch, Data, Losses, Modality
+from vqcore.registry import registry
+from vqcore.rng import derive, generator
+from vqcore.schema import RunConfig, TokenizerConfig
+from vqcore.tokenizer import Tokenizer
+
+PICTURE_STEPS = frozenset(m * 10**e for m in (1, 2, 5) for e in range(1, 10))
+"""Steps after which the strip grows by a row."""
+
+
+class Player:
+    """One party that is optimised: its module, optimizer and, under DDP, its gradient synchronisation."""
+
+    def __init__(self, name: str, module: nn.Module, cfg: RunConfig, forward: "Forward"):
+        self.name, self.module = name, module
+        groups = parameter_groups(module, cfg.optim.weight_decay)
+        optim = cfg.optim
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps)
+        self.trained = [p for group in groups for p in group["params"]]
+        self.forward: nn.Module = forward
+        if dist.world_size() > 1:
+            # The codebook keeps itself equal on all ranks (quantizers sum their statistics), hence no buffer broadcast.
+            self.forward = DistributedDataParallel(forward, broadcast_buffers=False)
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's tensors by parameter name, and the module's own unless it is the tokenizer."""
+        names: dict[Tensor, str] = {p: name for name, p in self.module.named_parameters()}
+        tensors = {
+            f"optimizer/{names[p]}/{key}": value
+            for p, entry in self.optimizer.state.items()
+            for key, value in entry.items()
+        }
+        if self.name != "model":
+            tensors |= {f"module/{key}": value for key, value in self.module.state_dict().items()}
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        own = {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
+        if own:
+            self.module.load_state_dict(own)
+        named = dict(self.module.named_parameters())
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                name, _, entry = key.removeprefix("optimizer/").rpartition("/")
+                p = named[name]
+                value = value.clone() if entry == "step" else value.to(p.device).clone()
+                self.optimizer.state[p][entry] = value
+
+
+class Forward(nn.Module):
+    """What DDP wraps: holds one player's module and returns that player's weighted loss."""
+
+    run: "Run"
+
+    def __init__(self, run: "Run", player: str, module: nn.Module):
+        super().__init__()
+        self.module, self.player = module, player
+        self.__dict__["run"] = run
+
+    def forward(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, Losses]:
+        """The sum of the weighted terms, and all the objective said."""
+        run = self.run
+        bf16 = run.config.run.precision == "bf16"
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
+            out = run.objective.losses(run.tokenizer, batch, player=self.player, step=step, rng=rng)
+        weights = run.config.objective.weights
+        total = sum((weights.get(name, 1.0) * term for name, term in out.terms.items()), torch.zeros(()))
+        return torch.as_tensor(total), out
+
+
+@dataclass
+class Run:
+    """A run as its hooks may see it."""
+
+    config: RunConfig
+    dir: Path
+    device: torch.device
+    tokenizer: Tokenizer
+    data: Data
+    extra: dict[str, Modality]
+    eval_data: Data | None
+    steps: int
+    step: int = 0
+    players: dict[str, Player] = field(default_factory=dict)
+    ema: Ema | None = None
+    window: CodeWindow | None = None
+    last_evaluation: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def objective(self) -> Any:
+        """How the tokenizer is trained."""
+        return self.tokenizer.objective
+
+    @property
+    def seed(self) -> int:
+        """Where all randomness begins."""
+        return self.config.run.seed
+
+    def player(self, name: str) -> Player:
+        """A player by name; built when it is first asked for."""
+        if name not in self.players:
+            module = self.tokenizer if name == "model" else getattr(self.objective, name)
+            self.players[name] = Player(name, module, self.config, Forward(self, name, module))
+        return self.players[name]
+
+
+def train(config: RunConfig) -> Run:
+    """Train to the end, taking up the run in `run.dir` if there is one. Returns the finished run."""
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    device = pick_device(config.run.device)
+    with dist.process_group(device):
+        runfolder.check(config)
+        run = build(config, device)
+        check_weights(run)
+        with runfolder.opened(config):
+            runfolder.resume(run)
+            hooks = _hooks(run)
+            error: BaseException | None = None
+            try:
+                _train(run, hooks)
+            except BaseException as caught:
+                error = caught
+                raise
+            finally:
+                hooks.vqcore_run_ended(run=run, error=error)
+    return run
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device a config asks for; by default this process's GPU if there is one."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"run.device={name}: this torch sees no CUDA device. Use run.device=cpu.")
+    if name == "cuda":
+        torch.cuda.set_device(dist.local_rank())
+        name = f"cuda:{dist.local_rank()}"
+    return torch.device(name)
+
+
+def build(config: RunConfig, device: torch.device) -> Run:
+    """Data, tokenizer and objective of a config; raises what a user can mend before anything is written."""
+    tokenizer_config = tokenizer_config_of(config)
+    tokenizer = Tokenizer(tokenizer_config, seed=config.run.seed)
+    extra = {
+        label: registry().build("modality", cfg, size=tokenizer_config.size)
+        for label, cfg in config.data.extra.items()
+    }
+    data, eval_data = open_data(config, tokenizer.modality, extra)
+    for size in eval_sizes(config, tokenizer):
+        _check_size(tokenizer, size)
+    tokenizer.to(device)
+    tokenizer.objective.setup(tokenizer)
+    steps = config.run.steps or _steps(config, len(data))
+    run = Run(config, Path(config.run.dir), device, tokenizer, data, extra, eval_data, steps)
+    run.ema = Ema(tokenizer, config.ema.decay) if config.ema.decay else None
+    run.window = CodeWindow(tokenizer.codebook_size, tokenizer.num_codebooks)
+    return run
+
+
+def tokenizer_config_of(config: RunConfig) -> TokenizerConfig:
+    """The part of a run's config that an artefact keeps."""
+    data = config.data
+    try:
+        modality = registry().build("modality", data.modality, size=data.input_size or data.input_size_max)
+    except ValueError as error:
+        raise ConfigError(f"data.modality ({data.modality.name}): {error}.") from error
+    size = nominal_size(data, modality.spec.rank)
+    size = size if isinstance(size, tuple) else modality.spec.size
+    return TokenizerConfig(modality=data.modality, size=size, model=config.model, objective=config.objective)
+
+
+def open_data(config: RunConfig, modality: Modality, extra: dict[str, Modality]) -> tuple[Data, Data | None]:
+    """Training samples, and evaluation samples when the config names any."""
+    wiring = {"modality": modality, "extra": extra}
+    data = registry().build("data", config.data, split="train", **wiring)
+    wanted = getattr(config.data, "eval_path", None) is not None
+    if not wanted and config.eval.every is not None:
+        raise DataError("eval.every is set, but there is nothing to evaluate on. Set data.eval_path.")
+    return data, registry().build("data", config.data, split="eval", **wiring) if wanted else None
+
+
+def open_eval_data(config: RunConfig, modality: Modality) -> Data:
+    """Evaluation samples alone; raises `DataError` when the config names none."""
+    return registry().build("data", config.data, split="eval", modality=modality, extra={})
+
+
+def eval_sizes(config: RunConfig, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The sizes to evaluate at: `eval.sizes` (a number stands for every axis), else the nominal one."""
+    if not config.eval.sizes:
+        return [tuple(tokenizer.cfg.size)]
+    return [(side,) * tokenizer.spec.rank for side in config.eval.sizes]
+
+
+def _check_size(tokenizer: Tokenizer, size: tuple[int, ...]) -> None:
+    try:
+        tokenizer.grid(size)
+    except ValueError as error:
+        raise ConfigError(f"model.encoder ({tokenizer.cfg.model.encoder.name}): {error}.") from error
+
+
+def _steps(config: RunConfig, samples: int) -> int:
+    per_step = config.data.batch_size * config.optim.accumulate * dist.world_size()
+    assert config.run.epochs is not None
+    return max(1, math.ceil(config.run.epochs * samples / per_step))
+
+
+def _hooks(run: Run) -> Any:
+    manager = pluggy.PluginManager("vqcore")
+    manager.add_hookspecs(RunHooks)
+    for label, cfg in reversed(run.config.hooks.items()):  # pluggy calls the last registered one first
+        manager.register(registry().build("hook", cfg), name=label)
+    manager.check_pending()
+    return manager.hook
+
+
+def _train(run: Run, hooks: Any) -> None:
+    if run.step >= run.steps:
+        say(f"{run.dir}: finished already ({run.step} of {run.steps} steps). Lengthen it with run.steps=N.")
+        return
+    config, bad = run.config, BadSamples(run.data, run.config.data)
+    strip = pictures.Strip(run.dir / "samples", _fixed_samples(run)) if dist.is_main() else None
+    loader = TrainBatches(
+        run.data,
+        run.tokenizer.modality,
+        run.extra,
+        run.config.data,
+        seed=run.seed,
+        start_step=run.step,
+        steps=run.steps,
+        accumulate=config.optim.accumulate,
+        rank=dist.rank(),
+        world=dist.world_size(),
+    )
+    hooks.vqcore_run_started(run=run)
+    averages = _Averages()
+    stream = iter(loader)
+    with ProgressLine("train", run.steps, done=run.step) as line:
+        while run.step < run.steps:
+            averages.add(train_step(run, _next_batches(stream, bad, config.optim.accumulate)))
+            run.step += 1
+            last = run.step == run.steps
+            shown = None
+            if last or run.step % config.run.log_every == 0:
+                shown = (
+                    averages.take()
+                    | (run.window.figures() if run.window else {})
+                    | ({"data/bad": float(len(bad))} if len(bad) else {})
+                )
+                runfolder.log_metrics(run, shown)
+                hooks.vqcore_step_ended(run=run, step=run.step, metrics=shown)
+            line.update(run.step, shown)
+            if strip and (last or run.step in PICTURE_STEPS):
+                with _as_evaluated(run):
+                    strip.add(run.tokenizer, run.step)
+            _evaluate_and_save(run, hooks, last)
+
+
+def _evaluate_and_save(run: Run, hooks: Any, last: bool) -> None:
+    """Evaluate and save where the config asks for it; a new best evaluation is saved even between two saves."""
+    every = run.config.eval.every
+    score = None
+    if run.eval_data is not None and (last or (every and run.step % every == 0)):
+        figures = evaluate_run(run)
+        score = figures[next(key for key in figures if key.endswith("/loss"))]
+        hooks.vqcore_evaluated(run=run, step=run.step, metrics=figures)
+    due = last or run.step % run.config.run.save_every == 0
+    if due or (score is not None and runfolder.is_best(run, score)):
+        path = runfolder.save(run, score)
+        hooks.vqcore_saved(run=run, step=run.step, path=str(path))
+
+
+def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
+    """One optimizer step of every player; returns the figures of this step."""
+    figures: dict[str, float | Tensor] = {}
+    for name in run.objective.players(run.step):
+        player = run.player(name)
+        _set_modes(run, name)
+        rate = learning_rate(
+            run.config.optim,
+            run.step,
+            horizon=run.config.optim.horizon or run.steps,
+            total_batch=run.config.data.batch_size * len(batches) * dist.world_size(),
+        )
+        for group in player.optimizer.param_groups:
+            group["lr"] = rate
+        player.optimizer.zero_grad(set_to_none=True)
+        for micro, batch in enumerate(batches):
+            figures |= _backward(run, player, batch, micro, len(batches))
+        clip = run.config.optim.clip
+        norm = nn.utils.clip_grad_norm_(player.trained, clip if clip else math.inf)
+        _refuse_nonfinite(run, name, figures, norm, batches)
+        player.optimizer.step()
+        if name == "model" and run.ema:
+            run.ema.update()
+        suffix = "" if name == "model" else f"/{name}"
+        figures |= {f"lr{suffix}": rate, f"grad_norm{suffix}": norm}
+    return figures
+
+
+def _backward(run: Run, player: Player, batch: Batch, micro: int, parts: int) -> dict[str, float | Tensor]:
+    keys = (run.step, micro, player.name, dist.rank())
+    torch.manual_seed(derive(run.seed, "layers", *keys))  # dropout, and whatever a quantizer draws
+    rng = generator(run.seed, "objective", *keys)
+    synced = micro == parts - 1 or dist.world_size() == 1
+    with contextlib.nullcontext() if synced else player.forward.no_sync():  # type: ignore[operator]
+        total, out = player.forward(batch.to(run.device), run.step, rng)
+        (total / parts).backward()
+    if player.name == "model" and out.codes is not None and run.window:
+        run.window.add(out.codes)
+    suffix = "" if player.name == "model" else f"/{player.name}"
+    return {f"loss{suffix}": total.detach(), **{k: v.detach() for k, v in (out.terms | out.metrics).items()}}
+
+
+def _set_modes(run: Run, playing: str) -> None:
+    """Only the player at work learns; the tokenizer's codebook moves only when the tokenizer plays."""
+    for name, player in run.players.items():
+        player.module.train(name == playing)
+        for p in player.trained:
+            p.requires_grad_(name == playing)
+    run.tokenizer.train(playing == "model")
+
+
+def _refuse_nonfinite(run: Run, player: str, figures: dict, norm: Tensor, batches: list[Batch]) -> None:
+    if bool(torch.isfinite(norm)):
+        return
+    broken = [k for k, v in figures.items() if isinstance(v, Tensor) and not bool(torch.isfinite(v).all())]
+    keys = [key for batch in batches for key in batch.keys]
+    raise RunError(
+        f"step {run.step + 1}: {listed(broken) or f'the gradient of {player}'} is not finite "
+        f"(samples {listed(keys, 4)}). "
+        f"The checkpoints in {run.dir} are as they were; try a lower optim.lr or run.precision=fp32."
+    )
+
+
+def _next_batches(stream: Iterator[Any], bad: BadSamples, accumulate: int) -> list[Batch]:
+    batches = []
+    for _ in range(accumulate):
+        loaded = next(stream)
+        bad.add(loaded.bad)
+        batches.append(loaded.batch)
+    return batches
+
+
+class _Averages:
+    """Means of figures over the steps since they were last taken; tensors are read only then (a sync point)."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Any] = {}
+        self.steps = 0
+
+    def add(self, figures: dict[str, float | Tensor]) -> None:
+        for name, value in figures.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+
+    def take(self) -> dict[str, float]:
+        world = dist.world_size()
+        sums = dist.sum_dicts({name: torch.as_tensor(value) for name, value in self.sums.items()})
+        means = {name: float(value) / self.steps / world for name, value in sums.items()}
+        self.sums, self.steps = {}, 0
+        return means
+
+
+@torch.no_grad()
+def check_weights(run: Run) -> None:
+    """Compare the names in `objective.weights` with the losses that one batch reports; nothing is trained."""
+    weights = run.config.objective.weights
+    batch = _first_batch(run).to(run.device)
+    run.tokenizer.eval()
+    terms: list[str] = []
+    for name in run.objective.players(run.steps):
+        rng = generator(run.seed, "check")
+        terms += run.objective.losses(run.tokenizer, batch, player=name, step=run.steps, rng=rng).terms
+    for name, weight in weights.items():
+        if name not in terms and weight != 0:
+            raise ConfigError(
+                f"objective.weights: no loss is called '{name}'.{did_you_mean(name, terms)} "
+                f"Losses here: {listed(terms)}."
+            )
+
+
+def _first_batch(run: Run) -> Batch:
+    loader = TrainBatches(
+        run.data,
+        run.tokenizer.modality,
+        run.extra,
+        replace(run.config.data, workers=0),
+        seed=run.seed,
+        start_step=0,
+        steps=1,
+        accumulate=1,
+        rank=dist.rank(),
+        world=dist.world_size(),
+    )
+    return next(iter(loader)).batch
+
+
+def _fixed_samples(run: Run) -> Tensor:
+    """The samples that the strip and the contact sheet show: the first ones to evaluate on, else to train on."""
+    data = run.eval_data if run.eval_data is not None else run.data
+    batches = EvalBatches(
+        data,
+        run.tokenizer.modality,
+        {},
+        run.config.data,
+        size=tuple(run.tokenizer.cfg.size),
+        batch_size=run.config.eval.pictures,
+        rank=0,
+        world=1,
+        limit=run.config.eval.pictures,
+        workers=0,
+    )
+    return next(iter(batches)).batch.x
+
+
+@contextlib.contextmanager
+def _as_evaluated(run: Run) -> Iterator[None]:
+    """The tokenizer as it will be used: running averages instead of weights, eval mode."""
+    was_training = run.tokenizer.training
+    run.tokenizer.eval()
+    with run.ema.applied() if run.ema else contextlib.nullcontext():
+        yield
+    run.tokenizer.train(was_training)
+
+
+def evaluate_run(run: Run) -> dict[str, float]:
+    """Figures on the evaluation data, with the running averages if there are any; the contact sheet beside them."""
+    figures: dict[str, float] = {}
+    sizes = eval_sizes(run.config, run.tokenizer)
+    with _as_evaluated(run):
+        for size in sizes:
+            prefix = "eval/" if len(sizes) == 1 else f"eval@{'x'.join(map(str, size))}/"
+            got = evaluate_data(run.tokenizer, run.config, run.eval_data, run.extra, size, step=run.step)
+            figures |= {prefix + name: value for name, value in got.items()}
+        if dist.is_main():
+            folder = run.dir / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            pictures.contact_sheet(run.tokenizer, _fixed_samples(run)).save(folder / "sheet.png")
+    run.last_evaluation = figures
+    runfolder.log_metrics(run, figures)
+    return figures
+
+
+def evaluate_data(
+    tokenizer: Tokenizer,
+    config: RunConfig,
+    data: Data | None,
+    extra: dict,
+    size: tuple[int, ...],
+    *,
+    step: int,
+) -> dict[str, float]:
+    """Figures of a tokenizer on one data set at one size. Unreadable files are skipped, named and counted."""
+    assert data is not None
+    cfg = config.data
+    bad = BadSamples(data, cfg)
+    batches = EvalBatches(
+        data,
+        tokenizer.modality,
+        extra,
+        cfg,
+        size=size,
+        batch_size=config.eval.batch_size or cfg.batch_size,
+        rank=dist.rank(),
+        world=dist.world_size(),
+        limit=config.eval.samples,
+        workers=cfg.workers,
+    )
+
+    def good() -> Iterator[Batch]:
+        for loaded in batches:
+            bad.add(loaded.bad)
+            yield loaded.batch
+
+    total = min(len(data), config.eval.samples or len(data))
+    with ProgressLine("evaluate", -(-total // dist.world_size()), unit="sample") as line:
+        return evaluate(
+            tokenizer,
+            good(),
+            build_metrics(config.eval.metrics, tokenizer),
+            size=size,
+            weights=config.objective.weights,
+            seed=config.run.seed,
+            step=step,
+            watch=line.update,
+        )
