@@ -45,10 +45,9 @@ def launch(folder, name, ranks, batch, steps=1):
         "run": {**TREE["run"], "dir": name, "steps": steps},
     }
     (folder / f"{name}.yaml").write_text(yaml.dump(tree))
-    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", "--no-python"]
-    prefix = [sys.executable, *torchrun] if ranks > 1 else []
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"] if ranks > 1 else []
     done = subprocess.run(
-        [*prefix, sys.executable, "-m", "vqcore", "train", f"{name}.yaml"],
+        [sys.executable, *torchrun, "-m", "vqcore", "train", f"{name}.yaml"],
         cwd=folder,
         capture_output=True,
         text=True,

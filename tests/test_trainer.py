@@ -325,3 +325,10 @@ def test_a_run_that_died_while_it_made_its_folder_begins_anew(tmp_path):
     (folder / ".config.yaml.incomplete").write_text("run: {st")
     runfolder.check(run_config(folder))
     assert train(run_config(folder)).step == 6
+
+
+def test_a_setting_with_a_dollar_sign_does_not_look_like_a_change(tmp_path):
+    config = run_config(tmp_path / "run", data__eval_path="a\\${b}")
+    assert config.data.eval_path == "a${b}"
+    train(config)
+    assert train(config).step == 6

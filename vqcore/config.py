@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import logging
+import math
 import os
 import re
 import textwrap
@@ -151,31 +152,39 @@ def to_tree(config: Any) -> Any:
 
 def dump(config: Any) -> str:
     """A config as YAML, complete and resolved; loading it gives an equal object."""
-    return yaml.dump(
-        to_tree(config),
-        Dumper=_Dumper,
-        sort_keys=False,
-        default_flow_style=None,
-        width=110,
-        allow_unicode=True,
-    )
+    return _yaml(to_tree(config), default_flow_style=None, width=110)
 
 
 def inline(value: Any) -> str:
     """A value as it may stand behind `key=` on the command line or `key: ` in a file."""
-    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
+    if isinstance(value, float) and math.isfinite(value):
+        return repr(value)  # 1e-08, where YAML writes 1.0e-08
+    return _yaml(value, default_flow_style=True, width=10**9).removesuffix("\n").removesuffix("\n...")
+
+
+def _yaml(tree: Any, **style: Any) -> str:
+    return yaml.dump(_escaped(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
+
+
+def _escaped(tree: Any) -> Any:
+    """The tree with `${` in its values written so that it is read back as text."""
+    if isinstance(tree, Mapping):
+        return {key: _escaped(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_escaped(value) for value in tree]
+    if isinstance(tree, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", tree)
+    return tree
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what OmegaConf's reader takes for a number (`1e3`) and escapes what it resolves (`${`)."""
+    """Quotes what OmegaConf's reader takes for a number (`1e3`), and what has line breaks (PyYAML turns some)."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         """A string that is read back as the same string."""
-        if "${" in text:
-            text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
         plain = text[:1].isalpha() or text[:1] in ("_", "/")
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
+        style = None if plain else "'"
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style if text.isprintable() else '"')
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)

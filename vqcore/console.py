@@ -29,8 +29,8 @@ class ProgressLine:
         self, label: str, total: int, *, unit: str = "step", done: int = 0, interval_s: float = 10.0
     ):
         self.label, self.total, self.unit, self.interval_s = label, total, unit, interval_s
-        self.start, self.done = done, done
-        self.started = self.spoke = time.monotonic()
+        self.start, self.spoke = done, 0.0
+        self.started: float | None = None
         self.silent = not dist.is_main()
         self.figures = ""
         self.live = None
@@ -62,19 +62,21 @@ class ProgressLine:
         """Say that `done` units are done; `figures` replaces what is shown beside them."""
         if self.silent:
             return
-        first, self.done = self.done == self.start, done
+        now = time.monotonic()
+        first = self.started is None
+        if self.started is None:  # what came before (workers, first allocations) says nothing about the rate
+            self.start, self.started = done, now
         if figures is not None:
             self.figures = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        now = time.monotonic()
         rate = (done - self.start) / max(now - self.started, 1e-9)
+        pace = f"{rate:.1f} {self.unit}/s" if rate else ""
         if self.live:
-            shown = f"{rate:.1f} {self.unit}/s"
-            self.live.update(self.task, completed=done, rate=shown, figures=self.figures)
+            self.live.update(self.task, completed=done, rate=pace, figures=self.figures)
         elif first or done >= self.total or now - self.spoke >= self.interval_s:
             self.spoke = now
-            left = (self.total - done) / max(rate, 1e-9)
-            text = f"{self.label} {done}/{self.total}  {rate:.1f} {self.unit}/s  {_clock(left)} left"
-            print(f"{text}  {self.figures}".rstrip(), file=sys.stderr, flush=True)
+            left = f"{_clock((self.total - done) / rate)} left" if rate else ""
+            parts = (f"{self.label} {done}/{self.total}", pace, left, self.figures)
+            print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vqcore import artefact, dist
 from vqcore.config import dump, leaves, to_tree
@@ -118,8 +120,8 @@ def _refuse_another_run(folder: Path, config: RunConfig) -> None:
             )
         return
     try:
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        saved: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise RunError(f"{path} cannot be read: {error}.") from error
     differ = config_differences(config, saved if isinstance(saved, dict) else {}, FREE_ON_RESUME)
     if differ:

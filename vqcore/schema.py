@@ -170,6 +170,8 @@ class OptimSection:
         if (self.lr is None) == (self.base_lr is None):
             raise ValueError("give either lr or base_lr")
         _positive(self, "accumulate")
+        if self.horizon is not None:
+            _positive(self, "horizon")
         for name in ("lr", "base_lr", "clip"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -211,6 +213,7 @@ class EvalSection:
     """How many samples the contact sheet and the strip show."""
 
     def __post_init__(self) -> None:
+        _positive(self, "pictures")
         for name in ("every", "batch_size", "samples"):
             if getattr(self, name) is not None:
                 _positive(self, name)

@@ -14,7 +14,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"recipe:{name}")
         return 0
     if not args.config:
-        raise ConfigError("no config is named. Write vqcore config FILE.yaml, or --list to see the recipes.")
+        raise ConfigError("name a config: vqcore config FILE.yaml (or --list the recipes).")
     loaded = load(args.config, args.overrides, schema=RunConfig)
     if not args.origin:
         print(dump(loaded.config), end="")

@@ -1,14 +1,14 @@
-"""Transformer blocks that normalise before they transform.
+"""Transformer blocks that normalise before they transform, on token grids of any rank.
 
-Paper: ViT (arXiv 2010.11929), eq. 2 and 3; stochastic depth (arXiv 1603.09382).
-Differs from the paper: no class token, and no normalisation after the last block.
+Papers: ViT (arXiv 2010.11929), equations 2 and 3; stochastic depth (arXiv 1603.09382).
+Differs from the papers: no class token, no normalisation after the last block.
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import pack, rearrange, unpack
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ EPS = 1e-6
 
 
 def linear(dim_in: int, dim_out: int, *, parts: int = 1) -> nn.Linear:
-    """Make a linear layer, Xavier-uniform with zero bias; `parts` maps stacked in one are drawn like single ones."""
+    """Make a linear layer, Xavier-uniform with zero bias; `parts` stacked maps are drawn like single ones."""
     layer = nn.Linear(dim_in, dim_out)
     bound = math.sqrt(6 / (dim_in + dim_out / parts))
     nn.init.uniform_(layer.weight, -bound, bound)
@@ -35,7 +35,7 @@ class MLP(nn.Module):
         self.fc2 = linear(hidden, dim)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+    def forward(self, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
         return self.drop(self.fc2(self.act(self.fc1(x))))
 
 
@@ -49,28 +49,30 @@ class Attention(nn.Module):
         self.proj = linear(dim, dim)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        q, k, v = rearrange(self.qkv(x), "b n (part h d) -> part b h n d", part=3, h=self.num_heads)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.drop(self.proj(rearrange(out, "b h n d -> b n (h d)")))
+    def forward(self, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
+        tokens, grid = pack([self.qkv(x)], "b * d")
+        q, k, v = rearrange(tokens, "b n (part h d) -> part b h n d", part=3, h=self.num_heads)
+        tokens = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+        (x,) = unpack(tokens, grid, "b * d")
+        return self.drop(self.proj(x))
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drop a residual branch for whole samples in training, and scale up the others."""
+    """Stochastic depth: in training, drop a residual branch for whole samples and scale up the others."""
 
     def __init__(self, prob: float):
         super().__init__()
         self.prob = prob
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
         if not self.training or self.prob == 0:
             return x
-        keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.prob
+        keep = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.prob
         return x * keep / (1 - self.prob)
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each as a residual branch."""
+    """Attention, then an MLP, each on a residual branch."""
 
     def __init__(self, dim: int, num_heads: int, hidden: int, dropout: float = 0.0, drop_path: float = 0.0):
         super().__init__()
@@ -80,6 +82,6 @@ class Block(nn.Module):
         self.mlp = MLP(dim, hidden, nn.GELU(), dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))

@@ -51,3 +51,17 @@ class ConvNeXtBlock(nn.Module):
         y = self.norm(rearrange(self.dwconv(x), "b c ... -> b ... c"))
         y = self.gamma * self.pwconv2(self.act(self.pwconv1(y)))
         return x + rearrange(y, "b ... c -> b c ...")
+
+
+class PixelConvs(nn.Module):
+    """Two 3-wide convolutions at the resolution of the output: one residual, one to the output's channels."""
+
+    def __init__(self, rank: int, channels: int, channels_out: int):
+        super().__init__()
+        self.conv1 = conv(rank, channels, channels, 3, padding=1)
+        self.conv2 = conv(rank, channels, channels_out, 3, padding=1)
+
+    def forward(self, y: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c_out *size"]:
+        if y.ndim == 4:  # channels last is twice as fast on a CPU
+            y = y.contiguous(memory_format=torch.channels_last)
+        return self.conv2(y + self.conv1(torch.relu(y)))

@@ -1,0 +1,228 @@
+"""Transformer encoder and decoder for inputs of one to three axes: images, sequences, volumes, feature maps.
+
+Papers: ViT (arXiv 2010.11929) for patches and blocks; ViT-VQGAN (arXiv 2110.04627), section 3.1, for the point-wise
+tanh MLP at the end of either side; 4M (arXiv 2312.06647) for the whole, whose weights fit name by name.
+Differs from 4M: positions of grids that are not square have one half of the channels for the row and one for the
+column; the decoder owns the projection of its latents (`in_proj`); `grid_conv` and `out_conv: conv` are new.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vqcore.config import Config
+from vqcore.protocols import DataSpec
+from vqcore_vit.blocks import EPS, MLP, Block, linear
+from vqcore_vit.convs import ConvNeXtBlock, GridConv, PixelConvs, conv
+from vqcore_vit.positions import resize_positions, sincos_positions
+
+SIZES = {"s": (512, 8, 8), "b": (768, 12, 12), "l": (1024, 24, 16)}
+"""Width, depth and number of heads of the presets."""
+
+_UNPATCH = {
+    1: "b h (c p) -> b c (h p)",
+    2: "b h w (c p q) -> b c (h p) (w q)",
+    3: "b t h w (c p q r) -> b c (t p) (h q) (w r)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(Config):
+    """What the encoder's and the decoder's settings have in common."""
+
+    training_only: ClassVar[tuple[str, ...]] = ("drop_path", "dropout", "learnable_positions")
+
+    size: Literal["s", "b", "l"] | None = None
+    """Preset of width, depth and num_heads: s 512, 8, 8; b 768, 12, 12; l 1024, 24, 16. Numbers given beside it win."""
+    width: int | None = None
+    """Channels of a token inside the transformer."""
+    depth: int | None = None
+    """Number of blocks."""
+    num_heads: int | None = None
+    """Attention heads of a block; they share the width evenly."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLPs, as a multiple of width."""
+    patch_size: int | tuple[int, ...] = 16
+    """Side of the patch that a token stands for: one number for all axes, or one per axis."""
+    patch_proj: bool = True
+    """Off: every position of the data is a token (feature maps), and patch_size plays no part."""
+    post_mlp: bool = False
+    """A point-wise tanh MLP after the blocks."""
+    grid_conv: bool = False
+    """A depthwise convolution over neighbouring tokens after the first block, so that patches agree at their borders."""
+    drop_path: float = 0.0
+    """Probability that a sample skips a residual branch in training: 0 at the first block, this at the last."""
+    dropout: float = 0.0
+    """Probability that a channel is dropped at the end of a residual branch in training."""
+    learnable_positions: bool = False
+    """Train the position embeddings instead of keeping sines and cosines."""
+
+    def __post_init__(self) -> None:
+        missing = [name for name in ("width", "depth", "num_heads") if getattr(self, name) is None]
+        if self.size is None and missing:
+            raise ValueError(
+                f"{', '.join(missing)} missing: give size (s, b or l), or width, depth and num_heads"
+            )
+        width, depth, num_heads = self.shape
+        patch = (self.patch_size,) if isinstance(self.patch_size, int) else self.patch_size
+        if min(width, depth, num_heads, *patch) < 1:
+            given = f"width={width}, depth={depth}, num_heads={num_heads}, patch_size={self.patch_size}"
+            raise ValueError(f"{given}: each must be at least 1")
+        if width % num_heads:
+            raise ValueError(f"width={width} does not divide into num_heads={num_heads}")
+        if not (0 <= self.dropout < 1 and 0 <= self.drop_path < 1):
+            raise ValueError(
+                f"dropout={self.dropout}, drop_path={self.drop_path}: probabilities lie in [0, 1)"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, depth and number of heads, from the preset and the numbers beside it."""
+        width, depth, num_heads = SIZES[self.size] if self.size else (0, 0, 0)
+        return self.width or width, self.depth or depth, self.num_heads or num_heads
+
+
+class ViTEncoder(nn.Module):
+    """Patches (or, without `patch_proj`, the data's own positions) to latents of width `dim`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TransformerConfig):
+        """Settings of `vit/encoder`."""
+
+        input_size_enc: int | tuple[int, ...] | None = None
+        """Size of the data that positions are made for, by default the nominal one; they are resized to any other."""
+
+    pos_emb: Tensor
+    norm_mlp: nn.LayerNorm | None
+    post_mlp: MLP | None
+
+    def __init__(self, cfg: Config, *, spec: DataSpec):
+        super().__init__()
+        self.dim, _, _ = cfg.shape
+        self.patch = _patch(cfg, spec.rank)
+        self.proj = conv(spec.rank, spec.channels, self.dim, self.patch, stride=self.patch)
+        _add_trunk(self, cfg, self.grid(_size(cfg.input_size_enc, spec)))
+
+    def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens along each axis for data of this size. Raises `ValueError` when it is no multiple of the patch."""
+        return _grid(size, self.patch)
+
+    def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b *grid d"]:
+        """Cut, embed, transform."""
+        self.grid(tuple(x.shape[2:]))
+        x = self.proj(x)
+        x = _transform(self, rearrange(x, "b d ... -> b ... d"))
+        if self.post_mlp is not None and self.norm_mlp is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                x = x.float() + self.post_mlp(self.norm_mlp(x.float()))
+        return x
+
+
+class ViTDecoder(nn.Module):
+    """Quantized latents of width `dim` to data: `in_proj`, blocks, a patch for every token, optional convolutions."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TransformerConfig):
+        """Settings of `vit/decoder`."""
+
+        input_size_dec: int | tuple[int, ...] | None = None
+        """Size of the data that positions are made for, by default the nominal one; they are resized to any other."""
+        out_conv: Literal["none", "convnext", "conv"] = "none"
+        """After the patches: nothing, two ConvNeXt blocks (4M's out_conv), or 3-wide convolutions that hide the seams."""
+        out_conv_channels: int = 8
+        """Channels per output position that go into `out_conv: conv`."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.out_conv_channels < 1:
+                raise ValueError(f"out_conv_channels={self.out_conv_channels} is below 1")
+
+    pos_emb: Tensor
+    norm_mlp: nn.LayerNorm | None
+    post_mlp: MLP | None
+
+    def __init__(self, cfg: Config, *, dim: int, spec: DataSpec):
+        super().__init__()
+        width, _, _ = cfg.shape
+        self.patch = _patch(cfg, spec.rank)
+        self.in_proj = nn.Linear(dim, width)
+        _add_trunk(self, cfg, _grid(_size(cfg.input_size_dec, spec), self.patch))
+        channels = cfg.out_conv_channels if cfg.out_conv == "conv" else spec.out_channels
+        self.out_proj = linear(width, channels * math.prod(self.patch))
+        self.out_conv = _out_conv(cfg.out_conv, spec.rank, channels, spec.out_channels)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight nearest the output."""
+        after: Any = self.out_conv
+        if after is None:
+            return self.out_proj.weight
+        return after.conv2.weight if isinstance(after, PixelConvs) else after[-1].pwconv2.weight
+
+    def forward(self, z_q: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b c *size"]:
+        """Project, transform, lay out the patches."""
+        x = _transform(self, self.in_proj(z_q))
+        if self.post_mlp is not None and self.norm_mlp is not None:
+            x = x + self.post_mlp(self.norm_mlp(x))
+        x = rearrange(self.out_proj(x), _UNPATCH[len(self.patch)], **dict(zip("pqr", self.patch)))
+        return x if self.out_conv is None else self.out_conv(x)
+
+
+def _add_trunk(module: Any, cfg: TransformerConfig, grid: tuple[int, ...]) -> None:
+    """Give a module what encoder and decoder share: `pos_emb`, `blocks`, `grid_conv`, `norm_mlp` and `post_mlp`."""
+    width, depth, num_heads = cfg.shape
+    hidden = round(cfg.mlp_ratio * width)
+    pos_emb = sincos_positions(grid, width)
+    if cfg.learnable_positions:
+        module.pos_emb = nn.Parameter(pos_emb)
+    else:
+        module.register_buffer("pos_emb", pos_emb)
+    skips = torch.linspace(0, cfg.drop_path, depth).tolist()
+    module.blocks = nn.ModuleList(Block(width, num_heads, hidden, cfg.dropout, skip) for skip in skips)
+    module.grid_conv = GridConv(len(grid), width) if cfg.grid_conv else None
+    module.norm_mlp = nn.LayerNorm(width, eps=EPS) if cfg.post_mlp else None
+    module.post_mlp = MLP(width, hidden, nn.Tanh()) if cfg.post_mlp else None
+
+
+def _transform(module: Any, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
+    """Add positions and run the blocks; `grid_conv` sees the grid after the first of them."""
+    grid = tuple(x.shape[1:-1])
+    x = x + rearrange(resize_positions(module.pos_emb, grid), "1 d ... -> 1 ... d")
+    for index, block in enumerate(module.blocks):
+        x = block(x)
+        if index == 0 and module.grid_conv is not None:
+            x = module.grid_conv(x)
+    return x
+
+
+def _patch(cfg: TransformerConfig, rank: int) -> tuple[int, ...]:
+    if not cfg.patch_proj:
+        return (1,) * rank
+    patch = (cfg.patch_size,) * rank if isinstance(cfg.patch_size, int) else tuple(cfg.patch_size)
+    if len(patch) != rank:
+        raise ValueError(f"patch_size={list(patch)} has {len(patch)} axes, the data has {rank}")
+    return patch
+
+
+def _size(size: int | tuple[int, ...] | None, spec: DataSpec) -> tuple[int, ...]:
+    size = spec.size if size is None else size
+    return (size,) * spec.rank if isinstance(size, int) else tuple(size)
+
+
+def _grid(size: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
+    if len(size) != len(patch) or any(side % step for side, step in zip(size, patch)):
+        raise ValueError(f"size {list(size)} is no multiple of patch_size {list(patch)}")
+    return tuple(side // step for side, step in zip(size, patch))
+
+
+def _out_conv(kind: str, rank: int, channels: int, channels_out: int) -> nn.Module | None:
+    if kind == "none":
+        return None
+    if kind == "conv":
+        return PixelConvs(rank, channels, channels_out)
+    return nn.Sequential(ConvNeXtBlock(rank, channels), ConvNeXtBlock(rank, channels))
