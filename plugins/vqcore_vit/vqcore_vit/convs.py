@@ -2,7 +2,8 @@
 
 A decoder that writes each patch on its own leaves seams between them. Convolutions on the token grid, or on the output,
 see across the seams.
-Papers: CPVT (arXiv 2102.10882), section 3.2, for `GridConv`; ConvNeXt (arXiv 2201.03545), figure 4, for `ConvNeXtBlock`.
+Papers: CPVT (arXiv 2102.10882), section 3.2, for `GridConv`; ConvNeXt (arXiv 2201.03545), figure 4, for
+`ConvNeXtBlock`.
 """
 
 from typing import Any
@@ -17,10 +18,8 @@ from vqcore_vit.blocks import EPS, linear
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
-def conv(
-    rank: int, channels_in: int, channels_out: int, kernel: int | tuple[int, ...], **options: Any
-) -> nn.Module:
-    """Make a convolution over `rank` axes; options are those of torch."""
+def conv(rank: int, channels_in: int, channels_out: int, kernel: Any, **options: Any) -> Any:
+    """Make a convolution over `rank` axes; `kernel`, a number or one per axis, and options are torch's."""
     return _CONVS[rank](channels_in, channels_out, kernel, **options)
 
 
@@ -55,6 +54,8 @@ class ConvNeXtBlock(nn.Module):
 
 class PixelConvs(nn.Module):
     """Two 3-wide convolutions at the resolution of the output: one residual, one to the output's channels."""
+
+    conv2: nn.Conv1d | nn.Conv2d | nn.Conv3d
 
     def __init__(self, rank: int, channels: int, channels_out: int):
         super().__init__()

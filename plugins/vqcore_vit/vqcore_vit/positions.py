@@ -1,7 +1,7 @@
 """Position embeddings of token grids: fixed sines and cosines, resized to whatever grid comes.
 
 Paper: MoCo v3 (arXiv 2104.02057), whose two-axis embedding this is for a rank of two.
-Differs from the paper: one to three axes; the embeddings are interpolated to other grids than the one they were built for.
+Differs from the paper: one to three axes; embeddings are interpolated to grids they were not built for.
 """
 
 import torch

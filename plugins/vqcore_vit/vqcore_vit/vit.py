@@ -54,7 +54,7 @@ class TransformerConfig(Config):
     post_mlp: bool = False
     """A point-wise tanh MLP after the blocks."""
     grid_conv: bool = False
-    """A depthwise convolution over neighbouring tokens after the first block, so that patches agree at their borders."""
+    """A depthwise 3-wide convolution over the token grid after the first block: fewer seams between patches."""
     drop_path: float = 0.0
     """Probability that a sample skips a residual branch in training: 0 at the first block, this at the last."""
     dropout: float = 0.0
@@ -75,6 +75,8 @@ class TransformerConfig(Config):
             raise ValueError(f"{given}: each must be at least 1")
         if width % num_heads:
             raise ValueError(f"width={width} does not divide into num_heads={num_heads}")
+        if not self.mlp_ratio * width >= 1:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves width={width} without a hidden channel")
         if not (0 <= self.dropout < 1 and 0 <= self.drop_path < 1):
             raise ValueError(
                 f"dropout={self.dropout}, drop_path={self.drop_path}: probabilities lie in [0, 1)"
@@ -84,7 +86,11 @@ class TransformerConfig(Config):
     def shape(self) -> tuple[int, int, int]:
         """Width, depth and number of heads, from the preset and the numbers beside it."""
         width, depth, num_heads = SIZES[self.size] if self.size else (0, 0, 0)
-        return self.width or width, self.depth or depth, self.num_heads or num_heads
+        return (
+            width if self.width is None else self.width,
+            depth if self.depth is None else self.depth,
+            num_heads if self.num_heads is None else self.num_heads,
+        )
 
 
 class ViTEncoder(nn.Module):
@@ -95,7 +101,7 @@ class ViTEncoder(nn.Module):
         """Settings of `vit/encoder`."""
 
         input_size_enc: int | tuple[int, ...] | None = None
-        """Size of the data that positions are made for, by default the nominal one; they are resized to any other."""
+        """Size of the data that positions are made for (default: the nominal one); any other is resized to."""
 
     pos_emb: Tensor
     norm_mlp: nn.LayerNorm | None
@@ -131,9 +137,9 @@ class ViTDecoder(nn.Module):
         """Settings of `vit/decoder`."""
 
         input_size_dec: int | tuple[int, ...] | None = None
-        """Size of the data that positions are made for, by default the nominal one; they are resized to any other."""
+        """Size of the data that positions are made for (default: the nominal one); any other is resized to."""
         out_conv: Literal["none", "convnext", "conv"] = "none"
-        """After the patches: nothing, two ConvNeXt blocks (4M's out_conv), or 3-wide convolutions that hide the seams."""
+        """After the patches: none, two ConvNeXt blocks (4M's out_conv: true), or conv, 3-wide convolutions."""
         out_conv_channels: int = 8
         """Channels per output position that go into `out_conv: conv`."""
 
@@ -158,11 +164,11 @@ class ViTDecoder(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight nearest the output."""
-        after: Any = self.out_conv
-        if after is None:
-            return self.out_proj.weight
-        return after.conv2.weight if isinstance(after, PixelConvs) else after[-1].pwconv2.weight
+        """The last weight that the whole output passes through."""
+        if isinstance(self.out_conv, PixelConvs):
+            return self.out_conv.conv2.weight
+        # ConvNeXt blocks only add to the picture, at birth a millionth: gradients in them say nothing of a loss's size.
+        return self.out_proj.weight
 
     def forward(self, z_q: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b c *size"]:
         """Project, transform, lay out the patches."""
@@ -182,7 +188,7 @@ def _add_trunk(module: Any, cfg: TransformerConfig, grid: tuple[int, ...]) -> No
         module.pos_emb = nn.Parameter(pos_emb)
     else:
         module.register_buffer("pos_emb", pos_emb)
-    skips = torch.linspace(0, cfg.drop_path, depth).tolist()
+    skips = [cfg.drop_path * i / max(1, depth - 1) for i in range(depth)]
     module.blocks = nn.ModuleList(Block(width, num_heads, hidden, cfg.dropout, skip) for skip in skips)
     module.grid_conv = GridConv(len(grid), width) if cfg.grid_conv else None
     module.norm_mlp = nn.LayerNorm(width, eps=EPS) if cfg.post_mlp else None
@@ -215,7 +221,9 @@ def _size(size: int | tuple[int, ...] | None, spec: DataSpec) -> tuple[int, ...]
 
 
 def _grid(size: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
-    if len(size) != len(patch) or any(side % step for side, step in zip(size, patch)):
+    if len(size) != len(patch):
+        raise ValueError(f"size {list(size)} has {len(size)} axes, patch_size {list(patch)} has {len(patch)}")
+    if any(side % step for side, step in zip(size, patch)):
         raise ValueError(f"size {list(size)} is no multiple of patch_size {list(patch)}")
     return tuple(side // step for side, step in zip(size, patch))
 
