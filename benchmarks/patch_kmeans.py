@@ -20,7 +20,9 @@ from vqcore_quant.kmeans import kmeans
 
 from vqcore.config import from_tree
 from vqcore.data.loader import EvalBatches, TrainBatches
+from vqcore.errors import DataError
 from vqcore.metrics import PSNR
+from vqcore.protocols import Data
 from vqcore.rng import generator
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
@@ -38,6 +40,8 @@ def main() -> None:
     config = from_tree(tree, schema=RunConfig, file=str(args.run / "config.yaml"))
     tokenizer = Tokenizer.load(args.run)
     data, eval_data = open_data(config, tokenizer.modality, {})
+    if eval_data is None:
+        raise DataError(f"{args.run} has no data.eval_path to compare on.")
     size, grid = tokenizer.cfg.size, tokenizer.grid()
     cut = {"ph": size[0] // grid[0], "pw": size[1] // grid[1]}
 
@@ -65,7 +69,7 @@ def main() -> None:
     (args.run / "kmeans.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def _train_crops(config: RunConfig, tokenizer: Tokenizer, data: object, count: int) -> Tensor:
+def _train_crops(config: RunConfig, tokenizer: Tokenizer, data: Data, count: int) -> Tensor:
     steps = -(-count // config.data.batch_size)
     loader = TrainBatches(
         data,
@@ -79,10 +83,10 @@ def _train_crops(config: RunConfig, tokenizer: Tokenizer, data: object, count: i
         rank=0,
         world=1,
     )
-    return torch.cat([loaded.batch.x for loaded in loader])[:count]
+    return torch.cat([loaded.batch.x for loaded in loader if loaded.batch])[:count]
 
 
-def _eval_crops(config: RunConfig, tokenizer: Tokenizer, data: object) -> Tensor:
+def _eval_crops(config: RunConfig, tokenizer: Tokenizer, data: Data) -> Tensor:
     batches = EvalBatches(
         data,
         tokenizer.modality,
@@ -95,7 +99,7 @@ def _eval_crops(config: RunConfig, tokenizer: Tokenizer, data: object) -> Tensor
         limit=None,
         workers=0,
     )
-    return torch.cat([loaded.batch.x for loaded in batches])
+    return torch.cat([loaded.batch.x for loaded in batches if loaded.batch])
 
 
 if __name__ == "__main__":

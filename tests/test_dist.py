@@ -45,7 +45,9 @@ def launch(folder, name, ranks, batch, steps=1):
         "run": {**TREE["run"], "dir": name, "steps": steps},
     }
     (folder / f"{name}.yaml").write_text(yaml.dump(tree))
-    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"] if ranks > 1 else []
+    torchrun = (
+        ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"] if ranks > 1 else []
+    )
     done = subprocess.run(
         [sys.executable, *torchrun, "-m", "vqcore", "train", f"{name}.yaml"],
         cwd=folder,

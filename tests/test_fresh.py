@@ -17,7 +17,15 @@ def fresh(tmp_path_factory):
     """Run a command of a new environment that holds the wheels of core, vit and pose, away from the checkout."""
     folder = tmp_path_factory.mktemp("fresh")
     for project in (".", "plugins/vqcore_vit", "examples/vqcore-pose"):
-        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "wheels")]
+        build = [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(folder / "wheels"),
+        ]
         subprocess.run([*build, str(ROOT / project)], check=True, capture_output=True)
     venv.create(folder / "env", with_pip=True)
     binaries = folder / "env" / "bin"
@@ -28,7 +36,12 @@ def fresh(tmp_path_factory):
 
     def run(*argv):
         done = subprocess.run(
-            [binaries / argv[0], *argv[1:]], cwd=folder, env=environ, capture_output=True, text=True, check=False
+            [binaries / argv[0], *argv[1:]],
+            cwd=folder,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return done.returncode, done.stdout, done.stderr
 

@@ -79,9 +79,9 @@ def test_learning_rate_warms_up_then_falls_like_a_cosine():
     cfg = OptimSection(base_lr=1e-3, warmup=10, min_lr=1e-5)
     rate = [learning_rate(cfg, step, horizon=110, total_batch=512) for step in range(130)]
     assert rate[0] == pytest.approx(2e-4) and rate[9] == pytest.approx(2e-3)
-    assert rate[59] == pytest.approx(1e-5 + (2e-3 - 1e-5) / 2)
-    assert rate[109] == pytest.approx(1e-5) and rate[129] == pytest.approx(1e-5)
-    assert all(a < b for a, b in pairwise(rate[:10])) and all(a > b for a, b in pairwise(rate[9:110]))
+    assert rate[10] == pytest.approx(2e-3) and rate[60] == pytest.approx(1e-5 + (2e-3 - 1e-5) / 2)
+    assert rate[109] > 1e-5 and rate[110] == pytest.approx(1e-5) and rate[129] == pytest.approx(1e-5)
+    assert all(a < b for a, b in pairwise(rate[:10])) and all(a > b for a, b in pairwise(rate[10:111]))
 
 
 def test_only_matrices_decay():

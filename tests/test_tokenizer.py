@@ -60,7 +60,7 @@ def test_class_maps_are_embedded_and_come_back_as_logits():
     shown = tokenizer.show(tokenizer.reconstruct(x[:1]))
     assert shown.shape[-2:] == (8, 8) and shown.max() < 5
     batch = Batch(x, ("a", "b"))
-    losses = tokenizer.objective.losses(tokenizer, batch, player="model", step=0, rng=generator(0))
+    losses = tokenizer.objective.losses(tokenizer, batch, player="model", step=0, rng=[generator(0)] * len(x))
     assert set(losses.terms) == {"pixel/cross_entropy", "vq/commit"}
 
 
@@ -72,7 +72,7 @@ def test_a_mask_reaches_quantizer_and_loss():
     seen = {}
     tokenizer.quantizer.register_forward_pre_hook(lambda module, args: seen.update(mask=args[1]))
     losses = tokenizer.objective.losses(
-        tokenizer, Batch(x, ("a",), mask), player="model", step=0, rng=generator(0)
+        tokenizer, Batch(x, ("a",), mask), player="model", step=0, rng=[generator(0)]
     )
     assert seen["mask"].tolist() == [[[True, False], [False, False]]]
     expected = (losses.x_hat - x).square().mean(1)[:, :4, :4].mean()
@@ -82,9 +82,11 @@ def test_a_mask_reaches_quantizer_and_loss():
 def test_a_denoiser_is_sampled_through_the_objective():
     tokenizer = make(objective="toy/denoising", decoder="toy/denoiser")
     codes = tokenizer.encode(torch.randn(2, 2, 8, 8))
-    first, second = (tokenizer.decode(codes, rng=generator(7), steps=3) for _ in range(2))
+    first, second = (tokenizer.decode(codes, rng=[generator(7), generator(8)], steps=3) for _ in range(2))
     assert torch.equal(first, second) and first.shape == (2, 2, 8, 8)
-    assert not torch.equal(first, tokenizer.decode(codes, rng=generator(8), steps=3))
+    assert not torch.equal(first, tokenizer.decode(codes, rng=[generator(8), generator(7)], steps=3))
+    alone = tokenizer.decode(codes[1:], rng=[generator(8)], steps=3)
+    torch.testing.assert_close(alone, first[1:])  # what is drawn for a sample does not depend on its batch
     assert tokenizer.decode(tokenizer.encode(torch.randn(1, 2, 12, 16))).shape == (1, 2, 12, 16)
 
 
@@ -93,9 +95,36 @@ def test_extras_travel_to_the_denoiser():
     seen = {}
     condition = tokenizer.decoder.condition
     tokenizer.decoder.condition = lambda z_q, **kw: seen.update(kw) or condition(z_q, **kw)
-    batch = Batch(torch.randn(2, 2, 8, 8), ("a", "b"), extras={"caption": ["red", "blue"]})
-    tokenizer.objective.losses(tokenizer, batch, player="model", step=0, rng=generator(0))
-    assert seen["extras"] == {"caption": ["red", "blue"]} and seen["size"] == (8, 8)
+    x, extras = torch.randn(2, 2, 8, 8), {"caption": ["red", "blue"]}
+    batch = Batch(x, ("a", "b"), extras=extras)
+    tokenizer.objective.losses(tokenizer, batch, player="model", step=0, rng=[generator(0)] * len(x))
+    assert seen["extras"] == extras and seen["size"] == (8, 8)
+    seen.clear()
+    tokenizer.reconstruct(x, extras=extras)
+    assert seen["extras"] == extras
+
+
+def test_an_objective_and_a_decoder_that_do_not_go_together_are_named():
+    with pytest.raises(
+        ConfigError, match=r"objective 'toy/denoising' needs a denoiser; 'toy/decoder' maps .*toy/denoiser"
+    ):
+        make(objective="toy/denoising")
+    with pytest.raises(
+        ConfigError, match=r"'reconstruction' needs a plain decoder; 'toy/denoiser' is a denoiser"
+    ):
+        make(decoder="toy/denoiser")
+
+
+def test_a_frozen_encoder_stays_as_it_is():
+    tokenizer = make()
+    tokenizer.freeze_encoder()
+    tokenizer.train()
+    assert tokenizer.decoder.training and not tokenizer.encoder.training and not tokenizer.quantizer.training
+    trained = {name.split(".")[0] for name, p in tokenizer.named_parameters() if p.requires_grad}
+    assert trained == {"decoder"}
+    before = tokenizer.fingerprint
+    tokenizer.quantize(tokenizer.latents(torch.randn(2, 2, 8, 8)))
+    assert tokenizer.fingerprint == before
 
 
 def test_initial_weights_depend_on_the_seed_part_by_part():

@@ -121,9 +121,11 @@ def test_only_the_tokenizer_at_play_moves_the_codebook(tmp_path):
 
 
 def test_accumulation_equals_the_larger_batch(tmp_path):
-    encoder = {"name": "toy/encoder"}
-    one = train(run_config(tmp_path / "one", run__steps=1, data__batch_size=8, model__encoder=encoder))
-    two = train(run_config(tmp_path / "two", run__steps=1, optim__accumulate=2, model__encoder=encoder))
+    still = {"name": "toy/quantizer", "rate": 0.0}  # a codebook that moves makes the second half another one
+    one = train(run_config(tmp_path / "one", run__steps=1, data__batch_size=8, model__quantizer=still))
+    two = train(run_config(tmp_path / "two", run__steps=1, optim__accumulate=2, model__quantizer=still))
+    start = train(run_config(tmp_path / "zero", run__steps=1, optim__lr=1e-9)).tokenizer.decoder.linear.weight
+    assert (start - one.tokenizer.decoder.linear.weight).abs().min() > 0.005
     a, b = one.tokenizer.decoder.linear.weight, two.tokenizer.decoder.linear.weight
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
@@ -180,7 +182,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_end_is_the_same(tmp_path, mon
         path.write_bytes(content[:-9] if damage == "cut" else content[:-9] + b"?" + content[-8:])
     train(config)
     assert weights(tmp_path / "hurt") == weights(tmp_path / "whole")
-    assert (tmp_path / "hurt/checkpoints/step_4.damaged").is_dir()
+    assert (tmp_path / "hurt/checkpoints/step_4.damaged1").is_dir()
     assert "Going back to the checkpoint before it" in capsys.readouterr().out
 
 
@@ -276,10 +278,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_there_is(tmp_pat
 def test_evaluation_needs_data(tmp_path):
     waves = run_config(tmp_path / "run").data
     assert waves.name == "toy/waves"
-    config = run_config(tmp_path / "run", data__eval_path=None, eval={"every": 2})
+    config = run_config(tmp_path / "run", data__evaluate=False, eval={"every": 2})
     with pytest.raises(DataError, match=r"Set data.eval_path"):
         train(config)
-    run = train(run_config(tmp_path / "none", data__eval_path=None))
+    run = train(run_config(tmp_path / "none", data__evaluate=False))
     assert run.last_evaluation == {} and artefact.resolve(tmp_path / "none").name == "step_6"
 
 
@@ -328,7 +330,77 @@ def test_a_run_that_died_while_it_made_its_folder_begins_anew(tmp_path):
 
 
 def test_a_setting_with_a_dollar_sign_does_not_look_like_a_change(tmp_path):
-    config = run_config(tmp_path / "run", data__eval_path="a\\${b}")
-    assert config.data.eval_path == "a${b}"
+    config = run_config(tmp_path / "run", data__note="a\\${b}")
+    assert config.data.note == "a${b}"
     train(config)
     assert train(config).step == 6
+
+
+def test_training_sizes_are_checked_first(tmp_path):
+    sizes = {"data__input_size_min": 8, "data__input_size_max": 16, "data__resolution_step": 2}
+    with pytest.raises(ConfigError, match=r"size \[10, 10\] is no multiple"):
+        train(run_config(tmp_path / "run", **sizes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_hooks_and_extras_are_built_before_anything_is_written(tmp_path):
+    ranged = {"name": "array", "channels": 2, "size": [8, 8]}
+    with pytest.raises(ConfigError, match=r"eval.metrics.p \(psnr\): psnr needs data with a declared range"):
+        train(run_config(tmp_path / "run", data__modality=ranged, eval={"metrics": {"p": {"name": "psnr"}}}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_averages_are_what_is_evaluated_whoever_played_last(tmp_path):
+    """The discriminator plays after the tokenizer; the evaluation must still see the running averages."""
+    from vqcore.trainer import _as_evaluated
+
+    run = train(
+        run_config(tmp_path / "run", objective={"name": "toy/adversary", "start": 0}, ema={"decay": 0.9})
+    )
+    raw = run.tokenizer.proj.weight.detach().clone()
+    with _as_evaluated(run):
+        assert torch.equal(run.tokenizer.proj.weight, run.ema.averages["proj.weight"])
+        assert not torch.equal(run.tokenizer.proj.weight, raw)
+    assert torch.equal(run.tokenizer.proj.weight, raw)
+    assert all(p.requires_grad for p in run.tokenizer.parameters())
+
+
+def test_the_recorded_fingerprint_is_that_of_the_tokenizer_one_loads(tmp_path):
+    train(run_config(tmp_path / "run", ema={"decay": 0.9}))
+    recorded = json.loads((tmp_path / "run/checkpoints/step_6/provenance.json").read_text())["fingerprint"]
+    assert recorded == Tokenizer.load(tmp_path / "run").fingerprint
+    assert recorded != Tokenizer.load(tmp_path / "run", weights="model").fingerprint
+
+
+def test_figures_of_a_step_are_means_over_its_batches_and_over_steps_that_have_them(tmp_path):
+    config = run_config(
+        tmp_path / "run", run__steps=2, run__log_every=2, objective={"name": "toy/adversary", "start": 1}
+    )
+    train(config)
+    line = lines(tmp_path / "run")[0]
+    assert line["loss/discriminator"] == pytest.approx(line["gan/hinge"], rel=1e-6)  # one step of two had it
+    still = {"name": "toy/quantizer", "rate": 0.0}
+    train(run_config(tmp_path / "one", run__steps=1, data__batch_size=8, model__quantizer=still))
+    train(run_config(tmp_path / "two", run__steps=1, optim__accumulate=2, model__quantizer=still))
+    assert lines(tmp_path / "one")[0]["pixel/mse"] == pytest.approx(
+        lines(tmp_path / "two")[0]["pixel/mse"], rel=1e-5
+    )
+
+
+def test_players_weights_follow_from_the_seed_and_nothing_else(tmp_path):
+    first = []
+    for name, seed, noise in (("a", 1, 5), ("b", 1, 6), ("c", 2, 5)):
+        torch.manual_seed(noise)
+        config = run_config(
+            tmp_path / name, run__steps=1, run__seed=seed, objective={"name": "toy/adversary", "start": 9}
+        )
+        first.append(train(config).objective.discriminator.weight)
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+
+
+def test_half_a_picture_does_not_stop_a_run(tmp_path):
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    config = run_config(tmp_path / "run", run__steps=10)
+    (tmp_path / "run" / "samples" / "step_10.png").write_bytes(b"half")
+    (tmp_path / "run" / "config.yaml").write_text(__import__("vqcore.config").config.dump(config))
+    assert train(config).step == 10

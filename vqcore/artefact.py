@@ -67,11 +67,11 @@ def staged(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def write(staging: Path, tokenizer: "Tokenizer", figures: Mapping[str, float] | None = None) -> None:
+def write(staging: Path, tokenizer: "Tokenizer", fingerprint: str, figures: Mapping[str, float]) -> None:
     """Weights, config and model card of a tokenizer, into a staging folder."""
     save_tensors(staging / WEIGHTS, weights_of(tokenizer))
     write_text(staging / CONFIG, dump(tokenizer.cfg))
-    write_text(staging / CARD, _card(tokenizer, figures or {}))
+    write_text(staging / CARD, _card(tokenizer, fingerprint, figures))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -150,16 +150,17 @@ def checkpoints(run: Path) -> dict[int, Path]:
     return dict(sorted(found))
 
 
+def score(checkpoint: Path) -> float | None:
+    """The evaluation loss that a checkpoint had, or None when it was not evaluated (or cannot be read)."""
+    try:
+        return json.loads((checkpoint / PROVENANCE).read_text()).get("eval_loss")
+    except (OSError, ValueError):
+        return None
+
+
 def best_step(run: Path) -> int | None:
     """The step whose checkpoint had the lowest evaluation loss, or None if none was evaluated."""
-    scores = {}
-    for step, path in checkpoints(run).items():
-        try:
-            score = json.loads((path / PROVENANCE).read_text()).get("eval_loss")
-        except (OSError, ValueError):
-            continue
-        if score is not None:
-            scores[step] = score
+    scores = {step: found for step, path in checkpoints(run).items() if (found := score(path)) is not None}
     return min(scores, key=lambda step: (scores[step], -step)) if scores else None
 
 
@@ -225,7 +226,7 @@ def _named(config: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
                 yield from _named(part, place)
 
 
-def _card(tokenizer: "Tokenizer", figures: Mapping[str, float]) -> str:
+def _card(tokenizer: "Tokenizer", fingerprint: str, figures: Mapping[str, float]) -> str:
     spec, cfg, grid = tokenizer.spec, tokenizer.cfg, tokenizer.grid()
     table = "".join(f"| {name} | {value:.4g} |\n" for name, value in figures.items())
     return f"""# {cfg.modality.name} tokenizer
@@ -237,7 +238,7 @@ def _card(tokenizer: "Tokenizer", figures: Mapping[str, float]) -> str:
 | input | {spec.kind}, {spec.channels} channels, nominal size {" x ".join(map(str, cfg.size))} |
 | codes | grid {" x ".join(map(str, grid))}, {tokenizer.num_codebooks} per position, of {tokenizer.codebook_size} |
 | bits per token | {tokenizer.bits_per_token:.2f} |
-| fingerprint | `{tokenizer.fingerprint}` |
+| fingerprint | `{fingerprint}` |
 {table}
 ```python
 from vqcore.tokenizer import Tokenizer

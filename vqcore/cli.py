@@ -90,9 +90,16 @@ def _weights(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return number
+
+
 def _batches(parser: argparse.ArgumentParser) -> None:
     _weights(parser)
-    parser.add_argument("--batch-size", type=int, default=16, help="samples at once (default 16)")
+    parser.add_argument("--batch-size", type=_count, default=16, help="samples at once (default 16)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda when there is one)")
     parser.add_argument(
         "--overwrite", action="store_true", help="write files that exist again instead of skipping them"
@@ -137,8 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if rest:
         args.overrides += rest  # overrides that stood behind an option
-    # Two OpenMP threads spin against other work on a busy machine; this must be set before torch loads.
+    # Threads that wait spin against other work on a busy machine, and sleep through the next small operation if they
+    # never spin: let them spin for a moment. Must be set before torch loads; docs/decisions/0003 has the measurement.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "50000")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         if args.plugin:

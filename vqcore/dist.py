@@ -27,11 +27,11 @@ def is_main() -> bool:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the group that torchrun announced (gloo on the CPU, nccl on CUDA) and leave it at the end."""
+    """Join the group that torchrun announced and leave it at the end: gloo for CPU tensors, nccl for CUDA's."""
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=30))
     try:
         yield
@@ -55,8 +55,6 @@ def shared_seed() -> int:
     """A seed drawn from this process's global generator on rank 0 and known to all."""
     seed = torch.randint(2**62, ())
     if world_size() > 1:
-        device = torch.device("cuda", local_rank()) if dist.get_backend() == "nccl" else torch.device("cpu")
-        seed = seed.to(device)
         dist.broadcast(seed, 0)
     return int(seed)
 

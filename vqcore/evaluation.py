@@ -9,21 +9,26 @@ from torch import Tensor
 
 from vqcore import dist
 from vqcore.config import Config
+from vqcore.errors import DataError
 from vqcore.metrics import bits_per_position, code_figures
 from vqcore.protocols import Batch, Metric
 from vqcore.registry import registry
-from vqcore.rng import generator
+from vqcore.rng import sample_generators
 
 
 def build_metrics(configs: Mapping[str, Config], tokenizer: Any) -> dict[str, Metric]:
     """The metrics of a config by label, or those that the modality names."""
-    if configs:
-        return {label: registry().build("metric", cfg, spec=tokenizer.spec) for label, cfg in configs.items()}
-    built = {}
-    for name in tokenizer.modality.metrics:
-        cls: Any = registry().load("metric", name)
-        built[name] = cls(cls.Config(name=name), spec=tokenizer.spec)
-    return built
+    if not configs:
+        configs = {name: _defaults(name) for name in tokenizer.modality.metrics}
+    return {
+        label: registry().build("metric", cfg, f"eval.metrics.{label}", spec=tokenizer.spec)
+        for label, cfg in configs.items()
+    }
+
+
+def _defaults(name: str) -> Config:
+    cls: Any = registry().load("metric", name)
+    return cls.Config(name=name)
 
 
 @torch.no_grad()
@@ -41,7 +46,7 @@ def evaluate(
     """Figures over all samples of all processes, by name; sums are exact, so one process or many give the same.
 
     `loss` is the weighted sum of the model's losses; `codes/usage` and `codes/perplexity` are over the whole set.
-    Call it with the tokenizer in eval mode.
+    Call it with the tokenizer in eval mode. Raises `DataError` when there was no sample at all.
     """
     sums: dict[str, Tensor] = {}
     counts = torch.zeros(tokenizer.num_codebooks, tokenizer.codebook_size, dtype=torch.int64)
@@ -50,14 +55,15 @@ def evaluate(
     def add(name: str, value: Tensor) -> None:
         sums[name] = sums[name] + value.double().cpu() if name in sums else value.double().cpu()
 
-    for index, batch in enumerate(batches):
+    for batch in batches:
         batch = batch.to(tokenizer.device)
-        rng = generator(seed, "eval", index, dist.rank())
+        rng = sample_generators(batch.keys, seed, "eval")
         out = tokenizer.objective.losses(tokenizer, batch, player="model", step=step, rng=rng)
         for name, value in out.terms.items():
             add(f"loss:{name}", value.double() * len(batch.x))
-        codes = tokenizer.encode(batch.x, batch.mask)
-        x_hat = tokenizer.decode(codes, size=size, rng=generator(seed, "eval-decode", index, dist.rank()))
+        codes = tokenizer.encode(batch.x, batch.mask) if out.codes is None else out.codes
+        rng = sample_generators(batch.keys, seed, "eval-decode")
+        x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras)
         for label, metric in metrics.items():
             for name, value in metric.measure(x_hat, batch.x, batch.mask).items():
                 add(f"metric:{label}:{name}", value)
@@ -67,7 +73,10 @@ def evaluate(
         seen += len(batch.x)
         watch(seen)
     add("samples", torch.tensor(float(seen)))
-    return _figures(dist.sum_dicts(sums), dist.sum_(counts), metrics, weights, tokenizer, size)
+    sums = dist.sum_dicts(sums)
+    if not sums["samples"]:
+        raise DataError("no sample could be read for evaluation; the files are named above.")
+    return _figures(sums, dist.sum_(counts), metrics, weights, tokenizer, size)
 
 
 def _figures(

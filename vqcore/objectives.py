@@ -1,5 +1,6 @@
 """How a decoder is trained and sampled. `reconstruction`: the decoder maps quantized latents straight to the input."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,7 +42,9 @@ class Reconstruction:
         """The tokenizer, at every step."""
         return ("model",)
 
-    def losses(self, tokenizer: Any, batch: Batch, *, player: str, step: int, rng: torch.Generator) -> Losses:
+    def losses(
+        self, tokenizer: Any, batch: Batch, *, player: str, step: int, rng: Sequence[torch.Generator]
+    ) -> Losses:
         """Encode, quantize, decode, compare."""
         quantized = tokenizer.quantize(tokenizer.latents(batch.x), batch.mask)
         x_hat = tokenizer.decoder(quantized.z_q).float()
@@ -56,7 +59,8 @@ class Reconstruction:
         codes: Int[Tensor, "b *grid q"],
         *,
         size: tuple[int, ...],
-        rng: torch.Generator,
+        rng: Sequence[torch.Generator],
+        extras: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """One pass of the decoder; nothing is drawn, so `rng` is not used, and the grid decides the size."""
         return tokenizer.decoder(tokenizer.lookup(codes)).float()
@@ -65,7 +69,7 @@ class Reconstruction:
 def pixel_loss(
     name: str, x_hat: Tensor, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None
 ) -> Float[Tensor, ""]:
-    """Mean of `mse`, `l1` or `cross_entropy` (logits against class ids) over the valid positions."""
+    """Mean over samples of their mean `mse`, `l1` or `cross_entropy` (logits against class ids) at valid positions."""
     if name == "cross_entropy":
         each = F.cross_entropy(x_hat, x.long(), reduction="none")
     else:
@@ -74,4 +78,5 @@ def pixel_loss(
         each = rearrange(each, "b c ... -> b ... c").mean(-1)
     if mask is None:
         return each.mean()
-    return (each * mask).sum() / mask.sum().clamp(min=1)
+    valid = mask.flatten(1)
+    return ((each.flatten(1) * valid).sum(1) / valid.sum(1).clamp(min=1)).mean()

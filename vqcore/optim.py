@@ -1,7 +1,7 @@
 """Parameter groups, the learning-rate schedule, and the running average of weights."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -25,7 +25,7 @@ def learning_rate(cfg: OptimSection, step: int, *, horizon: int, total_batch: in
     done = step + 1
     if done <= cfg.warmup:
         return peak * done / cfg.warmup
-    progress = min(1.0, (done - cfg.warmup) / max(1, horizon - cfg.warmup))
+    progress = min(1.0, (step - cfg.warmup) / max(1, horizon - cfg.warmup))
     return cfg.min_lr + (peak - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -37,21 +37,22 @@ class Ema:
     """
 
     def __init__(self, module: nn.Module, decay: float):
-        self.module, self.decay, self.updates = module, decay, 0
-        self.averages = {name: p.detach().float().clone() for name, p in _trained(module)}
+        self.decay, self.updates = decay, 0
+        self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.averages = {name: p.detach().float().clone() for name, p in self.trained.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the parameters as they are now."""
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        current = [p.detach().float() for _, p in _trained(self.module)]
+        current = [p.detach().float() for p in self.trained.values()]
         torch._foreach_lerp_(list(self.averages.values()), current, 1 - keep)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The module carries the averages inside this block."""
-        saved = {name: p.detach().clone() for name, p in _trained(self.module)}
+        saved = {name: p.detach().clone() for name, p in self.trained.items()}
         self._fill(self.averages)
         try:
             yield
@@ -60,9 +61,5 @@ class Ema:
 
     @torch.no_grad()
     def _fill(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in _trained(self.module):
+        for name, parameter in self.trained.items():
             parameter.copy_(values[name])
-
-
-def _trained(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)

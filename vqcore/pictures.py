@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vqcore.protocols import Modality
+from vqcore.protocols import Batch, Modality
+from vqcore.rng import sample_generators
 
 TILE = 128
 """Side of one picture in a sheet, in pixels."""
@@ -75,46 +76,63 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
 
 
 @torch.no_grad()
-def contact_sheet(tokenizer: Any, x: Tensor) -> Image.Image:
+def contact_sheet(tokenizer: Any, batch: Batch) -> Image.Image:
     """Original, rebuilt and token map of each sample of a batch."""
-    codes = tokenizer.encode(x)
-    x_hat = tokenizer.decode(codes, size=tuple(x.shape[-tokenizer.spec.rank :])).cpu()
-    rebuilt = x_hat.argmax(1) if tokenizer.spec.labels is not None else x_hat
+    codes = tokenizer.encode(batch.x, batch.mask)
     return sheet(
         [
-            ("original", [picture(tokenizer.modality, one) for one in x.cpu()]),
-            ("rebuilt", [picture(tokenizer.modality, one) for one in rebuilt]),
+            ("original", [picture(tokenizer.modality, one) for one in batch.x.cpu()]),
+            ("rebuilt", _rebuilt(tokenizer, batch, codes)),
             ("token map", token_maps(tokenizer.lookup(codes))),
         ]
     )
 
 
 class Strip:
-    """A picture with the originals on top and one row of reconstructions for each step at which it was fed."""
+    """A picture with the originals on top and one row of reconstructions for each step at which it was fed.
 
-    def __init__(self, folder: Path, x: Tensor):
-        self.folder, self.x = folder, x
+    Rows of steps after `step`, from before the run was interrupted, are dropped: they will be made again.
+    """
+
+    def __init__(self, folder: Path, batch: Batch, step: int):
+        self.folder, self.batch = folder, batch
+        for path in folder.glob("step_*.png"):
+            if _step_of(path) > step:
+                path.unlink()
 
     @torch.no_grad()
     def add(self, tokenizer: Any, step: int) -> Path:
         """Write `step_N.png` (one row) and the strip of all rows so far; returns the strip's path."""
         self.folder.mkdir(exist_ok=True)
-        x_hat = tokenizer.reconstruct(self.x).cpu()
-        if tokenizer.spec.labels is not None:
-            x_hat = x_hat.argmax(1)
-        modality = tokenizer.modality
-        row = sheet([(f"step {step}", [picture(modality, one) for one in x_hat])])
-        row.save(self.folder / f"step_{step}.png")
-        rows = [sheet([("original", [picture(modality, one) for one in self.x.cpu()])])]
+        codes = tokenizer.encode(self.batch.x, self.batch.mask)
+        row = sheet([(f"step {step}", _rebuilt(tokenizer, self.batch, codes))])
+        save_picture(row, self.folder / f"step_{step}.png")
+        originals = [picture(tokenizer.modality, one) for one in self.batch.x.cpu()]
+        rows = [sheet([("original", originals)])]
         for path in sorted(self.folder.glob("step_*.png"), key=_step_of):
             with Image.open(path) as saved:
                 rows.append(saved.convert("RGB"))
         strip = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), (255, 255, 255))
         for index, one in enumerate(rows):
             strip.paste(one, (0, sum(r.height for r in rows[:index])))
-        path = self.folder / "strip.png"
-        strip.save(path)
-        return path
+        save_picture(strip, self.folder / "strip.png")
+        return self.folder / "strip.png"
+
+
+def save_picture(shown: Image.Image, path: Path) -> None:
+    """Write a PNG aside and rename it, so that nobody meets half a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.incomplete")
+    shown.save(aside, format="PNG")
+    aside.replace(path)
+
+
+def _rebuilt(tokenizer: Any, batch: Batch, codes: Int[Tensor, "b *grid q"]) -> list[Image.Image]:
+    size = tuple(batch.x.shape[-tokenizer.spec.rank :])
+    rng = sample_generators(batch.keys, "picture")
+    x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras).cpu()
+    shown = x_hat.argmax(1) if tokenizer.spec.labels is not None else x_hat
+    return [picture(tokenizer.modality, one) for one in shown]
 
 
 def _step_of(path: Path) -> int:

@@ -152,10 +152,12 @@ class Quantizer(Protocol):
 class Decoder(Protocol):
     """From quantized latents to a sample. Built as `Class(cfg, *, dim, spec)`; owns the projection from `dim`.
 
-    `last_layer` is the parameter nearest the output (adaptive loss weights read its gradient).
+    `last_layer` is the parameter nearest the output (adaptive loss weights read its gradient): a property, since an
+    attribute that is a parameter would be a second name for it in the state dict.
     """
 
-    last_layer: Tensor
+    @property
+    def last_layer(self) -> Tensor: ...
 
     def __call__(self, z_q: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b c *size"]: ...
 
@@ -165,11 +167,14 @@ class Denoiser(Protocol):
     """A decoder that predicts from a noised target; `is_denoiser` is True. Built as `Class(cfg, *, dim, spec)`.
 
     `condition` runs once a sample; `mask` is True where a token is hidden, and all hidden means unconditional.
-    `to_target` and `from_target` lead into the space that is noised and back (identity for pixels).
+    `to_target` and `from_target` lead into the space that is noised and back (identity for pixels). `rng` is one
+    generator a sample (`vqcore.rng.randn`).
     """
 
     is_denoiser: Literal[True]
-    last_layer: Tensor
+
+    @property
+    def last_layer(self) -> Tensor: ...
 
     def condition(
         self,
@@ -182,7 +187,7 @@ class Denoiser(Protocol):
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " b"], cond: Any) -> Tensor: ...
 
-    def to_target(self, x: Tensor, rng: torch.Generator) -> Tensor: ...
+    def to_target(self, x: Tensor, rng: Sequence[torch.Generator]) -> Tensor: ...
 
     def from_target(self, y: Tensor) -> Tensor: ...
 
@@ -195,7 +200,7 @@ class Sampler(Protocol):
 
     timesteps: Sequence[float]
 
-    def step(self, prediction: Tensor, t: float, x_t: Tensor, rng: torch.Generator) -> Tensor: ...
+    def step(self, prediction: Tensor, t: float, x_t: Tensor, rng: Sequence[torch.Generator]) -> Tensor: ...
 
 
 @runtime_checkable
@@ -240,8 +245,12 @@ class Objective(Protocol):
 
     `setup` builds what only training needs (on the tokenizer's device). `players(step)` names who is optimised at a
     step: `"model"` is the tokenizer, any other name is the attribute of the objective that holds that player's module.
-    `losses` reports one player's terms, unweighted and under the same names at every step and in eval mode. Its `rng`
-    is the only source of chance besides the layers' own dropout. `decode` samples the decoder.
+    `losses` reports one player's terms, unweighted and under the same names at every step and in eval mode. `rng`, one
+    generator a sample, is the only source of chance besides the layers' own dropout; so what happens to a sample does
+    not depend on the batch it is in. `decode` samples the decoder; `extras` is what rides along in the batch, if
+    anything does. Optional: `needs_denoiser`, True for an objective that only works with denoisers (default: False,
+    and only with plain decoders). Under DDP every rank keeps its own buffers, and a player's every trained parameter
+    must take part in its losses.
     """
 
     def setup(self, tokenizer: Any) -> None: ...
@@ -249,7 +258,7 @@ class Objective(Protocol):
     def players(self, step: int) -> tuple[str, ...]: ...
 
     def losses(
-        self, tokenizer: Any, batch: Batch, *, player: str, step: int, rng: torch.Generator
+        self, tokenizer: Any, batch: Batch, *, player: str, step: int, rng: Sequence[torch.Generator]
     ) -> Losses: ...
 
     def decode(
@@ -258,7 +267,8 @@ class Objective(Protocol):
         codes: Int[Tensor, "b *grid q"],
         *,
         size: tuple[int, ...],
-        rng: torch.Generator,
+        rng: Sequence[torch.Generator],
+        extras: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> Tensor: ...
 
@@ -336,18 +346,18 @@ _PROTOCOLS: dict[str, type] = {
 
 def required_members(kind: str) -> tuple[str, ...]:
     """The names an object of this kind must have; empty for kinds without a Protocol (hooks observe what they like)."""
-    protocol = _PROTOCOLS.get(kind)
-    if protocol is None:
-        return ()
-    methods = [
-        n for n, v in vars(protocol).items() if callable(v) and (n[0] != "_" or n in ("__call__", "__len__"))
-    ]
-    return (*getattr(protocol, "__annotations__", {}), *methods)
+    return _members(_PROTOCOLS[kind]) if kind in _PROTOCOLS else ()
 
 
 def missing_members(kind: str, built: Any) -> list[str]:
     """Members that `built` lacks as a component of this kind. A decoder may be a denoiser, which has other ones."""
-    names = required_members(kind)
-    if kind == "decoder" and getattr(built, "is_denoiser", False):
-        names = ("last_layer", "condition", "__call__", "to_target", "from_target", "target_shape")
+    is_denoiser = kind == "decoder" and getattr(built, "is_denoiser", False)
+    names = _members(Denoiser) if is_denoiser else required_members(kind)
     return [name for name in names if not hasattr(built, name)]
+
+
+def _members(protocol: type) -> tuple[str, ...]:
+    special = ("__call__", "__len__")
+    own = [n for n, v in vars(protocol).items() if callable(v) or isinstance(v, property)]
+    own = [name for name in own if not name.startswith("_") or name in special]
+    return (*getattr(protocol, "__annotations__", {}), *own)

@@ -26,6 +26,7 @@ import pluggy
 
 from vqcore import __version__
 from vqcore.errors import (
+    ConfigError,
     PluginApiError,
     PluginConflict,
     PluginLoadError,
@@ -196,11 +197,17 @@ class Registry:
             )
         return cls
 
-    def build(self, kind: str, cfg: Any, **wiring: Any) -> Any:
-        """`Class(cfg, **wiring)`, checked to have every member that its kind requires."""
+    def build(self, kind: str, cfg: Any, where: str = "", **wiring: Any) -> Any:
+        """`Class(cfg, **wiring)`, checked to have every member that its kind requires.
+
+        A `ValueError` of its constructor becomes a `ConfigError` that names the key `where`.
+        """
         from vqcore.protocols import missing_members
 
-        built = self.load(kind, cfg.name)(cfg, **wiring)
+        try:
+            built = self.load(kind, cfg.name)(cfg, **wiring)
+        except ValueError as error:
+            raise ConfigError(f"{f'{where} ' if where else ''}({cfg.name}): {error}.") from error
         lacks = missing_members(kind, built)
         if lacks:
             found = self.find(kind, cfg.name)

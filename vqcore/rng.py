@@ -1,7 +1,7 @@
 """Randomness as a function of what it is for: (seed, purpose, epoch, sample or step), never of history or workers."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,6 +26,21 @@ def generator(*parts: Part, device: torch.device | str = "cpu") -> torch.Generat
 def numpy_generator(*parts: Part) -> np.random.Generator:
     """A NumPy generator seeded by `derive`."""
     return np.random.default_rng(derive(*parts))
+
+
+def sample_generators(keys: Sequence[Part], *purpose: Part) -> list[torch.Generator]:
+    """One generator a sample, so that what is drawn for it does not depend on the batch it is in."""
+    return [generator(*purpose, key) for key in keys]
+
+
+def randn(rng: Sequence[torch.Generator], *shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Normal noise `(len(rng), *shape)`, each sample's from its own generator; drawn on the CPU, then moved."""
+    return torch.stack([torch.randn(shape, generator=one) for one in rng]).to(device)
+
+
+def rand(rng: Sequence[torch.Generator], *shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Uniform numbers in [0, 1) `(len(rng), *shape)`, each sample's from its own generator."""
+    return torch.stack([torch.rand(shape, generator=one) for one in rng]).to(device)
 
 
 @contextmanager

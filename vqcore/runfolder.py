@@ -22,7 +22,9 @@ from vqcore import artefact, dist
 from vqcore.config import dump, leaves, to_tree
 from vqcore.console import say
 from vqcore.errors import CheckpointError, RunError, listed
+from vqcore.rng import seeded
 from vqcore.schema import FREE_ON_RESUME, RunConfig
+from vqcore.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from vqcore.trainer import Run
@@ -51,6 +53,7 @@ def opened(config: RunConfig) -> Iterator[None]:
             try:
                 (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_locked(folder))
+                check(config)  # again, now that nobody else can have begun
                 artefact.write_text(folder / artefact.CONFIG, dump(config))
                 if not (folder / artefact.PROVENANCE).exists():
                     made = artefact.provenance(
@@ -70,28 +73,24 @@ def log_metrics(run: "Run", figures: dict[str, float]) -> None:
             file.write(json.dumps({"step": run.step, **figures}) + "\n")
 
 
-def save(run: "Run", score: float | None) -> Path:
-    """Write `checkpoints/step_N` and drop old ones; `score` is this step's evaluation loss, if it was evaluated."""
+def save(run: "Run", score: float | None, fingerprint: str) -> Path:
+    """Write `checkpoints/step_N` and drop old ones.
+
+    `score` is this step's evaluation loss, if it was evaluated; `fingerprint` that of the tokenizer as it will be used,
+    with the running averages if there are any.
+    """
     path = run.dir / "checkpoints" / f"step_{run.step}"
     if dist.is_main():
-        more = {"step": run.step, "eval_loss": score, "fingerprint": run.tokenizer.fingerprint}
+        more = {"step": run.step, "eval_loss": score, "fingerprint": fingerprint}
         with artefact.staged(path, artefact.provenance(run.config, **more)) as staging:
-            artefact.write(staging, run.tokenizer, run.last_evaluation if score is not None else None)
+            figures = run.last_evaluation if score is not None else {}
+            artefact.write(staging, run.tokenizer, fingerprint, figures)
             if run.ema:
                 artefact.save_tensors(staging / artefact.EMA, run.ema.averages)
             _write_state(run, staging)
         _drop_old(run)
     dist.barrier()
     return path
-
-
-def is_best(run: "Run", score: float) -> bool:
-    """Is this evaluation loss below that of every checkpoint?"""
-    step = artefact.best_step(run.dir)
-    if step is None:
-        return True
-    path = artefact.checkpoints(run.dir)[step] / artefact.PROVENANCE
-    return score < json.loads(path.read_text())["eval_loss"]
 
 
 def resume(run: "Run") -> None:
@@ -105,9 +104,27 @@ def resume(run: "Run") -> None:
     if found:
         run.step = max(found)
         _read_state(run, found[run.step])
+        best = artefact.best_step(run.dir)
+        run.best_score = None if best is None else artefact.score(found[best])
         say(f"{run.dir}: goes on after step {run.step}.")
     if dist.is_main():
         _cut_metrics(run.dir / METRICS, run.step)
+
+
+def load_players(tokenizer: Tokenizer, checkpoint: Path) -> int:
+    """Build what only training needs and fill the players' modules from a checkpoint; returns its step."""
+    with seeded(0, "init", "setup"):
+        tokenizer.objective.setup(tokenizer)
+    if not (checkpoint / STATE).is_file():
+        return 0
+    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
+    tensors = artefact.load_tensors(checkpoint / STATE_TENSORS)
+    for name in state["players"]:
+        prefix = f"players/{name}/module/"
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if own:
+            getattr(tokenizer.objective, name).load_state_dict(own)
+    return state["step"]
 
 
 def _refuse_another_run(folder: Path, config: RunConfig) -> None:
@@ -215,7 +232,8 @@ def _set_damaged_aside(run_dir: Path) -> None:
             )
     for path, problem in problems:
         say(f"{problem} Going back to the checkpoint before it.")
-        path.rename(path.with_name(f"{path.name}.damaged"))
+        number = 1 + sum(1 for _ in path.parent.glob(f"{path.name}.damaged*"))
+        path.rename(path.with_name(f"{path.name}.damaged{number}"))
 
 
 def _drop_old(run: "Run") -> None:

@@ -19,6 +19,9 @@ FREE_ON_RESUME = (
     "eval",
     "hooks",
     "data.workers",
+    "data.max_bad_share",
+    "data.eval_path",
+    "data.eval_extra_path",
     "requires",
 )
 """Keys (and everything below them) that may differ when a run is taken up again; anything else is refused by name."""
@@ -46,6 +49,11 @@ class DataConfig(Config):
     """Processes that read and prepare samples; 0 does it in the training process. Never changes a result."""
     max_bad_share: float = 0.05
     """The run stops when more than this share of the samples is unreadable; until then they are skipped and named."""
+
+    @property
+    def has_eval(self) -> bool:
+        """Are there samples to evaluate on? By default: is there a setting `eval_path`, and is it set."""
+        return getattr(self, "eval_path", None) is not None
 
     def __post_init__(self) -> None:
         _positive(self, "batch_size", "resolution_step")
@@ -201,8 +209,8 @@ class EvalSection:
 
     every: int | None = None
     """Steps between evaluations during training; null evaluates at the end only."""
-    sizes: tuple[int, ...] | None = None
-    """Sizes to evaluate at; by default the nominal size."""
+    sizes: tuple[int | tuple[int, ...], ...] | None = None
+    """Sizes to evaluate at, each one number for all axes or one per axis; by default the nominal size."""
     metrics: dict[str, Config] = slots("metric")
     """Metrics by label; by default those that the modality names."""
     batch_size: int | None = None

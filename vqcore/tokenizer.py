@@ -5,11 +5,11 @@ modality (how a file becomes a tensor) and the objective (how the decoder is sam
 of it.
 """
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from vqcore import artefact
 from vqcore.config import Config, to_tree
-from vqcore.errors import CheckpointError, ConfigError
+from vqcore.errors import CheckpointError, ConfigError, VqcoreError, listed
 from vqcore.protocols import DataSpec, Quantized
 from vqcore.registry import Registry, registry
 from vqcore.rng import generator, seeded
@@ -54,6 +54,7 @@ class Tokenizer(nn.Module):
         super().__init__()
         build = _Builder(registry_ or registry(), seed)
         self.cfg = cfg
+        self._frozen: tuple[str, ...] = ()
         self.modality = build("modality", "data.modality", cfg.modality, size=cfg.size)
         self.spec: DataSpec = self.modality.spec
         self.embed = None
@@ -75,6 +76,8 @@ class Tokenizer(nn.Module):
             )
         # Not registered as a child: what an objective holds (discriminators, teachers) is no part of a tokenizer.
         self.__dict__["objective"] = build("objective", "objective", cfg.objective, spec=self.spec)
+        if self.decoder is not None:
+            _check_pair(self, registry_ or registry())
 
     @property
     def codebook_size(self) -> int:
@@ -90,6 +93,22 @@ class Tokenizer(nn.Module):
     def bits_per_token(self) -> float:
         """Bits that name the codes at one position of the grid."""
         return self.num_codebooks * math.log2(self.codebook_size)
+
+    def freeze_encoder(self) -> None:
+        """Keep `embed`, `encoder`, `proj` and `quantizer` as they are: no gradient, eval mode whatever `train` says."""
+        self._frozen = ("embed", "encoder", "proj", "quantizer")
+        for name in self._frozen:
+            if (part := getattr(self, name)) is not None:
+                part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Tokenizer":
+        """Training mode, or eval mode, for all parts that are not frozen."""
+        super().train(mode)
+        for name in self._frozen:
+            if (part := getattr(self, name)) is not None:
+                part.eval()
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -131,19 +150,23 @@ class Tokenizer(nn.Module):
         codes: Int[Tensor, "b *grid q"],
         *,
         size: tuple[int, ...] | None = None,
-        rng: torch.Generator | None = None,
+        rng: Sequence[torch.Generator] | None = None,
+        extras: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> Tensor:
         """Inputs rebuilt from codes, float `(b, c, *size)`; logits `(b, labels, *size)` for class maps.
 
-        `size` defaults to the one with this grid; `rng` (default: seed 0) and `sampling` are for decoders that draw.
+        `size` defaults to the one with this grid; `rng`, one generator a sample (default: seed 0 for each),
+        and `sampling` are for decoders that draw, `extras` for those that look at what rides along.
         """
         if self.decoder is None:
             raise CheckpointError("this tokenizer was loaded with encoder_only=True; it cannot decode.")
-        rng = rng or generator(0, "decode")
+        rng = rng or [generator(0, "decode") for _ in codes]
         size = size or self.size_of(tuple(codes.shape[1:-1]))
         with _evaluating(self):
-            return self.objective.decode(self, codes.to(self.device), size=size, rng=rng, **sampling)
+            return self.objective.decode(
+                self, codes.to(self.device), size=size, rng=rng, extras=extras, **sampling
+            )
 
     def reconstruct(self, x: Tensor, **sampling: Any) -> Tensor:
         """`decode(encode(x))` at the size of `x`."""
@@ -216,7 +239,7 @@ class Tokenizer(nn.Module):
     def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Write an artefact (weights, config, provenance, model card) into a new folder, which appears complete."""
         with artefact.staged(Path(folder), provenance or artefact.provenance(self.cfg)) as staging:
-            artefact.write(staging, self)
+            artefact.write(staging, self, self.fingerprint, {})
 
     @classmethod
     def load(
@@ -262,14 +285,29 @@ class _Builder:
         self.registry, self.seed = registry_, seed
 
     def __call__(self, kind: str, path: str, cfg: Config, **wiring: Any) -> Any:
-        try:
-            with seeded(self.seed, "init", kind):
-                return self.registry.build(kind, cfg, **wiring)
-        except ValueError as error:
-            raise ConfigError(f"{path} ({cfg.name}): {error}.") from error
+        with seeded(self.seed, "init", kind):
+            return self.registry.build(kind, cfg, path, **wiring)
 
 
-@contextmanager
+def _check_pair(tokenizer: Tokenizer, catalogue: Registry) -> None:
+    """Objectives train either plain decoders or denoisers."""
+    wants = bool(getattr(tokenizer.objective, "needs_denoiser", False))
+    if wants == bool(getattr(tokenizer.decoder, "is_denoiser", False)):
+        return
+    cfg = tokenizer.cfg
+    fitting = []
+    for found in catalogue.components("decoder"):
+        with contextlib.suppress(VqcoreError):
+            if bool(getattr(catalogue.load("decoder", found.name), "is_denoiser", False)) == wants:
+                fitting.append(found.name)
+    kinds = ("a denoiser", "maps latents to the input") if wants else ("a plain decoder", "is a denoiser")
+    raise ConfigError(
+        f"objective '{cfg.objective.name}' needs {kinds[0]}; '{cfg.model.decoder.name}' {kinds[1]}. "
+        f"Here it could be: {listed(fitting) or 'none'}."
+    )
+
+
+@contextlib.contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     was_training = module.training
     module.eval()
@@ -281,6 +319,9 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _to_grid(mask: Bool[Tensor, "b *size"], grid: torch.Size) -> Bool[Tensor, "b *grid"]:
+    if mask.ndim - 1 != len(grid):  # tokens that belong to no place: all valid if anything is
+        valid = mask.flatten(1).any(1)
+        return valid.reshape(-1, *[1] * len(grid)).expand(-1, *grid)
     pool = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[len(grid) - 1]
     return pool(mask.float().unsqueeze(1), tuple(grid)).squeeze(1) > 0
 

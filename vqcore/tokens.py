@@ -14,6 +14,7 @@ from PIL import Image
 from vqcore import artefact
 from vqcore.console import ProgressLine
 from vqcore.errors import ConfigError, DataError, RunError, listed
+from vqcore.rng import sample_generators
 from vqcore.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ def tokenize_folder(
     when nothing is readable, `ConfigError` for a size the encoder cannot take, `RunError` when `target` holds the
     codes of another tokenizer.
     """
+    if ".npy" in tokenizer.modality.suffixes:
+        _refuse_overlap(source, target)
     files = _files(source, tokenizer.modality.suffixes)
     try:
         grid = tokenizer.grid(size)
@@ -107,6 +110,7 @@ def decode_folder(
 
     Raises `DataError` when the codes were made by another tokenizer (unless `force`) or cannot be its codes.
     """
+    _refuse_overlap(source, target)
     manifest = _manifest(source)
     if manifest and manifest.get("fingerprint") != tokenizer.fingerprint and not force:
         raise DataError(
@@ -167,7 +171,8 @@ def _decode(
     for members in by_shape.values():
         stacked = torch.from_numpy(np.stack([each for each, _ in members]))
         try:
-            x_hat = tokenizer.decode(stacked, size=size)
+            rng = sample_generators([stem.as_posix() for _, stem in members], "decode")
+            x_hat = tokenizer.decode(stacked, size=size, rng=rng)
         except ValueError as error:
             raise DataError(f"{members[0][1]}: {error}.") from error
         for one, (_, stem) in zip(x_hat, members):
@@ -236,6 +241,17 @@ def _files(source: Path, suffixes: Sequence[str]) -> list[Path]:
     return files
 
 
+def _refuse_overlap(source: Path, target: Path) -> None:
+    """Raise `RunError` when writing below `target` could meet what is read from `source`."""
+    here = (source if source.is_dir() else source.parent).resolve()
+    there = target.resolve()
+    nested = source.is_dir() and (here in there.parents or there in here.parents)
+    if here == there or nested:
+        raise RunError(
+            f"{target} and {source} overlap; nothing that is read may be overwritten. Choose another folder."
+        )
+
+
 def _claim(target: Path, manifest: dict[str, Any]) -> None:
     there = _manifest(target)
     if there is not None:
@@ -251,9 +267,10 @@ def _claim(target: Path, manifest: dict[str, Any]) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder of codes, or of the folder a file of codes lies in."""
-    path = (folder if folder.is_dir() else folder.parent) / MANIFEST
-    if not path.is_file():
+    """The manifest of the codes in a folder or file: beside them, or in a folder above."""
+    start = (folder if folder.is_dir() else folder.parent).resolve()
+    path = next((place / MANIFEST for place in (start, *start.parents) if (place / MANIFEST).is_file()), None)
+    if path is None:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))

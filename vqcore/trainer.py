@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vqcore import dist, pictures, runfolder
 from vqcore.console import ProgressLine, say
-from vqcore.data.loader import BadSamples, EvalBatches, TrainBatches, nominal_size
+from vqcore.data.loader import BadSamples, EvalBatches, TrainBatches, nominal_size, sizes
 from vqcore.errors import ConfigError, DataError, RunError, did_you_mean, listed
 from vqcore.evaluation import build_metrics, evaluate
 from vqcore.metrics import CodeWindow
@@ -26,7 +26,7 @@ from vqcore.optim import Ema, learning_rate, parameter_groups
 from vqcore.plugin import RunHooks
 from vqcore.protocols import Batch, Data, Losses, Modality
 from vqcore.registry import registry
-from vqcore.rng import derive, generator
+from vqcore.rng import derive, sample_generators, seeded
 from vqcore.schema import RunConfig, TokenizerConfig
 from vqcore.tokenizer import Tokenizer
 
@@ -84,7 +84,7 @@ class Forward(nn.Module):
         self.module, self.player = module, player
         self.__dict__["run"] = run
 
-    def forward(self, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, Losses]:
+    def forward(self, batch: Batch, step: int, rng: list[torch.Generator]) -> tuple[Tensor, Losses]:
         """The sum of the weighted terms, and all the objective said."""
         run = self.run
         bf16 = run.config.run.precision == "bf16"
@@ -111,6 +111,8 @@ class Run:
     players: dict[str, Player] = field(default_factory=dict)
     ema: Ema | None = None
     window: CodeWindow | None = None
+    hooks: Any = None
+    best_score: float | None = None
     last_evaluation: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -142,15 +144,14 @@ def train(config: RunConfig) -> Run:
         check_weights(run)
         with runfolder.opened(config):
             runfolder.resume(run)
-            hooks = _hooks(run)
             error: BaseException | None = None
             try:
-                _train(run, hooks)
+                _train(run)
             except BaseException as caught:
                 error = caught
                 raise
             finally:
-                hooks.vqcore_run_ended(run=run, error=error)
+                run.hooks.vqcore_run_ended(run=run, error=error)
     return run
 
 
@@ -170,29 +171,35 @@ def build(config: RunConfig, device: torch.device) -> Run:
     """Data, tokenizer and objective of a config; raises what a user can mend before anything is written."""
     tokenizer_config = tokenizer_config_of(config)
     tokenizer = Tokenizer(tokenizer_config, seed=config.run.seed)
-    extra = {
-        label: registry().build("modality", cfg, size=tokenizer_config.size)
-        for label, cfg in config.data.extra.items()
-    }
+    extra = build_extra(config, tokenizer)
     data, eval_data = open_data(config, tokenizer.modality, extra)
-    for size in eval_sizes(config, tokenizer):
+    for size in (*sizes(config.data, tokenizer.spec), *eval_sizes(config, tokenizer)):
         _check_size(tokenizer, size)
+    build_metrics(config.eval.metrics, tokenizer)
     tokenizer.to(device)
-    tokenizer.objective.setup(tokenizer)
+    with seeded(config.run.seed, "init", "setup"):
+        tokenizer.objective.setup(tokenizer)
     steps = config.run.steps or _steps(config, len(data))
     run = Run(config, Path(config.run.dir), device, tokenizer, data, extra, eval_data, steps)
     run.ema = Ema(tokenizer, config.ema.decay) if config.ema.decay else None
     run.window = CodeWindow(tokenizer.codebook_size, tokenizer.num_codebooks)
+    run.hooks = _hooks(run)
     return run
+
+
+def build_extra(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Modality]:
+    """The modalities that ride along, by label."""
+    return {
+        label: registry().build("modality", cfg, f"data.extra.{label}", size=tokenizer.cfg.size)
+        for label, cfg in config.data.extra.items()
+    }
 
 
 def tokenizer_config_of(config: RunConfig) -> TokenizerConfig:
     """The part of a run's config that an artefact keeps."""
     data = config.data
-    try:
-        modality = registry().build("modality", data.modality, size=data.input_size or data.input_size_max)
-    except ValueError as error:
-        raise ConfigError(f"data.modality ({data.modality.name}): {error}.") from error
+    wanted = data.input_size or data.input_size_max
+    modality = registry().build("modality", data.modality, "data.modality", size=wanted)
     size = nominal_size(data, modality.spec.rank)
     size = size if isinstance(size, tuple) else modality.spec.size
     return TokenizerConfig(modality=data.modality, size=size, model=config.model, objective=config.objective)
@@ -201,23 +208,24 @@ def tokenizer_config_of(config: RunConfig) -> TokenizerConfig:
 def open_data(config: RunConfig, modality: Modality, extra: dict[str, Modality]) -> tuple[Data, Data | None]:
     """Training samples, and evaluation samples when the config names any."""
     wiring = {"modality": modality, "extra": extra}
-    data = registry().build("data", config.data, split="train", **wiring)
-    wanted = getattr(config.data, "eval_path", None) is not None
+    data = registry().build("data", config.data, "data", split="train", **wiring)
+    wanted = config.data.has_eval
     if not wanted and config.eval.every is not None:
         raise DataError("eval.every is set, but there is nothing to evaluate on. Set data.eval_path.")
-    return data, registry().build("data", config.data, split="eval", **wiring) if wanted else None
+    return data, registry().build("data", config.data, "data", split="eval", **wiring) if wanted else None
 
 
-def open_eval_data(config: RunConfig, modality: Modality) -> Data:
+def open_eval_data(config: RunConfig, modality: Modality, extra: dict[str, Modality]) -> Data:
     """Evaluation samples alone; raises `DataError` when the config names none."""
-    return registry().build("data", config.data, split="eval", modality=modality, extra={})
+    return registry().build("data", config.data, "data", split="eval", modality=modality, extra=extra)
 
 
 def eval_sizes(config: RunConfig, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     """The sizes to evaluate at: `eval.sizes` (a number stands for every axis), else the nominal one."""
     if not config.eval.sizes:
         return [tuple(tokenizer.cfg.size)]
-    return [(side,) * tokenizer.spec.rank for side in config.eval.sizes]
+    rank = tokenizer.spec.rank
+    return [(side,) * rank if isinstance(side, int) else side for side in config.eval.sizes]
 
 
 def _check_size(tokenizer: Tokenizer, size: tuple[int, ...]) -> None:
@@ -237,17 +245,19 @@ def _hooks(run: Run) -> Any:
     manager = pluggy.PluginManager("vqcore")
     manager.add_hookspecs(RunHooks)
     for label, cfg in reversed(run.config.hooks.items()):  # pluggy calls the last registered one first
-        manager.register(registry().build("hook", cfg), name=label)
+        manager.register(registry().build("hook", cfg, f"hooks.{label}"), name=label)
     manager.check_pending()
     return manager.hook
 
 
-def _train(run: Run, hooks: Any) -> None:
+def _train(run: Run) -> None:
     if run.step >= run.steps:
         say(f"{run.dir}: finished already ({run.step} of {run.steps} steps). Lengthen it with run.steps=N.")
         return
     config, bad = run.config, BadSamples(run.data, run.config.data)
-    strip = pictures.Strip(run.dir / "samples", _fixed_samples(run)) if dist.is_main() else None
+    strip = None
+    if dist.is_main():
+        strip = pictures.Strip(run.dir / "samples", _fixed_samples(run), run.step)
     loader = TrainBatches(
         run.data,
         run.tokenizer.modality,
@@ -260,42 +270,44 @@ def _train(run: Run, hooks: Any) -> None:
         rank=dist.rank(),
         world=dist.world_size(),
     )
-    hooks.vqcore_run_started(run=run)
+    run.hooks.vqcore_run_started(run=run)
     averages = _Averages()
-    stream = iter(loader)
-    with ProgressLine("train", run.steps, done=run.step) as line:
+    stream: Any = iter(loader)
+    # An abandoned iterator would keep the reason of a failure waiting for its worker processes.
+    with contextlib.closing(stream), ProgressLine("train", run.steps, done=run.step) as line:
         while run.step < run.steps:
             averages.add(train_step(run, _next_batches(stream, bad, config.optim.accumulate)))
             run.step += 1
             last = run.step == run.steps
             shown = None
             if last or run.step % config.run.log_every == 0:
-                shown = (
-                    averages.take()
-                    | (run.window.figures() if run.window else {})
-                    | ({"data/bad": float(len(bad))} if len(bad) else {})
-                )
+                shown = averages.take() | (run.window.figures() if run.window else {}) | bad.figures()
                 runfolder.log_metrics(run, shown)
-                hooks.vqcore_step_ended(run=run, step=run.step, metrics=shown)
+                run.hooks.vqcore_step_ended(run=run, step=run.step, metrics=shown)
             line.update(run.step, shown)
             if strip and (last or run.step in PICTURE_STEPS):
                 with _as_evaluated(run):
                     strip.add(run.tokenizer, run.step)
-            _evaluate_and_save(run, hooks, last)
+            _evaluate_and_save(run, last)
 
 
-def _evaluate_and_save(run: Run, hooks: Any, last: bool) -> None:
+def _evaluate_and_save(run: Run, last: bool) -> None:
     """Evaluate and save where the config asks for it; a new best evaluation is saved even between two saves."""
     every = run.config.eval.every
     score = None
     if run.eval_data is not None and (last or (every and run.step % every == 0)):
         figures = evaluate_run(run)
         score = figures[next(key for key in figures if key.endswith("/loss"))]
-        hooks.vqcore_evaluated(run=run, step=run.step, metrics=figures)
-    due = last or run.step % run.config.run.save_every == 0
-    if due or (score is not None and runfolder.is_best(run, score)):
-        path = runfolder.save(run, score)
-        hooks.vqcore_saved(run=run, step=run.step, path=str(path))
+        run.hooks.vqcore_evaluated(run=run, step=run.step, metrics=figures)
+    # Decided from what every rank knows, never from the disk, which rank 0 may have changed already.
+    is_best = score is not None and (run.best_score is None or score < run.best_score)
+    if is_best:
+        run.best_score = score
+    if last or is_best or run.step % run.config.run.save_every == 0:
+        with _as_evaluated(run):
+            fingerprint = run.tokenizer.fingerprint
+        path = runfolder.save(run, score, fingerprint)
+        run.hooks.vqcore_saved(run=run, step=run.step, path=str(path))
 
 
 def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
@@ -314,7 +326,8 @@ def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
             group["lr"] = rate
         player.optimizer.zero_grad(set_to_none=True)
         for micro, batch in enumerate(batches):
-            figures |= _backward(run, player, batch, micro, len(batches))
+            for key, value in _backward(run, player, batch, micro, len(batches)).items():
+                figures[key] = figures[key] + value / len(batches) if key in figures else value / len(batches)
         clip = run.config.optim.clip
         norm = nn.utils.clip_grad_norm_(player.trained, clip if clip else math.inf)
         _refuse_nonfinite(run, name, figures, norm, batches)
@@ -323,13 +336,16 @@ def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
             run.ema.update()
         suffix = "" if name == "model" else f"/{name}"
         figures |= {f"lr{suffix}": rate, f"grad_norm{suffix}": norm}
+    for player in run.players.values():
+        for p in player.trained:
+            p.requires_grad_(True)
     return figures
 
 
 def _backward(run: Run, player: Player, batch: Batch, micro: int, parts: int) -> dict[str, float | Tensor]:
     keys = (run.step, micro, player.name, dist.rank())
     torch.manual_seed(derive(run.seed, "layers", *keys))  # dropout, and whatever a quantizer draws
-    rng = generator(run.seed, "objective", *keys)
+    rng = sample_generators(range(len(batch.keys)), run.seed, "objective", *keys)
     synced = micro == parts - 1 or dist.world_size() == 1
     with contextlib.nullcontext() if synced else player.forward.no_sync():  # type: ignore[operator]
         total, out = player.forward(batch.to(run.device), run.step, rng)
@@ -371,23 +387,22 @@ def _next_batches(stream: Iterator[Any], bad: BadSamples, accumulate: int) -> li
 
 
 class _Averages:
-    """Means of figures over the steps since they were last taken; tensors are read only then (a sync point)."""
+    """Means of figures over the steps that had them, since they were last taken; tensors are read only then."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Any] = {}
-        self.steps = 0
+        self.counts: dict[str, int] = {}
 
     def add(self, figures: dict[str, float | Tensor]) -> None:
         for name, value in figures.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
+        own = {name: torch.as_tensor(value) / self.counts[name] for name, value in self.sums.items()}
         world = dist.world_size()
-        sums = dist.sum_dicts({name: torch.as_tensor(value) for name, value in self.sums.items()})
-        means = {name: float(value) / self.steps / world for name, value in sums.items()}
-        self.sums, self.steps = {}, 0
-        return means
+        self.sums, self.counts = {}, {}
+        return {name: float(value) / world for name, value in dist.sum_dicts(own).items()}
 
 
 @torch.no_grad()
@@ -398,7 +413,7 @@ def check_weights(run: Run) -> None:
     run.tokenizer.eval()
     terms: list[str] = []
     for name in run.objective.players(run.steps):
-        rng = generator(run.seed, "check")
+        rng = sample_generators(batch.keys, run.seed, "check")
         terms += run.objective.losses(run.tokenizer, batch, player=name, step=run.steps, rng=rng).terms
     for name, weight in weights.items():
         if name not in terms and weight != 0:
@@ -421,25 +436,35 @@ def _first_batch(run: Run) -> Batch:
         rank=dist.rank(),
         world=dist.world_size(),
     )
-    return next(iter(loader)).batch
+    batch = next(iter(loader)).batch
+    assert batch is not None
+    return batch
 
 
-def _fixed_samples(run: Run) -> Tensor:
-    """The samples that the strip and the contact sheet show: the first ones to evaluate on, else to train on."""
+def _fixed_samples(run: Run) -> Batch:
+    """What the strip and the contact sheet show: samples to evaluate on, else to train on."""
     data = run.eval_data if run.eval_data is not None else run.data
+    return sample_pictures(run.tokenizer, run.config, data, run.extra).to(run.device)
+
+
+def sample_pictures(tokenizer: Tokenizer, config: RunConfig, data: Data, extra: dict[str, Modality]) -> Batch:
+    """`eval.pictures` readable samples, from all over the set."""
     batches = EvalBatches(
         data,
-        run.tokenizer.modality,
-        {},
-        run.config.data,
-        size=tuple(run.tokenizer.cfg.size),
-        batch_size=run.config.eval.pictures,
+        tokenizer.modality,
+        extra,
+        config.data,
+        size=tuple(tokenizer.cfg.size),
+        batch_size=config.eval.pictures,
         rank=0,
         world=1,
-        limit=run.config.eval.pictures,
+        limit=config.eval.pictures,
         workers=0,
     )
-    return next(iter(batches)).batch.x
+    for loaded in batches:
+        if loaded.batch is not None:
+            return loaded.batch
+    raise DataError(f"none of the samples to show can be read. The first: {': '.join(loaded.bad[0])}")
 
 
 @contextlib.contextmanager
@@ -447,9 +472,11 @@ def _as_evaluated(run: Run) -> Iterator[None]:
     """The tokenizer as it will be used: running averages instead of weights, eval mode."""
     was_training = run.tokenizer.training
     run.tokenizer.eval()
-    with run.ema.applied() if run.ema else contextlib.nullcontext():
-        yield
-    run.tokenizer.train(was_training)
+    try:
+        with run.ema.applied() if run.ema else contextlib.nullcontext():
+            yield
+    finally:
+        run.tokenizer.train(was_training)
 
 
 def evaluate_run(run: Run) -> dict[str, float]:
@@ -462,9 +489,8 @@ def evaluate_run(run: Run) -> dict[str, float]:
             got = evaluate_data(run.tokenizer, run.config, run.eval_data, run.extra, size, step=run.step)
             figures |= {prefix + name: value for name, value in got.items()}
         if dist.is_main():
-            folder = run.dir / "samples"
-            folder.mkdir(parents=True, exist_ok=True)
-            pictures.contact_sheet(run.tokenizer, _fixed_samples(run)).save(folder / "sheet.png")
+            shown = pictures.contact_sheet(run.tokenizer, _fixed_samples(run))
+            pictures.save_picture(shown, run.dir / "samples" / "sheet.png")
     run.last_evaluation = figures
     runfolder.log_metrics(run, figures)
     return figures
@@ -499,7 +525,8 @@ def evaluate_data(
     def good() -> Iterator[Batch]:
         for loaded in batches:
             bad.add(loaded.bad)
-            yield loaded.batch
+            if loaded.batch is not None:
+                yield loaded.batch
 
     total = min(len(data), config.eval.samples or len(data))
     with ProgressLine("evaluate", -(-total // dist.world_size()), unit="sample") as line:

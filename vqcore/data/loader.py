@@ -44,7 +44,7 @@ class Sample:
 class Loaded:
     """A batch, and the samples that were to be in it and could not be read."""
 
-    batch: Batch
+    batch: Batch | None
     bad: tuple[Bad, ...] = ()
 
 
@@ -126,7 +126,7 @@ class EvalBatches:
     """Every sample once over all processes, each with its evaluation view; the last batch may be smaller.
 
     `limit` takes that many samples, spread evenly over the set. Unreadable samples are left out and reported
-    with a batch nearby. Raises `DataError` when none of this process's samples can be read.
+    with a batch nearby; a process that can read none of its samples yields one report without a batch.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class EvalBatches:
         if held is not None:
             yield replace(held, bad=held.bad + waiting)
         elif waiting:
-            raise DataError(f"no sample could be read for evaluation. The first: {': '.join(waiting[0])}")
+            yield Loaded(None, waiting)
 
 
 class BadSamples:
@@ -192,8 +192,8 @@ class BadSamples:
             )
 
     def figures(self) -> dict[str, float]:
-        """How many there were so far, as a metric."""
-        return {"data/bad": float(len(self))}
+        """How many there were so far, as a metric; nothing when there were none."""
+        return {"data/bad": float(len(self))} if self.reasons else {}
 
 
 class _Reader:

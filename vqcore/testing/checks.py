@@ -261,6 +261,8 @@ def check_decoder(decoder: Any, z_q: Tensor, shape: tuple[int, ...]) -> None:
         alone = torch.cat([decoder(z_q[i : i + 1]) for i in range(len(z_q))])
     off, most = float((alone - x_hat).abs().max()), 1e-4 * max(1.0, float(x_hat.abs().max()))
     assert off <= most, f"batch law: a sample changes by {off:.2g} in a batch"
+    names = [name for name in decoder.state_dict() if name.endswith("last_layer")]
+    assert not names, "state law: last_layer is a second name in the state dict; make it a property"
     decoder(z_q.clone().requires_grad_()).sum().backward()
     assert decoder.last_layer.grad is not None, "gradient law: no gradient reaches last_layer"
 

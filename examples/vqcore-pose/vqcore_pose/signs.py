@@ -17,6 +17,8 @@ from vqcore.protocols import Quantized
 class Signs(nn.Module):
     """`groups` codes at every position, each of `bits` bits. No parameters."""
 
+    powers: Tensor
+
     @dataclass(frozen=True, kw_only=True)
     class Config(vqcore.config.Config):
         """Settings of `pose/signs`."""

@@ -29,7 +29,8 @@ def nearest(
     bias = torch.zeros_like(keys[:, 0]) if cosine else -keys.square().sum(-1) / 2
     blocks = -(-k // _BLOCK)
     chunk = max(1, min(len(rows), _rows_within(chunk_mib, blocks * _BLOCK)))
-    scores = rows.new_full((chunk, blocks * _BLOCK), -torch.inf)
+    scores = rows.new_empty(chunk, blocks * _BLOCK)
+    scores[:, k:] = -torch.inf
     codes = rows.new_empty(len(rows), dtype=torch.int64)
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]

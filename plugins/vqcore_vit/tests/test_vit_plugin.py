@@ -22,7 +22,7 @@ class TestEncoder(EncoderConformance):
     spec = IMAGE
     configs: ClassVar = (
         {**TINY, "patch_size": 8},
-        {**TINY, "patch_size": [4, 8], "post_mlp": True, "grid_conv": True, "dropout": 0.1, "drop_path": 0.1},
+        {**TINY, "patch_size": [4, 8], "post_mlp": True, "grid_convs": 1, "dropout": 0.1, "drop_path": 0.1},
         {**TINY, "patch_proj": False, "input_size_enc": [4, 6]},
     )
 
@@ -34,21 +34,21 @@ class TestDecoder(DecoderConformance):
     configs: ClassVar = (
         {**TINY, "patch_size": 8},
         {**TINY, "patch_size": 8, "out_conv": "convnext", "post_mlp": True, "input_size_dec": 32},
-        {**TINY, "patch_size": 8, "out_conv": "conv", "grid_conv": True, "dropout": 0.1, "drop_path": 0.1},
+        {**TINY, "patch_size": 8, "out_conv": "conv", "grid_convs": 1, "dropout": 0.1, "drop_path": 0.1},
     )
 
 
 class TestSequenceEncoder(EncoderConformance):
     component = "vit/encoder"
     spec = DataSpec(channels=2, size=(32,))
-    configs: ClassVar = ({**TINY, "patch_size": 4, "grid_conv": True}, {**TINY, "patch_size": [8]})
+    configs: ClassVar = ({**TINY, "patch_size": 4, "grid_convs": 1}, {**TINY, "patch_size": [8]})
 
 
 class TestVolumeDecoder(DecoderConformance):
     component = "vit/decoder"
     spec = DataSpec(channels=2, size=(4, 8, 8))
     grid = (2, 2, 2)
-    configs: ClassVar = ({**TINY, "patch_size": [2, 4, 4], "out_conv": "conv", "grid_conv": True},)
+    configs: ClassVar = ({**TINY, "patch_size": [2, 4, 4], "out_conv": "conv", "grid_convs": 1},)
 
 
 @pytest.mark.parametrize(

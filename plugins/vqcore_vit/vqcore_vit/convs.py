@@ -2,8 +2,7 @@
 
 A decoder that writes each patch on its own leaves seams between them. Convolutions on the token grid, or on the output,
 see across the seams.
-Papers: CPVT (arXiv 2102.10882), section 3.2, for `GridConv`; ConvNeXt (arXiv 2201.03545), figure 4, for
-`ConvNeXtBlock`.
+Paper: ConvNeXt (arXiv 2201.03545), figure 4, for `ConvNeXtBlock`. The other two are from no paper.
 """
 
 from typing import Any
@@ -24,14 +23,16 @@ def conv(rank: int, channels_in: int, channels_out: int, kernel: Any, **options:
 
 
 class GridConv(nn.Module):
-    """Add to each token a depthwise 3-wide convolution of its neighbourhood on the grid."""
+    """Mix each token with its neighbours on the grid: LayerNorm, a 3-wide convolution, GELU, as a residual branch."""
 
     def __init__(self, rank: int, dim: int):
         super().__init__()
-        self.conv = conv(rank, dim, dim, 3, padding=1, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.conv = conv(rank, dim, dim, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
-        return x + rearrange(self.conv(rearrange(x, "b ... d -> b d ...")), "b d ... -> b ... d")
+        y = self.conv(rearrange(self.norm(x), "b ... d -> b d ..."))
+        return x + rearrange(nn.functional.gelu(y), "b d ... -> b ... d")
 
 
 class ConvNeXtBlock(nn.Module):
@@ -52,17 +53,6 @@ class ConvNeXtBlock(nn.Module):
         return x + rearrange(y, "b ... c -> b c ...")
 
 
-class PixelConvs(nn.Module):
-    """Two 3-wide convolutions at the resolution of the output: one residual, one to the output's channels."""
-
-    conv2: nn.Conv1d | nn.Conv2d | nn.Conv3d
-
-    def __init__(self, rank: int, channels: int, channels_out: int):
-        super().__init__()
-        self.conv1 = conv(rank, channels, channels, 3, padding=1)
-        self.conv2 = conv(rank, channels, channels_out, 3, padding=1)
-
-    def forward(self, y: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c_out *size"]:
-        if y.ndim == 4:  # channels last is twice as fast on a CPU
-            y = y.contiguous(memory_format=torch.channels_last)
-        return self.conv2(y + self.conv1(torch.relu(y)))
+def output_conv(rank: int, channels: int, channels_out: int) -> nn.Module:
+    """Make the 3-wide convolution from features at the output's resolution to its channels; linear, it hides seams."""
+    return conv(rank, channels, channels_out, 3, padding=1)

@@ -3,7 +3,7 @@
 Papers: ViT (arXiv 2010.11929) for patches and blocks; ViT-VQGAN (arXiv 2110.04627), section 3.1, for the point-wise
 tanh MLP at the end of either side; 4M (arXiv 2312.06647) for the whole, whose weights fit name by name.
 Differs from 4M: positions of grids that are not square have one half of the channels for the row and one for the
-column; the decoder owns the projection of its latents (`in_proj`); `grid_conv` and `out_conv: conv` are new.
+column; the decoder owns the projection of its latents (`in_proj`); `grid_convs` and `out_conv: conv` are new.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vqcore.config import Config
 from vqcore.protocols import DataSpec
 from vqcore_vit.blocks import EPS, MLP, Block, linear
-from vqcore_vit.convs import ConvNeXtBlock, GridConv, PixelConvs, conv
+from vqcore_vit.convs import ConvNeXtBlock, GridConv, conv, output_conv
 from vqcore_vit.positions import resize_positions, sincos_positions
 
 SIZES = {"s": (512, 8, 8), "b": (768, 12, 12), "l": (1024, 24, 16)}
@@ -42,7 +42,7 @@ class TransformerConfig(Config):
     width: int | None = None
     """Channels of a token inside the transformer."""
     depth: int | None = None
-    """Number of blocks."""
+    """Number of blocks; 0 leaves the convolutions alone."""
     num_heads: int | None = None
     """Attention heads of a block; they share the width evenly."""
     mlp_ratio: float = 4.0
@@ -53,8 +53,8 @@ class TransformerConfig(Config):
     """Off: every position of the data is a token (feature maps), and patch_size plays no part."""
     post_mlp: bool = False
     """A point-wise tanh MLP after the blocks."""
-    grid_conv: bool = False
-    """A depthwise 3-wide convolution over the token grid after the first block: fewer seams between patches."""
+    grid_convs: int = 0
+    """Convolutions over neighbouring tokens before the blocks; a small model learns faster with one, and shows no seams."""
     drop_path: float = 0.0
     """Probability that a sample skips a residual branch in training: 0 at the first block, this at the last."""
     dropout: float = 0.0
@@ -70,11 +70,13 @@ class TransformerConfig(Config):
             )
         width, depth, num_heads = self.shape
         patch = (self.patch_size,) if isinstance(self.patch_size, int) else self.patch_size
-        if min(width, depth, num_heads, *patch) < 1:
+        if min(width, depth + 1, num_heads, *patch) < 1:
             given = f"width={width}, depth={depth}, num_heads={num_heads}, patch_size={self.patch_size}"
-            raise ValueError(f"{given}: each must be at least 1")
+            raise ValueError(f"{given}: each must be at least 1 (depth: 0)")
         if width % num_heads:
             raise ValueError(f"width={width} does not divide into num_heads={num_heads}")
+        if self.grid_convs < 0:
+            raise ValueError(f"grid_convs={self.grid_convs} is below 0")
         if not self.mlp_ratio * width >= 1:
             raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves width={width} without a hidden channel")
         if not (0 <= self.dropout < 1 and 0 <= self.drop_path < 1):
@@ -165,10 +167,9 @@ class ViTDecoder(nn.Module):
     @property
     def last_layer(self) -> Tensor:
         """The last weight that the whole output passes through."""
-        if isinstance(self.out_conv, PixelConvs):
-            return self.out_conv.conv2.weight
         # ConvNeXt blocks only add to the picture, at birth a millionth: gradients in them say nothing of a loss's size.
-        return self.out_proj.weight
+        after: Any = self.out_conv
+        return self.out_proj.weight if after is None or isinstance(after, nn.Sequential) else after.weight
 
     def forward(self, z_q: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b c *size"]:
         """Project, transform, lay out the patches."""
@@ -180,7 +181,7 @@ class ViTDecoder(nn.Module):
 
 
 def _add_trunk(module: Any, cfg: TransformerConfig, grid: tuple[int, ...]) -> None:
-    """Give a module what encoder and decoder share: `pos_emb`, `blocks`, `grid_conv`, `norm_mlp` and `post_mlp`."""
+    """Give a module what encoder and decoder share: `pos_emb`, `grid_convs`, `blocks`, `norm_mlp` and `post_mlp`."""
     width, depth, num_heads = cfg.shape
     hidden = round(cfg.mlp_ratio * width)
     pos_emb = sincos_positions(grid, width)
@@ -190,19 +191,17 @@ def _add_trunk(module: Any, cfg: TransformerConfig, grid: tuple[int, ...]) -> No
         module.register_buffer("pos_emb", pos_emb)
     skips = [cfg.drop_path * i / max(1, depth - 1) for i in range(depth)]
     module.blocks = nn.ModuleList(Block(width, num_heads, hidden, cfg.dropout, skip) for skip in skips)
-    module.grid_conv = GridConv(len(grid), width) if cfg.grid_conv else None
+    module.grid_convs = nn.ModuleList(GridConv(len(grid), width) for _ in range(cfg.grid_convs))
     module.norm_mlp = nn.LayerNorm(width, eps=EPS) if cfg.post_mlp else None
     module.post_mlp = MLP(width, hidden, nn.Tanh()) if cfg.post_mlp else None
 
 
 def _transform(module: Any, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
-    """Add positions and run the blocks; `grid_conv` sees the grid after the first of them."""
+    """Add positions, run the convolutions and then the blocks."""
     grid = tuple(x.shape[1:-1])
     x = x + rearrange(resize_positions(module.pos_emb, grid), "1 d ... -> 1 ... d")
-    for index, block in enumerate(module.blocks):
-        x = block(x)
-        if index == 0 and module.grid_conv is not None:
-            x = module.grid_conv(x)
+    for layer in (*module.grid_convs, *module.blocks):
+        x = layer(x)
     return x
 
 
@@ -232,5 +231,5 @@ def _out_conv(kind: str, rank: int, channels: int, channels_out: int) -> nn.Modu
     if kind == "none":
         return None
     if kind == "conv":
-        return PixelConvs(rank, channels, channels_out)
+        return output_conv(rank, channels, channels_out)
     return nn.Sequential(ConvNeXtBlock(rank, channels), ConvNeXtBlock(rank, channels))
