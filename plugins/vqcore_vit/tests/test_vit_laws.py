@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from vqcore_vit.blocks import Attention, DropPath
-from vqcore_vit.convs import GridConv, output_conv
+from vqcore_vit.convs import GridConv, OutputConvs
 from vqcore_vit.positions import resize_positions, sincos_positions
 from vqcore_vit.vit import ViTDecoder, ViTEncoder
 
@@ -212,8 +212,25 @@ def test_convolutions_see_their_neighbours_only(rank):
     GridConv(rank, 3)(x)[(0, *[4] * rank)].sum().backward()
     assert x.grad[0].sum(-1).nonzero().min() == 3 and x.grad[0].sum(-1).nonzero().max() == 5
     y = noise(1, 3, *[9] * rank).requires_grad_()
-    output_conv(rank, 3, 2)(y)[(0, slice(None), *[4] * rank)].sum().backward()
-    assert y.grad[0].sum(0).nonzero().min() == 3 and y.grad[0].sum(0).nonzero().max() == 5
+    out = OutputConvs(rank, 3, 2, depth=1, scale=2)(y)
+    assert out.shape == (1, 2, *[18] * rank)
+    out[(0, slice(None), *[8] * rank)].sum().backward()
+    assert y.grad[0].sum(0).nonzero().min() == 2 and y.grad[0].sum(0).nonzero().max() == 6
+
+
+def test_sub_pixels_are_those_of_torch():
+    torch.manual_seed(0)
+    y, convs = noise(2, 4, 3, 5), OutputConvs(2, 4, 3, depth=0, scale=2)
+    torch.testing.assert_close(convs(y), torch.nn.functional.pixel_shuffle(convs.out(y), 2))
+
+
+def test_a_scale_that_does_not_divide_the_patch_is_named():
+    with pytest.raises(ValueError, match=r"out_conv_scale=3 does not divide patch_size \[4, 4\]"):
+        ViTDecoder(
+            ViTDecoder.Config(width=8, depth=1, num_heads=2, patch_size=4, out_conv="conv", out_conv_scale=3),
+            dim=2,
+            spec=DataSpec(channels=1, size=(8, 8)),
+        )
 
 
 def test_convnext_blocks_add_next_to_nothing_at_first():

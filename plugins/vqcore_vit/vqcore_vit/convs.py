@@ -14,6 +14,11 @@ from torch import Tensor, nn
 
 from vqcore_vit.blocks import EPS, linear
 
+_UNPATCH = {
+    1: "b h (c p) -> b c (h p)",
+    2: "b h w (c p q) -> b c (h p) (w q)",
+    3: "b t h w (c p q r) -> b c (t p) (h q) (w r)",
+}
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -53,6 +58,26 @@ class ConvNeXtBlock(nn.Module):
         return x + rearrange(y, "b ... c -> b c ...")
 
 
-def output_conv(rank: int, channels: int, channels_out: int) -> nn.Module:
-    """Make the 3-wide convolution from features at the output's resolution to its channels; linear, it hides seams."""
-    return conv(rank, channels, channels_out, 3, padding=1)
+class OutputConvs(nn.Module):
+    """Residual 3-wide convolutions, then one to the output's channels: linear and overlapping, it hides seams.
+
+    They work `scale` times coarser than the output, to which the last one goes by sub-pixels (arXiv 1609.05158).
+    """
+
+    def __init__(self, rank: int, channels: int, channels_out: int, *, depth: int, scale: int):
+        super().__init__()
+        self.scale = scale
+        self.residual = nn.ModuleList(conv(rank, channels, channels, 3, padding=1) for _ in range(depth))
+        self.out = conv(rank, channels, channels_out * scale**rank, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c_out *size_out"]:
+        if x.ndim == 4:  # twice as fast on a CPU
+            x = x.contiguous(memory_format=torch.channels_last)
+        for layer in self.residual:
+            x = x + layer(nn.functional.gelu(x))
+        return unpatch(self.out(x).movedim(1, -1), (self.scale,) * (x.ndim - 2))
+
+
+def unpatch(x: Float[Tensor, "b *grid d"], patch: tuple[int, ...]) -> Float[Tensor, "b c *size"]:
+    """Lay out what each position holds, in the order (c, *patch), as a patch of the output."""
+    return rearrange(x, _UNPATCH[len(patch)], **dict(zip("pqr", patch)))

@@ -18,17 +18,11 @@ from torch import Tensor, nn
 from vqcore.config import Config
 from vqcore.protocols import DataSpec
 from vqcore_vit.blocks import EPS, MLP, Block, linear
-from vqcore_vit.convs import ConvNeXtBlock, GridConv, conv, output_conv
+from vqcore_vit.convs import ConvNeXtBlock, GridConv, OutputConvs, conv, unpatch
 from vqcore_vit.positions import resize_positions, sincos_positions
 
 SIZES = {"s": (512, 8, 8), "b": (768, 12, 12), "l": (1024, 24, 16)}
 """Width, depth and number of heads of the presets."""
-
-_UNPATCH = {
-    1: "b h (c p) -> b c (h p)",
-    2: "b h w (c p q) -> b c (h p) (w q)",
-    3: "b t h w (c p q r) -> b c (t p) (h q) (w r)",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +48,7 @@ class TransformerConfig(Config):
     post_mlp: bool = False
     """A point-wise tanh MLP after the blocks."""
     grid_convs: int = 0
-    """Convolutions over neighbouring tokens before the blocks; a small model learns faster with one, and shows no seams."""
+    """Convolutions over neighbouring tokens before the blocks; a small model learns faster with them."""
     drop_path: float = 0.0
     """Probability that a sample skips a residual branch in training: 0 at the first block, this at the last."""
     dropout: float = 0.0
@@ -143,16 +137,22 @@ class ViTDecoder(nn.Module):
         out_conv: Literal["none", "convnext", "conv"] = "none"
         """After the patches: none, two ConvNeXt blocks (4M's out_conv: true), or conv, 3-wide convolutions."""
         out_conv_channels: int = 8
-        """Channels per output position that go into `out_conv: conv`."""
+        """Channels that `out_conv: conv` works with."""
+        out_conv_scale: int = 1
+        """How many times coarser than the output `out_conv: conv` works; it divides patch_size."""
+        out_conv_depth: int = 0
+        """Residual convolutions of `out_conv: conv` before the one to the output."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.out_conv_channels < 1:
-                raise ValueError(f"out_conv_channels={self.out_conv_channels} is below 1")
+            for name, least in (("out_conv_channels", 1), ("out_conv_scale", 1), ("out_conv_depth", 0)):
+                if getattr(self, name) < least:
+                    raise ValueError(f"{name}={getattr(self, name)} is below {least}")
 
     pos_emb: Tensor
     norm_mlp: nn.LayerNorm | None
     post_mlp: MLP | None
+    out_conv: nn.Module | None
 
     def __init__(self, cfg: Config, *, dim: int, spec: DataSpec):
         super().__init__()
@@ -160,23 +160,27 @@ class ViTDecoder(nn.Module):
         self.patch = _patch(cfg, spec.rank)
         self.in_proj = nn.Linear(dim, width)
         _add_trunk(self, cfg, _grid(_size(cfg.input_size_dec, spec), self.patch))
-        channels = cfg.out_conv_channels if cfg.out_conv == "conv" else spec.out_channels
-        self.out_proj = linear(width, channels * math.prod(self.patch))
-        self.out_conv = _out_conv(cfg.out_conv, spec.rank, channels, spec.out_channels)
+        self.laid, channels, self.out_conv = self.patch, spec.out_channels, None
+        if cfg.out_conv == "convnext":
+            self.out_conv = nn.Sequential(*(ConvNeXtBlock(spec.rank, channels) for _ in range(2)))
+        if cfg.out_conv == "conv":
+            self.laid, channels = _coarser(self.patch, cfg.out_conv_scale), cfg.out_conv_channels
+            sizes = {"depth": cfg.out_conv_depth, "scale": cfg.out_conv_scale}
+            self.out_conv = OutputConvs(spec.rank, channels, spec.out_channels, **sizes)
+        self.out_proj = linear(width, channels * math.prod(self.laid))
 
     @property
     def last_layer(self) -> Tensor:
         """The last weight that the whole output passes through."""
         # ConvNeXt blocks only add to the picture, at birth a millionth: gradients in them say nothing of a loss's size.
-        after: Any = self.out_conv
-        return self.out_proj.weight if after is None or isinstance(after, nn.Sequential) else after.weight
+        return self.out_conv.out.weight if isinstance(self.out_conv, OutputConvs) else self.out_proj.weight
 
     def forward(self, z_q: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b c *size"]:
         """Project, transform, lay out the patches."""
         x = _transform(self, self.in_proj(z_q))
         if self.post_mlp is not None and self.norm_mlp is not None:
             x = x + self.post_mlp(self.norm_mlp(x))
-        x = rearrange(self.out_proj(x), _UNPATCH[len(self.patch)], **dict(zip("pqr", self.patch)))
+        x = unpatch(self.out_proj(x), self.laid)
         return x if self.out_conv is None else self.out_conv(x)
 
 
@@ -227,9 +231,7 @@ def _grid(size: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(side // step for side, step in zip(size, patch))
 
 
-def _out_conv(kind: str, rank: int, channels: int, channels_out: int) -> nn.Module | None:
-    if kind == "none":
-        return None
-    if kind == "conv":
-        return output_conv(rank, channels, channels_out)
-    return nn.Sequential(ConvNeXtBlock(rank, channels), ConvNeXtBlock(rank, channels))
+def _coarser(patch: tuple[int, ...], scale: int) -> tuple[int, ...]:
+    if any(side % scale for side in patch):
+        raise ValueError(f"out_conv_scale={scale} does not divide patch_size {list(patch)}")
+    return tuple(side // scale for side in patch)
