@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from vqcore.registry import Registry, registry
 
 PLUGINS = Path(__file__).parent / "fixtures" / "plugins"
 torch.set_num_threads(1)
+settings.register_profile("suite", deadline=None)  # a test never asserts a time
+settings.load_profile("suite")
 
 
 @pytest.fixture

@@ -404,3 +404,11 @@ def test_half_a_picture_does_not_stop_a_run(tmp_path):
     (tmp_path / "run" / "samples" / "step_10.png").write_bytes(b"half")
     (tmp_path / "run" / "config.yaml").write_text(__import__("vqcore.config").config.dump(config))
     assert train(config).step == 10
+
+
+def test_evaluation_without_a_readable_sample_says_so(tmp_path):
+    from vqcore.evaluation import evaluate
+
+    run = train(run_config(tmp_path / "run", run__steps=1))
+    with pytest.raises(DataError, match="no sample could be read for evaluation"):
+        evaluate(run.tokenizer.eval(), [], {}, size=(8, 8), weights={}, seed=0, step=0)
