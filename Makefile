@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OURS := -e . -e plugins/vqcore_vit -e plugins/vqcore_quant
+EXAMPLES := -e examples/vqcore-pose
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 CODE := vqcore plugins examples benchmarks tests
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -23,9 +24,9 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(OURS)
 	@touch $@
 
-# Everything: the light set, the tools of the suite, and torchvision, which must match torch.
+# Everything: the light set, the example, the tools of the suite, and torchvision, which must match torch.
 .venv/full: .venv/light
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torchvision -e '.[dev]' $(OURS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torchvision -e '.[dev]' $(OURS) $(EXAMPLES)
 	@touch $@
 
 quickstart: .venv/light
