@@ -72,7 +72,8 @@ def test_two_ranks_equal_one_with_the_doubled_batch(tmp_path):
         tolerance = 1e-6 if name.startswith("quantizer") else 1e-4
         torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance, msg=name)
     metrics = [
-        [yaml.safe_load(line) for line in (tmp_path / n / "metrics.jsonl").open()] for n in ("one", "two")
+        [yaml.safe_load(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
+        for n in ("one", "two")
     ]
     for a, b in zip(*metrics):
         assert a.keys() == b.keys()
