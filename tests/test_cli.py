@@ -317,3 +317,12 @@ def test_bugs_show_their_traceback(monkeypatch, capsys):
 def test_a_toy_run_is_a_run(tmp_path):
     """`run_config` and the command line agree on what a config means."""
     assert train(run_config(tmp_path / "run", run__steps=1)).step == 1
+
+
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(photos, monkeypatch):
+    """A shell leaves it alone there, and the README's command has one."""
+    file = photo_tree(photos)
+    monkeypatch.setenv("HOME", str(photos))
+    argv = ["data.path=~/train", "data.eval_path=~/heldout", "run.dir=~/mine"]
+    assert main(["train", str(file), *argv]) == 0
+    assert (photos / "mine/checkpoints/step_2").is_dir()

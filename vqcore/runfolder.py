@@ -37,7 +37,7 @@ _LOCK = ".lock"
 
 def check(config: RunConfig) -> None:
     """Raise `RunError` unless `run.dir` is free or holds this very run. Writes nothing."""
-    folder = Path(config.run.dir)
+    folder = config.run.folder
     if folder.exists() and not folder.is_dir():
         raise RunError(f"run.dir={folder}: this is a file, not a folder.")
     if folder.is_dir():
@@ -47,7 +47,7 @@ def check(config: RunConfig) -> None:
 @contextlib.contextmanager
 def opened(config: RunConfig) -> Iterator[None]:
     """Make the folder, keep other processes out of it, and write config and provenance (rank 0 does all that)."""
-    folder = Path(config.run.dir)
+    folder = config.run.folder
     with contextlib.ExitStack() as stack:
         if dist.is_main():
             try:

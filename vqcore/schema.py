@@ -5,6 +5,7 @@ as a slot is a component and brings its own settings; `vqcore show NAME` lists t
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from vqcore.config import Config, slot, slots
@@ -134,6 +135,11 @@ class RunSection:
     """Steps between two checkpoints; the last step is always saved."""
     keep: int = 3
     """Checkpoints kept: the last ones, and the best one beside them."""
+
+    @property
+    def folder(self) -> Path:
+        """`dir`, with `~` expanded."""
+        return Path(self.dir).expanduser()
 
     def __post_init__(self) -> None:
         _positive(self, "log_every", "save_every", "keep")

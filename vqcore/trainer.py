@@ -180,7 +180,7 @@ def build(config: RunConfig, device: torch.device) -> Run:
     with seeded(config.run.seed, "init", "setup"):
         tokenizer.objective.setup(tokenizer)
     steps = config.run.steps or _steps(config, len(data))
-    run = Run(config, Path(config.run.dir), device, tokenizer, data, extra, eval_data, steps)
+    run = Run(config, config.run.folder, device, tokenizer, data, extra, eval_data, steps)
     run.ema = Ema(tokenizer, config.ema.decay) if config.ema.decay else None
     run.window = CodeWindow(tokenizer.codebook_size, tokenizer.num_codebooks)
     run.hooks = _hooks(run)

@@ -48,7 +48,7 @@ class Folder:
         prefix = "data.extra_path" if split == "train" else "data.eval_extra_path"
         self._files = Listing(path, modality.suffixes, setting)
         self._extra = {
-            label: Listing(extra_path[label], rides.suffixes, f"{prefix}.{label}")
+            label: Listing(_expanded(extra_path[label]), rides.suffixes, f"{prefix}.{label}")
             for label, rides in extra.items()
         }
         for label, files in self._extra.items():
@@ -140,14 +140,18 @@ class ArrayFile:
 
 
 def _path_of(path: str, eval_path: str | None, split: Split) -> tuple[str, str]:
-    """The split's path and the setting it comes from."""
+    """The split's path, `~` expanded (a shell leaves it alone behind `=`), and the setting it comes from."""
     if split == "train":
-        return path, "data.path"
+        return _expanded(path), "data.path"
     if eval_path is None:
         raise DataError(
             "data.eval_path: there is nothing to evaluate on; set it, e.g. data.eval_path=data/heldout"
         )
-    return eval_path, "data.eval_path"
+    return _expanded(eval_path), "data.eval_path"
+
+
+def _expanded(path: str) -> str:
+    return str(Path(path).expanduser())
 
 
 def _check_labels(setting: str, given: Mapping[str, str], extra: Mapping[str, Any]) -> None:
