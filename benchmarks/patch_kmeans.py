@@ -18,6 +18,7 @@ from torch import Tensor
 from vqcore_quant.assignment import nearest
 from vqcore_quant.kmeans import kmeans
 
+from vqcore.assembly import open_data
 from vqcore.config import from_tree
 from vqcore.data.loader import EvalBatches, TrainBatches
 from vqcore.errors import DataError
@@ -26,7 +27,6 @@ from vqcore.protocols import Data
 from vqcore.rng import generator
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
-from vqcore.trainer import open_data
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Measures a tokenizer on a data set: losses, the metrics that mean something for its data, the codebook, bits."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,11 +9,15 @@ from torch import Tensor
 
 from vqcore import dist
 from vqcore.config import Config
+from vqcore.console import ProgressLine
+from vqcore.data.loader import BadSamples, EvalBatches
 from vqcore.errors import DataError
 from vqcore.metrics import bits_per_position, code_figures
-from vqcore.protocols import Batch, Metric
+from vqcore.protocols import Batch, Data, Metric, Modality
 from vqcore.registry import registry
 from vqcore.rng import sample_generators
+from vqcore.schema import RunConfig
+from vqcore.tokenizer import Tokenizer
 
 
 def build_metrics(configs: Mapping[str, Config], tokenizer: Any) -> dict[str, Metric]:
@@ -65,7 +69,10 @@ def evaluate(
         rng = sample_generators(batch.keys, seed, "eval-decode")
         x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras)
         for label, metric in metrics.items():
-            for name, value in metric.measure(x_hat, batch.x, batch.mask).items():
+            pair = x_hat, batch.x
+            if getattr(metric, "in_units", False):
+                pair = tokenizer.modality.values(x_hat), tokenizer.modality.values(batch.x)
+            for name, value in metric.measure(*pair, batch.mask).items():
                 add(f"metric:{label}:{name}", value)
         for book in range(tokenizer.num_codebooks):
             flat = codes[..., book].flatten().cpu()
@@ -106,3 +113,69 @@ def _figures(
             "bits_per_pixel": bits_per_position(tokenizer.bits_per_token, grid, size),
         }
     )
+
+
+def evaluate_data(
+    tokenizer: Tokenizer,
+    config: RunConfig,
+    data: Data | None,
+    extra: dict,
+    size: tuple[int, ...],
+    *,
+    step: int,
+) -> dict[str, float]:
+    """Figures of a tokenizer on one data set at one size. Unreadable files are skipped, named and counted."""
+    assert data is not None
+    cfg = config.data
+    bad = BadSamples(data, cfg)
+    batches = EvalBatches(
+        data,
+        tokenizer.modality,
+        extra,
+        cfg,
+        size=size,
+        batch_size=config.eval.batch_size or cfg.batch_size,
+        rank=dist.rank(),
+        world=dist.world_size(),
+        limit=config.eval.samples,
+        workers=cfg.workers,
+    )
+
+    def good() -> Iterator[Batch]:
+        for loaded in batches:
+            bad.add(loaded.bad)
+            if loaded.batch is not None:
+                yield loaded.batch
+
+    total = min(len(data), config.eval.samples or len(data))
+    with ProgressLine("evaluate", -(-total // dist.world_size()), unit="sample") as line:
+        return evaluate(
+            tokenizer,
+            good(),
+            build_metrics(config.eval.metrics, tokenizer),
+            size=size,
+            weights=config.objective.weights,
+            seed=config.run.seed,
+            step=step,
+            watch=line.update,
+        )
+
+
+def sample_pictures(tokenizer: Tokenizer, config: RunConfig, data: Data, extra: dict[str, Modality]) -> Batch:
+    """`eval.pictures` readable samples, from all over the set."""
+    batches = EvalBatches(
+        data,
+        tokenizer.modality,
+        extra,
+        config.data,
+        size=tuple(tokenizer.cfg.size),
+        batch_size=config.eval.pictures,
+        rank=0,
+        world=1,
+        limit=config.eval.pictures,
+        workers=0,
+    )
+    for loaded in batches:
+        if loaded.batch is not None:
+            return loaded.batch
+    raise DataError(f"none of the samples to show can be read. The first: {': '.join(loaded.bad[0])}")

@@ -47,7 +47,7 @@ class Reconstruction:
     ) -> Losses:
         """Encode, quantize, decode, compare."""
         quantized = tokenizer.quantize(tokenizer.latents(batch.x), batch.mask)
-        x_hat = tokenizer.decoder(quantized.z_q).float()
+        x_hat = decoded(tokenizer.decoder, quantized.z_q, size=tuple(batch.x.shape[-tokenizer.spec.rank :]))
         pixel = pixel_loss(self.loss, x_hat, batch.x, batch.mask)
         return Losses(
             {f"pixel/{self.loss}": pixel, **quantized.losses}, x_hat, quantized.codes, quantized.metrics
@@ -62,8 +62,13 @@ class Reconstruction:
         rng: Sequence[torch.Generator],
         extras: Mapping[str, Any] | None = None,
     ) -> Tensor:
-        """One pass of the decoder; nothing is drawn, so `rng` is not used, and the grid decides the size."""
-        return tokenizer.decoder(tokenizer.lookup(codes)).float()
+        """One pass of the decoder; nothing is drawn, so `rng` is not used."""
+        return decoded(tokenizer.decoder, tokenizer.lookup(codes), size=size)
+
+
+def decoded(decoder: Any, z_q: Float[Tensor, "b *grid d"], *, size: tuple[int, ...]) -> Tensor:
+    """A plain decoder's output in fp32; `size` reaches only a decoder whose grid does not decide it."""
+    return (decoder(z_q, size=size) if getattr(decoder, "needs_size", False) else decoder(z_q)).float()
 
 
 def pixel_loss(

@@ -153,7 +153,8 @@ class Decoder(Protocol):
     """From quantized latents to a sample. Built as `Class(cfg, *, dim, spec)`; owns the projection from `dim`.
 
     `last_layer` is the parameter nearest the output (adaptive loss weights read its gradient): a property, since an
-    attribute that is a parameter would be a second name for it in the state dict.
+    attribute that is a parameter would be a second name for it in the state dict. Optional: `needs_size`, True for a
+    decoder whose grid does not decide the size of its output; it is then called with `size=`, the size wanted.
     """
 
     @property
@@ -281,7 +282,8 @@ class Modality(Protocol):
     names it reads (lower case, with the dot), `metrics` the names of the metrics that mean something for it.
     `read` takes a path or an object already in memory and raises `DataError` or `OSError` for a damaged one. `view`
     draws a crop, or with `rng=None` the one for evaluation. Optional: `mask(raw, view)`, the validity mask, when
-    `spec.mask`; `picture(x)`, a PIL image of one sample for people where `show` is an array.
+    `spec.mask`; `picture(x)`, a PIL image of one sample for people where `show` is an array; `values(x)`, a batch in
+    the units of the files (metres, logits stay logits) as float `(b, c, *size)`, for metrics with `in_units`.
     """
 
     spec: DataSpec
@@ -322,6 +324,8 @@ class Metric(Protocol):
 
     `measure` returns sums over the samples of a batch (float64 tensors by name); the caller adds them up over batches
     and processes; `summary` turns the totals into figures by name ("" for the one that has the metric's own name).
+    Optional: `in_units`, True for a metric that means something in the units of the files only (a relative error of
+    depths): it gets `modality.values` of both. `better`, "higher" or "lower", of the figure that has the metric's name.
     """
 
     def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> Mapping[str, Tensor]: ...

@@ -14,85 +14,25 @@ from typing import Any
 import pluggy
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vqcore import dist, pictures, runfolder
+from vqcore.assembly import build_extra, check_size, eval_sizes, open_data, pick_device, tokenizer_config_of
 from vqcore.console import ProgressLine, say
-from vqcore.data.loader import BadSamples, EvalBatches, TrainBatches, nominal_size, sizes
-from vqcore.errors import ConfigError, DataError, RunError, did_you_mean, listed
-from vqcore.evaluation import build_metrics, evaluate
+from vqcore.data.loader import BadSamples, TrainBatches, sizes
+from vqcore.errors import ConfigError, RunError, did_you_mean, listed
+from vqcore.evaluation import build_metrics, evaluate_data, sample_pictures
 from vqcore.metrics import CodeWindow
-from vqcore.optim import Ema, learning_rate, parameter_groups
+from vqcore.optim import Ema, learning_rate
+from vqcore.players import Forward, Player
 from vqcore.plugin import RunHooks
-from vqcore.protocols import Batch, Data, Losses, Modality
+from vqcore.protocols import Batch, Data, Modality
 from vqcore.registry import registry
 from vqcore.rng import derive, sample_generators, seeded
-from vqcore.schema import RunConfig, TokenizerConfig
+from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
 
 PICTURE_STEPS = frozenset(m * 10**e for m in (1, 2, 5) for e in range(1, 10))
 """Steps after which the strip grows by a row."""
-
-
-class Player:
-    """One party that is optimised: its module, optimizer and, under DDP, its gradient synchronisation."""
-
-    def __init__(self, name: str, module: nn.Module, cfg: RunConfig, forward: "Forward"):
-        self.name, self.module = name, module
-        groups = parameter_groups(module, cfg.optim.weight_decay)
-        optim = cfg.optim
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps)
-        self.trained = [p for group in groups for p in group["params"]]
-        self.forward: nn.Module = forward
-        if dist.world_size() > 1:
-            # The codebook keeps itself equal on all ranks (quantizers sum their statistics), hence no buffer broadcast.
-            self.forward = DistributedDataParallel(forward, broadcast_buffers=False)
-
-    def state(self) -> dict[str, Tensor]:
-        """The optimizer's tensors by parameter name, and the module's own unless it is the tokenizer."""
-        names: dict[Tensor, str] = {p: name for name, p in self.module.named_parameters()}
-        tensors = {
-            f"optimizer/{names[p]}/{key}": value
-            for p, entry in self.optimizer.state.items()
-            for key, value in entry.items()
-        }
-        if self.name != "model":
-            tensors |= {f"module/{key}": value for key, value in self.module.state_dict().items()}
-        return tensors
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take up what `state` gave."""
-        own = {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
-        if own:
-            self.module.load_state_dict(own)
-        named = dict(self.module.named_parameters())
-        for key, value in tensors.items():
-            if key.startswith("optimizer/"):
-                name, _, entry = key.removeprefix("optimizer/").rpartition("/")
-                p = named[name]
-                value = value.clone() if entry == "step" else value.to(p.device).clone()
-                self.optimizer.state[p][entry] = value
-
-
-class Forward(nn.Module):
-    """What DDP wraps: holds one player's module and returns that player's weighted loss."""
-
-    run: "Run"
-
-    def __init__(self, run: "Run", player: str, module: nn.Module):
-        super().__init__()
-        self.module, self.player = module, player
-        self.__dict__["run"] = run
-
-    def forward(self, batch: Batch, step: int, rng: list[torch.Generator]) -> tuple[Tensor, Losses]:
-        """The sum of the weighted terms, and all the objective said."""
-        run = self.run
-        bf16 = run.config.run.precision == "bf16"
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
-            out = run.objective.losses(run.tokenizer, batch, player=self.player, step=step, rng=rng)
-        weights = run.config.objective.weights
-        total = sum((weights.get(name, 1.0) * term for name, term in out.terms.items()), torch.zeros(()))
-        return torch.as_tensor(total), out
 
 
 @dataclass
@@ -155,18 +95,6 @@ def train(config: RunConfig) -> Run:
     return run
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The device a config asks for; by default this process's GPU if there is one."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"run.device={name}: this torch sees no CUDA device. Use run.device=cpu.")
-    if name == "cuda":
-        torch.cuda.set_device(dist.local_rank())
-        name = f"cuda:{dist.local_rank()}"
-    return torch.device(name)
-
-
 def build(config: RunConfig, device: torch.device) -> Run:
     """Data, tokenizer and objective of a config; raises what a user can mend before anything is written."""
     tokenizer_config = tokenizer_config_of(config)
@@ -174,7 +102,7 @@ def build(config: RunConfig, device: torch.device) -> Run:
     extra = build_extra(config, tokenizer)
     data, eval_data = open_data(config, tokenizer.modality, extra)
     for size in (*sizes(config.data, tokenizer.spec), *eval_sizes(config, tokenizer)):
-        _check_size(tokenizer, size)
+        check_size(tokenizer, size)
     build_metrics(config.eval.metrics, tokenizer)
     tokenizer.to(device)
     with seeded(config.run.seed, "init", "setup"):
@@ -185,54 +113,6 @@ def build(config: RunConfig, device: torch.device) -> Run:
     run.window = CodeWindow(tokenizer.codebook_size, tokenizer.num_codebooks)
     run.hooks = _hooks(run)
     return run
-
-
-def build_extra(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Modality]:
-    """The modalities that ride along, by label."""
-    return {
-        label: registry().build("modality", cfg, f"data.extra.{label}", size=tokenizer.cfg.size)
-        for label, cfg in config.data.extra.items()
-    }
-
-
-def tokenizer_config_of(config: RunConfig) -> TokenizerConfig:
-    """The part of a run's config that an artefact keeps."""
-    data = config.data
-    wanted = data.input_size or data.input_size_max
-    modality = registry().build("modality", data.modality, "data.modality", size=wanted)
-    size = nominal_size(data, modality.spec.rank)
-    size = size if isinstance(size, tuple) else modality.spec.size
-    return TokenizerConfig(modality=data.modality, size=size, model=config.model, objective=config.objective)
-
-
-def open_data(config: RunConfig, modality: Modality, extra: dict[str, Modality]) -> tuple[Data, Data | None]:
-    """Training samples, and evaluation samples when the config names any."""
-    wiring = {"modality": modality, "extra": extra}
-    data = registry().build("data", config.data, "data", split="train", **wiring)
-    wanted = config.data.has_eval
-    if not wanted and config.eval.every is not None:
-        raise DataError("eval.every is set, but there is nothing to evaluate on. Set data.eval_path.")
-    return data, registry().build("data", config.data, "data", split="eval", **wiring) if wanted else None
-
-
-def open_eval_data(config: RunConfig, modality: Modality, extra: dict[str, Modality]) -> Data:
-    """Evaluation samples alone; raises `DataError` when the config names none."""
-    return registry().build("data", config.data, "data", split="eval", modality=modality, extra=extra)
-
-
-def eval_sizes(config: RunConfig, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """The sizes to evaluate at: `eval.sizes` (a number stands for every axis), else the nominal one."""
-    if not config.eval.sizes:
-        return [tuple(tokenizer.cfg.size)]
-    rank = tokenizer.spec.rank
-    return [(side,) * rank if isinstance(side, int) else side for side in config.eval.sizes]
-
-
-def _check_size(tokenizer: Tokenizer, size: tuple[int, ...]) -> None:
-    try:
-        tokenizer.grid(size)
-    except ValueError as error:
-        raise ConfigError(f"model.encoder ({tokenizer.cfg.model.encoder.name}): {error}.") from error
 
 
 def _steps(config: RunConfig, samples: int) -> int:
@@ -447,26 +327,6 @@ def _fixed_samples(run: Run) -> Batch:
     return sample_pictures(run.tokenizer, run.config, data, run.extra).to(run.device)
 
 
-def sample_pictures(tokenizer: Tokenizer, config: RunConfig, data: Data, extra: dict[str, Modality]) -> Batch:
-    """`eval.pictures` readable samples, from all over the set."""
-    batches = EvalBatches(
-        data,
-        tokenizer.modality,
-        extra,
-        config.data,
-        size=tuple(tokenizer.cfg.size),
-        batch_size=config.eval.pictures,
-        rank=0,
-        world=1,
-        limit=config.eval.pictures,
-        workers=0,
-    )
-    for loaded in batches:
-        if loaded.batch is not None:
-            return loaded.batch
-    raise DataError(f"none of the samples to show can be read. The first: {': '.join(loaded.bad[0])}")
-
-
 @contextlib.contextmanager
 def _as_evaluated(run: Run) -> Iterator[None]:
     """The tokenizer as it will be used: running averages instead of weights, eval mode."""
@@ -494,49 +354,3 @@ def evaluate_run(run: Run) -> dict[str, float]:
     run.last_evaluation = figures
     runfolder.log_metrics(run, figures)
     return figures
-
-
-def evaluate_data(
-    tokenizer: Tokenizer,
-    config: RunConfig,
-    data: Data | None,
-    extra: dict,
-    size: tuple[int, ...],
-    *,
-    step: int,
-) -> dict[str, float]:
-    """Figures of a tokenizer on one data set at one size. Unreadable files are skipped, named and counted."""
-    assert data is not None
-    cfg = config.data
-    bad = BadSamples(data, cfg)
-    batches = EvalBatches(
-        data,
-        tokenizer.modality,
-        extra,
-        cfg,
-        size=size,
-        batch_size=config.eval.batch_size or cfg.batch_size,
-        rank=dist.rank(),
-        world=dist.world_size(),
-        limit=config.eval.samples,
-        workers=cfg.workers,
-    )
-
-    def good() -> Iterator[Batch]:
-        for loaded in batches:
-            bad.add(loaded.bad)
-            if loaded.batch is not None:
-                yield loaded.batch
-
-    total = min(len(data), config.eval.samples or len(data))
-    with ProgressLine("evaluate", -(-total // dist.world_size()), unit="sample") as line:
-        return evaluate(
-            tokenizer,
-            good(),
-            build_metrics(config.eval.metrics, tokenizer),
-            size=size,
-            weights=config.objective.weights,
-            seed=config.run.seed,
-            step=step,
-            watch=line.update,
-        )

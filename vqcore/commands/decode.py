@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
+from vqcore.assembly import pick_device
 from vqcore.console import say
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens import decode_folder
-from vqcore.trainer import pick_device
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,19 +7,13 @@ from pathlib import Path
 import yaml
 
 from vqcore import artefact, pictures, runfolder
+from vqcore.assembly import build_extra, eval_sizes, open_eval_data, pick_device
 from vqcore.config import overridden, to_tree
 from vqcore.console import say
 from vqcore.errors import CheckpointError, ConfigError, DataError
+from vqcore.evaluation import evaluate_data, sample_pictures
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
-from vqcore.trainer import (
-    build_extra,
-    eval_sizes,
-    evaluate_data,
-    open_eval_data,
-    pick_device,
-    sample_pictures,
-)
 
 
 def run(args: argparse.Namespace) -> int:

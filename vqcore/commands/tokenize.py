@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
+from vqcore.assembly import pick_device
 from vqcore.console import say
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens import parse_size, tokenize_folder
-from vqcore.trainer import pick_device
 
 
 def run(args: argparse.Namespace) -> int:
