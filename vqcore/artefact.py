@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vqcore import __version__
-from vqcore.config import Config, dump, from_tree
+from vqcore import __version__, card, foreign, hub
+from vqcore.config import Config, dump, from_tree, to_tree
 from vqcore.errors import CheckpointError, RunError, VqcoreError, did_you_mean
 from vqcore.registry import Registry, registry
 from vqcore.schema import TokenizerConfig
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 WEIGHTS, EMA = "model.safetensors", "ema.safetensors"
 CONFIG, PROVENANCE, CARD = "config.yaml", "provenance.json", "README.md"
+ORIGIN = ("components", "data", "git", "step", "eval_loss", "figures", "command")
+"""Entries of the provenance that go on being true when a tokenizer is loaded and saved elsewhere."""
 _STEP = re.compile(r"step_(\d+)")
 
 
@@ -54,9 +56,10 @@ def staged(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
+        note(staging, **provenance)
         yield staging
-        files = {path.name: _sha256(path) for path in sorted(staging.iterdir())}
-        write_text(staging / PROVENANCE, json.dumps({**provenance, "files": files}, indent=2) + "\n")
+        unsealed = (PROVENANCE, CARD)  # people edit a card, and so does the hub
+        note(staging, files={p.name: _sha256(p) for p in sorted(staging.iterdir()) if p.name not in unsealed})
         for path in staging.iterdir():
             _flush(path)
         staging.rename(folder)
@@ -67,11 +70,29 @@ def staged(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def write(staging: Path, tokenizer: "Tokenizer", fingerprint: str, figures: Mapping[str, float]) -> None:
-    """Weights, config and model card of a tokenizer, into a staging folder."""
+def write(
+    staging: Path, tokenizer: "Tokenizer", fingerprint: str, figures: Mapping[str, float], address: str = "."
+) -> None:
+    """Weights, config and model card of a tokenizer, into a staging folder; the provenance gets its share too.
+
+    `figures` are those of its evaluation, `address` what the card's snippet loads.
+    """
+    from vqcore.tokenizer import FINGERPRINT_VERSION
+
     save_tensors(staging / WEIGHTS, weights_of(tokenizer))
     write_text(staging / CONFIG, dump(tokenizer.cfg))
-    write_text(staging / CARD, _card(tokenizer, fingerprint, figures))
+    made = note(
+        staging, fingerprint=fingerprint, fingerprint_version=FINGERPRINT_VERSION, figures=dict(figures)
+    )
+    write_text(staging / CARD, card.model_card(tokenizer, fingerprint, figures, made, address))
+
+
+def note(staging: Path, **entries: Any) -> dict[str, Any]:
+    """Add entries to the provenance of a staging folder; returns all of it."""
+    path = staging / PROVENANCE
+    made = {**(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}), **entries}
+    write_text(path, json.dumps(made, indent=2) + "\n")
+    return made
 
 
 def write_text(path: Path, text: str) -> None:
@@ -90,7 +111,14 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors by name as safetensors, sorted by name, contiguous, on the CPU."""
-    save_file({key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}, path)
+    ours = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
+    try:
+        save_file(ours, path)
+    except SafetensorError as error:  # it wraps what the system says, number and all
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -136,11 +164,28 @@ def verify(folder: Path) -> dict[str, Any]:
             f"{path}: missing or damaged; {folder.name} is no complete tokenizer."
         ) from error
     for name, digest in files.items():
+        if name == CARD:
+            continue
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name}: missing.")
-        if _sha256(folder / name) != digest:
-            raise CheckpointError(f"{folder / name}: damaged: its checksum is not the one in {PROVENANCE}.")
+        if (found := _sha256(folder / name)) != digest:
+            raise CheckpointError(
+                f"{folder / name}: damaged: its checksum is not the one in {PROVENANCE} "
+                f"(SHA-256 {found[:16]}, there {digest[:16]})."
+            )
     return provenance
+
+
+def check_fingerprint(folder: Path, made: Mapping[str, Any], found: str) -> None:
+    """Refuse a tokenizer that is not the one its provenance speaks of (checksums may have been made anew)."""
+    from vqcore.tokenizer import FINGERPRINT_VERSION
+
+    if made.get("fingerprint_version") == FINGERPRINT_VERSION and made.get("fingerprint") != found:
+        raise CheckpointError(
+            f"{folder}: is not the tokenizer it says it is: its fingerprint is {found[:16]}, {PROVENANCE} says "
+            f"{str(made.get('fingerprint'))[:16]}. Its weights or settings were changed after it was saved; codes of "
+            "the one do not fit the other."
+        )
 
 
 def checkpoints(run: Path) -> dict[int, Path]:
@@ -164,21 +209,33 @@ def best_step(run: Path) -> int | None:
     return min(scores, key=lambda step: (scores[step], -step)) if scores else None
 
 
-def resolve(path: str | Path) -> Path:
-    """The folder that holds the weights: an artefact or checkpoint itself, or a run's best (else last) checkpoint."""
+def resolve(path: str | Path, revision: str | None = None) -> Path:
+    """The folder that holds the weights: an artefact or checkpoint itself, a run's best (else last) checkpoint.
+
+    What is no path but looks like a hub id (`user/name`, `user/name@revision`) is fetched from the hub.
+    """
     folder = Path(path)
     if not folder.exists():
+        if (found := hub.hub_id(path)) is not None:
+            fetched = hub.download(found[0], revision or found[1])
+            if not (fetched / PROVENANCE).is_file():
+                raise foreign.refusal(folder)
+            return fetched
         siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise CheckpointError(
             f"{path}: there is no such run or tokenizer.{did_you_mean(folder.name, siblings)}"
         )
+    if revision is not None:
+        raise CheckpointError(f"{path}: is a folder; revision='{revision}' belongs to a hub id.")
     steps = checkpoints(folder)
     if steps:
         return steps[best_step(folder) or max(steps)]
     if (folder / "checkpoints").is_dir():
         raise CheckpointError(f"{path}: this run has saved no checkpoint yet.")
-    if (folder / WEIGHTS).is_file() or (folder / PROVENANCE).is_file():
+    if (folder / PROVENANCE).is_file() or ((folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()):
         return folder
+    if folder.is_file() or any(folder.glob("*.safetensors")):
+        raise foreign.refusal(folder)
     raise CheckpointError(
         f"{path}: neither a run (no checkpoints/) nor a tokenizer (no {WEIGHTS}). "
         "A run folder is what `vqcore train` printed, a tokenizer what `vqcore export` wrote."
@@ -209,7 +266,17 @@ def provenance(config: Any, **more: Any) -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": _git_commit(),
         "components": components,
+        **({"data": _data(config)} if hasattr(config, "data") else {}),
         **more,
+    }
+
+
+def _data(config: Any) -> dict[str, Any]:
+    """What a run was trained on: its data section without the modality, which the artefact's config holds."""
+    return {
+        key: value
+        for key, value in to_tree(config.data).items()
+        if key not in ("modality", "extra", "workers")
     }
 
 
@@ -224,30 +291,6 @@ def _named(config: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
                 if kind and isinstance(part, Config):
                     yield place, kind, part.name
                 yield from _named(part, place)
-
-
-def _card(tokenizer: "Tokenizer", fingerprint: str, figures: Mapping[str, float]) -> str:
-    spec, cfg, grid = tokenizer.spec, tokenizer.cfg, tokenizer.grid()
-    table = "".join(f"| {name} | {value:.4g} |\n" for name, value in figures.items())
-    return f"""# {cfg.modality.name} tokenizer
-
-{cfg.model.encoder.name} -> {cfg.model.quantizer.name} -> {cfg.model.decoder.name}, made with vqcore {__version__}.
-
-| | |
-| --- | --- |
-| input | {spec.kind}, {spec.channels} channels, nominal size {" x ".join(map(str, cfg.size))} |
-| codes | grid {" x ".join(map(str, grid))}, {tokenizer.num_codebooks} per position, of {tokenizer.codebook_size} |
-| bits per token | {tokenizer.bits_per_token:.2f} |
-| fingerprint | `{fingerprint}` |
-{table}
-```python
-from vqcore.tokenizer import Tokenizer
-
-tokenizer = Tokenizer.load("path/to/this/folder")
-codes = tokenizer.encode(tokenizer.read("a file of this modality"))   # (1, *grid, q)
-tokenizer.show(tokenizer.decode(codes))
-```
-"""
 
 
 def _git_commit() -> str | None:

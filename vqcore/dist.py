@@ -4,10 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -78,6 +81,30 @@ def sum_dicts(sums: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, value in part.items():
             total[name] = total[name] + value if name in total else value
     return total
+
+
+def any_(*flags: bool) -> tuple[bool, ...]:
+    """Which of these flags are set on any process: the same answer everywhere."""
+    if world_size() == 1:
+        return flags
+    counts = sum_(torch.tensor(flags, dtype=torch.int32))
+    return tuple(bool(count) for count in counts)
+
+
+def max_(tensor: Tensor) -> Tensor:
+    """Largest value over all processes, element by element, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's value, in the order of ranks; for small things that pickle, on rare occasions."""
+    if world_size() == 1:
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:

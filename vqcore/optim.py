@@ -1,22 +1,69 @@
-"""Parameter groups, the learning-rate schedule, and the running average of weights."""
+"""Optimizers by name, parameter groups, the schedules of a run, and the running average of weights."""
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vqcore.errors import ConfigError, did_you_mean, listed
 from vqcore.schema import OptimSection
+
+_UNFIT = {"lbfgs": "evaluates a step several times", "sparseadam": "takes sparse gradients only"}
+
+
+def optimizers() -> dict[str, Any]:
+    """The optimizers of torch.optim by lower-case name, but those that do not fit the loop."""
+    found = {name.lower(): cls for name, cls in vars(torch.optim).items() if inspect.isclass(cls)}
+    base = torch.optim.Optimizer
+    return {
+        name: cls
+        for name, cls in sorted(found.items())
+        if issubclass(cls, base) and cls is not base and name not in _UNFIT
+    }
+
+
+def build_optimizer(cfg: OptimSection, module: nn.Module, where: str = "optim") -> torch.optim.Optimizer:
+    """The optimizer that a config names over a module's trained parameters; `where` is the config's key for errors.
+
+    Its rate starts at 0; the loop sets it at every step. Raises `ConfigError` for an unknown name or argument.
+    """
+    known = optimizers()
+    if cfg.name not in known:
+        reason = f" ({cfg.name} {_UNFIT[cfg.name]})" if cfg.name in _UNFIT else ""
+        raise ConfigError(
+            f"{where}.name: torch.optim has no '{cfg.name}' that fits{reason}."
+            f"{did_you_mean(cfg.name, known)} There are: {listed(known, 20)}."
+        )
+    cls = known[cfg.name]
+    takes = inspect.signature(cls).parameters
+    unknown = [name for name in cfg.args if name not in takes]
+    if unknown:
+        raise ConfigError(
+            f"{where}.args: {cfg.name} takes no '{unknown[0]}'.{did_you_mean(unknown[0], takes)} "
+            f"It takes: {listed((n for n in takes if n not in ('params', 'lr')), 20)}."
+        )
+    ours = {name: getattr(cfg, name) for name in ("betas", "eps") if name in takes}
+    if "eps" in takes and not isinstance(takes["eps"].default, float):
+        del ours["eps"]  # adafactor has a pair of them
+    groups = parameter_groups(module, cfg.weight_decay)
+    try:
+        return cls(groups, **({"lr": 0.0} | ours | cfg.args))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"{where}.name={cfg.name}: {error}") from error
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Two AdamW groups: matrices and convolution kernels decay, vectors (biases, norms, scales) do not."""
+    """Two groups, if both have members: matrices and kernels decay, vectors (biases, norms, scales) do not."""
     trained = [p for p in module.parameters() if p.requires_grad]
-    return [
+    groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate(cfg: OptimSection, step: int, *, horizon: int, total_batch: int) -> float:
@@ -25,8 +72,18 @@ def learning_rate(cfg: OptimSection, step: int, *, horizon: int, total_batch: in
     done = step + 1
     if done <= cfg.warmup:
         return peak * done / cfg.warmup
-    progress = min(1.0, (step - cfg.warmup) / max(1, horizon - cfg.warmup))
-    return cfg.min_lr + (peak - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    return _half_cosine(peak, cfg.min_lr, (step - cfg.warmup) / max(1, horizon - cfg.warmup))
+
+
+def weight_decay(cfg: OptimSection, step: int, *, horizon: int) -> float:
+    """The decay of matrices at step number `step`: half a cosine from `weight_decay` to `weight_decay_end`."""
+    if cfg.weight_decay_end is None:
+        return cfg.weight_decay
+    return _half_cosine(cfg.weight_decay, cfg.weight_decay_end, step / max(1, horizon))
+
+
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class Ema:

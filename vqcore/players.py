@@ -1,33 +1,50 @@
 """The parties of a training run: whose parameters are optimised, with what, and the loss that each lowers."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vqcore import dist
-from vqcore.optim import parameter_groups
+from vqcore.errors import ConfigError
+from vqcore.optim import build_optimizer, learning_rate, weight_decay
 from vqcore.protocols import Batch, Losses
-from vqcore.schema import RunConfig
+from vqcore.schema import OptimSection
 
 if TYPE_CHECKING:
     from vqcore.trainer import Run
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class Player:
-    """One party that is optimised: its module, optimizer and, under DDP, its gradient synchronisation."""
+    """One party that is optimised: its module, optimizer, schedules, loss scale and, under DDP, its synchronisation."""
 
-    def __init__(self, name: str, module: nn.Module, cfg: RunConfig, forward: "Forward"):
+    def __init__(self, name: str, module: nn.Module, run: "Run"):
         self.name, self.module = name, module
-        groups = parameter_groups(module, cfg.optim.weight_decay)
-        optim = cfg.optim
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps)
-        self.trained = [p for group in groups for p in group["params"]]
+        self.cfg: OptimSection = run.config.optim.of(name)
+        where = f"optim.players.{name}" if name in run.config.optim.players else "optim"
+        self.optimizer = build_optimizer(self.cfg, module, where)
+        self.decaying = [group for group in self.optimizer.param_groups if group["weight_decay"] > 0]
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if not self.trained:
+            raise ConfigError(f"{name} has no parameters to train; is everything frozen?")
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.config.run.precision == "fp16")
+        forward = Forward(run, name, module)
         self.forward: nn.Module = forward
         if dist.world_size() > 1:
             # The codebook keeps itself equal on all ranks (quantizers sum their statistics), hence no buffer broadcast.
             self.forward = DistributedDataParallel(forward, broadcast_buffers=False)
+
+    def schedule(self, step: int, *, horizon: int, total_batch: int) -> float:
+        """Set this step's learning rate and weight decay; returns the rate."""
+        rate = learning_rate(self.cfg, step, horizon=horizon, total_batch=total_batch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for group in self.decaying:
+            group["weight_decay"] = weight_decay(self.cfg, step, horizon=horizon)
+        return rate
 
     def state(self) -> dict[str, Tensor]:
         """The optimizer's tensors by parameter name, and the module's own unless it is the tokenizer."""
@@ -36,23 +53,28 @@ class Player:
             f"optimizer/{names[p]}/{key}": value
             for p, entry in self.optimizer.state.items()
             for key, value in entry.items()
+            if isinstance(value, Tensor)
         }
         if self.name != "model":
             tensors |= {f"module/{key}": value for key, value in self.module.state_dict().items()}
         return tensors
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take up what `state` gave."""
+    def load_state(self, tensors: dict[str, Tensor], scale: dict[str, Any]) -> None:
+        """Take up what `state` gave, and the loss scale."""
         own = {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
         if own:
             self.module.load_state_dict(own)
+        self.optimizer.state.clear()
         named = dict(self.module.named_parameters())
+        counts_on_device = any(self.optimizer.defaults.get(key) for key in ("fused", "capturable"))
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
                 name, _, entry = key.removeprefix("optimizer/").rpartition("/")
                 p = named[name]
-                value = value.clone() if entry == "step" else value.to(p.device).clone()
-                self.optimizer.state[p][entry] = value
+                stays = entry == "step" and not counts_on_device
+                self.optimizer.state[p][entry] = value.clone() if stays else value.to(p.device, copy=True)
+        if scale:
+            self.scaler.load_state_dict(scale)
 
 
 class Forward(nn.Module):
@@ -68,8 +90,8 @@ class Forward(nn.Module):
     def forward(self, batch: Batch, step: int, rng: list[torch.Generator]) -> tuple[Tensor, Losses]:
         """The sum of the weighted terms, and all the objective said."""
         run = self.run
-        bf16 = run.config.run.precision == "bf16"
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
+        dtype = PRECISIONS.get(run.config.run.precision)
+        with torch.autocast(run.device.type, dtype, enabled=dtype is not None):
             out = run.objective.losses(run.tokenizer, batch, player=self.player, step=step, rng=rng)
         weights = run.config.objective.weights
         total = sum((weights.get(name, 1.0) * term for name, term in out.terms.items()), torch.zeros(()))

@@ -114,7 +114,8 @@ class Encoder(Protocol):
     """From a sample to a grid of latents. Built as `Class(cfg, *, spec: DataSpec)`; always sees float `(b, c, *size)`.
 
     Laws: sample-wise (a sample's latents do not depend on its batch); deterministic in eval mode; `grid(size)` is the
-    grid of its output and raises `ValueError`, with both numbers, for a size it cannot take.
+    grid of its output and raises `ValueError`, with both numbers, for a size it cannot take. Optional, for decoders
+    too: `interpolated`, names of tensors `(1, d, *grid)` that a checkpoint made for another size fills by interpolation.
     """
 
     dim: int

@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 STATE, STATE_TENSORS = "state.json", "state.safetensors"
-METRICS = "metrics.jsonl"
+METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 _LOCK = ".lock"
 
 
@@ -73,6 +74,14 @@ def log_metrics(run: "Run", figures: dict[str, float]) -> None:
             file.write(json.dumps({"step": run.step, **figures}) + "\n")
 
 
+def log_event(run: "Run", event: str, **more: Any) -> None:
+    """Append a line to events.jsonl: what went wrong or was done, when; never cut."""
+    if dist.is_main():
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        with (run.dir / EVENTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": run.step, "event": event, "time": when, **more}) + "\n")
+
+
 def save(run: "Run", score: float | None, fingerprint: str) -> Path:
     """Write `checkpoints/step_N` and drop old ones.
 
@@ -102,11 +111,21 @@ def resume(run: "Run") -> None:
     dist.barrier()
     found = artefact.checkpoints(run.dir)
     if found:
-        run.step = max(found)
-        _read_state(run, found[run.step])
+        _read_state(run, found[max(found)])
         best = artefact.best_step(run.dir)
         run.best_score = None if best is None else artefact.score(found[best])
         say(f"{run.dir}: goes on after step {run.step}.")
+        log_event(run, "resumed", processes=dist.world_size())
+    if dist.is_main():
+        _cut_metrics(run.dir / METRICS, run.step)
+
+
+def roll_back(run: "Run") -> None:
+    """Make the run what its newest checkpoint says, but for how far its stream of samples has come."""
+    offset, skipped = run.offset, run.skipped
+    dist.barrier()
+    _read_state(run, artefact.checkpoints(run.dir)[run.saved_step])
+    run.offset, run.skipped = offset, skipped
     if dist.is_main():
         _cut_metrics(run.dir / METRICS, run.step)
 
@@ -179,13 +198,15 @@ def _write_state(run: "Run", folder: Path) -> None:
         for key, value in player.state().items()
     }
     if run.window:
-        tensors["window"] = run.window.codes
+        tensors |= {f"window/{key}": value for key, value in run.window.state().items()}
     artefact.save_tensors(folder / STATE_TENSORS, tensors)
     state = {
         "step": run.step,
         "players": list(run.players),
+        "loss_scales": {name: player.scaler.state_dict() for name, player in run.players.items()},
+        "offset": run.offset,
+        "skipped": run.skipped,
         "ema_updates": run.ema.updates if run.ema else 0,
-        "window_position": run.window.position if run.window else 0,
         "world_size": dist.world_size(),
     }
     artefact.write_text(folder / STATE, json.dumps(state, indent=2) + "\n")
@@ -193,12 +214,15 @@ def _write_state(run: "Run", folder: Path) -> None:
 
 def _read_state(run: "Run", folder: Path) -> None:
     state: dict[str, Any] = json.loads((folder / STATE).read_text())
+    run.step = run.saved_step = state["step"]
+    run.offset, run.skipped = state.get("offset", 0), state.get("skipped", 0)
     run.tokenizer.load_weights(folder, "model")
     tensors = artefact.load_tensors(folder / STATE_TENSORS)
     for name in state["players"]:
         prefix = f"players/{name}/"
         run.player(name).load_state(
-            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)},
+            state.get("loss_scales", {}).get(name, {}),
         )
     if run.ema:
         averages = artefact.load_tensors(folder / artefact.EMA)
@@ -211,8 +235,8 @@ def _read_state(run: "Run", folder: Path) -> None:
             state["world_size"],
             dist.world_size(),
         )
-    elif run.window and tensors["window"].shape == run.window.codes.shape:
-        run.window.codes, run.window.position = tensors["window"].clone(), state["window_position"]
+    elif run.window:
+        run.window.load_state({k.removeprefix("window/"): v for k, v in tensors.items() if k.startswith("window/")})
 
 
 def _set_damaged_aside(run_dir: Path) -> None:

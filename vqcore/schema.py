@@ -4,7 +4,7 @@
 as a slot is a component and brings its own settings; `vqcore show NAME` lists them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,18 +14,27 @@ FREE_ON_RESUME = (
     "run.steps",
     "run.epochs",
     "run.save_every",
+    "run.save_every_seconds",
+    "run.on_nonfinite",
+    "run.on_explosion",
+    "run.profile",
     "run.keep",
     "run.log_every",
     "run.dir",
     "eval",
     "hooks",
     "data.workers",
+    "data.cache_mib",
     "data.max_bad_share",
     "data.eval_path",
     "data.eval_extra_path",
     "requires",
 )
 """Keys (and everything below them) that may differ when a run is taken up again; anything else is refused by name."""
+
+
+OnTrouble = Literal["stop", "skip", "rollback"]
+OptimArg = bool | int | float | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +57,8 @@ class DataConfig(Config):
     """Distance between the sizes that may be drawn."""
     workers: int = 2
     """Processes that read and prepare samples; 0 does it in the training process. Never changes a result."""
+    cache_mib: float = 0.0
+    """Memory in which each reading process keeps samples as they were read, so that files are decoded once."""
     max_bad_share: float = 0.05
     """The run stops when more than this share of the samples is unreadable; until then they are skipped and named."""
 
@@ -60,6 +71,8 @@ class DataConfig(Config):
         _positive(self, "batch_size", "resolution_step")
         if self.workers < 0:
             raise ValueError(f"workers={self.workers} is negative")
+        if self.cache_mib < 0:
+            raise ValueError(f"cache_mib={self.cache_mib} is negative")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share={self.max_bad_share} is no share; it lies in 0..1")
         if (self.input_size_min is None) != (self.input_size_max is None):
@@ -92,9 +105,24 @@ class ModelConfig:
     """From quantized latents to a sample."""
     embed_dim: int = 64
     """Class maps only: channels that a class is embedded in before the encoder."""
+    full_ckpt: str | None = None
+    """Start from a whole tokenizer (run, artefact or hub id): every part whose component and shapes agree."""
+    encoder_ckpt: str | None = None
+    """Start from another tokenizer's encoder (and class embedding) alone."""
+    freeze_enc: bool = False
+    """Embedding, encoder, projection and codebook stay as full_ckpt has them, so tokens stay the same."""
 
     def __post_init__(self) -> None:
         _positive(self, "embed_dim")
+        if self.full_ckpt is not None and self.encoder_ckpt is not None:
+            raise ValueError("give full_ckpt or encoder_ckpt, not both; full_ckpt includes the encoder")
+        if self.freeze_enc and self.full_ckpt is None:
+            raise ValueError("freeze_enc=true keeps the tokens of a trained tokenizer; say which one with full_ckpt")
+
+    @property
+    def bare(self) -> "ModelConfig":
+        """Without where its weights came from: what a finished tokenizer is."""
+        return replace(self, full_ckpt=None, encoder_ckpt=None, freeze_enc=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +151,12 @@ class RunSection:
     """Optimizer steps; give this or epochs."""
     epochs: float | None = None
     """Passes over the training data."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast in the forward pass; weights, quantizer and optimizer stay fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16, fp16: autocast in the forward pass (fp16 scales the loss); weights and optimizer stay fp32."""
+    compile: bool = False
+    """Compile encoder, quantizer and decoder with torch.compile; the first steps take longer."""
+    deterministic: bool = False
+    """Only deterministic kernels, for equal bits on CUDA too; slower, and an operation without one fails."""
     device: str | None = None
     """cpu or cuda; by default cuda when there is one."""
     threads: int | None = None
@@ -133,8 +165,16 @@ class RunSection:
     """Steps between two lines of metrics.jsonl."""
     save_every: int = 1000
     """Steps between two checkpoints; the last step is always saved."""
+    save_every_seconds: float | None = None
+    """Also save when this much time has passed since the last checkpoint."""
     keep: int = 3
     """Checkpoints kept: the last ones, and the best one beside them."""
+    on_nonfinite: OnTrouble = "stop"
+    """NaN or infinite gradients: stop, skip the step, or roll back to the last checkpoint and take other samples."""
+    on_explosion: OnTrouble = "skip"
+    """The same for a gradient norm above optim.max_norm."""
+    profile: int | None = None
+    """Record this many steps: <dir>/profile holds a trace and a table of the ten dearest operations."""
 
     @property
     def folder(self) -> Path:
@@ -149,36 +189,73 @@ class RunSection:
             _positive(self, "steps")
         if self.epochs is not None and not self.epochs > 0:
             raise ValueError(f"epochs={self.epochs} must be above 0")
-        if self.threads is not None:
-            _positive(self, "threads")
+        for name in ("threads", "profile"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+        if self.save_every_seconds is not None and not self.save_every_seconds > 0:
+            raise ValueError(f"save_every_seconds={self.save_every_seconds} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayerOptim:
+    """What a player other than the tokenizer does differently, e.g. a discriminator; null: as the tokenizer."""
+
+    name: str | None = None
+    """Optimizer."""
+    lr: float | None = None
+    """Peak learning rate."""
+    base_lr: float | None = None
+    """Peak learning rate for a total batch of 256."""
+    betas: tuple[float, float] | None = None
+    """Decay rates of the two moments."""
+    args: dict[str, OptimArg] | None = None
+    """Further arguments of the optimizer."""
+    weight_decay: float | None = None
+    """Decay of matrices."""
+    warmup: int | None = None
+    """Steps of linear warm-up."""
+    min_lr: float | None = None
+    """Learning rate at the end."""
+    clip: float | None = None
+    """Largest norm of a step's gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSection:
     """Optimizer and learning-rate schedule: linear warm-up from 0, then half a cosine down to min_lr."""
 
-    name: Literal["adamw"] = "adamw"
-    """AdamW (arXiv 1711.05101)."""
+    name: str = "adamw"
+    """Any optimizer of torch.optim in lower case: adamw (arXiv 1711.05101), sgd, adafactor, muon ..."""
     lr: float | None = None
     """Peak learning rate as it is; give this or base_lr."""
     base_lr: float | None = None
     """Peak learning rate for a total batch of 256; it is scaled by total batch / 256."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay rates of the two moments."""
+    """Decay rates of the two moments, for optimizers that have them."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment, for optimizers that have it."""
+    args: dict[str, OptimArg] = field(default_factory=dict)
+    """Further arguments of the optimizer, e.g. {momentum: 0.9} or {fused: true}."""
     weight_decay: float = 0.05
     """Decay of matrices and convolution kernels; vectors (biases, norms, scales) have none."""
+    weight_decay_end: float | None = None
+    """Decay at the end of the schedule, reached along half a cosine; by default it stays the same."""
     warmup: int = 0
     """Steps of linear warm-up."""
+    warmup_epochs: float | None = None
+    """The same in passes over the training data; give one of the two."""
     min_lr: float = 0.0
     """Learning rate at the end of the schedule."""
     horizon: int | None = None
     """Step at which the schedule ends; by default the end of the run. Set it when a run may be lengthened."""
     clip: float | None = 1.0
-    """Largest norm of a step's gradient."""
+    """Largest norm of a step's gradient; a longer one is scaled down to it."""
+    max_norm: float | None = None
+    """A step whose gradient norm is above this, before clipping, is an explosion: see run.on_explosion."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
+    players: dict[str, PlayerOptim] = field(default_factory=dict)
+    """Differences for other players by name, e.g. {discriminator: {lr: 2.0e-4, betas: [0.5, 0.9]}}."""
 
     def __post_init__(self) -> None:
         if (self.lr is None) == (self.base_lr is None):
@@ -186,15 +263,33 @@ class OptimSection:
         _positive(self, "accumulate")
         if self.horizon is not None:
             _positive(self, "horizon")
-        for name in ("lr", "base_lr", "clip"):
+        if self.warmup and self.warmup_epochs is not None:
+            raise ValueError("give warmup (steps) or warmup_epochs, not both")
+        for name in ("lr", "base_lr", "clip", "max_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value} must be above 0")
-        for name in ("weight_decay", "warmup", "min_lr"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} is negative")
+        for name in ("weight_decay", "weight_decay_end", "warmup", "warmup_epochs", "min_lr"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name}={value} is negative")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)} must lie in [0, 1)")
+        for player in self.players:
+            self.of(player)
+
+    def of(self, player: str) -> "OptimSection":
+        """The section as one player has it."""
+        own = self.players.get(player)
+        if own is None:
+            return self
+        given = {f.name: getattr(own, f.name) for f in fields(own) if getattr(own, f.name) is not None}
+        rates = {"lr": None, "base_lr": None} if {"lr", "base_lr"} & given.keys() else {}
+        warmup = {"warmup_epochs": None} if "warmup" in given else {}
+        try:
+            return replace(self, **{**rates, **warmup, **given, "players": {}})
+        except ValueError as error:
+            raise ValueError(f"players.{player}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

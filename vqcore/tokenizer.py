@@ -9,8 +9,9 @@ import contextlib
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqcore import artefact
+from vqcore import artefact, foreign, hub
 from vqcore.config import Config, to_tree
 from vqcore.errors import CheckpointError, ConfigError, VqcoreError, listed
 from vqcore.protocols import DataSpec, Quantized
@@ -28,7 +29,7 @@ from vqcore.registry import Registry, registry
 from vqcore.rng import generator, seeded
 from vqcore.schema import TokenizerConfig
 
-FINGERPRINT_VERSION = 1
+FINGERPRINT_VERSION = 2
 
 
 class Tokenizer(nn.Module):
@@ -55,6 +56,7 @@ class Tokenizer(nn.Module):
         build = _Builder(registry_ or registry(), seed)
         self.cfg = cfg
         self._frozen: tuple[str, ...] = ()
+        self.origin: dict[str, Any] = {}
         self.modality = build("modality", "data.modality", cfg.modality, size=cfg.size)
         self.spec: DataSpec = self.modality.spec
         self.embed = None
@@ -214,7 +216,8 @@ class Tokenizer(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides which codes an input gets and what they decode to, as hex.
 
-        Over the settings of modality, encoder and quantizer (without those that matter in training only), and over
+        Over the settings of modality, encoder and quantizer (those that are not at their default and do not matter in
+        training only), and over
         names, shapes and fp32 bytes of `embed`, `encoder`, `proj` and the quantizer's `token_state`.
         """
         settings: dict[str, Any] = {
@@ -237,9 +240,34 @@ class Tokenizer(nn.Module):
         return digest.hexdigest()
 
     def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
-        """Write an artefact (weights, config, provenance, model card) into a new folder, which appears complete."""
-        with artefact.staged(Path(folder), provenance or artefact.provenance(self.cfg)) as staging:
-            artefact.write(staging, self, self.fingerprint, {})
+        """Write an artefact (weights, config, provenance, model card) into a new folder, which appears complete.
+
+        A loaded tokenizer keeps what is known of its origin (data, figures, versions of its parts).
+        """
+        self._save(Path(folder), provenance, ".")
+
+    def push_to_hub(
+        self,
+        id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        message: str = "vqcore tokenizer",
+    ) -> str:
+        """Upload the artefact to `user/name` on the Hugging Face hub, which is made if need be; returns its address.
+
+        Needs huggingface_hub and a login (`hf auth login` or `HF_TOKEN`). `revision` is a branch.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(Path(folder) / "tokenizer", None, f"{id}@{revision}" if revision else id)
+            return hub.upload(
+                Path(folder) / "tokenizer", id, private=private, revision=revision, message=message
+            )
+
+    def _save(self, folder: Path, provenance: dict[str, Any] | None, address: str) -> None:
+        made = provenance or artefact.provenance(self.cfg, **self.origin)
+        with artefact.staged(folder, made) as staging:
+            artefact.write(staging, self, self.fingerprint, made.get("figures", {}), address)
 
     @classmethod
     def load(
@@ -249,23 +277,42 @@ class Tokenizer(nn.Module):
         *,
         encoder_only: bool = False,
         weights: str = "auto",
+        revision: str | None = None,
+        format: str | Config | None = None,
+        allow_pickle: bool = False,
         registry_: Registry | None = None,
     ) -> "Tokenizer":
-        """A tokenizer from a run folder (best checkpoint, else the last), a checkpoint or an artefact, in eval mode.
+        """A tokenizer from a run folder (best checkpoint, else the last), a checkpoint, an artefact or a hub id.
 
-        `weights` is `model`, `ema` (the running average) or `auto` (the average where there is one). Every file's
-        checksum is verified. Raises `CheckpointError` when something is missing, damaged or does not fit.
+        It is in eval mode. `weights` is `model`, `ema` (the running average) or `auto` (the average where there is
+        one). `revision` belongs to a hub id. Every file's checksum and the fingerprint are verified. `format` reads
+        files of other systems, and only with `allow_pickle` those that are pickles. Raises `CheckpointError` when
+        something is missing, damaged or does not fit.
         """
-        folder = artefact.resolve(path)
-        artefact.verify(folder)
+        if format is not None:
+            source = foreign.fetch(path, revision, allow_pickle=allow_pickle)
+            read = foreign.load(
+                source, format, allow_pickle=allow_pickle, encoder_only=encoder_only, registry_=registry_
+            )
+            return read.to(device or "cpu").eval()
+        folder = artefact.resolve(path, revision)
+        made = artefact.verify(folder)
         cfg = artefact.read_config(folder, registry_)
         tokenizer = cls(cfg, encoder_only=encoder_only, registry_=registry_)
         tokenizer.load_weights(folder, weights)
+        if (
+            weights != "model" or not (folder / artefact.EMA).exists()
+        ):  # the fingerprint is that of the averages
+            artefact.check_fingerprint(folder, made, tokenizer.fingerprint)
+            tokenizer.origin = {key: made[key] for key in artefact.ORIGIN if key in made}
         return tokenizer.to(device or "cpu").eval()
 
     def load_weights(self, folder: Path, weights: str = "auto") -> None:
         """Fill this tokenizer with a folder's weights, exactly: a missing, unknown or misshapen tensor is an error."""
-        state = artefact.read_weights(folder, weights)
+        self.fill(artefact.read_weights(folder, weights), str(folder))
+
+    def fill(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Take over weights by name, exactly; `source` is for the error's text."""
         if self.decoder is None:
             state = {key: value for key, value in state.items() if not key.startswith("decoder.")}
         own = artefact.weights_of(self)
@@ -273,7 +320,7 @@ class Tokenizer(nn.Module):
         wrong += [key for key in state if key not in own]
         if wrong:
             raise CheckpointError(
-                f"{folder}: its weights do not fit its config: {wrong[0]} and {len(wrong) - 1} more."
+                f"{source}: its weights do not fit its config: {wrong[0]} and {len(wrong) - 1} more."
             )
         self.load_state_dict(state, strict=False)
 
@@ -327,4 +374,7 @@ def _to_grid(mask: Bool[Tensor, "b *size"], grid: torch.Size) -> Bool[Tensor, "b
 
 
 def _deciding(cfg: Config) -> dict[str, Any]:
-    return {key: value for key, value in to_tree(cfg).items() if key not in cfg.training_only}
+    """What was set differently from its default: so a setting that a later version adds changes no fingerprint."""
+    defaults = {f.name: f.default for f in fields(cfg)}
+    given = {key: value for key, value in to_tree(cfg).items() if key not in cfg.training_only}
+    return {key: value for key, value in given.items() if key == "name" or getattr(cfg, key) != defaults[key]}

@@ -5,7 +5,9 @@ from (seed, purpose, step), so a run that was killed and taken up again ends wit
 """
 
 import contextlib
+import errno
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,21 +17,25 @@ import pluggy
 import torch
 from torch import Tensor, nn
 
-from vqcore import dist, pictures, runfolder
+from vqcore import artefact, dist, initial, pictures, runfolder
 from vqcore.assembly import build_extra, check_size, eval_sizes, open_data, pick_device, tokenizer_config_of
 from vqcore.console import ProgressLine, say
-from vqcore.data.loader import BadSamples, TrainBatches, sizes
+from vqcore.data.loader import TrainBatches, sizes
 from vqcore.errors import ConfigError, RunError, did_you_mean, listed
 from vqcore.evaluation import build_metrics, evaluate_data, sample_pictures
+from vqcore.feed import Feed
+from vqcore.interrupt import StopSignals
 from vqcore.metrics import CodeWindow
-from vqcore.optim import Ema, learning_rate
-from vqcore.players import Forward, Player
+from vqcore.optim import Ema
+from vqcore.players import Player
 from vqcore.plugin import RunHooks
+from vqcore.profiling import Profile
 from vqcore.protocols import Batch, Data, Modality
 from vqcore.registry import registry
 from vqcore.rng import derive, sample_generators, seeded
-from vqcore.schema import RunConfig
+from vqcore.schema import OptimSection, RunConfig
 from vqcore.tokenizer import Tokenizer
+from vqcore.trouble import Trouble, Troubles
 
 PICTURE_STEPS = frozenset(m * 10**e for m in (1, 2, 5) for e in range(1, 10))
 """Steps after which the strip grows by a row."""
@@ -37,7 +43,11 @@ PICTURE_STEPS = frozenset(m * 10**e for m in (1, 2, 5) for e in range(1, 10))
 
 @dataclass
 class Run:
-    """A run as its hooks may see it."""
+    """A run as its hooks may see it.
+
+    `offset` is how far the stream of samples runs ahead of the steps, after rolling back; `skipped` counts steps whose
+    update was left out; `stopped_by` names the signal that ended the run early.
+    """
 
     config: RunConfig
     dir: Path
@@ -54,6 +64,10 @@ class Run:
     hooks: Any = None
     best_score: float | None = None
     last_evaluation: dict[str, float] = field(default_factory=dict)
+    saved_step: int = -1
+    skipped: int = 0
+    offset: int = 0
+    stopped_by: str = ""
 
     @property
     def objective(self) -> Any:
@@ -69,14 +83,15 @@ class Run:
         """A player by name; built when it is first asked for."""
         if name not in self.players:
             module = self.tokenizer if name == "model" else getattr(self.objective, name)
-            self.players[name] = Player(name, module, self.config, Forward(self, name, module))
+            self.players[name] = Player(name, module, self)
         return self.players[name]
 
 
 def train(config: RunConfig) -> Run:
-    """Train to the end, taking up the run in `run.dir` if there is one. Returns the finished run."""
+    """Train to the end, taking up the run in `run.dir` if there is one; a signal ends it early, saved."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
+    torch.use_deterministic_algorithms(config.run.deterministic)
     device = pick_device(config.run.device)
     with dist.process_group(device):
         runfolder.check(config)
@@ -89,6 +104,7 @@ def train(config: RunConfig) -> Run:
                 _train(run)
             except BaseException as caught:
                 error = caught
+                _explain_full_disk(run, caught)
                 raise
             finally:
                 run.hooks.vqcore_run_ended(run=run, error=error)
@@ -104,21 +120,45 @@ def build(config: RunConfig, device: torch.device) -> Run:
     for size in (*sizes(config.data, tokenizer.spec), *eval_sizes(config, tokenizer)):
         check_size(tokenizer, size)
     build_metrics(config.eval.metrics, tokenizer)
+    if not artefact.checkpoints(config.run.folder):
+        initial.start_from(tokenizer, config.model)
+    if config.model.freeze_enc:
+        tokenizer.freeze_encoder()
     tokenizer.to(device)
     with seeded(config.run.seed, "init", "setup"):
         tokenizer.objective.setup(tokenizer)
     steps = config.run.steps or _steps(config, len(data))
+    config = replace(config, optim=_in_steps(config, len(data)))
     run = Run(config, config.run.folder, device, tokenizer, data, extra, eval_data, steps)
     run.ema = Ema(tokenizer, config.ema.decay) if config.ema.decay else None
     run.window = CodeWindow(tokenizer.codebook_size, tokenizer.num_codebooks)
     run.hooks = _hooks(run)
+    if config.run.compile:
+        for part in (tokenizer.encoder, tokenizer.quantizer, tokenizer.decoder):
+            part.compile(dynamic=len(sizes(config.data, tokenizer.spec)) > 1)
+    for name in ("model", *tokenizer.objective.players(steps)):
+        run.player(name)
     return run
 
 
+def total_batch(config: RunConfig) -> int:
+    """Samples of one optimizer step, over all processes."""
+    return config.data.batch_size * config.optim.accumulate * dist.world_size()
+
+
 def _steps(config: RunConfig, samples: int) -> int:
-    per_step = config.data.batch_size * config.optim.accumulate * dist.world_size()
     assert config.run.epochs is not None
-    return max(1, math.ceil(config.run.epochs * samples / per_step))
+    return max(1, math.ceil(config.run.epochs * samples / total_batch(config)))
+
+
+def _in_steps(config: RunConfig, samples: int) -> OptimSection:
+    """The optimizer's settings with the warm-up in steps."""
+    optim = config.optim
+    if optim.warmup_epochs is None:
+        return optim
+    return replace(
+        optim, warmup=round(optim.warmup_epochs * samples / total_batch(config)), warmup_epochs=None
+    )
 
 
 def _hooks(run: Run) -> Any:
@@ -134,45 +174,61 @@ def _train(run: Run) -> None:
     if run.step >= run.steps:
         say(f"{run.dir}: finished already ({run.step} of {run.steps} steps). Lengthen it with run.steps=N.")
         return
-    config, bad = run.config, BadSamples(run.data, run.config.data)
-    strip = None
+    config, strip, averages, troubles = run.config, None, _Averages(), Troubles()
     if dist.is_main():
         strip = pictures.Strip(run.dir / "samples", _fixed_samples(run), run.step)
-    loader = TrainBatches(
-        run.data,
-        run.tokenizer.modality,
-        run.extra,
-        run.config.data,
-        seed=run.seed,
-        start_step=run.step,
-        steps=run.steps,
-        accumulate=config.optim.accumulate,
-        rank=dist.rank(),
-        world=dist.world_size(),
-    )
     run.hooks.vqcore_run_started(run=run)
-    averages = _Averages()
-    stream: Any = iter(loader)
-    # An abandoned iterator would keep the reason of a failure waiting for its worker processes.
-    with contextlib.closing(stream), ProgressLine("train", run.steps, done=run.step) as line:
+    with (
+        StopSignals() as signals,
+        Profile(run.dir / "profile", config.run.profile, run.device) as profile,
+        Feed(config, run.data, run.tokenizer.modality, run.extra) as feed,
+        ProgressLine("train", run.steps, done=run.step) as line,
+    ):
+        clock = time.monotonic()
         while run.step < run.steps:
-            averages.add(train_step(run, _next_batches(stream, bad, config.optim.accumulate)))
+            try:
+                with profile.part("load"):
+                    batches = feed.next(run.step, run.offset)
+                averages.add(train_step(run, batches))
+            except Trouble as trouble:
+                if troubles.meet(run, trouble) == "rollback":
+                    runfolder.roll_back(run)
+                    continue
             run.step += 1
+            profile.step()
             last = run.step == run.steps
             shown = None
             if last or run.step % config.run.log_every == 0:
-                shown = averages.take() | (run.window.figures() if run.window else {}) | bad.figures()
-                runfolder.log_metrics(run, shown)
-                run.hooks.vqcore_step_ended(run=run, step=run.step, metrics=shown)
+                shown = _log(run, averages, feed)
             line.update(run.step, shown)
             if strip and (last or run.step in PICTURE_STEPS):
                 with _as_evaluated(run):
                     strip.add(run.tokenizer, run.step)
-            _evaluate_and_save(run, last)
+            overdue = time.monotonic() - clock > (config.run.save_every_seconds or math.inf)
+            stop, overdue = dist.any_(bool(signals.received), overdue and dist.is_main())
+            if _evaluate_and_save(run, last, overdue or stop):
+                clock = time.monotonic()
+            if stop and not last:
+                run.stopped_by = signals.received or "a signal to another process"
+                say(f"\nstopped by {run.stopped_by} after step {run.step}, which is saved; the same command goes on.")
+                break
 
 
-def _evaluate_and_save(run: Run, last: bool) -> None:
-    """Evaluate and save where the config asks for it; a new best evaluation is saved even between two saves."""
+def _log(run: Run, averages: "_Averages", feed: Feed) -> dict[str, float]:
+    """Write this step's line of metrics.jsonl; what is shown beside the progress."""
+    shown = averages.take() | (run.window.figures(run.step) if run.window else {}) | feed.bad.figures()
+    if run.skipped:
+        shown["skipped_steps"] = float(run.skipped)
+    runfolder.log_metrics(run, shown)
+    if run.window and (warning := run.window.warning(shown)):
+        say(f"\nstep {run.step}: {warning}")
+        runfolder.log_event(run, "codebook collapse", detail=warning)
+    run.hooks.vqcore_step_ended(run=run, step=run.step, metrics=shown)
+    return shown
+
+
+def _evaluate_and_save(run: Run, last: bool, now: bool) -> bool:
+    """Evaluate and save where the config (or `now`) asks for it; a new best evaluation is saved in any case."""
     every = run.config.eval.every
     score = None
     if run.eval_data is not None and (last or (every and run.step % every == 0)):
@@ -183,55 +239,63 @@ def _evaluate_and_save(run: Run, last: bool) -> None:
     is_best = score is not None and (run.best_score is None or score < run.best_score)
     if is_best:
         run.best_score = score
-    if last or is_best or run.step % run.config.run.save_every == 0:
-        with _as_evaluated(run):
-            fingerprint = run.tokenizer.fingerprint
-        path = runfolder.save(run, score, fingerprint)
-        run.hooks.vqcore_saved(run=run, step=run.step, path=str(path))
+    if not (last or now or is_best or run.step % run.config.run.save_every == 0):
+        return False
+    with _as_evaluated(run):
+        fingerprint = run.tokenizer.fingerprint
+    path = runfolder.save(run, score, fingerprint)
+    run.saved_step = run.step
+    run.hooks.vqcore_saved(run=run, step=run.step, path=str(path))
+    return True
 
 
 def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
-    """One optimizer step of every player; returns the figures of this step."""
+    """One optimizer step of every player; returns the figures of this step.
+
+    Raises `Trouble` where a player's gradient is not finite or too long; then that player's step did not happen.
+    """
     figures: dict[str, float | Tensor] = {}
+    may_skip = "skip" in (run.config.run.on_nonfinite, run.config.run.on_explosion)
+    horizon = run.config.optim.horizon or run.steps
     for name in run.objective.players(run.step):
         player = run.player(name)
+        before = _Buffers(run) if may_skip else None
         _set_modes(run, name)
-        rate = learning_rate(
-            run.config.optim,
-            run.step,
-            horizon=run.config.optim.horizon or run.steps,
-            total_batch=run.config.data.batch_size * len(batches) * dist.world_size(),
-        )
-        for group in player.optimizer.param_groups:
-            group["lr"] = rate
+        rate = player.schedule(run.step, horizon=horizon, total_batch=total_batch(run.config))
         player.optimizer.zero_grad(set_to_none=True)
         for micro, batch in enumerate(batches):
             for key, value in _backward(run, player, batch, micro, len(batches)).items():
                 figures[key] = figures[key] + value / len(batches) if key in figures else value / len(batches)
-        clip = run.config.optim.clip
-        norm = nn.utils.clip_grad_norm_(player.trained, clip if clip else math.inf)
-        _refuse_nonfinite(run, name, figures, norm, batches)
-        player.optimizer.step()
-        if name == "model" and run.ema:
-            run.ema.update()
+        player.scaler.unscale_(player.optimizer)
+        norm = nn.utils.clip_grad_norm_(player.trained, player.cfg.clip or math.inf)
+        trouble = _trouble(run, player, figures, norm, batches)
+        if trouble is None:
+            player.scaler.step(player.optimizer)
+            if name == "model" and run.ema:
+                run.ema.update()
+        elif before:
+            before.restore()
+        player.scaler.update()
+        _let_learn(run)
+        if trouble is not None:
+            raise trouble
         suffix = "" if name == "model" else f"/{name}"
         figures |= {f"lr{suffix}": rate, f"grad_norm{suffix}": norm}
-    for player in run.players.values():
-        for p in player.trained:
-            p.requires_grad_(True)
+        if player.scaler.is_enabled():
+            figures[f"loss_scale{suffix}"] = player.scaler.get_scale()
     return figures
 
 
 def _backward(run: Run, player: Player, batch: Batch, micro: int, parts: int) -> dict[str, float | Tensor]:
-    keys = (run.step, micro, player.name, dist.rank())
+    keys = (run.step + run.offset, micro, player.name, dist.rank())
     torch.manual_seed(derive(run.seed, "layers", *keys))  # dropout, and whatever a quantizer draws
     rng = sample_generators(range(len(batch.keys)), run.seed, "objective", *keys)
     synced = micro == parts - 1 or dist.world_size() == 1
     with contextlib.nullcontext() if synced else player.forward.no_sync():  # type: ignore[operator]
         total, out = player.forward(batch.to(run.device), run.step, rng)
-        (total / parts).backward()
+        player.scaler.scale(total / parts).backward()
     if player.name == "model" and out.codes is not None and run.window:
-        run.window.add(out.codes)
+        run.window.add(out.codes, run.step)
     suffix = "" if player.name == "model" else f"/{player.name}"
     return {f"loss{suffix}": total.detach(), **{k: v.detach() for k, v in (out.terms | out.metrics).items()}}
 
@@ -245,25 +309,45 @@ def _set_modes(run: Run, playing: str) -> None:
     run.tokenizer.train(playing == "model")
 
 
-def _refuse_nonfinite(run: Run, player: str, figures: dict, norm: Tensor, batches: list[Batch]) -> None:
-    if bool(torch.isfinite(norm)):
-        return
+def _let_learn(run: Run) -> None:
+    for player in run.players.values():
+        for p in player.trained:
+            p.requires_grad_(True)
+
+
+def _trouble(
+    run: Run, player: Player, figures: dict[str, Any], norm: Tensor, batches: list[Batch]
+) -> Trouble | None:
+    """What is wrong with a gradient, if anything is. Its norm is the same on all ranks, and so is the answer."""
+    length, limit = float(norm), player.cfg.max_norm
+    if math.isfinite(length) and length <= (limit or math.inf):
+        return None
+    if player.scaler.is_enabled() and not math.isfinite(length) and player.scaler.get_scale() > 1:
+        return Trouble(run.step, "", "fp16")  # the loss scale was too high; it is halved, and that is all
+    policy = run.config.run.on_explosion if math.isfinite(length) else run.config.run.on_nonfinite
     broken = [k for k, v in figures.items() if isinstance(v, Tensor) and not bool(torch.isfinite(v).all())]
     keys = [key for batch in batches for key in batch.keys]
-    raise RunError(
-        f"step {run.step + 1}: {listed(broken) or f'the gradient of {player}'} is not finite "
-        f"(samples {listed(keys, 4)}). "
-        f"The checkpoints in {run.dir} are as they were; try a lower optim.lr or run.precision=fp32."
-    )
+    found = dist.gathered((broken, keys) if broken or math.isfinite(length) else ([], []))
+    names = sorted({name for names, _ in found for name in names})
+    keys = [key for _, keys in found for key in keys] or keys
+    if math.isfinite(length):
+        what = f"the gradient norm of {player.name}, {length:.3g}, is above optim.max_norm={limit:g}"
+    else:
+        what = f"{listed(names) or f'the gradient of {player.name}'} is not finite"
+    return Trouble(run.step, f"{what} (samples {listed(keys, 4)})", policy)
 
 
-def _next_batches(stream: Iterator[Any], bad: BadSamples, accumulate: int) -> list[Batch]:
-    batches = []
-    for _ in range(accumulate):
-        loaded = next(stream)
-        bad.add(loaded.bad)
-        batches.append(loaded.batch)
-    return batches
+class _Buffers:
+    """The buffers of all modules as they were, for a step that is left out: a codebook learns in the forward pass."""
+
+    def __init__(self, run: Run):
+        modules = [run.tokenizer, *(p.module for name, p in run.players.items() if name != "model")]
+        self.saved = [(b, b.clone()) for module in modules for b in module.buffers()]
+
+    def restore(self) -> None:
+        """Put them back."""
+        for buffer, value in self.saved:
+            buffer.copy_(value)
 
 
 class _Averages:
@@ -354,3 +438,15 @@ def evaluate_run(run: Run) -> dict[str, float]:
     run.last_evaluation = figures
     runfolder.log_metrics(run, figures)
     return figures
+
+
+def _explain_full_disk(run: Run, error: BaseException) -> None:
+    """A disk that takes no more is no bug of ours."""
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        raise RunError(
+            f"run.dir={run.dir} takes no more ({error.strerror}). Its checkpoints are whole, up to step "
+            f"{max(run.saved_step, 0)}: make room, and the same command goes on."
+        ) from error
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)

@@ -1,6 +1,7 @@
 """`vqcore train`: a config becomes a run."""
 
 import argparse
+import signal
 
 from vqcore import dist
 from vqcore.config import load
@@ -11,16 +12,19 @@ from vqcore.schema import RunConfig
 def run(args: argparse.Namespace) -> int:
     """Train to the end and say where to look."""
     config = load(args.config, args.overrides, schema=RunConfig).config
+    from vqcore.metrics import WINDOW
     from vqcore.trainer import train
 
     finished = train(config)
+    if finished.stopped_by:
+        return 128 + getattr(signal, finished.stopped_by, signal.SIGTERM)
     if dist.is_main() and finished.last_evaluation:
         say("")
         for name, value in finished.last_evaluation.items():
             say(f"  {name:24} {value:.4g}")
     if dist.is_main() and finished.window:
         used = finished.window.figures()
-        say(f"  codebook used            {used['codes/usage']:.1%} of it by the last 65,536 training tokens")
+        say(f"  codebook used            {used['codes/usage']:.1%} of it by the last {WINDOW:,} training tokens")
     say(f"\nrun folder     {finished.dir}")
     say(f"pictures       {finished.dir / 'samples' / 'strip.png'} (as it learned)")
     if finished.last_evaluation:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vqcore.data.cache import Cache
 from vqcore.errors import ConfigError, DataError, VqcoreError, listed
 from vqcore.modalities.views import expand
 from vqcore.protocols import Batch, Data, DataSpec, Modality
@@ -112,7 +113,7 @@ class TrainBatches:
         workers: int | None = None,
     ):
         self.sizes = sizes(cfg, modality.spec)
-        reader = _Reader(data, modality, extra)
+        reader = _Reader(data, modality, extra, cfg.cache_mib)
         dataset = _TrainSet(reader, self.sizes, seed, cfg.batch_size, accumulate, rank, world)
         self._loader = _loader(
             dataset, _Steps(start_step, steps, accumulate), cfg.workers if workers is None else workers
@@ -199,19 +200,23 @@ class BadSamples:
 class _Reader:
     """Reads one sample with everything that rides along, all with one view."""
 
-    def __init__(self, data: Data, modality: Modality, extra: Mapping[str, Modality]):
+    def __init__(self, data: Data, modality: Modality, extra: Mapping[str, Modality], cache_mib: float = 0.0):
         self.data, self.modality, self.extra = data, modality, extra
+        self.cache = Cache(cache_mib)
 
     def read(self, index: int, size: tuple[int, ...], rng: np.random.Generator | None) -> Sample:
-        raw = self.modality.read(self.data.get(index))
+        raw = self._raw(index, "", self.modality)
         extent = self.modality.extent(raw)
         view = self.modality.view(extent, size, rng)
         extras = {
-            label: rides.tensor(rides.read(self.data.get(index, label)), view)
+            label: rides.tensor(self._raw(index, label, rides), view)
             for label, rides in self.extra.items()
         }
         mask = self.modality.mask(raw, view) if self.modality.spec.mask else None  # type: ignore[attr-defined]
         return Sample(self.modality.tensor(raw, view), self.data.key(index), extent, mask, extras)
+
+    def _raw(self, index: int, label: str, modality: Modality) -> Any:
+        return self.cache.get((index, label), lambda: modality.read(self.data.get(index, label)))
 
     def try_read(self, index: int, size: tuple[int, ...], rng: np.random.Generator | None) -> Sample | Bad:
         """The sample, or its key and why there is none. Any other exception is a bug and passes."""

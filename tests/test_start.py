@@ -1,0 +1,137 @@
+"""Runs that start from a checkpoint: what is taken over, what is not and is said, what freezing keeps."""
+
+import pytest
+import torch
+from toys import run_config, toy  # noqa: F401
+
+from vqcore import artefact
+from vqcore.errors import CheckpointError, ConfigError
+from vqcore.tokenizer import Tokenizer
+from vqcore.trainer import train
+
+pytestmark = pytest.mark.usefixtures("toy")
+PARTS = ("encoder", "proj", "quantizer", "decoder")
+
+
+@pytest.fixture
+def base(tmp_path):
+    train(run_config(tmp_path / "base", run__seed=7))
+    return tmp_path / "base"
+
+
+def at_start(directory, base, **changes):
+    """The tokenizer of a run as it begins."""
+    from vqcore.trainer import build
+
+    return build(run_config(directory, **changes), torch.device("cpu")).tokenizer
+
+
+def same(one, other, part):
+    theirs = artefact.weights_of(getattr(other, part))
+    return all(torch.equal(value, theirs[key]) for key, value in artefact.weights_of(getattr(one, part)).items())
+
+
+def test_a_whole_tokenizer_as_it_would_be_used(tmp_path, base, capsys):
+    started = at_start(tmp_path / "new", base, model__full_ckpt=str(base))
+    assert all(same(started, Tokenizer.load(base), part) for part in PARTS)
+    said = capsys.readouterr().out
+    assert "model.full_ckpt: encoder, proj, quantizer, decoder from" in said and "as initialised" not in said
+
+
+def test_the_encoder_alone(tmp_path, base, capsys):
+    fresh = at_start(tmp_path / "fresh", base)
+    started = at_start(tmp_path / "new", base, model__encoder_ckpt=str(base))
+    assert same(started, Tokenizer.load(base), "encoder")
+    assert all(same(started, fresh, part) for part in PARTS[1:])
+    assert "proj, quantizer, decoder as initialised" in capsys.readouterr().out
+
+
+def test_another_component_stays_at_its_initialisation_and_is_named(tmp_path, base, capsys):
+    changes = {"model__decoder": {"name": "toy/denoiser"}, "objective": {"name": "toy/denoising"}}
+    started = at_start(tmp_path / "new", base, model__full_ckpt=str(base), **changes)
+    assert all(same(started, Tokenizer.load(base), part) for part in PARTS[:3])
+    said = capsys.readouterr().out
+    assert "decoder as initialised. decoder: it is toy/decoder there and toy/denoiser here." in said
+
+
+def test_other_shapes_stay_whole_and_every_one_is_named(tmp_path, base, capsys):
+    wide = {"name": "toy/quantizer", "codebook_size": 32}
+    fresh = at_start(tmp_path / "fresh", base, model__quantizer=wide)
+    started = at_start(tmp_path / "new", base, model__full_ckpt=str(base), model__quantizer=wide)
+    assert same(started, fresh, "quantizer") and same(started, Tokenizer.load(base), "decoder")
+    assert "quantizer.embed is (16, 3) there and (32, 3) here" in capsys.readouterr().out
+
+
+def test_frozen_means_the_tokens_stay_to_the_bit(tmp_path, base):
+    run = train(run_config(tmp_path / "new", model__full_ckpt=str(base), model__freeze_enc=True, run__steps=9))
+    before = Tokenizer.load(base)
+    assert all(same(run.tokenizer, before, part) for part in PARTS[:3])
+    assert not same(run.tokenizer, before, "decoder")
+    for weights in ("model", "ema"):
+        after = Tokenizer.load(tmp_path / "new", weights=weights)
+        assert after.fingerprint == before.fingerprint
+        assert all(same(after, before, part) for part in PARTS[:3])
+
+
+def test_a_frozen_run_is_taken_up_again_without_its_origin(tmp_path, base):
+    import shutil
+
+    changes = {"model__full_ckpt": str(base), "model__freeze_enc": True, "optim__horizon": 6}
+    train(run_config(tmp_path / "whole", **changes))
+    train(run_config(tmp_path / "parts", **changes, run__steps=3))
+    shutil.rmtree(base)
+    train(run_config(tmp_path / "parts", **changes))
+    assert same(Tokenizer.load(tmp_path / "parts"), Tokenizer.load(tmp_path / "whole"), "decoder")
+    assert Tokenizer.load(tmp_path / "parts").cfg.model.full_ckpt is None
+
+
+@pytest.mark.parametrize("changes, error, message", [
+    ({"model__full_ckpt": "nowhere"}, CheckpointError, r"model.full_ckpt: nowhere"),
+    ({"model__freeze_enc": True}, ConfigError, r"say which one with full_ckpt"),
+    ({"model__full_ckpt": "BASE", "model__encoder_ckpt": "BASE"}, ConfigError, r"not both"),
+    ({"model__full_ckpt": "BASE", "model__freeze_enc": True,
+      "model__quantizer": {"name": "toy/quantizer", "codebook_size": 32}}, ConfigError,
+     r"the tokens would not be those of .*quantizer.embed is \(16, 3\) there"),
+    ({"model__full_ckpt": "BASE", "model__freeze_enc": True, "data__modality": {
+        "name": "array", "channels": 2, "size": [8, 8], "range": [-2, 2]}}, ConfigError,
+     r"the tokens would not be those of .*modality \(range"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, base, changes, error, message):
+    changes = {key: str(base) if value == "BASE" else value for key, value in changes.items()}
+    with pytest.raises(error, match=message):
+        train(run_config(tmp_path / "new", **changes))
+    assert not (tmp_path / "new").exists()
+
+
+def test_nothing_that_fits_is_an_error(tmp_path, base):
+    other = {"name": "toy/encoder", "patch": 4}
+    config = {"model__encoder": other, "data__modality": {"name": "array", "channels": 3, "size": [8, 8]}}
+    with pytest.raises(CheckpointError, match=r"nothing in it fits this model. encoder.linear.weight is \(6, 2\)"):
+        train(run_config(tmp_path / "new", **config, data__channels=3, model__encoder_ckpt=str(base)))
+
+
+def test_positions_of_another_size_are_interpolated(tmp_path):
+    pytest.importorskip("vqcore_vit")
+    from vqcore.protocols import DataSpec  # noqa: F401
+
+    def config(directory, size, **more):
+        vit = {"width": 16, "depth": 1, "num_heads": 2, "patch_size": 4}
+        modality = {"name": "array", "channels": 2, "size": [size, size], "range": [-1, 1]}
+        return run_config(
+            directory,
+            data__modality=modality,
+            data__shape=[size, size],
+            model__encoder={"name": "vit/encoder", **vit},
+            model__decoder={"name": "vit/decoder", **vit},
+            **more,
+        )
+
+    from vqcore.trainer import build
+
+    train(config(tmp_path / "small", 16, run__steps=1))
+    large = build(config(tmp_path / "large", 32, model__full_ckpt=str(tmp_path / "small")), torch.device("cpu"))
+    small = Tokenizer.load(tmp_path / "small")
+    assert small.encoder.pos_emb.shape[2:] == (4, 4) and large.tokenizer.encoder.pos_emb.shape[2:] == (8, 8)
+    expected = torch.nn.functional.interpolate(small.encoder.pos_emb, (8, 8), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(large.tokenizer.encoder.pos_emb.detach(), expected)
+    assert same(large.tokenizer, small, "proj")

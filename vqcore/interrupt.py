@@ -1,0 +1,36 @@
+"""Signals that ask a run to end: noted, so that the step under way is finished and saved."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """Inside the block the first SIGTERM or Ctrl-C is only noted, by name, in `received`; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.received = ""
+        self.former: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
+            for each in SIGNALS:
+                self.former[each] = signal.signal(each, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._give_back()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for each, handler in self.former.items():
+            signal.signal(each, handler)
+        self.former = {}
