@@ -138,3 +138,55 @@ class Equal:
 def vqcore_plugin():
     return Plugin(1, "compares ranks", (Component("hook", "equal", ":Equal", "compares ranks"),))
 '''
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_is_started_again_and_the_run_goes_on(tmp_path):
+    """torchrun restarts both ranks; they take up the last checkpoint and end as if nothing had happened."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.uniform(-1, 1, (40, 2, 16, 16)).astype(np.float32))
+    (tmp_path / "dying.py").write_text(DYING)
+    for name in ("whole", "killed"):
+        tree = {
+            **TREE,
+            "data": {**TREE["data"], "batch_size": 4},
+            "run": {**TREE["run"], "dir": name, "steps": 6, "save_every": 2},
+            "hooks": {"dying": {"name": "local/dying"}} if name == "killed" else {},
+        }
+        (tmp_path / f"{name}.yaml").write_text(yaml.dump(tree))
+        argv = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "--max-restarts=1"]
+        argv += ["-m", "vqcore", "train", f"{name}.yaml", "--plugin", "dying.py"]
+        done = subprocess.run(
+            [sys.executable, *argv], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "died").exists() and "goes on after step 4" in done.stdout
+    whole, killed = (tmp_path / n / "checkpoints/step_6/model.safetensors" for n in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()
+
+
+DYING = '''
+import os, signal
+from dataclasses import dataclass
+from pathlib import Path
+from vqcore.config import Config
+from vqcore.plugin import Component, Plugin, hookimpl
+
+class Dying:
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Config):
+        """None."""
+    def __init__(self, cfg):
+        pass
+    @hookimpl
+    def vqcore_step_ended(self, run, step):
+        if step == 5 and os.environ["RANK"] == "1" and not Path("died").exists():
+            Path("died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+@hookimpl
+def vqcore_plugin():
+    return Plugin(1, "dies once", (Component("hook", "dying", ":Dying", "dies once"),))
+'''

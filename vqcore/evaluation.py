@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from einops import rearrange
+from jaxtyping import Int
 from torch import Tensor
 
 from vqcore import dist
@@ -19,20 +21,39 @@ from vqcore.rng import sample_generators
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
 
+CODE_FIGURES = (
+    "codes/usage",
+    "codes/perplexity",
+    "samples",
+    "tokens_per_sample",
+    "bits_per_token",
+    "bits_per_pixel",
+)
+"""The figures that say nothing of the reconstruction."""
+
 
 def build_metrics(configs: Mapping[str, Config], tokenizer: Any) -> dict[str, Metric]:
     """The metrics of a config by label, or those that the modality names."""
-    if not configs:
-        configs = {name: _defaults(name) for name in tokenizer.modality.metrics}
     return {
         label: registry().build("metric", cfg, f"eval.metrics.{label}", spec=tokenizer.spec)
-        for label, cfg in configs.items()
+        for label, cfg in metric_configs(configs, tokenizer).items()
     }
+
+
+def metric_configs(configs: Mapping[str, Config], tokenizer: Any) -> Mapping[str, Config]:
+    """The settings of the metrics by label: those of a config, or the defaults of those that the modality names."""
+    return configs or {name: _defaults(name) for name in tokenizer.modality.metrics}
 
 
 def _defaults(name: str) -> Config:
     cls: Any = registry().load("metric", name)
     return cls.Config(name=name)
+
+
+def loss_names(figures: Iterable[str], metrics: Iterable[str]) -> list[str]:
+    """Which of the names that `evaluate` gave are losses: neither of a metric's label nor of the codes."""
+    labels = set(metrics)
+    return [name for name in figures if name not in CODE_FIGURES and name.partition("/")[0] not in labels]
 
 
 @torch.no_grad()
@@ -52,38 +73,52 @@ def evaluate(
     `loss` is the weighted sum of the model's losses; `codes/usage` and `codes/perplexity` are over the whole set.
     Call it with the tokenizer in eval mode. Raises `DataError` when there was no sample at all.
     """
-    sums: dict[str, Tensor] = {}
-    counts = torch.zeros(tokenizer.num_codebooks, tokenizer.codebook_size, dtype=torch.int64)
-    seen = 0
-
-    def add(name: str, value: Tensor) -> None:
-        sums[name] = sums[name] + value.double().cpu() if name in sums else value.double().cpu()
-
+    totals = _Totals(tokenizer)
     for batch in batches:
         batch = batch.to(tokenizer.device)
         rng = sample_generators(batch.keys, seed, "eval")
         out = tokenizer.objective.losses(tokenizer, batch, player="model", step=step, rng=rng)
         for name, value in out.terms.items():
-            add(f"loss:{name}", value.double() * len(batch.x))
+            totals.add(f"loss:{name}", value.double() * len(batch.x))
         codes = tokenizer.encode(batch.x, batch.mask) if out.codes is None else out.codes
         rng = sample_generators(batch.keys, seed, "eval-decode")
         x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras)
         for label, metric in metrics.items():
-            pair = x_hat, batch.x
-            if getattr(metric, "in_units", False):
-                pair = tokenizer.modality.values(x_hat), tokenizer.modality.values(batch.x)
-            for name, value in metric.measure(*pair, batch.mask).items():
-                add(f"metric:{label}:{name}", value)
-        for book in range(tokenizer.num_codebooks):
-            flat = codes[..., book].flatten().cpu()
-            counts[book] += torch.bincount(flat, minlength=tokenizer.codebook_size)
-        seen += len(batch.x)
-        watch(seen)
-    add("samples", torch.tensor(float(seen)))
-    sums = dist.sum_dicts(sums)
+            for name, value in measured(metric, tokenizer, x_hat, batch).items():
+                totals.add(f"metric:{label}:{name}", value)
+        totals.add_codes(codes)
+        totals.samples += len(batch.x)
+        watch(totals.samples)
+    totals.add("samples", torch.tensor(float(totals.samples)))
+    sums = dist.sum_dicts(totals.sums)
     if not sums["samples"]:
         raise DataError("no sample could be read for evaluation; the files are named above.")
-    return _figures(sums, dist.sum_(counts), metrics, weights, tokenizer, size)
+    return _figures(sums, dist.sum_(totals.counts), metrics, weights, tokenizer, size)
+
+
+def measured(metric: Metric, tokenizer: Any, x_hat: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+    """A metric's sums over a batch, in the units of the files if it wants them."""
+    pair = x_hat, batch.x
+    if getattr(metric, "in_units", False):
+        pair = tokenizer.modality.values(x_hat), tokenizer.modality.values(batch.x)
+    return metric.measure(*pair, batch.mask)
+
+
+class _Totals:
+    """Sums of this process, in double precision on the CPU; how often each code of each codebook occurred."""
+
+    def __init__(self, tokenizer: Any):
+        self.sums: dict[str, Tensor] = {}
+        self.counts = torch.zeros(tokenizer.num_codebooks, tokenizer.codebook_size, dtype=torch.int64)
+        self.samples = 0
+
+    def add(self, name: str, value: Tensor) -> None:
+        value = value.double().cpu()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def add_codes(self, codes: Int[Tensor, "b *grid q"]) -> None:
+        for book, column in enumerate(rearrange(codes, "b ... q -> q (b ...)").cpu()):
+            self.counts[book] += torch.bincount(column, minlength=self.counts.shape[1])
 
 
 def _figures(
@@ -127,7 +162,6 @@ def evaluate_data(
     """Figures of a tokenizer on one data set at one size. Unreadable files are skipped, named and counted."""
     assert data is not None
     cfg = config.data
-    bad = BadSamples(data, cfg)
     batches = EvalBatches(
         data,
         tokenizer.modality,
@@ -140,18 +174,11 @@ def evaluate_data(
         limit=config.eval.samples,
         workers=cfg.workers,
     )
-
-    def good() -> Iterator[Batch]:
-        for loaded in batches:
-            bad.add(loaded.bad)
-            if loaded.batch is not None:
-                yield loaded.batch
-
     total = min(len(data), config.eval.samples or len(data))
     with ProgressLine("evaluate", -(-total // dist.world_size()), unit="sample") as line:
         return evaluate(
             tokenizer,
-            good(),
+            _readable(batches, BadSamples(data, cfg)),
             build_metrics(config.eval.metrics, tokenizer),
             size=size,
             weights=config.objective.weights,
@@ -159,6 +186,13 @@ def evaluate_data(
             step=step,
             watch=line.update,
         )
+
+
+def _readable(batches: EvalBatches, bad: BadSamples) -> Iterator[Batch]:
+    for loaded in batches:
+        bad.add(loaded.bad)
+        if loaded.batch is not None:
+            yield loaded.batch
 
 
 def sample_pictures(tokenizer: Tokenizer, config: RunConfig, data: Data, extra: dict[str, Modality]) -> Batch:

@@ -25,6 +25,8 @@ class PSNR:
     The peak is the width of the declared range. A perfect sample counts as 100 dB.
     """
 
+    better = "higher"
+
     @dataclass(frozen=True, kw_only=True)
     class Config(BaseConfig):
         """No settings."""
@@ -49,6 +51,8 @@ class PSNR:
 class MAE:
     """Mean absolute error per sample, in units of the data as the tokenizer sees it; their mean."""
 
+    better = "lower"
+
     @dataclass(frozen=True, kw_only=True)
     class Config(BaseConfig):
         """No settings."""
@@ -67,6 +71,8 @@ class MAE:
 
 class Accuracy:
     """Share of valid positions of class maps whose most likely class is the right one."""
+
+    better = "higher"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(BaseConfig):

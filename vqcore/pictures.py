@@ -17,28 +17,75 @@ from vqcore.rng import sample_generators
 TILE = 128
 """Side of one picture in a sheet, in pixels."""
 _GAP, _MARGIN = 4, 96
+_FINE = 4
+"""Curves are drawn this much larger and shrunk, so that their edges are smooth."""
+_HEAT = np.array(
+    [(8, 6, 14), (50, 12, 92), (124, 29, 109), (196, 60, 76), (241, 114, 29), (250, 190, 56), (252, 253, 191)]
+)
+_INKS = (
+    (31, 95, 165),
+    (200, 75, 20),
+    (20, 130, 90),
+    (130, 80, 180),
+    (160, 110, 0),
+    (190, 45, 110),
+    (90, 100, 110),
+)
 
 
-def picture(modality: Modality, x: Tensor) -> Image.Image:
-    """One sample `(c, *size)`, or a class map, as a picture: the modality's own idea of one if it has any."""
+def picture(modality: Modality, x: Tensor, like: Tensor | None = None) -> Image.Image:
+    """One sample `(c, *size)`, or a class map, as a picture: the modality's own idea of one if it has any.
+
+    `like` is the sample that it imitates: where a picture has to be scaled, both then have one scale.
+    """
     own = getattr(modality, "picture", None)
     shown = own(x) if own else modality.show(x)
-    return shown.convert("RGB") if isinstance(shown, Image.Image) else array_picture(np.asarray(shown), x)
+    if isinstance(shown, Image.Image):
+        return shown.convert("RGB")
+    return array_picture(np.asarray(shown), x, x if like is None else like)
 
 
-def array_picture(shown: np.ndarray, x: Tensor) -> Image.Image:
-    """A picture of any array: curves for one axis, channels as colours for two, the middle slice for three."""
-    values = x.detach().cpu().float().numpy() if x.is_floating_point() else np.asarray(shown)[None]
-    if values.ndim == 4:
-        values = values[:, values.shape[1] // 2]
-    if values.ndim == 2:
-        return _curves(values)
+def array_picture(shown: np.ndarray, x: Tensor, like: Tensor) -> Image.Image:
+    """A picture of any array: curves for one axis, channels as colours for two, the middle slice for three.
+
+    Black and white are the smallest and the largest value of `like`; class maps have a colour for each class.
+    """
     if not x.is_floating_point():
-        return Image.fromarray(_class_colours(values[0]))
-    low, high = float(values.min()), float(values.max())
-    scaled = (values - low) / max(high - low, 1e-12)
-    colours = scaled[:3] if len(scaled) >= 3 else np.repeat(scaled[:1], 3, axis=0)
+        return _class_picture(np.asarray(shown))
+    reference = like.detach().cpu().float()
+    low, high = float(reference.min()), float(reference.max())
+    unit = _flat((x.detach().cpu().float().numpy() - low) / max(high - low, 1e-12))
+    if unit.ndim == 2:
+        return _curves(unit)
+    unit = unit.clip(0, 1)
+    colours = unit[:3] if len(unit) >= 3 else np.repeat(unit[:1], 3, axis=0)
     return Image.fromarray((rearrange(colours, "c h w -> h w c") * 255).round().astype(np.uint8))
+
+
+def errors(x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> Float[Tensor, "c *size"]:
+    """How wrong one sample is at each position, as one channel: mean absolute difference, or 1 for a wrong class.
+
+    A sample of one axis keeps its channels. Masked positions count as right.
+    """
+    if x.is_floating_point():
+        each = (x_hat - x).abs().float()
+        each = each if x.ndim == 2 else each.mean(0, keepdim=True)
+    else:
+        each = (x_hat.argmax(0) != x).float().unsqueeze(0)
+    return each if mask is None else each * mask
+
+
+def error_picture(each: Float[Tensor, "c *size"], top: float) -> Image.Image:
+    """Errors as a picture, from black (none) over red to pale yellow (`top` and more); curves for one axis."""
+    unit = _flat(each.detach().cpu().numpy() / max(top, 1e-12))
+    return _curves(unit) if unit.ndim == 2 else Image.fromarray(heat(unit[0]))
+
+
+def heat(unit: np.ndarray) -> np.ndarray:
+    """Colours of values from 0 to 1, dark to light, that a colour-blind or a printed page keeps in order."""
+    places = np.linspace(0, 1, len(_HEAT))
+    parts = [np.interp(unit.clip(0, 1), places, _HEAT[:, part]) for part in range(3)]
+    return np.stack(parts, -1).round().astype(np.uint8)
 
 
 def token_maps(latents: Float[Tensor, "b *grid d"]) -> list[Image.Image]:
@@ -82,7 +129,7 @@ def contact_sheet(tokenizer: Any, batch: Batch) -> Image.Image:
     return sheet(
         [
             ("original", [picture(tokenizer.modality, one) for one in batch.x.cpu()]),
-            ("rebuilt", _rebuilt(tokenizer, batch, codes)),
+            ("rebuilt", rebuilt(tokenizer, batch, codes)),
             ("token map", token_maps(tokenizer.lookup(codes))),
         ]
     )
@@ -105,7 +152,7 @@ class Strip:
         """Write `step_N.png` (one row) and the strip of all rows so far; returns the strip's path."""
         self.folder.mkdir(exist_ok=True)
         codes = tokenizer.encode(self.batch.x, self.batch.mask)
-        row = sheet([(f"step {step}", _rebuilt(tokenizer, self.batch, codes))])
+        row = sheet([(f"step {step}", rebuilt(tokenizer, self.batch, codes))])
         save_picture(row, self.folder / f"step_{step}.png")
         originals = [picture(tokenizer.modality, one) for one in self.batch.x.cpu()]
         rows = [sheet([("original", originals)])]
@@ -127,31 +174,44 @@ def save_picture(shown: Image.Image, path: Path) -> None:
     aside.replace(path)
 
 
-def _rebuilt(tokenizer: Any, batch: Batch, codes: Int[Tensor, "b *grid q"]) -> list[Image.Image]:
+def rebuilt(tokenizer: Any, batch: Batch, codes: Int[Tensor, "b *grid q"]) -> list[Image.Image]:
+    """What the codes of a batch decode to, as pictures."""
     size = tuple(batch.x.shape[-tokenizer.spec.rank :])
     rng = sample_generators(batch.keys, "picture")
     x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras).cpu()
     shown = x_hat.argmax(1) if tokenizer.spec.labels is not None else x_hat
-    return [picture(tokenizer.modality, one) for one in shown]
+    return [picture(tokenizer.modality, one, like) for one, like in zip(shown, batch.x)]
 
 
 def _step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
 
 
-def _curves(values: np.ndarray) -> Image.Image:
-    canvas = Image.new("RGB", (TILE, TILE), (255, 255, 255))
+def _flat(values: np.ndarray) -> np.ndarray:
+    """The middle slice of a volume; a vector's channels as one curve; anything else as it is."""
+    if values.ndim == 4:
+        return values[:, values.shape[1] // 2]
+    return values.T if values.ndim == 2 and values.shape[1] == 1 else values
+
+
+def _curves(unit: np.ndarray) -> Image.Image:
+    """Rows of values, where 0 is near the bottom and 1 near the top, as curves: the first few rows."""
+    side = 2 * TILE * _FINE
+    canvas = Image.new("RGB", (side, side), (255, 255, 255))
     draw = ImageDraw.Draw(canvas)
-    low, high = float(values.min()), float(values.max())
-    for index, channel in enumerate(values[:8]):
-        across = np.linspace(2, TILE - 3, max(2, len(channel)))
-        up = TILE - 3 - (np.resize(channel, max(2, len(channel))) - low) / max(high - low, 1e-12) * (TILE - 6)
-        draw.line(list(zip(across.tolist(), up.tolist())), fill=tuple(_palette(index).tolist()))
-    return canvas
+    room = side * 0.04
+    for row, ink in zip(unit, _INKS):
+        row = row if len(row) > 1 else np.repeat(row, 2)
+        across = np.linspace(room, side - room, len(row))
+        up = side - room - row.clip(-0.03, 1.03) * (side - 2 * room)
+        draw.line(list(zip(across.tolist(), up.tolist())), fill=ink, width=3 * _FINE, joint="curve")
+    return canvas.resize((2 * TILE, 2 * TILE), Image.Resampling.BOX)
 
 
-def _class_colours(classes: np.ndarray) -> np.ndarray:
-    return _palette(classes)
+def _class_picture(classes: np.ndarray) -> Image.Image:
+    """Class ids by colour: a map as it is, the middle slice of a volume, a row as a band."""
+    classes = classes[len(classes) // 2] if classes.ndim == 3 else np.atleast_2d(classes)
+    return Image.fromarray(_palette(np.repeat(classes, 8, axis=0) if len(classes) == 1 else classes))
 
 
 def _palette(index: Any) -> np.ndarray:

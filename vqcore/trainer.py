@@ -6,6 +6,7 @@ from (seed, purpose, step), so a run that was killed and taken up again ends wit
 
 import contextlib
 import errno
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pluggy
 import torch
 from torch import Tensor, nn
 
-from vqcore import artefact, dist, initial, pictures, runfolder
+from vqcore import artefact, dist, initial, pictures, report, runfolder
 from vqcore.assembly import build_extra, check_size, eval_sizes, open_data, pick_device, tokenizer_config_of
 from vqcore.console import ProgressLine, say
 from vqcore.data.loader import TrainBatches, sizes
@@ -37,6 +38,7 @@ from vqcore.schema import OptimSection, RunConfig
 from vqcore.tokenizer import Tokenizer
 from vqcore.trouble import Trouble, Troubles
 
+log = logging.getLogger(__name__)
 PICTURE_STEPS = frozenset(m * 10**e for m in (1, 2, 5) for e in range(1, 10))
 """Steps after which the strip grows by a row."""
 
@@ -102,6 +104,7 @@ def train(config: RunConfig) -> Run:
             error: BaseException | None = None
             try:
                 _train(run)
+                _write_report(run)
             except BaseException as caught:
                 error = caught
                 _explain_full_disk(run, caught)
@@ -438,6 +441,15 @@ def evaluate_run(run: Run) -> dict[str, float]:
     run.last_evaluation = figures
     runfolder.log_metrics(run, figures)
     return figures
+
+
+def _write_report(run: Run) -> None:
+    """The page about the run. It is made of what is on disk already, so that a failure here loses nothing."""
+    if dist.is_main() and run.step > 0:
+        try:
+            report.write(run.dir)
+        except Exception as error:  # whatever a plugin's pictures raise: the run itself is done
+            log.warning("the report could not be written (%s); try: vqcore report %s", error, run.dir)
 
 
 def _explain_full_disk(run: Run, error: BaseException) -> None:

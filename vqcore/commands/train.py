@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     say(f"pictures       {finished.dir / 'samples' / 'strip.png'} (as it learned)")
     if finished.last_evaluation:
         say(f"               {finished.dir / 'samples' / 'sheet.png'} (original, rebuilt, token map)")
+    say(f"report         {finished.dir / 'report.html'} (curves, best and worst samples, codes)")
     say(f"next           vqcore eval {finished.dir}")
     say(f"               vqcore tokenize {finished.dir} FOLDER tokens")
     say(f"               vqcore export {finished.dir} my-tokenizer")
