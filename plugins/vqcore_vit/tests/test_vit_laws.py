@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from vqcore_vit.blocks import Attention, DropPath
+from vqcore_vit.blocks import DropPath
 from vqcore_vit.convs import GridConv, OutputConvs
 from vqcore_vit.positions import resize_positions, sincos_positions
 from vqcore_vit.vit import ViTDecoder, ViTEncoder
@@ -160,6 +160,49 @@ def test_bf16_autocast_stays_near_fp32(channels, size, patch, grid):
     assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()
 
 
+@pytest.mark.parametrize(("channels", "size", "patch", "grid"), SHAPES)
+def test_a_module_in_bf16_stays_in_bf16(channels, size, patch, grid):
+    encoder, decoder = pair(channels, size, patch, dim=24, out_conv="conv", **EVERYTHING)
+    x = noise(2, channels, *(2 * side for side in size))
+    exact = decoder(encoder(x))
+    encoder.bfloat16(), decoder.bfloat16()
+    z = encoder(x)  # fp32 comes in, as a tokenizer gives it
+    rough = decoder(z.float())
+    assert z.dtype == rough.dtype == torch.bfloat16
+    assert 0 < (rough - exact).abs().max() < 0.1 * exact.abs().max()
+    rough.float().square().sum().backward()
+    for module in (encoder, decoder):
+        assert all(p.grad.dtype == torch.bfloat16 and p.grad.isfinite().all() for p in module.parameters())
+
+
+def gradients(module, x, seed=2):
+    module.zero_grad()
+    torch.manual_seed(seed)
+    out = module(x)
+    (out * noise(*out.shape)).sum().backward()
+    return out.detach(), {name: p.grad.clone() for name, p in module.named_parameters()}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("channels", "size", "patch", "grid"), SHAPES)
+def test_checkpointing_changes_no_gradient(channels, size, patch, grid, dropout):
+    random = {"dropout": dropout, "attn_dropout": dropout, "drop_path": dropout}
+    plain, plain_decoder = pair(channels, size, patch, **random)
+    saving, saving_decoder = pair(channels, size, patch, checkpointing=True, **random)
+    calls = []
+    saving.blocks[0].register_forward_pre_hook(lambda *args: calls.append(1))
+    for one, other, x in (
+        (plain, saving, noise(3, channels, *size)),
+        (plain_decoder, saving_decoder, noise(3, *grid, 5)),
+    ):
+        (out, grads), (other_out, other_grads) = gradients(one, x), gradients(other, x)
+        assert torch.equal(out, other_out)
+        assert all(torch.allclose(grads[name], other_grads[name], atol=1e-6) for name in grads)
+    assert len(calls) == 2  # forward, and again on the way back
+    saving.eval()(noise(1, channels, *size))
+    assert len(calls) == 3
+
+
 def test_the_encoders_tanh_mlp_is_exact_under_autocast_and_the_decoders_is_not():
     encoder, decoder = pair(3, (16, 16), 8, post_mlp=True)
     dtypes = {}
@@ -172,18 +215,6 @@ def test_the_encoders_tanh_mlp_is_exact_under_autocast_and_the_decoders_is_not()
         decoder(noise(1, 2, 2, 5))
     assert z.dtype == torch.float32
     assert dtypes == {"encoder": torch.float32, "decoder": torch.bfloat16}
-
-
-def test_attention_is_softmax_of_scaled_products():
-    attn, x = Attention(8, 2).double(), noise(1, 5, 8).double()
-    qkv = attn.qkv(x).detach().numpy()[0].reshape(5, 3, 2, 4)
-    heads = []
-    for head in range(2):
-        q, k, v = qkv[:, 0, head], qkv[:, 1, head], qkv[:, 2, head]
-        weights = np.exp(q @ k.T / np.sqrt(4))
-        heads.append(weights / weights.sum(1, keepdims=True) @ v)
-    weight, bias = attn.proj.weight.detach().numpy(), attn.proj.bias.detach().numpy()
-    assert np.allclose(attn(x).detach().numpy()[0], np.concatenate(heads, 1) @ weight.T + bias)
 
 
 def test_stochastic_depth_keeps_the_mean_and_whole_samples():
@@ -222,6 +253,36 @@ def test_sub_pixels_are_those_of_torch():
     torch.manual_seed(0)
     y, convs = noise(2, 4, 3, 5), OutputConvs(2, 4, 3, depth=0, scale=2)
     torch.testing.assert_close(convs(y), torch.nn.functional.pixel_shuffle(convs.out(y), 2))
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "scale"), [((48,), 4, 2), ((64, 96), 8, 4), ((32, 32), 8, 8), ((16, 16, 16), 4, 2)]
+)
+def test_sub_pixels_start_without_a_pattern(size, patch, scale):
+    """At first every block of scale x scale sub-pixels is flat, and so is what constant latents become."""
+    torch.manual_seed(0)
+    convs = {"out_conv": "conv", "out_conv_channels": 4, "out_conv_scale": scale, "out_conv_depth": 1}
+    cfg = ViTDecoder.Config(width=24, depth=0, num_heads=2, patch_size=patch, grid_convs=1, **convs)
+    decoder = ViTDecoder(cfg, dim=5, spec=DataSpec(channels=3, size=size))
+    grid, rank = tuple(side // patch for side in size), len(size)
+    with torch.no_grad():
+        x_hat = decoder(noise(2, *grid, 5))
+        assert x_hat.std() > 1e-2
+        for axis in range(2, 2 + rank):
+            blocks = x_hat.unflatten(axis, (-1, scale))
+            assert (blocks - blocks.select(axis + 1, 0).unsqueeze(axis + 1)).abs().max() < 1e-6
+        decoder.pos_emb.zero_()
+        flat = decoder(noise(1, *[1] * rank, 5).expand(1, *grid, 5))
+    inside = flat[(..., *[slice(2 * patch, -2 * patch)] * rank)]
+    if inside.numel():
+        assert inside.flatten(2).std(-1).max() < 1e-6 < flat.flatten(2).std(-1).min()
+
+
+def test_sub_pixels_start_as_widely_spread_as_before():
+    torch.manual_seed(0)
+    weight = OutputConvs(2, 32, 3, depth=0, scale=4).out.weight.detach()
+    assert float(weight.std()) == pytest.approx((32 * 9) ** -0.5 / 3**0.5, rel=0.05)
+    assert len(weight.flatten(1).unique(dim=0)) == 3
 
 
 def test_a_scale_that_does_not_divide_the_patch_is_named():
@@ -285,6 +346,12 @@ def test_initial_weights():
     assert 0.9 * bound < fc1.abs().max() <= bound
     layers = [m for m in (*encoder.modules(), *decoder.modules()) if isinstance(m, torch.nn.Linear)]
     assert all(layer.bias.abs().max() == 0 for layer in layers if layer is not decoder.in_proj)
+
+
+def test_positions_may_come_from_another_size():
+    """What `model.full_ckpt` interpolates, and only that."""
+    for module in pair(3, (16, 16), 8):
+        assert module.interpolated == ("pos_emb",) and "pos_emb" in module.state_dict()
 
 
 def test_learnable_positions_change_no_names():

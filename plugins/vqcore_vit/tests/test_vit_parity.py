@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from safetensors.torch import load_file
+from vqcore_vit.mlp import MLPDecoder, MLPEncoder
 from vqcore_vit.positions import sincos_positions
 from vqcore_vit.vit import ViTDecoder, ViTEncoder
 
@@ -23,6 +24,7 @@ SETTINGS = {
     "patch_size_dec": {"patch_size": 8, "post_mlp": True},
     "featmap": {"patch_proj": False, "patch_size": 14, "post_mlp": True},
 }
+WITH_POST_MLP = {"patch_size": 8, "post_mlp": True}
 DECODER = {
     "vqvae_out_conv": {"out_conv": "convnext"},
     "vqvae_sam": {"out_conv": "convnext"},
@@ -41,7 +43,10 @@ FORWARD = [
 
 
 def recorded(case):
-    return load_file(Path(__file__).parent / "parity" / f"{case}.safetensors")
+    io = {}
+    for path in sorted((Path(__file__).parent / "parity").glob(f"{case}.*")):
+        io |= load_file(path)
+    return io
 
 
 def part(io, name):
@@ -59,17 +64,22 @@ def data_spec(case):
     return DataSpec(channels=channels, size=(size, size))
 
 
+SEMSEG = DataSpec(channels=1, size=(32, 32), kind="categorical", labels=7, range=None)
+
+
 def encoder(case, io):
-    cfg = ViTEncoder.Config(**TINY, **SETTINGS[case], **ENCODER.get(case, {}))
-    built = ViTEncoder(cfg, spec=data_spec(case))
+    cfg = ViTEncoder.Config(**TINY, **SETTINGS.get(case, WITH_POST_MLP), **ENCODER.get(case, {}))
+    spec = DataSpec(channels=5, size=(32, 32), range=None) if case == "semseg" else data_spec(case)
+    built = ViTEncoder(cfg, spec=spec)
     built.load_state_dict(part(io, "encoder"))
     return built.eval()
 
 
 def decoder(case, io):
-    cfg = ViTDecoder.Config(**{**TINY, **SETTINGS[case], **DECODER.get(case, {})})
+    cfg = ViTDecoder.Config(**{**TINY, **SETTINGS.get(case, WITH_POST_MLP), **DECODER.get(case, {})})
     in_proj = linear(part(io, "post_quant_proj"))
-    built = ViTDecoder(cfg, dim=in_proj["weight"].shape[1], spec=data_spec(case))
+    spec = SEMSEG if case == "semseg" else data_spec(case)
+    built = ViTDecoder(cfg, dim=in_proj["weight"].shape[1], spec=spec)
     built.load_state_dict(part(io, "decoder") | {f"in_proj.{k}": v for k, v in in_proj.items()})
     return built.eval()
 
@@ -154,3 +164,89 @@ def test_training_step():
 @pytest.mark.parametrize(("case", "side"), [("vq", 4), ("position_embedding", 6), ("featmap", 4)])
 def test_positions_of_square_grids(case, side):
     assert_close(sincos_positions((side, side), 32), recorded(case)["state/encoder.pos_emb"])
+
+
+def embedded(io):
+    return rearrange(F.embedding(io["x"], io["state/cls_emb.weight"]), "b h w c -> b c h w")
+
+
+def test_a_class_map_is_embedded_and_decoded_to_logits():
+    io = recorded("semseg")
+    with torch.no_grad():
+        h = latents(io, encoder("semseg", io)(embedded(io)))
+        assert_close(h, channels_last(io["h"]))
+        assert torch.equal(codes(io, h), io["tokens"])
+        assert_close(decoder("semseg", io)(codebook(io)[io["tokens"]]), io["dec"])
+
+
+def test_gradient_of_the_class_embedding():
+    io = recorded("semseg")
+    io["state/cls_emb.weight"].requires_grad_()
+    h = latents(io, encoder("semseg", io).train()(embedded(io)))
+    z_q = h + (codebook(io)[codes(io, h)] - h).detach()
+    loss = F.cross_entropy(decoder("semseg", io).train()(z_q), io["x"])
+    loss.backward()
+    assert_close(loss, io["loss"])
+    assert_close(io["state/cls_emb.weight"].grad, io["grad/cls_emb.weight"])
+
+
+def test_several_heads_that_share_a_codebook():
+    io = recorded("vqvae_multi_codebook")
+    with torch.no_grad():
+        h = latents(io, encoder("vqvae_multi_codebook", io)(io["x"]))
+        assert_close(h, channels_last(io["h"]))
+        heads = rearrange(F.linear(h, **part(io, "quantize.project_in")), "b h w (q d) -> b q h w d", q=3)
+        found = codes(io, heads)
+        assert torch.equal(found, io["tokens"])
+        z_q = rearrange(codebook(io)[found], "b q h w d -> b h w (q d)")
+        z_q = F.linear(z_q, **part(io, "quantize.project_out"))
+        assert_close(decoder("vqvae_multi_codebook", io)(z_q), io["dec"])
+
+
+MLPS = {  # case -> channels, encoder, decoder
+    "mlp_expansion": (
+        21,
+        {"depth": 2, "width": 24, "expansion": 2},
+        {"depth": 1, "width": 40, "expansion": 3},
+    ),
+    "mlp_standard": (
+        21,
+        {"kind": "plain", "depth": 3, "width": 32, "activation": "none"},
+        {"kind": "plain", "depth": 2, "width": 24, "activation": "none"},
+    ),
+    "mlp_cosine": (12, {"depth": 2, "width": 32}, {"depth": 2, "width": 32}),
+}
+
+
+def memcodes(io, h):
+    """The code with the best key in each head, (b, heads, h, w), and their values (NWT, arXiv 2106.04283)."""
+    of_heads = rearrange(h, "b h w (q d) -> b q h w d", q=len(io["state/quantize.codes"]))
+    keys, values = (
+        torch.einsum("qkd,qde->qke", io["state/quantize.codes"], io[f"state/quantize.{to}.weight"])
+        for to in ("to_k", "to_v")
+    )
+    found = torch.einsum("bqhwd,qkd->bqhwk", of_heads, keys).argmax(-1)
+    chosen = [values[head][found[:, head]] for head in range(len(values))]
+    return found, torch.cat(chosen, -1)
+
+
+@pytest.mark.parametrize("case", MLPS)
+def test_mlps(case):
+    io, (channels, enc, dec) = recorded(case), MLPS[case]
+    spec = DataSpec(channels=channels, size=tuple(io["x"].shape[2:]), range=None)
+    encoder = MLPEncoder(MLPEncoder.Config(**enc), spec=spec)
+    encoder.load_state_dict(part(io, "encoder"))
+    in_proj = linear(part(io, "post_quant_proj"))
+    decoder = MLPDecoder(MLPDecoder.Config(**dec), dim=in_proj["weight"].shape[1], spec=spec)
+    decoder.load_state_dict(part(io, "decoder") | {f"in_proj.{k}": v for k, v in in_proj.items()})
+    with torch.no_grad():
+        h = latents(io, encoder(io["x"]))
+        assert_close(h, channels_last(io["h"]))
+        if case == "mlp_cosine":
+            found = codes(io, h)
+            z_q = codebook(io)[found]
+        else:
+            found, z_q = memcodes(io, h)
+        assert torch.equal(found, io["tokens"])
+        assert_close(z_q, channels_last(io["quant"]))
+        assert_close(decoder(z_q), io["dec"])

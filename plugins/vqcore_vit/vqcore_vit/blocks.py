@@ -1,4 +1,4 @@
-"""Transformer blocks that normalise before they transform, on token grids of any rank.
+"""Transformer blocks that normalise before they transform.
 
 Papers: ViT (arXiv 2010.11929), equations 2 and 3; stochastic depth (arXiv 1603.09382).
 Differs from the papers: no class token, no normalisation after the last block.
@@ -7,10 +7,11 @@ Differs from the papers: no class token, no normalisation after the last block.
 import math
 
 import torch
-import torch.nn.functional as F
-from einops import pack, rearrange, unpack
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from vqcore_vit.attention import Backend, attend
 
 EPS = 1e-6
 """Added to the variance in every LayerNorm."""
@@ -42,19 +43,26 @@ class MLP(nn.Module):
 class Attention(nn.Module):
     """Self-attention of all tokens of a sample."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        backend: Backend = "auto",
+        dropout: float = 0.0,
+        attn_dropout: float = 0.0,
+    ):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.backend, self.attn_dropout = num_heads, backend, attn_dropout
         self.qkv = linear(dim, 3 * dim, parts=3)
         self.proj = linear(dim, dim)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
-        tokens, grid = pack([self.qkv(x)], "b * d")
-        q, k, v = rearrange(tokens, "b n (part h d) -> part b h n d", part=3, h=self.num_heads)
-        tokens = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
-        (x,) = unpack(tokens, grid, "b * d")
-        return self.drop(self.proj(x))
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        q, k, v = rearrange(self.qkv(x), "b n (part h d) -> part b n h d", part=3, h=self.num_heads)
+        left_out = self.attn_dropout if self.training else 0.0
+        x = attend(q, k, v, backend=self.backend, dropout=left_out)
+        return self.drop(self.proj(rearrange(x, "b n h d -> b n (h d)")))
 
 
 class DropPath(nn.Module):
@@ -74,14 +82,24 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """Attention, then an MLP, each on a residual branch."""
 
-    def __init__(self, dim: int, num_heads: int, hidden: int, dropout: float = 0.0, drop_path: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        hidden: int,
+        *,
+        backend: Backend = "auto",
+        dropout: float = 0.0,
+        attn_dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=EPS)
-        self.attn = Attention(dim, num_heads, dropout)
+        self.attn = Attention(dim, num_heads, backend=backend, dropout=dropout, attn_dropout=attn_dropout)
         self.norm2 = nn.LayerNorm(dim, eps=EPS)
         self.mlp = MLP(dim, hidden, nn.GELU(), dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))

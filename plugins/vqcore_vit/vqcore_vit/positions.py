@@ -42,4 +42,5 @@ def resize_positions(
     """Interpolate embeddings to a grid (linear, bicubic, trilinear; corners not aligned); the identity on their own."""
     if pos_emb.shape[2:] == grid:
         return pos_emb
-    return F.interpolate(pos_emb, size=grid, mode=_INTERPOLATION[len(grid)], align_corners=False)
+    resized = F.interpolate(pos_emb.float(), size=grid, mode=_INTERPOLATION[len(grid)], align_corners=False)
+    return resized.to(pos_emb.dtype)

@@ -1,0 +1,195 @@
+"""Any image model of timm as the encoder: its dense features, pretrained or not, frozen or not.
+
+timm (https://github.com/huggingface/pytorch-image-models) is imported when an encoder is built. Prefix tokens (class,
+registers) are dropped; inputs are brought from the data's range to the mean and deviation that the weights expect.
+"""
+
+import difflib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vqcore.config import Config as BaseConfig
+from vqcore.errors import CheckpointError
+from vqcore.protocols import DataSpec
+from vqcore_vit.trunk import check_channels
+
+
+class TimmEncoder(nn.Module):
+    """Images to the feature map of a timm model; the model itself is `model`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BaseConfig):
+        """Settings of `vit/timm-encoder`."""
+
+        training_only: ClassVar[tuple[str, ...]] = ("pretrained", "frozen", "drop_path", "checkpointing")
+
+        model: str
+        """timm's name for the model, e.g. vit_small_patch14_dinov2.lvd142m, convnext_tiny, hf-hub:owner/name."""
+        pretrained: bool = True
+        """Start from timm's weights, fetched once; a saved tokenizer brings its own. Off: from random ones."""
+        frozen: bool = False
+        """Keep the model as it is: no gradient, and evaluation mode even while the tokenizer trains."""
+        layer: int = -1
+        """Block or stage whose features are used, from 0, or from the end: -1 is the last."""
+        normalize: bool = True
+        """Shift and scale inputs of a bounded range to the mean and deviation of the model's own training data."""
+        drop_path: float = 0.0
+        """Probability that a sample skips a residual branch in training, rising to this at the last block."""
+        checkpointing: bool = False
+        """Compute blocks a second time on the way back instead of keeping what they hold: less memory, slower."""
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.drop_path < 1:
+                raise ValueError(f"drop_path={self.drop_path}: probabilities lie in [0, 1)")
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, cfg: Config, *, spec: DataSpec):
+        super().__init__()
+        if spec.rank != 2:
+            raise ValueError(f"timm's models see 2 axes, the data has {spec.rank}")
+        self.name, self.channels, self.frozen = cfg.model, spec.channels, cfg.frozen
+        self.model, self.missing = _create(cfg, spec)
+        self.register_load_state_dict_post_hook(_loaded)
+        self.layers, self.stride = _only_up_to(self.model, cfg)
+        mean, std = _statistics(self.model, spec) if cfg.normalize else (0.0, 1.0)
+        self.register_buffer("mean", torch.as_tensor(mean), persistent=False)
+        self.register_buffer("std", torch.as_tensor(std), persistent=False)
+        self.norm, self.dim = self._probe(spec)
+        if cfg.checkpointing:
+            self._save_memory()
+        self.model.requires_grad_(not cfg.frozen)
+        self.train()
+
+    def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Positions of the feature map along each axis. Raises `ValueError` for no multiple of the model's stride."""
+        if len(size) != 2:
+            raise ValueError(f"size {list(size)} has {len(size)} axes, timm's models see 2")
+        if any(side % self.stride or not side for side in size):
+            raise ValueError(f"size {list(size)} is no multiple of {self.stride}, the stride of {self.name}")
+        return (size[0] // self.stride, size[1] // self.stride)
+
+    def train(self, mode: bool = True) -> "TimmEncoder":
+        """Training mode, or evaluation mode; a frozen model stays in the latter."""
+        return super().train(mode and not self.frozen)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b gh gw d"]:
+        """Normalise, run the model, take one layer's features without prefix tokens."""
+        if self.missing:
+            raise CheckpointError(
+                f"the weights of timm's {self.name} are not here ({self.missing}). Connect once, or start from random "
+                "ones: pretrained=false."
+            )
+        check_channels(x, self.channels)
+        self.grid(tuple(x.shape[2:]))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return rearrange(self._features(x, norm=self.norm), "b d h w -> b h w d")
+
+    def _save_memory(self) -> None:
+        try:
+            self.model.set_grad_checkpointing(True)
+        except AssertionError as error:
+            raise ValueError(f"checkpointing=true: timm's {self.name} cannot ({error})") from error
+
+    def _features(self, x: Float[Tensor, "b c h w"], *, norm: bool) -> Float[Tensor, "b d gh gw"]:
+        x = ((x - self.mean) / self.std).to(next(self.model.parameters()).dtype)
+        taken = {"indices": self.layers, "norm": norm, "output_fmt": "NCHW", "intermediates_only": True}
+        try:
+            return self.model.forward_intermediates(x, **taken)[0]
+        except AssertionError as error:  # how timm says that a model takes no such size
+            raise ValueError(f"{self.name} refuses an input of {list(x.shape[2:])}: {error}") from error
+
+    @torch.no_grad()
+    def _probe(self, spec: DataSpec) -> tuple[bool, int]:
+        """Try the nominal size: can the features be normalised (all models but a few), and how wide are they."""
+        self.grid(spec.size)
+        self.model.eval()
+        x = torch.zeros(1, spec.channels, *spec.size)
+        try:
+            return True, self._features(x, norm=True).shape[1]
+        except ValueError:
+            return False, self._features(x, norm=False).shape[1]
+
+
+def _create(cfg: TimmEncoder.Config, spec: DataSpec) -> tuple[Any, str]:
+    """The model, and why its weights are missing if they are. Raises `ValueError` for what timm does not have."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError("this encoder is timm's, which is not installed: pip install timm") from error
+    if ":" not in cfg.model:
+        _check_name(cfg)
+    settings: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
+    if cfg.drop_path:
+        settings["drop_path_rate"] = cfg.drop_path
+    try:
+        return _flexible(timm.create_model, cfg.model, cfg.pretrained, settings, spec.size), ""
+    except OSError as error:
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
+        if ":" in cfg.model or not cfg.pretrained:
+            raise ValueError(f"timm's {cfg.model} cannot be read: {reason}") from error
+    # A saved tokenizer brings the weights; a new one is refused at its first step.
+    return _flexible(timm.create_model, cfg.model, False, settings, spec.size), reason
+
+
+def _flexible(
+    create: Any, name: str, pretrained: bool, settings: dict[str, Any], size: tuple[int, ...]
+) -> Any:
+    """Build a model that takes any size where it can, else the nominal one, else its own."""
+    for how in ({"dynamic_img_size": True}, {"img_size": size}):
+        try:
+            return create(name, pretrained=pretrained, **settings, **how)
+        except TypeError as error:
+            if "keyword argument" not in str(error):
+                raise
+    return create(name, pretrained=pretrained, **settings)
+
+
+def _check_name(cfg: TimmEncoder.Config) -> None:
+    import timm
+
+    if not timm.is_model(cfg.model):
+        arch = cfg.model.partition(".")[0]
+        near = difflib.get_close_matches(arch, timm.list_models(), n=1, cutoff=0.0)[0]
+        raise ValueError(f"timm has no model '{cfg.model}'; the nearest name is '{near}'")
+    arch, _, tag = cfg.model.partition(".")
+    known = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
+    if tag and tag not in known:
+        raise ValueError(f"timm's {arch} has no weights '{tag}'; it has {', '.join(known) or 'none'}")
+    if cfg.pretrained and not timm.models.is_model_pretrained(cfg.model):
+        raise ValueError(f"timm has no weights for {arch}: pretrained=true; use pretrained=false")
+
+
+def _only_up_to(model: Any, cfg: TimmEncoder.Config) -> tuple[list[int], int]:
+    """Drop what comes after the layer that is used, so that nothing trains in vain; its indices and its stride."""
+    info = model.feature_info
+    if not -len(info) <= cfg.layer < len(info):
+        raise ValueError(f"layer={cfg.layer}: {cfg.model} has {len(info)} layers, 0 to {len(info) - 1}")
+    stride = info[cfg.layer]["reduction"]
+    layers = model.prune_intermediate_layers([cfg.layer % len(info)], prune_norm=False, prune_head=True)
+    return layers, stride
+
+
+def _statistics(model: Any, spec: DataSpec) -> tuple[Tensor | float, Tensor | float]:
+    """Mean and deviation that bring the data's range to what the weights expect; nothing to do without a range."""
+    if spec.range is None:
+        return 0.0, 1.0
+    low, high = spec.range
+    stats = torch.tensor([model.pretrained_cfg["mean"], model.pretrained_cfg["std"]])
+    if (
+        stats.shape[1] != spec.channels
+    ):  # timm spreads the first layer over the channels; the mean of means fits
+        stats = stats.mean(1, keepdim=True)
+    mean, std = stats[:, :, None, None] * (high - low)
+    return mean + low, std
+
+
+def _loaded(module: TimmEncoder, incompatible: Any) -> None:
+    """Weights have come with a state dict: none are missing any more."""
+    module.missing = ""

@@ -1,0 +1,242 @@
+"""What the transformers here have in common: settings, patches, positions, blocks, and how patches become an output.
+
+Functions that act on a module and not modules of their own: 4M's weights have all of it on one level.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vqcore.config import Config
+from vqcore.protocols import DataSpec
+from vqcore_vit.attention import Backend
+from vqcore_vit.blocks import EPS, MLP, Block, linear
+from vqcore_vit.convs import ConvNeXtBlock, GridConv, OutputConvs, start_flat, unpatch
+from vqcore_vit.positions import resize_positions, sincos_positions
+
+SIZES = {"s": (512, 8, 8), "b": (768, 12, 12), "l": (1024, 24, 16)}
+"""Width, depth and number of heads of the presets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(Config):
+    """The settings of every transformer here."""
+
+    training_only: ClassVar[tuple[str, ...]] = (
+        "drop_path",
+        "dropout",
+        "attn_dropout",
+        "learnable_positions",
+        "attention",
+        "checkpointing",
+    )
+
+    size: Literal["s", "b", "l"] | None = None
+    """Preset of width, depth and num_heads: s 512, 8, 8; b 768, 12, 12; l 1024, 24, 16. Numbers given beside it win."""
+    width: int | None = None
+    """Channels of a token inside the transformer."""
+    depth: int | None = None
+    """Number of blocks; 0 leaves the convolutions alone."""
+    num_heads: int | None = None
+    """Attention heads of a block; they share the width evenly."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLPs, as a multiple of width."""
+    patch_size: int | tuple[int, ...] = 16
+    """Side of the patch that a token stands for: one number for all axes, or one per axis."""
+    patch_proj: bool = True
+    """Off: every position of the data is a token (feature maps), and patch_size plays no part."""
+    post_mlp: bool = False
+    """A point-wise tanh MLP after the blocks."""
+    grid_convs: int = 0
+    """Convolutions over neighbouring tokens before the blocks; a small model learns faster with them."""
+    drop_path: float = 0.0
+    """Probability that a sample skips a residual branch in training: 0 at the first block, this at the last."""
+    dropout: float = 0.0
+    """Probability that a channel is dropped at the end of a residual branch in training."""
+    attn_dropout: float = 0.0
+    """Probability that a token is left out of another's attention in training."""
+    learnable_positions: bool = False
+    """Train the position embeddings instead of keeping sines and cosines."""
+    attention: Backend = "auto"
+    """What computes attention: torch's sdpa, xformers, math (plain products, slow), or auto: xformers where it runs."""
+    checkpointing: bool = False
+    """Compute the blocks a second time on the way back instead of keeping what they hold: less memory, slower."""
+
+    def __post_init__(self) -> None:
+        missing = [name for name in ("width", "depth", "num_heads") if getattr(self, name) is None]
+        if self.size is None and missing:
+            raise ValueError(
+                f"{', '.join(missing)} missing: give size (s, b or l), or width, depth and num_heads"
+            )
+        width, depth, num_heads = self.shape
+        patch = (self.patch_size,) if isinstance(self.patch_size, int) else self.patch_size
+        if min(width, depth + 1, num_heads, *patch) < 1:
+            given = f"width={width}, depth={depth}, num_heads={num_heads}, patch_size={self.patch_size}"
+            raise ValueError(f"{given}: each must be at least 1 (depth: 0)")
+        if width % num_heads:
+            raise ValueError(f"width={width} does not divide into num_heads={num_heads}")
+        if self.grid_convs < 0:
+            raise ValueError(f"grid_convs={self.grid_convs} is below 0")
+        if not self.mlp_ratio * width >= 1:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves width={width} without a hidden channel")
+        shares = {name: getattr(self, name) for name in ("dropout", "attn_dropout", "drop_path")}
+        if not all(0 <= share < 1 for share in shares.values()):
+            given = ", ".join(f"{name}={share}" for name, share in shares.items())
+            raise ValueError(f"{given}: probabilities lie in [0, 1)")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, depth and number of heads, from the preset and the numbers beside it."""
+        width, depth, num_heads = SIZES[self.size] if self.size else (0, 0, 0)
+        return (
+            width if self.width is None else self.width,
+            depth if self.depth is None else self.depth,
+            num_heads if self.num_heads is None else self.num_heads,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig(TransformerConfig):
+    """The settings of transformers that write patches."""
+
+    input_size_dec: int | tuple[int, ...] | None = None
+    """Size of the data that positions are made for (default: the nominal one); any other is resized to."""
+    out_conv: Literal["none", "convnext", "conv"] = "none"
+    """After the patches: none, two ConvNeXt blocks (4M's out_conv: true), or conv, 3-wide convolutions."""
+    out_conv_channels: int = 8
+    """Channels that `out_conv: conv` works with."""
+    out_conv_scale: int = 1
+    """How many times coarser than the output `out_conv: conv` works; it divides patch_size."""
+    out_conv_depth: int = 0
+    """Residual convolutions of `out_conv: conv` before the one to the output."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("out_conv_channels", 1), ("out_conv_scale", 1), ("out_conv_depth", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} is below {least}")
+
+
+def add_blocks(module: Any, cfg: TransformerConfig, grid: tuple[int, ...]) -> None:
+    """Give a module `pos_emb` for a grid, `grid_convs`, `blocks`, `norm_mlp` and `post_mlp`."""
+    width, depth, num_heads = cfg.shape
+    hidden = round(cfg.mlp_ratio * width)
+    pos_emb = sincos_positions(grid, width)
+    if cfg.learnable_positions:
+        module.pos_emb = nn.Parameter(pos_emb)
+    else:
+        module.register_buffer("pos_emb", pos_emb)
+    module.interpolated = ("pos_emb",)
+    module.checkpointing = cfg.checkpointing
+    module.grid_convs = nn.ModuleList(GridConv(len(grid), width) for _ in range(cfg.grid_convs))
+    module.blocks = nn.ModuleList(
+        Block(
+            width,
+            num_heads,
+            hidden,
+            backend=cfg.attention,
+            dropout=cfg.dropout,
+            attn_dropout=cfg.attn_dropout,
+            drop_path=cfg.drop_path * i / max(1, depth - 1),
+        )
+        for i in range(depth)
+    )
+    module.norm_mlp = nn.LayerNorm(width, eps=EPS) if cfg.post_mlp else None
+    module.post_mlp = MLP(width, hidden, nn.Tanh()) if cfg.post_mlp else None
+
+
+def add_positions(module: Any, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
+    """Add the position embeddings of the grid that `x` has."""
+    pos_emb = resize_positions(module.pos_emb, tuple(x.shape[1:-1]))
+    # One layout from here on: a LayerNorm copies what does not lie channel by channel, and there are two in a block.
+    return x.contiguous() + rearrange(pos_emb, "1 d ... -> 1 ... d")
+
+
+def run_blocks(module: Any, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    """Run the blocks, with or without checkpoints."""
+    for block in module.blocks:
+        recompute = module.checkpointing and module.training
+        x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+    return x
+
+
+def exact_post_mlp(module: Any, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
+    """An encoder's tanh MLP, in the precision of its weights even under autocast: codes hang on what it returns."""
+    if module.post_mlp is None:
+        return x
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(module.norm_mlp.weight.dtype)
+        return x + module.post_mlp(module.norm_mlp(x))
+
+
+def add_output(module: Any, cfg: DecoderConfig, spec: DataSpec) -> None:
+    """Give a decoder `out_proj` and `out_conv`; `laid` is the patch, in positions of what `out_conv` works on."""
+    width, _, _ = cfg.shape
+    module.laid, channels, module.out_conv = module.patch, spec.out_channels, None
+    if cfg.out_conv == "convnext":
+        module.out_conv = nn.Sequential(*(ConvNeXtBlock(spec.rank, channels) for _ in range(2)))
+    if cfg.out_conv == "conv":
+        module.laid, channels = _coarser(module.patch, cfg.out_conv_scale), cfg.out_conv_channels
+        sizes = {"depth": cfg.out_conv_depth, "scale": cfg.out_conv_scale}
+        module.out_conv = OutputConvs(spec.rank, channels, spec.out_channels, **sizes)
+    module.out_proj = linear(width, channels * math.prod(module.laid))
+    if cfg.out_conv == "conv":
+        start_flat(module.out_proj, math.prod(module.laid))
+
+
+def write_output(module: Any, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b c *size"]:
+    """Transform tokens point by point, lay their patches out, convolve."""
+    if module.post_mlp is not None:
+        x = x + module.post_mlp(module.norm_mlp(x))
+    x = unpatch(module.out_proj(x), module.laid)
+    return x if module.out_conv is None else module.out_conv(x)
+
+
+def last_layer(module: Any) -> Tensor:
+    """The last weight that a decoder's whole output passes through."""
+    # ConvNeXt blocks only add to the picture, at birth a millionth: gradients in them say nothing of a loss's size.
+    is_conv = isinstance(module.out_conv, OutputConvs)
+    return module.out_conv.out.weight if is_conv else module.out_proj.weight
+
+
+def patch_of(cfg: TransformerConfig, rank: int) -> tuple[int, ...]:
+    """The patch, one number per axis. Raises `ValueError` when it has another number of axes than the data."""
+    if not cfg.patch_proj:
+        return (1,) * rank
+    patch = (cfg.patch_size,) * rank if isinstance(cfg.patch_size, int) else tuple(cfg.patch_size)
+    if len(patch) != rank:
+        raise ValueError(f"patch_size={list(patch)} has {len(patch)} axes, the data has {rank}")
+    return patch
+
+
+def size_of(size: int | tuple[int, ...] | None, spec: DataSpec) -> tuple[int, ...]:
+    """A size one number per axis; by default the nominal one."""
+    size = spec.size if size is None else size
+    return (size,) * spec.rank if isinstance(size, int) else tuple(size)
+
+
+def grid_of(size: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
+    """Patches along each axis. Raises `ValueError` when they do not fill the size."""
+    if len(size) != len(patch):
+        raise ValueError(f"size {list(size)} has {len(size)} axes, patch_size {list(patch)} has {len(patch)}")
+    if any(side % step or not side for side, step in zip(size, patch)):
+        raise ValueError(f"size {list(size)} is no multiple of patch_size {list(patch)}")
+    return tuple(side // step for side, step in zip(size, patch))
+
+
+def check_channels(x: Float[Tensor, "b c *size"], channels: int) -> None:
+    """Raise `ValueError` for an input of other channels than the encoder was built for."""
+    if x.shape[1] != channels:
+        raise ValueError(f"an input of {x.shape[1]} channels; this encoder was built for {channels}")
+
+
+def _coarser(patch: tuple[int, ...], scale: int) -> tuple[int, ...]:
+    if any(side % scale for side in patch):
+        raise ValueError(f"out_conv_scale={scale} does not divide patch_size {list(patch)}")
+    return tuple(side // scale for side in patch)
