@@ -56,8 +56,9 @@ def test_from_photographs_to_a_used_tokenizer(photos, capsys):
     assert str(photos / "run") in said and "eval/psnr" in said and "vqcore tokenize" in said
     run = str(photos / "run")
     assert main(["eval", run, "--weights", "model", "eval.batch_size=2"]) == 0
-    figures = json.loads((photos / "run/eval.json").read_text())
-    assert figures["16x16"]["samples"] == 3 and figures["16x16"]["psnr"] > 0
+    (result,) = json.loads((photos / "run/eval.json").read_text())["results"]
+    assert result["size"] == [16, 16] and result["weights"] == "model"
+    assert result["figures"]["samples"] == 3 and result["figures"]["psnr"] > 0
     assert (photos / "run/samples/eval.png").is_file()
 
     (photos / "train/deep/er").mkdir(parents=True)

@@ -169,7 +169,7 @@ def test_equal_weights_make_equal_files(tmp_path):
 
 
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(artefact, "_card", lambda *args: 1 / 0)
+    monkeypatch.setattr(artefact.card, "model_card", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make().save(tmp_path / "made")
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from vqcore.errors import VqcoreError
 from vqcore.registry import registry
 
 OVERRIDE_HELP = "settings that win over the file, e.g. run.steps=100 model.quantizer.codebook_size=1024"
-RUN_HELP = "a run folder (its best checkpoint, else the last), a checkpoint, or an exported tokenizer"
+RUN_HELP = "a run folder (its best checkpoint, else the last), a checkpoint, an exported tokenizer, or user/name on the hub"
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,24 @@ def _train(parser: argparse.ArgumentParser) -> None:
 
 
 def _eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run folder")
+    parser.add_argument("run", nargs="?", help="a run folder")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key.path=value", help="e.g. data.eval_path=my/photos"
+        "overrides",
+        nargs="*",
+        metavar="key.path=value",
+        help="e.g. data.eval_path=my/photos eval.sizes=[128,256]",
     )
-    _weights(parser)
+    parser.add_argument(
+        "--compare", nargs=2, metavar="RUN", help="set two runs' figures side by side; measures nothing"
+    )
+    _weights(parser, "both")
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run folder, finished or not")
+    parser.add_argument(
+        "--samples", type=_count, default=512, help="evaluation samples to look through (default 512)"
+    )
 
 
 def _tokenize(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +74,16 @@ def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument("folder", help="folder to make: weights, config, provenance and model card")
     _weights(parser)
+    parser.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face hub as well")
+    parser.add_argument("--private", action="store_true", help="with --push: make the repository private")
+    parser.add_argument(
+        "--format", metavar="NAME", help="RUN is made by another system, e.g. fourm/checkpoint"
+    )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="with --format: read tensors and plain data out of a pickle",
+    )
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +91,12 @@ def _config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help=OVERRIDE_HELP)
     parser.add_argument("--origin", action="store_true", help="say beside each value which layer gave it")
     parser.add_argument("--list", action="store_true", help="list the recipes that are installed")
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file, or recipe:NAME (vqcore config --list)")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help=OVERRIDE_HELP)
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def _plugins(parser: argparse.ArgumentParser) -> None:
@@ -81,12 +110,13 @@ def _show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="a component, e.g. vit/encoder or rgb")
 
 
-def _weights(parser: argparse.ArgumentParser) -> None:
+def _weights(parser: argparse.ArgumentParser, *more: str) -> None:
     parser.add_argument(
         "--weights",
-        choices=("auto", "model", "ema"),
+        choices=("auto", "model", "ema", *more),
         default="auto",
-        help="the trained weights, their running average, or (auto) the average where there is one",
+        help=f"the trained weights, their running average, {'both, ' if more else ''}"
+        "or (auto) the average where there is one",
     )
 
 
@@ -113,6 +143,7 @@ VERBS = {
         _train,
     ),
     "eval": Verb("measure a run's tokenizer", "vqcore eval runs/quickstart data.eval_path=~/Pictures", _eval),
+    "report": Verb("write one page about a run, for a browser", "vqcore report runs/quickstart", _report),
     "tokenize": Verb(
         "turn files into codes", "vqcore tokenize runs/quickstart ~/Pictures tokens/pictures", _tokenize
     ),
@@ -121,6 +152,11 @@ VERBS = {
     ),
     "export": Verb(
         "write a tokenizer that stands alone", "vqcore export runs/quickstart my-tokenizer", _export
+    ),
+    "check": Verb(
+        "look for mistakes before training: settings, samples, shapes, memory",
+        "vqcore check cfgs/quickstart.yaml data.path=~/Pictures",
+        _check,
     ),
     "config": Verb(
         "check a config and print it whole", "vqcore config cfgs/quickstart.yaml --origin", _config

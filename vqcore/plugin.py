@@ -84,7 +84,9 @@ class RunHooks:
     """What a component of kind `hook` may implement; any of them, with any of the arguments.
 
     Hooks come from `hooks:` in the config and nowhere else; they observe. What changes gradients is an
-    objective.
+    objective. All processes call them (unless it says otherwise), so a hook that writes asks
+    `vqcore.dist.is_main()` first; it must not communicate with the other processes. One that raises is named once
+    and switched off.
     """
 
     @hookspec
@@ -98,6 +100,10 @@ class RunHooks:
     @hookspec
     def vqcore_evaluated(self, run: Any, step: int, metrics: dict[str, float]) -> None:
         """An evaluation of the tokenizer as it is after `step` steps is done."""
+
+    @hookspec
+    def vqcore_pictured(self, run: Any, step: int, name: str, path: str) -> None:
+        """A PNG lies in `path`; its name is `samples` (a row of reconstructions) or `sheet`. On rank 0 only."""
 
     @hookspec
     def vqcore_saved(self, run: Any, step: int, path: str) -> None:

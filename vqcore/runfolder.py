@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vqcore import artefact, dist
-from vqcore.config import dump, leaves, to_tree
+from vqcore.config import dump, from_tree, leaves, to_tree
 from vqcore.console import say
-from vqcore.errors import CheckpointError, RunError, listed
+from vqcore.errors import CheckpointError, RunError, VqcoreError, listed
 from vqcore.rng import seeded
 from vqcore.schema import FREE_ON_RESUME, RunConfig
 from vqcore.tokenizer import Tokenizer
@@ -159,12 +159,20 @@ def _refuse_another_run(folder: Path, config: RunConfig) -> None:
         saved: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise RunError(f"{path} cannot be read: {error}.") from error
-    differ = config_differences(config, saved if isinstance(saved, dict) else {}, FREE_ON_RESUME)
+    differ = config_differences(config, _with_defaults(saved if isinstance(saved, dict) else {}), FREE_ON_RESUME)
     if differ:
         raise RunError(
             f"run.dir={folder} holds another run: {listed(differ, 5)} differ. "
             "Choose another run.dir, or give that run's settings to go on with it."
         )
+
+
+def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved config as this version sees it: settings that came later have their defaults."""
+    try:
+        return to_tree(from_tree(saved, schema=RunConfig))
+    except VqcoreError:  # it holds what is unknown here; comparing it as it is names that
+        return saved
 
 
 def config_differences(ours: RunConfig, saved: dict[str, Any], free: tuple[str, ...]) -> list[str]:

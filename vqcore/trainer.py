@@ -14,22 +14,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pluggy
 import torch
 from torch import Tensor, nn
 
-from vqcore import artefact, dist, initial, pictures, report, runfolder
+from vqcore import artefact, check, dist, initial, pictures, report, runfolder
 from vqcore.assembly import build_extra, check_size, eval_sizes, open_data, pick_device, tokenizer_config_of
 from vqcore.console import ProgressLine, say
-from vqcore.data.loader import TrainBatches, sizes
-from vqcore.errors import ConfigError, RunError, did_you_mean, listed
+from vqcore.data.loader import sizes
+from vqcore.errors import RunError, listed
 from vqcore.evaluation import build_metrics, evaluate_data, sample_pictures
 from vqcore.feed import Feed
+from vqcore.findings import settle
+from vqcore.hooks.guarded import GuardedHooks
 from vqcore.interrupt import StopSignals
 from vqcore.metrics import CodeWindow
 from vqcore.optim import Ema
 from vqcore.players import Player
-from vqcore.plugin import RunHooks
 from vqcore.profiling import Profile
 from vqcore.protocols import Batch, Data, Modality
 from vqcore.registry import registry
@@ -98,7 +98,7 @@ def train(config: RunConfig) -> Run:
     with dist.process_group(device):
         runfolder.check(config)
         run = build(config, device)
-        check_weights(run)
+        settle(check.cheap(run))
         with runfolder.opened(config):
             runfolder.resume(run)
             error: BaseException | None = None
@@ -135,7 +135,7 @@ def build(config: RunConfig, device: torch.device) -> Run:
     run = Run(config, config.run.folder, device, tokenizer, data, extra, eval_data, steps)
     run.ema = Ema(tokenizer, config.ema.decay) if config.ema.decay else None
     run.window = CodeWindow(tokenizer.codebook_size, tokenizer.num_codebooks)
-    run.hooks = _hooks(run)
+    run.hooks = _hooks(config)
     if config.run.compile:
         for part in (tokenizer.encoder, tokenizer.quantizer, tokenizer.decoder):
             part.compile(dynamic=len(sizes(config.data, tokenizer.spec)) > 1)
@@ -164,13 +164,10 @@ def _in_steps(config: RunConfig, samples: int) -> OptimSection:
     )
 
 
-def _hooks(run: Run) -> Any:
-    manager = pluggy.PluginManager("vqcore")
-    manager.add_hookspecs(RunHooks)
-    for label, cfg in reversed(run.config.hooks.items()):  # pluggy calls the last registered one first
-        manager.register(registry().build("hook", cfg, f"hooks.{label}"), name=label)
-    manager.check_pending()
-    return manager.hook
+def _hooks(config: RunConfig) -> GuardedHooks:
+    return GuardedHooks(
+        {label: registry().build("hook", cfg, f"hooks.{label}") for label, cfg in config.hooks.items()}
+    )
 
 
 def _train(run: Run) -> None:
@@ -207,6 +204,7 @@ def _train(run: Run) -> None:
             if strip and (last or run.step in PICTURE_STEPS):
                 with _as_evaluated(run):
                     strip.add(run.tokenizer, run.step)
+                _pictured(run, "samples", run.dir / "samples" / f"step_{run.step}.png")
             overdue = time.monotonic() - clock > (config.run.save_every_seconds or math.inf)
             stop, overdue = dist.any_(bool(signals.received), overdue and dist.is_main())
             if _evaluate_and_save(run, last, overdue or stop):
@@ -228,6 +226,10 @@ def _log(run: Run, averages: "_Averages", feed: Feed) -> dict[str, float]:
         runfolder.log_event(run, "codebook collapse", detail=warning)
     run.hooks.vqcore_step_ended(run=run, step=run.step, metrics=shown)
     return shown
+
+
+def _pictured(run: Run, name: str, path: Path) -> None:
+    run.hooks.vqcore_pictured(run=run, step=run.step, name=name, path=str(path))
 
 
 def _evaluate_and_save(run: Run, last: bool, now: bool) -> bool:
@@ -372,42 +374,6 @@ class _Averages:
         return {name: float(value) / world for name, value in dist.sum_dicts(own).items()}
 
 
-@torch.no_grad()
-def check_weights(run: Run) -> None:
-    """Compare the names in `objective.weights` with the losses that one batch reports; nothing is trained."""
-    weights = run.config.objective.weights
-    batch = _first_batch(run).to(run.device)
-    run.tokenizer.eval()
-    terms: list[str] = []
-    for name in run.objective.players(run.steps):
-        rng = sample_generators(batch.keys, run.seed, "check")
-        terms += run.objective.losses(run.tokenizer, batch, player=name, step=run.steps, rng=rng).terms
-    for name, weight in weights.items():
-        if name not in terms and weight != 0:
-            raise ConfigError(
-                f"objective.weights: no loss is called '{name}'.{did_you_mean(name, terms)} "
-                f"Losses here: {listed(terms)}."
-            )
-
-
-def _first_batch(run: Run) -> Batch:
-    loader = TrainBatches(
-        run.data,
-        run.tokenizer.modality,
-        run.extra,
-        replace(run.config.data, workers=0),
-        seed=run.seed,
-        start_step=0,
-        steps=1,
-        accumulate=1,
-        rank=dist.rank(),
-        world=dist.world_size(),
-    )
-    batch = next(iter(loader)).batch
-    assert batch is not None
-    return batch
-
-
 def _fixed_samples(run: Run) -> Batch:
     """What the strip and the contact sheet show: samples to evaluate on, else to train on."""
     data = run.eval_data if run.eval_data is not None else run.data
@@ -438,6 +404,7 @@ def evaluate_run(run: Run) -> dict[str, float]:
         if dist.is_main():
             shown = pictures.contact_sheet(run.tokenizer, _fixed_samples(run))
             pictures.save_picture(shown, run.dir / "samples" / "sheet.png")
+            _pictured(run, "sheet", run.dir / "samples" / "sheet.png")
     run.last_evaluation = figures
     runfolder.log_metrics(run, figures)
     return figures

@@ -1,23 +1,25 @@
-"""`vqcore export`: a tokenizer that stands alone, without training state."""
+"""`vqcore export`: a tokenizer that stands alone, without training state; from a run, the hub or foreign files."""
 
 import argparse
 from pathlib import Path
 
-from vqcore import artefact
 from vqcore.console import say
+from vqcore.errors import ConfigError
 from vqcore.tokenizer import Tokenizer
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the artefact and say how to use it."""
-    source = artefact.resolve(args.run)
-    tokenizer = Tokenizer.load(source, weights=args.weights)
-    made = artefact.verify(source)
-    keep = {key: made[key] for key in ("components", "step", "eval_loss") if key in made}
-    provenance = artefact.provenance(
-        tokenizer.cfg, **keep, weights=args.weights, fingerprint=tokenizer.fingerprint
+    """Write the artefact, upload it if asked to, and say how to use it."""
+    if args.allow_pickle and args.format is None:
+        raise ConfigError("--allow-pickle: says nothing without --format; vqcore's own files are no pickles.")
+    tokenizer = Tokenizer.load(
+        args.run, weights=args.weights, format=args.format, allow_pickle=args.allow_pickle
     )
-    tokenizer.save(Path(args.folder), provenance)
-    say(f"{args.folder}: {tokenizer.cfg.modality.name} tokenizer, fingerprint {tokenizer.fingerprint[:16]}")
-    say(f"use it with Tokenizer.load({args.folder!r}), or as RUN in vqcore tokenize and vqcore decode")
+    folder = Path(args.folder).expanduser()
+    tokenizer.save(folder)
+    say(f"{folder}: {tokenizer.cfg.modality.name} tokenizer, fingerprint {tokenizer.fingerprint[:16]}")
+    say(f"use it with Tokenizer.load({str(folder)!r}), or as RUN in vqcore tokenize and vqcore decode")
+    if args.push:
+        address = tokenizer.push_to_hub(args.push, private=args.private)
+        say(f"uploaded to {address}: Tokenizer.load({args.push!r})")
     return 0

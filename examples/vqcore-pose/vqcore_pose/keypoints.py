@@ -40,7 +40,10 @@ class Keypoints:
 
     def read(self, source: Any) -> np.ndarray:
         """A sequence from a `.npy` file or an array; `DataError` when it is not one."""
-        raw = source if isinstance(source, np.ndarray) else np.load(source, allow_pickle=False)
+        try:
+            raw = source if isinstance(source, np.ndarray) else np.load(source, allow_pickle=False)
+        except ValueError as error:
+            raise DataError(f"{source}: damaged, or no array file ({error})") from error
         if raw.ndim != 3 or raw.shape[1:] != (self.cfg.joints, 2):
             raise DataError(f"{source}: shape {raw.shape}, not (frames, {self.cfg.joints}, 2)")
         return raw

@@ -15,5 +15,6 @@ def vqcore_plugin() -> Plugin:
             ),
             Component("data", "walks", "vqcore_pose.walks:Walks", "synthetic people who walk, seeded"),
             Component("quantizer", "signs", "vqcore_pose.signs:Signs", "one bit a channel, in groups"),
+            Component("hook", "walk-gif", "vqcore_pose.gif:WalkGif", "an animation at each evaluation"),
         ),
     )

@@ -1,0 +1,388 @@
+"""Checks before a run: each mistake a user can make is found, named and given a remedy; nothing is written."""
+
+import ctypes
+import gc
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+from toys import run_config, run_tree, toy  # noqa: F401
+
+from vqcore import check, memory, trial, values
+from vqcore.cli import main
+from vqcore.errors import ConfigError
+from vqcore.findings import Finding, settle
+from vqcore.objectives import Reconstruction
+from vqcore.protocols import Batch, DataSpec
+from vqcore.trainer import build, train
+
+pytestmark = pytest.mark.usefixtures("toy")
+CPU = torch.device("cpu")
+M_MMAP_THRESHOLD = -3
+
+
+def built(directory, **changes):
+    return build(run_config(directory, **changes), CPU)
+
+
+def graded(findings, grade):
+    return [finding for finding in findings if finding.grade == grade]
+
+
+def written(directory, **changes):
+    path = directory / "cfg.yaml"
+    path.write_text(yaml.safe_dump(run_tree(directory / "run", **changes)))
+    return str(path)
+
+
+def arrays(folder, *, scale=1.0, count=12, damaged=()):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        np.save(folder / f"s{i:02}.npy", (scale * rng.random((2, 8, 8))).astype(np.float32))
+    for i in damaged:
+        (folder / f"s{i:02}.npy").write_bytes(b"not an array")
+    return {"name": "folder", "path": str(folder), "batch_size": 4, "workers": 0}
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+def test_a_good_config_has_no_errors_and_nothing_is_written(tmp_path, capsys):
+    path = written(tmp_path)
+    assert main(["check", path]) == 0
+    said = capsys.readouterr().out
+    assert "no errors, no warnings" in said
+    assert said.splitlines()[-1] == f"next      vqcore train {path}"
+    for fact in (
+        "8 x 8 becomes 2 x 2 = 4 tokens of 4 bits (16 codes), 0.25 bits a pixel",
+        "for tensors",
+        "takes the loss",
+    ):
+        assert fact in said, fact
+    assert [p.name for p in tmp_path.iterdir()] == ["cfg.yaml"]
+
+
+def test_json_holds_every_finding(tmp_path, capsys):
+    status = main(["check", "--json", written(tmp_path, objective__weights={"pixel/mes": 2.0})])
+    report = json.loads(capsys.readouterr().out)
+    assert status == 2 and report["error"] == 1
+    (wrong,) = [f for f in report["findings"] if f["grade"] == "error"]
+    assert wrong["where"] == "objective.weights" and wrong["what"].endswith("Did you mean 'pixel/mse'?")
+    assert len(report["findings"]) == report["error"] + report["warning"] + report["note"]
+
+
+def test_a_config_that_does_not_load_is_one_error(tmp_path, capsys):
+    assert main(["check", written(tmp_path, model__encoder={"name": "toy/encodr"})]) == 2
+    said = capsys.readouterr().out
+    assert "model.encoder.name" in said and "Did you mean 'toy/encoder'?" in said and "1 error" in said
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path, capsys):
+    data = {**arrays(tmp_path / "data"), "path": str(tmp_path / "dta"), "eval_path": "nowhere"}
+    data["modality"] = {"name": "array", "channels": 2, "size": [8, 6], "range": [-1, 1]}
+    assert main(["check", written(tmp_path, data=data)]) == 2
+    errors = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error")]
+    assert len(errors) == 3
+    assert any("no multiple of the patch 4" in line for line in errors)
+    assert any("Did you mean" in line and "dta" in line for line in errors)
+    assert any("data.eval_path" in line for line in errors)
+
+
+def test_a_folder_with_another_run_is_an_error(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    assert main(["check", written(tmp_path)]) == 2
+    assert "run.dir: holds something else (thesis.txt)" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_that_was_begun_goes_on(tmp_path, capsys):
+    train(run_config(tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert main(["check", written(tmp_path)]) == 0
+    assert "run.dir: holds this run already: it will go on after step 6" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+
+# ------------------------------------------------------------------------------------------------ the data
+
+
+def test_bytes_where_a_unit_range_is_declared(tmp_path, capsys):
+    data = {**arrays(tmp_path / "data", scale=255)}
+    data["modality"] = {"name": "array", "channels": 2, "size": [8, 8], "range": [-1, 1]}
+    assert main(["check", written(tmp_path, data=data)]) == 2
+    said = capsys.readouterr().out
+    assert "12 of 12 samples that were tried cannot be read" in said
+    assert "-> The files hold 0." in said and "set data.modality.range=[0, 255]." in said
+
+
+def test_unreadable_files_are_named(tmp_path):
+    data = arrays(tmp_path / "data", count=20, damaged=(3,)) | {"max_bad_share": 0.1}
+    data["modality"] = {"name": "array", "channels": 2, "size": [8, 8], "range": [0, 1]}
+    found = list(check.samples(built(tmp_path / "run", data=data)))
+    (warning,) = graded(found, "warning")
+    assert "1 of 20 samples" in warning.what and "s03" in warning.what and not graded(found, "error")
+    found = list(check.samples(built(tmp_path / "run", data={**data, "max_bad_share": 0.01})))
+    assert "s03" in graded(found, "error")[0].what
+
+
+def suspicions(x, mask=None, range_=(-1.0, 1.0), **spec):
+    spec = DataSpec(channels=x.shape[1], size=tuple(x.shape[2:]), range=range_, **spec)
+    run = SimpleNamespace(
+        tokenizer=SimpleNamespace(spec=spec),
+        config=SimpleNamespace(data=SimpleNamespace(modality=None)),
+        data=None,
+    )
+    return list(values.suspicions(run, [Batch(x, ("k",) * len(x), mask)], "4 samples"))
+
+
+def spoiled(index, value):
+    x = torch.rand(4, 3, 8, 8) * 2 - 1
+    x[index] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "grade", "says"),
+    [
+        (torch.rand(4, 3, 8, 8) * 255, "error", "where -1 to 1 is declared"),
+        (torch.rand(4, 3, 8, 8), "warning", "never below 0"),
+        (torch.rand(4, 3, 8, 8) * 0.01, "warning", "of the declared -1 to 1"),
+        (spoiled((0, 1, 2, 3), torch.nan), "error", "channel 1 holds NaN or infinity"),
+        (spoiled((2, 2, 0, 0), torch.inf), "error", "channel 2 holds NaN or infinity"),
+        (spoiled((slice(None), 1), 0.5), "warning", "channel 1 never changes"),
+        (torch.full((4, 3, 8, 8), 0.5), "error", "every value of a channel is the same"),
+    ],
+)
+def test_suspicious_values(x, grade, says):
+    found = [what for found_grade, what, _ in suspicions(x) if found_grade == grade]
+    assert any(says in what for what in found), found
+
+
+def test_values_that_are_as_declared_are_only_described():
+    x = torch.rand(4, 3, 8, 8) * 2 - 1
+    ((grade, what, _),) = suspicions(x)
+    low, high = float(x.min()), float(x.max())
+    assert grade == "note" and f"values {low:.4g} to {high:.4g}" in what
+
+
+def test_masked_values_do_not_count():
+    x, mask = spoiled((0, 0, 0, 0), torch.nan), torch.ones(4, 8, 8, dtype=torch.bool)
+    mask[0, 0, 0] = False
+    assert [grade for grade, _, _ in suspicions(x, mask)] == ["note"]
+    assert suspicions(x, torch.zeros_like(mask))[0][:2] == ("error", "4 samples: no position is valid")
+
+
+def test_large_values_without_a_range():
+    ((grade, what, _), _) = suspicions(torch.rand(4, 3, 8, 8) * 255, range_=None)
+    assert grade == "warning" and "no range is declared" in what
+    assert [grade for grade, _, _ in suspicions(torch.randn(4, 3, 8, 8), range_=None)] == ["note"]
+
+
+# ----------------------------------------------------------------------------------------------- the model
+
+
+def test_a_misspelt_weight_is_refused_by_the_cheap_part(tmp_path):
+    run = built(tmp_path / "run", objective__weights={"vq/comit": 2.0})
+    with pytest.raises(
+        ConfigError, match=r"objective.weights: no loss is called 'vq/comit'. Did you mean 'vq/commit'"
+    ):
+        settle(check.cheap(run))
+
+
+def test_the_cheap_part_changes_nothing(tmp_path):
+    run = built(tmp_path / "run")
+    before = {key: value.clone() for key, value in run.tokenizer.state_dict().items()}
+    chance = torch.get_rng_state()
+    assert not graded(check.cheap(run), "error")
+    assert torch.equal(chance, torch.get_rng_state()) and not (tmp_path / "run").exists()
+    assert all(torch.equal(value, before[key]) for key, value in run.tokenizer.state_dict().items())
+
+
+def test_warnings_are_said_and_the_first_error_raised(caplog):
+    found = [Finding("warning", "a", "is odd."), Finding("error", "b", "is wrong.", "Mend it.")]
+    with pytest.raises(ConfigError, match=r"^b: is wrong. Mend it. \(1 more"):
+        settle([*found, found[1]])
+    assert caplog.messages == ["warning: a: is odd."]
+
+
+def test_a_decoder_of_another_scale(tmp_path):
+    run = built(tmp_path / "run", model__decoder={"name": "toy/decoder", "patch": 2})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about broadcasting
+        (wrong,) = graded(check.cheap(run), "error")
+    assert wrong.where == "model.decoder (toy/decoder)"
+    assert "(4, 2, 4, 4) where the data asks for (4, 2, 8, 8)" in wrong.what
+    assert "x (4, 2, 8, 8) -> encoder (4, 2, 2, 6) -> proj (4, 2, 2, 3) -> codes (4, 2, 2, 1)" in wrong.what
+
+
+def test_a_part_that_fails_is_named(tmp_path, monkeypatch):
+    run = built(tmp_path / "run")
+    run.tokenizer.proj = nn.Linear(7, 3)
+    (wrong,) = graded(check.cheap(run), "error")
+    assert (
+        wrong.where == "model (proj)"
+        and "RuntimeError" in wrong.what
+        and "encoder (4, 2, 2, 6)" in wrong.remedy
+    )
+
+
+@pytest.mark.parametrize(("codes", "grade"), [(16, None), (17, "note"), (96, "note"), (97, "warning")])
+def test_more_codes_than_tokens(tmp_path, codes, grade):
+    """A step has 4 samples of 4 tokens, the set 24 samples."""
+    run = built(tmp_path / "run", model__quantizer={"name": "toy/quantizer", "codebook_size": codes})
+    assert [finding.grade for finding in check.codebook(run)] == ([grade] if grade else [])
+
+
+def test_a_much_too_large_codebook(tmp_path):
+    run = built(
+        tmp_path / "run",
+        model__quantizer={"name": "toy/quantizer", "codebook_size": 200},
+        data__length=1000,
+    )
+    (finding,) = check.codebook(run)
+    assert (
+        finding.grade == "warning" and "200 codes and 16 tokens in a step: it takes 13 steps" in finding.what
+    )
+    implicit = built(tmp_path / "run", model__quantizer={"name": "quant/fsq", "levels": [8, 8, 8]})
+    assert not list(check.codebook(implicit))
+
+
+def test_one_step_lowers_the_loss(tmp_path):
+    run = built(tmp_path / "run")
+    (finding,) = trial.learns(run, check.first_batch(run))
+    assert finding.grade == "note" and "takes the loss from" in finding.what
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "says"),
+    [
+        (lambda loss, out: 2 * loss.detach() - loss, "objective", "Its gradient does not lower it"),
+        (lambda loss, out: loss.detach(), "objective", "depends on no trained parameter"),
+    ],
+    ids=["uphill", "detached"],
+)
+def test_a_loss_that_teaches_nothing(tmp_path, monkeypatch, change, where, says):
+    real = Reconstruction.losses
+
+    def losses(self, *args, **kwargs):
+        out = real(self, *args, **kwargs)
+        return replace(out, terms={name: change(term, out) for name, term in out.terms.items()})
+
+    monkeypatch.setattr(Reconstruction, "losses", losses)
+    run = built(tmp_path / "run")
+    wrong = graded(trial.learns(run, check.first_batch(run)), "error")[-1]
+    assert wrong.where == where and says in str(wrong)
+
+
+def test_a_part_without_gradient_is_named(tmp_path):
+    run = built(tmp_path / "run", model__quantizer={"name": "toy/quantizer"})
+    forward = run.tokenizer.encoder.forward
+    run.tokenizer.encoder.forward = lambda x: forward(x).detach()
+    wrong = graded(trial.learns(run, check.first_batch(run)), "error")
+    assert [finding.where for finding in wrong] == ["model.encoder"]
+
+
+def test_too_high_a_rate_without_warmup(tmp_path):
+    high = {"optim__lr": 1000.0}
+    run = built(tmp_path / "run", **high)
+    (finding,) = trial.learns(run, check.first_batch(run))
+    assert finding.grade in ("warning", "error") and "from" in finding.what
+
+
+def test_players_and_denoisers_are_checked_too(tmp_path):
+    for changes in (
+        {"objective__name": "toy/adversary"},
+        {"objective__name": "toy/denoising", "model__decoder": {"name": "toy/denoiser"}},
+    ):
+        found = list(check.full(built(tmp_path / "run", **changes)))
+        assert not graded(found, "error"), graded(found, "error")
+        assert any("for tensors" in finding.what for finding in found)
+
+
+# ---------------------------------------------------------------------------------------------- the memory
+
+
+def network(width=512):
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width), nn.GELU()]
+    model = nn.Sequential(*layers, nn.Linear(width, 64))
+    return model, torch.optim.AdamW(model.parameters())
+
+
+def steps(model, optimizer, tokens=400):
+    def step(count):
+        optimizer.zero_grad(set_to_none=True)
+        model(torch.ones(count, tokens, 64)).square().mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def test_peak_memory_is_exact_in_tensors():
+    step = steps(*network(), tokens=50)
+    foretold = memory.foretell(step, 16, CPU)
+    with memory.Ledger() as ledger:
+        step(16)
+    assert foretold.total - foretold.held == max(ledger.moments)
+
+
+def test_small_steps_that_peak_in_the_optimizer():
+    """Two steps that both peak in the optimizer have equal peaks; a large one peaks in its activations all the same."""
+    model = nn.Sequential(nn.Linear(2000, 500), nn.GELU(), nn.Linear(500, 10))
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step(count):
+        optimizer.zero_grad(set_to_none=True)
+        model(torch.ones(count, 2000)).square().mean().backward()
+        optimizer.step()
+
+    foretold = memory.foretell(step, 4000, CPU)
+    with memory.Ledger() as ledger:
+        step(4000)
+    assert foretold.total - foretold.held == pytest.approx(max(ledger.moments), rel=1e-3)
+    with memory.Ledger() as small:
+        step(2)
+    assert max(ledger.moments) > 3 * max(small.moments)
+
+
+def test_peak_memory_against_the_resident_set():
+    """What the process really takes, within 10 %, while malloc gives back what is freed (else it keeps holes)."""
+    step, status, libc = steps(*network()), Path("/proc/self/status"), ctypes.CDLL(None)
+    foretold = memory.foretell(step, 10, CPU)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**16)
+    try:
+        step(10)
+        gc.collect()
+        libc.malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        before = _kib(status, "VmRSS")
+        step(10)
+        grown = (_kib(status, "VmHWM") - before) * 1024
+    finally:
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
+    assert grown > 25 * 2**20
+    assert foretold.total - foretold.held == pytest.approx(grown, rel=0.1)
+
+
+def _kib(status, field):
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
+
+
+def test_a_step_that_does_not_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    run = built(tmp_path / "run")
+    (finding,) = trial.needs(run, check.first_batch(run))
+    assert (
+        finding.grade == "error"
+        and "free on cpu" in finding.what
+        and finding.remedy == "Take a smaller model."
+    )

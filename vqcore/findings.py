@@ -1,0 +1,37 @@
+"""What a check finds: one thing, how grave, where, and what to do about it."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from vqcore import dist
+from vqcore.errors import ConfigError
+
+log = logging.getLogger(__name__)
+Grade = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found: how grave, where (a key of the config or a file), what, and what to do about it."""
+
+    grade: Grade
+    where: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}{f' {self.remedy}' if self.remedy else ''}"
+
+
+def settle(findings: Iterable[Finding]) -> None:
+    """Say each warning once, then raise `ConfigError` for the first error, if there is one."""
+    findings = list(findings)
+    for finding in findings:
+        if finding.grade == "warning" and dist.is_main():
+            log.warning("warning: %s", finding)
+    errors = [finding for finding in findings if finding.grade == "error"]
+    if errors:
+        more = f" ({len(errors) - 1} more: vqcore check shows all.)" if len(errors) > 1 else ""
+        raise ConfigError(f"{errors[0]}{more}")

@@ -1,0 +1,1 @@
+"""Hooks that come with the core, and what calls them."""

@@ -1,0 +1,64 @@
+"""Calls the hooks of a run, each by itself: one that raises is named once and switched off, and the run goes on.
+
+pluggy checks the hooks against their specifications and orders them; the calling is ours, because pluggy's own ends
+with the first exception and does not say whose it was.
+"""
+
+import functools
+import logging
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from vqcore.errors import PluginLoadError
+from vqcore.plugin import RunHooks
+
+log = logging.getLogger(__name__)
+
+
+class GuardedHooks:
+    """The hooks of a run by label, in the config's order; `hooks.vqcore_saved(run=..., ...)` calls all that listen.
+
+    `off` holds what was said about each hook that was switched off. Raises `PluginLoadError` for a hook that listens
+    to what nobody says, or wants arguments that there are not.
+    """
+
+    def __init__(self, hooks: Mapping[str, Any]):
+        self.off: dict[str, str] = {}
+        self._manager = pluggy.PluginManager("vqcore")
+        self._manager.add_hookspecs(RunHooks)
+        for label, hook in reversed(list(hooks.items())):  # pluggy calls the last registered one first
+            try:
+                self._manager.register(hook, name=label)
+                self._manager.check_pending()
+            except pluggy.PluginValidationError as error:
+                reason = " ".join(str(error).split())
+                raise PluginLoadError(
+                    f"hooks.{label}: {reason}. docs/hooks.md lists what there is."
+                ) from error
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return functools.partial(self._call, getattr(self._manager.hook, name))
+
+    def _call(self, caller: Any, **given: Any) -> None:
+        for hook in reversed(caller.get_hookimpls()):
+            if hook.plugin_name in self.off:
+                continue
+            try:
+                hook.function(*(given[name] for name in hook.argnames))
+            except Exception as error:
+                self._switch_off(hook.plugin_name, caller.name, hook.plugin, error)
+
+    def _switch_off(self, label: str, name: str, hook: Any, error: Exception) -> None:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        self.off[label] = (
+            f"hooks.{label} ({type(hook).__name__}) is switched off, the run goes on without it: {name} raised "
+            f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+        )
+        log.warning("%s", self.off[label])
+        log.debug("traceback of hooks.%s", label, exc_info=error)

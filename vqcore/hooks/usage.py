@@ -1,0 +1,23 @@
+"""How often the codes of a codebook are used, as a histogram that shows dead codes and favourites at a glance."""
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+def uses_histogram(counts: Int[Tensor, " k"]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of codes by how often each was used, and the edges: 0 times, once, 2 to 3, 4 to 7, 8 to 15 times ...
+
+    `numbers[i]` codes were used at least `edges[i]` and fewer than `edges[i + 1]` times; their sum is the codebook.
+    """
+    most = int(counts.max())
+    edges = np.array([0, *(2**power for power in range(most.bit_length() + 1))], dtype=np.float64)
+    numbers = np.histogram(counts.cpu().numpy(), bins=edges)[0] if most else np.array([len(counts)])
+    return numbers, edges[: len(numbers) + 1]
+
+
+def codebooks(counts: Int[Tensor, "q k"]) -> dict[str, Int[Tensor, " k"]]:
+    """The counts of each codebook under the name of its histogram."""
+    names = ["codes/uses"] if len(counts) == 1 else [f"codes/uses_{book}" for book in range(len(counts))]
+    return dict(zip(names, torch.unbind(counts)))
