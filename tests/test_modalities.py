@@ -301,6 +301,23 @@ class TestPicturesAsTensors:
         assert np.array_equal(x.numpy(), expected)
         assert np.array_equal(rgb.tensor(rgb.read(a), whole((5, 7), flip=True)).numpy(), expected[..., ::-1])
 
+    def test_a_crop_is_resized_as_if_there_were_nothing_around_it(self):
+        # Cut first, then resized, in this order: published encoders saw these pixels.
+        a = picture(31, 41)
+        rgb = RGB(RGB.Config(), size=16)
+        alone = Image.fromarray(a[3:27, 9:33]).resize((16, 16), Image.Resampling.BICUBIC)
+        x = rgb.tensor(rgb.read(a), view_of(((3, 9), (24, 24)), (31, 41), (16, 16)))
+        assert np.array_equal(np.asarray(rgb.show(x)), np.asarray(alone))
+
+    def test_the_deviation_of_imagenet(self):
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        a = picture()
+        rgb = RGB(RGB.Config(mean=mean, std=std), size=(5, 7))
+        x = rgb.tensor(rgb.read(a), whole((5, 7)))
+        assert np.allclose(x, (a / 255 - mean).transpose(2, 0, 1) / np.array(std)[:, None, None], atol=1e-6)
+        assert np.array_equal(np.asarray(rgb.show(x)), a)
+        assert rgb.spec.range == pytest.approx((-0.485 / 0.229, (1 - 0.406) / 0.225))
+
     @pytest.mark.parametrize("resample", ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"])
     def test_a_crop_of_the_wanted_size_is_exact(self, resample):
         a = picture(31, 41)
@@ -357,7 +374,13 @@ class TestPicturesAsTensors:
 
     @pytest.mark.parametrize(
         "settings",
-        [{"hflip": 1.5}, {"min_crop_scale": 0.0}, {"ratio": (2.0, 1.0)}, {"background": (0, 0, 300)}],
+        [
+            {"hflip": 1.5},
+            {"min_crop_scale": 0.0},
+            {"ratio": (2.0, 1.0)},
+            {"background": (0, 0, 300)},
+            {"std": (1.0, 0.0, 1.0)},
+        ],
     )
     def test_settings_out_of_range(self, settings):
         with pytest.raises(ValueError, match=next(iter(settings))):
@@ -406,7 +429,7 @@ class TestArrays:
         modality = array(kind="categorical", labels=7, size=(4, 6))
         spec = modality.spec
         assert (spec.labels, spec.range, spec.loss, spec.out_channels) == (7, None, "cross_entropy", 7)
-        assert modality.metrics == ("accuracy",)
+        assert modality.metrics == ("accuracy", "iou")
         for source in (tmp_path / "a.npy", a[None], a):
             x = modality.tensor(modality.read(source), whole((4, 6)))
             assert x.dtype == torch.int64 and np.array_equal(x.numpy(), a)
@@ -435,11 +458,19 @@ class TestArrays:
         a /= np.linalg.norm(a, axis=0)
         modality = array(kind="unit-vector", channels=3, size=(6, 6))
         assert np.allclose(modality.tensor(modality.read(a), whole((6, 6))), a, atol=1e-6)
-        half = modality.tensor(modality.read(a * 0.5), whole((6, 6)))
-        assert np.allclose(half, a, atol=1e-6)
+        nearly = modality.tensor(modality.read(a * 0.995), whole((6, 6)))
+        assert np.allclose(nearly, a, atol=1e-6)
         smaller = modality.tensor(modality.read(a), whole((4, 4)))
         assert torch.allclose(smaller.norm(dim=0), torch.ones(4, 4), atol=1e-6)
         assert np.allclose(np.linalg.norm(modality.show(smaller * 0.3), axis=0), 1, atol=1e-6)
+
+    def test_values_are_those_of_the_files(self):
+        rng = np.random.default_rng(0)
+        a = rng.uniform(-3, 3, (2, 3, 4, 5)).astype(np.float32)
+        for settings in ({"range": (-3.0, 3.0)}, {"kind": "angle"}, {}):
+            modality = array(channels=3, size=(4, 5), **settings)
+            batch = torch.stack([modality.tensor(modality.read(one), whole((4, 5))) for one in a])
+            assert np.allclose(modality.values(batch), a, atol=1e-5)
 
     def test_binary(self):
         a = np.random.default_rng(0).integers(0, 2, (4, 5)).astype(bool)
@@ -559,7 +590,12 @@ class TestWrongArrays:
             (
                 {"kind": "unit-vector", "channels": 2},
                 np.full((2, 8, 8), 100),
-                "the value 100 .* longer than 1; .*range",
+                r"the value 100 .* length 141, not 1 \(data\.modality\.tolerance=0\.01\); .*range",
+            ),
+            (
+                {"kind": "unit-vector", "channels": 2, "tolerance": 0.2},
+                np.full((2, 8, 8), 0.5),
+                r"the value 0\.5 .* length 0\.707, not 1 \(data\.modality\.tolerance=0\.2\)",
             ),
             ({"kind": "binary", "channels": 1}, np.full((8, 8), 2), "the value 2 .* neither 0 nor 1"),
             ({"channels": 1}, np.zeros((8, 8), dtype=complex), "type complex128; only real numbers"),
@@ -610,6 +646,7 @@ class TestWrongArrays:
             ({"channels": 1, "kind": "angle", "range": (0.0, 1.0)}, "no meaning for kind 'angle'"),
             ({"channels": 1, "range": (1.0, 1.0)}, "rising order"),
             ({"channels": 1, "rank": 4}, "rank=4"),
+            ({"channels": 2, "kind": "unit-vector", "tolerance": 0.0}, r"tolerance=0\.0"),
             ({"channels": 1, "hflip": -0.1}, "hflip=-0.1"),
             ({"channels": 1, "min_crop_scale": 1.1}, "min_crop_scale=1.1"),
         ],

@@ -24,8 +24,8 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Is this the process that writes files and talks?"""
-    return rank() == 0
+    """Is this the process that writes files and talks? Also before the group is joined and after it is left."""
+    return (rank() if _active() else int(os.environ.get("RANK", "0"))) == 0
 
 
 @contextmanager
@@ -35,7 +35,12 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    store, own_rank, size = next(dist.rendezvous("env://"))
+    # Where torchrun starts processes again, its store still holds the addresses of the dead ones.
+    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(
+        backend, store=store, rank=own_rank, world_size=size, timeout=timedelta(minutes=30)
+    )
     try:
         yield
     finally:

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
+from vqcore.losses import LossName, check_loss, output_of, pixel_loss, target_of
 from vqcore.protocols import Batch, DataSpec, Losses
 from vqcore.schema import ObjectiveConfig
 
@@ -24,16 +23,20 @@ class Reconstruction:
     class Config(ObjectiveConfig):
         """Settings of the reconstruction objective."""
 
-        loss: Literal["mse", "l1", "cross_entropy"] | None = None
-        """Pixel loss; null takes the modality's own."""
+        loss: LossName | None = None
+        """Pixel loss; null takes the modality's own. cosine compares channels; bce wants values with two ends."""
+        width: float = 1.0
+        """smooth_l1 and huber only: the error up to which they are quadratic, their beta or delta."""
+
+        def __post_init__(self) -> None:
+            if not self.width > 0:
+                raise ValueError(f"width={self.width} must be above 0")
 
     def __init__(self, cfg: Config, *, spec: DataSpec):
         self.spec = spec
         self.loss = cfg.loss or spec.loss
-        if (self.loss == "cross_entropy") != (spec.labels is not None):
-            raise ValueError(
-                f"loss={self.loss} with {spec.kind} data: cross_entropy and class maps go together"
-            )
+        check_loss(self.loss, spec)
+        self._options = {"width": cfg.width} if self.loss in ("smooth_l1", "huber") else {}
 
     def setup(self, tokenizer: Any) -> None:
         """Nothing beside the tokenizer is trained."""
@@ -47,11 +50,11 @@ class Reconstruction:
     ) -> Losses:
         """Encode, quantize, decode, compare."""
         quantized = tokenizer.quantize(tokenizer.latents(batch.x), batch.mask)
-        x_hat = decoded(tokenizer.decoder, quantized.z_q, size=tuple(batch.x.shape[-tokenizer.spec.rank :]))
-        pixel = pixel_loss(self.loss, x_hat, batch.x, batch.mask)
-        return Losses(
-            {f"pixel/{self.loss}": pixel, **quantized.losses}, x_hat, quantized.codes, quantized.metrics
-        )
+        y = decoded(tokenizer.decoder, quantized.z_q, size=tuple(batch.x.shape[-tokenizer.spec.rank :]))
+        target = target_of(self.loss, batch.x, self.spec)
+        terms = {f"pixel/{self.loss}": pixel_loss(self.loss, y, target, batch.mask, **self._options)}
+        x_hat = output_of(self.loss, y, self.spec)
+        return Losses({**terms, **quantized.losses}, x_hat, quantized.codes, quantized.metrics)
 
     def decode(
         self,
@@ -63,25 +66,10 @@ class Reconstruction:
         extras: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """One pass of the decoder; nothing is drawn, so `rng` is not used."""
-        return decoded(tokenizer.decoder, tokenizer.lookup(codes), size=size)
+        y = decoded(tokenizer.decoder, tokenizer.lookup(codes), size=size)
+        return output_of(self.loss, y, self.spec)
 
 
 def decoded(decoder: Any, z_q: Float[Tensor, "b *grid d"], *, size: tuple[int, ...]) -> Tensor:
     """A plain decoder's output in fp32; `size` reaches only a decoder whose grid does not decide it."""
     return (decoder(z_q, size=size) if getattr(decoder, "needs_size", False) else decoder(z_q)).float()
-
-
-def pixel_loss(
-    name: str, x_hat: Tensor, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None
-) -> Float[Tensor, ""]:
-    """Mean over samples of their mean `mse`, `l1` or `cross_entropy` (logits against class ids) at valid positions."""
-    if name == "cross_entropy":
-        each = F.cross_entropy(x_hat, x.long(), reduction="none")
-    else:
-        difference = x_hat - x
-        each = difference.square() if name == "mse" else difference.abs()
-        each = rearrange(each, "b c ... -> b ... c").mean(-1)
-    if mask is None:
-        return each.mean()
-    valid = mask.flatten(1)
-    return ((each.flatten(1) * valid).sum(1) / valid.sum(1).clamp(min=1)).mean()

@@ -1,5 +1,6 @@
 """The parties of a training run: whose parameters are optimised, with what, and the loss that each lowers."""
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,8 @@ from vqcore.schema import OptimSection
 if TYPE_CHECKING:
     from vqcore.trainer import Run
 
+_NAMES = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -35,7 +38,7 @@ class Player:
         self.forward: nn.Module = forward
         if dist.world_size() > 1:
             # The codebook keeps itself equal on all ranks (quantizers sum their statistics), hence no buffer broadcast.
-            self.forward = DistributedDataParallel(forward, broadcast_buffers=False)
+            self.forward = DistributedDataParallel(forward, **{_SYNC_BUFFERS: False})
 
     def schedule(self, step: int, *, horizon: int, total_batch: int) -> float:
         """Set this step's learning rate and weight decay; returns the rate."""

@@ -107,7 +107,7 @@ def train(config: RunConfig) -> Run:
                 _write_report(run)
             except BaseException as caught:
                 error = caught
-                _explain_full_disk(run, caught)
+                _explain(run, caught)
                 raise
             finally:
                 run.hooks.vqcore_run_ended(run=run, error=error)
@@ -211,7 +211,9 @@ def _train(run: Run) -> None:
                 clock = time.monotonic()
             if stop and not last:
                 run.stopped_by = signals.received or "a signal to another process"
-                say(f"\nstopped by {run.stopped_by} after step {run.step}, which is saved; the same command goes on.")
+                say(
+                    f"\nstopped by {run.stopped_by} after step {run.step}, which is saved; the same command goes on."
+                )
                 break
 
 
@@ -419,12 +421,17 @@ def _write_report(run: Run) -> None:
             log.warning("the report could not be written (%s); try: vqcore report %s", error, run.dir)
 
 
-def _explain_full_disk(run: Run, error: BaseException) -> None:
-    """A disk that takes no more is no bug of ours."""
+def _explain(run: Run, error: BaseException) -> None:
+    """A disk that takes no more, or another process that died, is no bug of ours."""
+    kept = f"Its checkpoints are whole, up to step {max(run.saved_step, 0)}"
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         raise RunError(
-            f"run.dir={run.dir} takes no more ({error.strerror}). Its checkpoints are whole, up to step "
-            f"{max(run.saved_step, 0)}: make room, and the same command goes on."
+            f"run.dir={run.dir} takes no more ({error.strerror}). {kept}: make room, and the same command goes on."
+        ) from error
+    if dist.world_size() > 1 and isinstance(error, RuntimeError) and "by peer" in str(error):
+        raise RunError(
+            f"rank {dist.rank()}, step {run.step + 1}: another process of this run is gone; what it said stands "
+            f"above or in its own log. {kept}: the same command goes on, and torchrun --max-restarts=3 does so by itself."
         ) from error
 
 

@@ -37,8 +37,8 @@ def map_array(path: Path, where: str) -> np.ndarray:
         return _single(np.load(path, mmap_mode="r", allow_pickle=False), where)
 
 
-def read_member(path: Path, name: str | None, where: str) -> np.ndarray:
-    """An array of a `.npz` file, in memory: the named one, or the only one."""
+def read_member(path: Path, name: str | None, where: str, setting: str = "data.key") -> np.ndarray:
+    """An array of a `.npz` file, in memory: the named one, or the only one. `setting` is what names it."""
     with _explained(where), path.open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
@@ -46,7 +46,7 @@ def read_member(path: Path, name: str | None, where: str) -> np.ndarray:
         names = list(archive)
         if name is None and len(names) != 1:
             some = names[0] if names else "NAME"
-            raise DataError(f"{where}: holds the arrays {listed(names)}; choose one, e.g. data.key={some}")
+            raise DataError(f"{where}: holds the arrays {listed(names)}; choose one, e.g. {setting}={some}")
         if name is not None and name not in names:
             hint = did_you_mean(name, names)
             raise DataError(f"{where}: holds no array '{name}'.{hint} Arrays: {listed(names)}")

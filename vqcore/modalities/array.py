@@ -25,12 +25,19 @@ from vqcore.protocols import DataSpec, Kind, View
 SLACK = 0.01
 """Share of a declared range by which a value may lie outside it; such values are clipped."""
 
+_METRICS: dict[str, tuple[str, ...]] = {
+    "categorical": ("accuracy", "iou"),
+    "binary": ("f1", "iou"),
+    "unit-vector": ("angle", "cosine"),
+    "angle": ("angle",),
+}
+
 
 class Array:
     """Arrays as tensors `(c, *size)`, class maps as `(*size)`.
 
     Kinds: continuous (mapped from `range` to [-1, 1], or as it is), angle (radians; becomes sines, then
-    cosines), unit-vector (normalised), binary (the two ends of `range`, by default 0 and
+    cosines), unit-vector (length 1 within a tolerance, then exactly), binary (the two ends of `range`, by default 0 and
     1, become -1 and 1), categorical (class ids). Class maps and binary arrays are resized by nearest
     neighbour, others linearly.
     """
@@ -55,6 +62,8 @@ class Array:
         """Number of axes besides channels; by default that of the size, or 2 when that is a number over 1."""
         range: tuple[float, float] | None = None
         """Values that become -1 and 1. Null: values stay as they are."""
+        tolerance: float = 0.01
+        """Unit vectors only: how far from 1 a length in a file may be; other files are refused."""
         channels_last: bool = False
         """The channel axis is the last one in the files."""
         hflip: float = 0.0
@@ -70,6 +79,8 @@ class Array:
                 raise ValueError(f"range={list(self.range)} has no meaning for kind '{self.kind}'")
             if self.range is not None and not self.range[0] < self.range[1]:
                 raise ValueError(f"range={list(self.range)} must be two numbers in rising order")
+            if not 0 < self.tolerance < 1:
+                raise ValueError(f"tolerance={self.tolerance} must lie between 0 and 1")
             if not 0 <= self.hflip <= 1:
                 raise ValueError(f"hflip={self.hflip} is no probability; it lies in 0..1")
             if not 0 < self.min_crop_scale <= 1:
@@ -93,11 +104,7 @@ class Array:
             labels=cfg.labels,
             loss="cross_entropy" if cfg.kind == "categorical" else "mse",
         )
-        self.metrics: tuple[str, ...] = ("mae",)
-        if cfg.kind == "categorical":
-            self.metrics = ("accuracy",)
-        elif cfg.kind == "continuous" and bounded:
-            self.metrics = ("psnr", "mae")
+        self.metrics: tuple[str, ...] = _METRICS.get(cfg.kind, ("psnr", "mae") if bounded else ("mae",))
 
     def read(self, source: Any) -> np.ndarray:
         """A `.npy` file, or anything NumPy takes for an array, as `(channels, *extent)` with its own values.
@@ -153,6 +160,12 @@ class Array:
             return rearrange(array, "1 ... -> ...")
         return rearrange(array, "c ... -> ... c") if self.cfg.channels_last else array
 
+    def values(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b channels *size"]:
+        """A batch in the units of the files, but binary ones; class scores stay as they are."""
+        if self.cfg.kind in ("categorical", "binary"):
+            return x
+        return torch.stack([torch.from_numpy(self._decode(one.detach().cpu())).to(x.device) for one in x])
+
     def _single(self, x: Tensor) -> Tensor:
         """One sample with its channel axis, whether or not `x` has a batch axis."""
         x = x.detach().cpu()
@@ -202,8 +215,13 @@ class Array:
             wrong = (wide < low - slack) | (wide > high + slack)
             problem = f"lies outside the declared range {low:g} to {high:g}"
         if not wrong.any() and kind == "unit-vector":
-            wrong = np.linalg.norm(self._encode(array), axis=0, keepdims=True) > 1 + SLACK
-            problem = "belongs to a vector longer than 1; data.modality.range maps other values to -1 and 1"
+            length = np.linalg.norm(self._encode(array), axis=0, keepdims=True)
+            wrong = np.abs(length - 1) > self.cfg.tolerance
+            found = f"{length.flat[int(wrong.argmax())]:.3g}"
+            problem = (
+                f"belongs to a vector of length {found}, not 1 (data.modality.tolerance={self.cfg.tolerance:g}); "
+                "data.modality.range maps other values to -1 and 1"
+            )
         if wrong.any():
             place = tuple(int(axis) for axis in np.argwhere(wrong)[0])
             raise DataError(f"{name}: the value {array[place]} at {list(place)} (channel first) {problem}")

@@ -4,14 +4,49 @@ A box is `(start, sides)` in whole pixels; a `View` holds it as fractions, so th
 """
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from vqcore.config import Config
 from vqcore.protocols import View
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 TRIES = 10
 """Boxes drawn before the centred one is taken; so does torchvision's RandomResizedCrop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig(Config):
+    """How training samples of planar data are cropped and mirrored; none of it matters to a finished tokenizer."""
+
+    training_only: ClassVar[tuple[str, ...]] = ("hflip", "min_crop_scale", "ratio")
+
+    hflip: float = 0.5
+    """Share of the training samples that are mirrored left to right."""
+    min_crop_scale: float = 0.8
+    """Smallest share of a sample's area that a training crop keeps; 1 is the largest."""
+    ratio: tuple[float, float] = (0.75, 1.3333333)
+    """Smallest and largest factor on the aspect of a training crop."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hflip <= 1:
+            raise ValueError(f"hflip={self.hflip} is no probability; it lies in 0..1")
+        if not 0 < self.min_crop_scale <= 1:
+            raise ValueError(f"min_crop_scale={self.min_crop_scale} must lie above 0 and at most at 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio={list(self.ratio)} must be two positive numbers in rising order")
+
+
+def crop_view(
+    cfg: CropConfig, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None
+) -> View:
+    """A random resized crop and a flip, or with `rng=None` the largest centred box."""
+    if rng is None:
+        return view_of(centred_box(extent, size), extent, size)
+    box = resized_crop_box(extent, size, rng, cfg.min_crop_scale, cfg.ratio)
+    return view_of(box, extent, size, flip=bool(rng.random() < cfg.hflip))
 
 
 def expand(size: int | tuple[int, ...], rank: int) -> tuple[int, ...]:

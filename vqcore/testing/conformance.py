@@ -7,30 +7,47 @@ class TestJointRVQ(QuantizerConformance):
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from vqcore.config import Config, from_tree, slot
-from vqcore.protocols import DataSpec
+from vqcore.protocols import Batch, DataSpec
 from vqcore.registry import registry
 from vqcore.rng import generator
+from vqcore.schema import TokenizerConfig
 from vqcore.testing import checks
+from vqcore.testing.basics import noise
+from vqcore.testing.runs import as_run
+from vqcore.testing.samples import metric_batches
+from vqcore.tokenizer import Tokenizer
 
 
-def build(kind: str, name: str, settings: Mapping[str, Any], **wiring: Any) -> Any:
-    """A component by name, its settings checked as in a config file."""
+def configured(kind: str, name: str, settings: Mapping[str, Any]) -> Any:
+    """A component's config from plain data, checked as in a file."""
     schema = dataclasses.make_dataclass("One", [("part", Config, slot(kind))], frozen=True, kw_only=True)
-    cfg: Any = from_tree({"part": {"name": name, **settings}}, schema=schema, file="conformance")
-    return registry().build(kind, cfg.part, **wiring)
+    whole: Any = from_tree({"part": {"name": name, **settings}}, schema=schema, file="conformance")
+    return whole.part
+
+
+def build(kind: str, name: str, settings: Mapping[str, Any], seed: int = 0, **wiring: Any) -> Any:
+    """A component by name, its settings checked as in a config file, its weights drawn from a seed."""
+    torch.manual_seed(seed)
+    return registry().build(kind, configured(kind, name, settings), **wiring)
 
 
 class ComponentConformance:
-    """What holds for every component. `configs` are the settings to test with."""
+    """What holds for every component. `configs` are the settings to test with.
+
+    Kinds without a Protocol (`text`) have no further laws: set `kind` and use this class as it is.
+    """
 
     kind: ClassVar[str]
     component: ClassVar[str]
     configs: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    waived: ClassVar[Mapping[str, str]] = {}
 
     def test_manifest(self) -> None:
         """The manifest is light."""
@@ -40,18 +57,18 @@ class ComponentConformance:
     def test_settings(self) -> None:
         """The settings are a documented dataclass."""
         checks.check_config(registry().load(self.kind, self.component))
+        for settings in self.configs:
+            configured(self.kind, self.component, settings)
 
 
 class QuantizerConformance(ComponentConformance):
     """The laws of a quantizer; `waived` maps a law it does not claim to the reason."""
 
     kind = "quantizer"
-    waived: ClassVar[Mapping[str, str]] = {}
 
     def test_laws(self) -> None:
-        """Inverse, range, batch and position independence, gradients, masks, state."""
+        """Inverse, range, batch and position independence, gradients, masks, bfloat16, state."""
         for settings in self.configs:
-            torch.manual_seed(0)
             checks.check_quantizer(build(self.kind, self.component, settings), waived=self.waived)
 
 
@@ -62,11 +79,12 @@ class EncoderConformance(ComponentConformance):
     spec: ClassVar[DataSpec]
 
     def test_laws(self) -> None:
-        """Shapes, determinism, batch independence."""
+        """Shapes, determinism, batch independence, sizes it cannot take, gradients, bfloat16, state."""
         for settings in self.configs:
-            encoder = build(self.kind, self.component, settings, spec=self.spec)
-            x = torch.randn(3, self.spec.channels, *self.spec.size, generator=generator(0, "check"))
-            checks.check_encoder(encoder, x)
+            encoder, fresh = (
+                build(self.kind, self.component, settings, seed, spec=self.spec) for seed in (0, 1)
+            )
+            checks.check_encoder(encoder, noise(3, self.spec.channels, *self.spec.size), fresh=fresh)
 
 
 class DecoderConformance(ComponentConformance):
@@ -78,24 +96,210 @@ class DecoderConformance(ComponentConformance):
     dim: ClassVar[int] = 8
 
     def test_laws(self) -> None:
-        """Shapes, batch independence, gradient at the last layer."""
+        """Shapes, batch independence, gradients, bfloat16, state."""
         for settings in self.configs:
-            decoder = build(self.kind, self.component, settings, dim=self.dim, spec=self.spec)
-            z_q = torch.randn(3, *self.grid, self.dim, generator=generator(0, "check"))
-            checks.check_decoder(decoder, z_q, (3, self.spec.out_channels, *self.spec.size))
+            decoder, fresh = (
+                build(self.kind, self.component, settings, seed, dim=self.dim, spec=self.spec)
+                for seed in (0, 1)
+            )
+            shape = (3, self.spec.out_channels, *self.spec.size)
+            checks.check_decoder(decoder, noise(3, *self.grid, self.dim), shape, fresh=fresh)
+
+
+class DenoiserConformance(ComponentConformance):
+    """The laws of a denoising decoder, as for a decoder; `times` are two noise levels it knows."""
+
+    kind = "decoder"
+    spec: ClassVar[DataSpec]
+    grid: ClassVar[tuple[int, ...]]
+    dim: ClassVar[int] = 8
+    times: ClassVar[tuple[float, float]] = (1.0, 500.0)
+
+    def test_laws(self) -> None:
+        """Target space, shapes, what hidden tokens may not do, batch independence, gradients, bfloat16, state."""
+        for settings in self.configs:
+            denoiser, fresh = (
+                build(self.kind, self.component, settings, seed, dim=self.dim, spec=self.spec)
+                for seed in (0, 1)
+            )
+            shape, z_q = (3, self.spec.channels, *self.spec.size), noise(3, *self.grid, self.dim)
+            checks.check_denoiser(denoiser, z_q, shape, times=self.times, fresh=fresh)
+
+
+class PerceptConformance(ComponentConformance):
+    """The laws of a perceptual loss on samples of `spec`."""
+
+    kind = "percept"
+    spec: ClassVar[DataSpec]
+
+    def test_laws(self) -> None:
+        """Zero on equals, above zero on others, sample by sample, frozen, a gradient at x_hat."""
+        for settings in self.configs:
+            percept = build(self.kind, self.component, settings, spec=self.spec)
+            checks.check_percept(percept, *_two(self.spec))
+
+
+class DiscriminatorConformance(ComponentConformance):
+    """The laws of a discriminator on samples of `spec`."""
+
+    kind = "discriminator"
+    spec: ClassVar[DataSpec]
+
+    def test_laws(self) -> None:
+        """Shapes, determinism, batch independence in eval mode, gradients to x and to all weights."""
+        for settings in self.configs:
+            made, fresh = (
+                build(self.kind, self.component, settings, seed, spec=self.spec) for seed in (0, 1)
+            )
+            checks.check_discriminator(made, _two(self.spec)[0], fresh=fresh)
+
+
+class TeacherConformance(ComponentConformance):
+    """The laws of a frozen feature network on samples of `spec`."""
+
+    kind = "teacher"
+    spec: ClassVar[DataSpec]
+
+    def test_laws(self) -> None:
+        """Frozen, deterministic even in training mode, sample by sample."""
+        for settings in self.configs:
+            teacher = build(self.kind, self.component, settings, spec=self.spec)
+            checks.check_teacher(teacher, _two(self.spec)[0])
+
+
+class SchedulerConformance(ComponentConformance):
+    """The laws of a scheduler; a walk of `steps` with perfect predictions ends at x, up to `tolerance`."""
+
+    kind = "scheduler"
+    steps: ClassVar[int] = 10
+    tolerance: ClassVar[float] = 0.05
+
+    def test_laws(self) -> None:
+        """Pure, noisier with t, reproducible, sample by sample, and it finds the way back."""
+        for settings in self.configs:
+            scheduler = build(self.kind, self.component, settings)
+            checks.check_scheduler(scheduler, steps=self.steps, tolerance=self.tolerance, waived=self.waived)
+
+
+class ObjectiveConformance(ComponentConformance):
+    """The laws of an objective; `tokenizer` is what it trains: modality, size and model as in a config."""
+
+    kind = "objective"
+    tokenizer: ClassVar[Mapping[str, Any]]
+
+    def extras(self) -> Mapping[str, Any]:
+        """What rides along in the batch of three samples; nothing by default."""
+        return {}
+
+    def test_laws(self) -> None:
+        """Players, names of losses, gradients to all weights, one source of chance, decoding sample by sample."""
+        for settings in self.configs:
+            tree = {**self.tokenizer, "objective": {"name": self.component, **settings}}
+            made = Tokenizer(from_tree(tree, schema=TokenizerConfig, file="conformance"))
+            x = metric_batches(dataclasses.replace(made.spec, size=tuple(made.cfg.size)))[0][:3]
+            batch = Batch(x, ("a", "b", "c"), extras=self.extras())
+            checks.check_objective(made.objective, made, batch, waived=self.waived)
 
 
 class ModalityConformance(ComponentConformance):
-    """The laws of a modality; `source` returns something its `read` takes, `size` is the nominal size."""
+    """The laws of a modality; `source` returns something its `read` takes, `size` is the nominal size.
+
+    `tolerance` is the largest change of a value by `show` and `read`, as a share of 1 or of the largest value.
+    """
 
     kind = "modality"
     size: ClassVar[tuple[int, ...] | None] = None
+    tolerance: ClassVar[float] = 0.02
 
     def source(self) -> Any:
         """One sample: a path, or an object in memory."""
         raise NotImplementedError
 
     def test_laws(self) -> None:
-        """Extent, shape, range, a fixed view for evaluation."""
+        """Views, shapes, ranges, masks, the way through show and back, mirrors, damaged files."""
         for settings in self.configs:
-            checks.check_modality(build(self.kind, self.component, settings, size=self.size), self.source())
+            modality = build(self.kind, self.component, settings, size=self.size)
+            checks.check_modality(modality, self.source(), tolerance=self.tolerance, waived=self.waived)
+
+
+class DataConformance(ComponentConformance):
+    """The laws of a data source; `modality` is the main modality's node, `size` its nominal size."""
+
+    kind = "data"
+    modality: ClassVar[Mapping[str, Any]]
+    size: ClassVar[tuple[int, ...] | None] = None
+
+    def settings(self, folder: Path) -> Mapping[str, Any]:
+        """Settings beside `configs`; samples that have to lie on a disk are written into `folder` here."""
+        return {}
+
+    def test_laws(self, tmp_path: Path) -> None:
+        """Keys, order, pickling, everything readable; in both splits, if there are two."""
+        for number, chosen in enumerate(self.configs):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            tree = {"modality": dict(self.modality), **self.settings(folder), **chosen}
+            cfg = configured(self.kind, self.component, tree)
+            modality = registry().build("modality", cfg.modality, size=self.size)
+            extra = {
+                label: registry().build("modality", one, size=self.size) for label, one in cfg.extra.items()
+            }
+            for split in ("train", "eval") if cfg.has_eval else ("train",):
+                data = registry().build("data", cfg, split=split, modality=modality, extra=extra)
+                checks.check_data(data, modality, extra)
+
+
+class MetricConformance(ComponentConformance):
+    """The laws of a metric for data of `spec`."""
+
+    kind = "metric"
+    spec: ClassVar[DataSpec]
+
+    def test_laws(self) -> None:
+        """Sums over samples however they are split, figures, the direction that is better, masks."""
+        for settings in self.configs:
+            checks.check_metric(
+                build(self.kind, self.component, settings, spec=self.spec), self.spec, waived=self.waived
+            )
+
+
+class HookConformance(ComponentConformance):
+    """The laws of a hook; `run` is the config of a tiny run to watch, without `hooks` and without `run.dir`."""
+
+    kind = "hook"
+    run: ClassVar[Mapping[str, Any]]
+
+    def test_names(self) -> None:
+        """It listens to what there is, with arguments that there are."""
+        checks.check_hook(registry().load(self.kind, self.component))
+
+    def test_observes(self, tmp_path: Path) -> None:
+        """A run ends with the same weights whether it is watched or not, and the hook raises nothing."""
+        tree = {**self.run, "run": {**self.run["run"], "dir": str(tmp_path / "run")}}
+        for settings in self.configs:
+            checks.check_observer(as_run(tree), {"watched": configured(self.kind, self.component, settings)})
+
+
+class FormatConformance(ComponentConformance):
+    """The laws of a foreign format; `sample` writes a small file or folder of it."""
+
+    kind = "format"
+
+    def sample(self, folder: Path) -> Path:
+        """Write a sample into a folder; returns its path."""
+        raise NotImplementedError
+
+    def test_laws(self, tmp_path: Path) -> None:
+        """Recognised by name, read twice alike, filling the tokenizer exactly; no pickle unasked, no traceback."""
+        for number, settings in enumerate(self.configs):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            checks.check_format(build(self.kind, self.component, settings), self.sample(folder))
+
+
+def _two(spec: DataSpec) -> tuple[Tensor, Tensor]:
+    """Two batches of two samples each, with values as the spec says."""
+    low, high = spec.range or (-1.0, 1.0)
+    shape = (2, spec.channels, *spec.size)
+    first, second = (torch.rand(shape, generator=generator(seed, "check")) for seed in (0, 1))
+    return first * (high - low) + low, second * (high - low) + low

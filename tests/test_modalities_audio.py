@@ -1,0 +1,300 @@
+"""Sounds: WAV of every width, stretches, padding, resampling against scipy; SI-SNR and mel bands against NumPy."""
+
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vqcore.errors import DataError
+from vqcore.modalities.audio import Audio, LogMel, mel_filters
+from vqcore.scores_signal import SISNR
+from vqcore.testing.conformance import ModalityConformance
+
+ROOT = Path(__file__).resolve().parent.parent
+CROW = ROOT / "data/audio/train/misc_crow.wav"
+
+
+def audio(size=1000, **settings):
+    return Audio(Audio.Config(**settings), size=size)
+
+
+def log_mel(size=(32, 16), **settings):
+    return LogMel(LogMel.Config(**{"window": 512, "hop": 128, **settings}), size=size)
+
+
+def tone(hertz=1000.0, seconds=0.25, rate=16000, amplitude=0.5):
+    return amplitude * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def write(path, sound, width=2, rate=16000):
+    """A WAV file of `(n,)` or `(n, channels)` integers."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1 if sound.ndim == 1 else sound.shape[1])
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        if width == 3:
+            content = b"".join(int(v).to_bytes(3, "little", signed=True) for v in sound.reshape(-1))
+        else:
+            content = sound.astype({1: "u1", 2: "<i2", 4: "<i4"}[width]).tobytes()
+        file.writeframes(content)
+    return path
+
+
+def tensor(modality, source, rng=None):
+    raw = modality.read(source)
+    return modality.tensor(raw, modality.view(modality.extent(raw), modality.spec.size, rng))
+
+
+class TestAudio(ModalityConformance):
+    component = "audio"
+    configs = ({}, {"channels": 2}, {"pad": True})
+    size = (4096,)
+
+    def source(self):
+        return CROW
+
+
+class TestLogMel(ModalityConformance):
+    component = "log-mel"
+    configs = (
+        {"window": 512, "hop": 128},
+        {"window": 512, "hop": 64, "pad": True, "f_min": 100.0, "f_max": 7000.0},
+    )
+    size = (32, 32)
+
+    def source(self):
+        return CROW
+
+
+class TestFiles:
+    def test_sixteen_bits_against_scipy(self):
+        from scipy.io import wavfile
+
+        rate, wanted = wavfile.read(CROW)
+        assert rate == 16000
+        assert np.array_equal(audio().read(CROW), wanted[None].astype(np.float32) / 32768)
+
+    @pytest.mark.parametrize("width", [1, 2, 3, 4])
+    def test_every_width_is_the_same_sound(self, tmp_path, width):
+        scale = 2 ** (8 * width - 1)
+        levels = np.round(tone() * scale).clip(-scale, scale - 1) + (128 if width == 1 else 0)
+        found = audio().read(write(tmp_path / "a.wav", levels, width))
+        assert found.dtype == np.float32 and found.shape == (1, 4000)
+        assert np.abs(found[0] - tone()).max() <= 0.51 / scale + 1e-6
+
+    def test_channels(self, tmp_path):
+        both = np.stack([tone(), tone(2000)], 1)
+        path = write(tmp_path / "a.wav", np.round(both * 32767))
+        left, right = audio(channels=2).read(path)
+        assert np.abs(left - tone()).max() < 1e-4 and np.abs(right - tone(2000)).max() < 1e-4
+        assert np.allclose(audio().read(path)[0], (left + right) / 2, atol=1e-7)
+        assert np.array_equal(audio(channels=3).read(tone().astype(np.float32))[2], tone().astype(np.float32))
+        with pytest.raises(DataError, match=r"has 2 channels where data.modality.channels is 3"):
+            audio(channels=3).read(path)
+
+    def test_another_rate_is_converted(self, tmp_path):
+        path = write(tmp_path / "a.wav", np.round(tone(rate=44100) * 32767), rate=44100)
+        found = audio().read(path)[0]
+        assert abs(len(found) - 4000) <= 1
+        n = min(len(found), 4000)
+        assert np.abs(found[200 : n - 200] - tone()[200 : n - 200]).max() < 0.01
+        with pytest.raises(DataError, match=r"44100 samples per second where data.modality.rate is 16000"):
+            audio(resample=False).read(path)
+
+    def test_arrays_and_back(self, tmp_path):
+        sound = tone().astype(np.float32)
+        np.save(tmp_path / "a.npy", sound)
+        modality = audio(size=4000)
+        found = tensor(modality, tmp_path / "a.npy")
+        assert np.array_equal(found[0], sound) and np.array_equal(modality.show(found), sound)
+        assert np.array_equal(modality.show(found * 4), np.clip(sound * 4, -1, 1))
+        assert np.array_equal(
+            audio().read((sound * 32767).astype(np.int16))[0], np.trunc(sound * 32767) / 32768
+        )
+        stereo = audio(size=4000, channels=2)
+        assert stereo.show(tensor(stereo, np.stack([sound, -sound]))).shape == (2, 4000)
+
+    @pytest.mark.parametrize(
+        "array, says",
+        [
+            (np.zeros((0,)), "holds no samples"),
+            (np.where(np.arange(2000) == 7, np.nan, 0.0), "sample 7 of channel 0 is nan"),
+            (np.zeros((2, 3, 4)), r"shape \(2, 3, 4\)"),
+            (np.zeros(2000, np.uint8), "type uint8"),
+            (
+                np.zeros(999),
+                r"999 samples is shorter than the 1000 of data.input_size; data.modality.pad=true",
+            ),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, array, says):
+        with pytest.raises(DataError, match=says):
+            tensor(audio(), array)
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"RIFF", b"no sound at all, only a few words", b"RIFF\x24\0\0\0WAVEfmt "]
+    )
+    def test_damaged_files_are_named(self, tmp_path, content):
+        (tmp_path / "a.wav").write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.wav: .+"):
+            audio().read(tmp_path / "a.wav")
+
+    def test_a_cut_file_gives_what_is_there(self, tmp_path):
+        path = write(tmp_path / "a.wav", np.round(tone() * 32767))
+        path.write_bytes(path.read_bytes()[:-2001])
+        assert np.abs(audio().read(path)[0] - tone()[:2999]).max() < 1e-4
+
+    @pytest.mark.parametrize("name, library", [("a.flac", "soundfile"), ("a.wav", "scipy")])
+    def test_a_missing_library_is_named(self, tmp_path, monkeypatch, name, library):
+        for module in (library, "scipy.signal"):
+            monkeypatch.setitem(sys.modules, module, None)
+        write(tmp_path / name, np.round(tone() * 32767), rate=8000)
+        with pytest.raises(DataError, match=rf"{name}: .*pip install {library}"):
+            audio().read(tmp_path / name)
+
+    def test_flac_and_wav_of_floats(self, tmp_path):
+        soundfile = pytest.importorskip("soundfile")
+        for name, kind in (("a.flac", "PCM_24"), ("b.wav", "FLOAT"), ("c.ogg", "VORBIS")):
+            soundfile.write(tmp_path / name, tone(), 16000, subtype=kind)
+            found = audio().read(tmp_path / name)[0]
+            assert np.abs(found[:4000] - tone()).max() < (0.1 if kind == "VORBIS" else 1e-6)
+
+
+class TestStretches:
+    def test_evaluation_takes_the_middle(self):
+        sound = np.arange(3000) / 3000
+        assert np.array_equal(tensor(audio(), sound)[0], sound[1000:2000].astype(np.float32))
+
+    def test_training_takes_stretches_from_anywhere(self):
+        sound = (np.arange(1003) / 2000).astype(np.float32)
+        starts = {
+            round(float(tensor(audio(), sound, np.random.default_rng(s))[0, 0]) * 2000) for s in range(100)
+        }
+        assert starts == {0, 1, 2, 3}
+
+    def test_padding_is_silent_and_masked(self):
+        modality = audio(pad=True)
+        raw = modality.read(tone(seconds=0.05))
+        view = modality.view((800,), (1000,), np.random.default_rng(0))
+        x, mask = modality.tensor(raw, view), modality.mask(raw, view)
+        assert modality.spec.mask and np.array_equal(x[0, :800], raw[0]) and not x[0, 800:].any()
+        assert mask[:800].all() and not mask[800:].any()
+
+    def test_padded_spectrograms_too(self):
+        modality = log_mel(pad=True)
+        raw = modality.read(tone(seconds=0.05))
+        view = modality.view(modality.extent(raw), (32, 16), None)
+        x, mask = modality.tensor(raw, view), modality.mask(raw, view)
+        frames = raw.shape[2]
+        assert frames == 7 and (x[:, :, frames:] == -1).all() and mask.shape == (32, 16)
+        assert mask[:, :frames].all() and not mask[:, frames:].any()
+
+
+class TestSpectrograms:
+    def test_a_tone_has_its_level_in_its_band(self):
+        """1 kHz at half of full scale is -6 dB in the band whose middle is nearest to 1 kHz on the mel scale."""
+        found = log_mel().read(tone(seconds=0.5))[0, ::-1].copy()
+        edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 8000 / 700), 34) / 2595) - 1)
+        steady = found[:, 8:-8].mean(1)
+        assert steady.argmax() == np.abs(edges[1:-1] - 1000).argmin()
+        assert abs(steady.max() + 6) < 3 and steady[-8:].max() < -80
+
+    def test_filters_against_a_loop(self):
+        found = mel_filters(20, 256, 8000, 50.0, 3500.0).numpy()
+        mel = np.linspace(2595 * np.log10(1 + 50 / 700), 2595 * np.log10(1 + 3500 / 700), 22)
+        edges = 700 * (10 ** (mel / 2595) - 1)
+        for band in range(20):
+            low, mid, high = edges[band : band + 3]
+            for k in range(129):
+                f = k * 8000 / 256
+                wanted = max(0.0, min((f - low) / (mid - low), (high - f) / (high - mid)))
+                assert abs(found[band, k] - wanted) < 1e-5
+
+    def test_levels_come_back(self, tmp_path):
+        modality = log_mel(db=(-100.0, 20.0))
+        x = tensor(modality, CROW)
+        shown = modality.show(x)
+        assert shown.shape == (32, 16) and shown.min() >= -100
+        np.save(tmp_path / "a.npy", shown)
+        assert torch.allclose(tensor(modality, tmp_path / "a.npy"), x, atol=1e-5)
+        assert np.allclose(modality.values(x[None])[0, 0], shown)
+
+    @pytest.mark.parametrize(
+        "array, says",
+        [
+            (np.zeros(100), "100 samples, less than data.modality.window=512"),
+            (np.zeros((31, 40)), "31 rows where data.input_size has 32 mel bands"),
+            (np.zeros((32, 15)), "15 frames is shorter than the 16"),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, array, says):
+        with pytest.raises(DataError, match=says):
+            tensor(log_mel(), array)
+
+    @pytest.mark.parametrize(
+        "settings, says",
+        [
+            ({"rate": 0}, "rate=0"),
+            ({"hop": 0}, "hop=0"),
+            ({"f_min": 9000.0}, "f_min=9000"),
+            ({"f_max": 9000.0}, r"0\.\.8000 Hz"),
+            ({"db": (0.0, -80.0)}, "db="),
+            ({"size": (128, 16)}, "band 0 of mels=128 holds no frequency of window=512"),
+            ({"size": None}, r"\[mels, frames\]"),
+        ],
+    )
+    def test_settings_out_of_range(self, settings, says):
+        with pytest.raises(ValueError, match=says):
+            log_mel(**settings)
+
+
+class TestSISNR:
+    def measure(self, x_hat, x, mask=None):
+        metric = SISNR(SISNR.Config(), spec=audio().spec)
+        return metric.summary(metric.measure(torch.tensor(x_hat), torch.tensor(x), mask))[""]
+
+    def test_against_numpy(self):
+        rng = np.random.default_rng(0)
+        x, noise = rng.normal(size=(3, 2, 500)), rng.normal(size=(3, 2, 500))
+        x_hat = 0.3 * x + 0.1 * noise + 5
+        wanted = []
+        for s, e in zip(x.reshape(6, 500), x_hat.reshape(6, 500)):
+            s, e = s - s.mean(), e - e.mean()
+            target = e @ s / (s @ s) * s
+            wanted.append(10 * np.log10((target @ target) / ((e - target) @ (e - target))))
+        assert abs(self.measure(x_hat, x) - np.mean(wanted)) < 1e-9
+
+    def test_scale_and_offset_do_not_matter_a_constant_has_the_floor(self):
+        x = np.random.default_rng(1).normal(size=(1, 1, 400))
+        assert self.measure(-3 * x + 1, x) == pytest.approx(100)
+        assert self.measure(np.full_like(x, 0.7), x) == pytest.approx(-100)
+
+    def test_silence_is_left_out_and_masked_samples_do_not_count(self):
+        x = np.random.default_rng(2).normal(size=(2, 1, 400))
+        x_hat = x + 0.5 * np.random.default_rng(3).normal(size=x.shape)
+        alone = self.measure(x_hat[:1], x[:1])
+        x[1] = 0
+        assert self.measure(x_hat, x) == pytest.approx(alone)
+        long = np.concatenate([x[:1], 9 * np.ones((1, 1, 100))], -1)
+        longer = np.concatenate([x_hat[:1], np.zeros((1, 1, 100))], -1)
+        assert self.measure(longer, long, torch.arange(500)[None] < 400) == pytest.approx(alone)
+        assert np.isnan(self.measure(x_hat[1:], x[1:]))
+
+
+def test_pictures_show_level_and_pitch():
+    modality = audio(size=4000)
+    loud, soft = (
+        np.asarray(modality.picture(tensor(modality, tone(amplitude=a))))[:64].astype(int) for a in (0.9, 0.1)
+    )
+    ink = [(one.sum(-1) < 700).sum() for one in (loud, soft)]
+    assert loud.shape == (64, 128, 3) and ink[0] > 3 * ink[1] > 0
+    low, high = (
+        np.asarray(modality.picture(tensor(modality, tone(f))))[64:].sum((1, 2)).argmax()
+        for f in (1000, 6000)
+    )
+    assert high < 32 < low  # higher is further up
+    mel = log_mel()
+    assert mel.picture(tensor(mel, CROW)).size == (16, 32)

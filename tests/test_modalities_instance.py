@@ -1,0 +1,178 @@
+"""Instances: label maps and stacks, boxes, draws, and back into the picture."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vqcore.errors import DataError
+from vqcore.modalities.instance import Instance, paste
+from vqcore.protocols import View
+from vqcore.testing.conformance import ModalityConformance
+
+
+def instances(size=None, **settings):
+    return Instance(Instance.Config(**settings), size=size)
+
+
+def scene():
+    """A disc (label 3), a triangle (9) and a bar (200) in a picture of 60 x 80."""
+    rows, columns = np.mgrid[:60, :80]
+    labels = np.zeros((60, 80), np.uint8)
+    labels[(rows - 20) ** 2 + (columns - 20) ** 2 <= 15**2] = 3
+    labels[(rows >= 30) & (rows < 55) & (columns >= 45) & (columns - 45 <= rows - 30)] = 9
+    labels[5:10, 50:78] = 200
+    return labels
+
+
+def tensor(modality, source, view=None):
+    raw = modality.read(source)
+    return modality.tensor(raw, view or modality.view(modality.extent(raw), modality.spec.size, None))
+
+
+class TestInstance(ModalityConformance):
+    component = "instance"
+    configs = ({}, {"min_crop_scale": 0.2, "hflip": 1.0})
+    size = (32, 32)
+
+    def source(self):
+        return scene()
+
+
+class TestFiles:
+    @pytest.mark.parametrize("mode", ["L", "P", "I;16", "I"])
+    def test_label_maps_of_every_mode(self, tmp_path, mode):
+        labels = scene().astype(np.uint16) * (200 if mode in ("I;16", "I") else 1)
+        path = tmp_path / ("a.tif" if mode == "I" else "a.png")
+        if mode == "P":
+            image = Image.fromarray(scene()).convert("P")
+            image.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+        else:
+            image = Image.fromarray(labels.astype({"L": np.uint8, "I;16": np.uint16, "I": np.int32}[mode]))
+        assert image.mode == mode
+        image.save(path)
+        found = instances().read(path).found
+        assert [each.box for each in found] == [(5, 5, 36, 36), (30, 45, 55, 70), (5, 50, 10, 78)]
+
+    def test_coco_colours_are_labels(self, tmp_path):
+        labels = np.where(scene() > 0, scene().astype(np.int64) * 1000, 0)
+        colours = np.stack([labels % 256, labels // 256 % 256, labels // 65536], -1).astype(np.uint8)
+        Image.fromarray(colours).save(tmp_path / "a.png")
+        assert len(instances().read(tmp_path / "a.png").found) == 3
+
+    def test_stacks_may_overlap(self, tmp_path):
+        stack = np.zeros((3, 20, 30), bool)
+        stack[0, 2:12, 3:13], stack[1, 5:15, 8:28] = True, True
+        np.save(tmp_path / "a.npy", stack)
+        assert [each.box for each in instances().read(tmp_path / "a.npy").found] == [
+            (5, 8, 15, 28),
+            (2, 3, 12, 13),
+        ]
+
+    def test_boxes_and_masks_are_those_of_numpy(self):
+        labels = np.random.default_rng(0).integers(0, 6, (40, 50))
+        found = instances().read(labels).found
+        assert len(found) == 5
+        for each in found:
+            name = labels[each.top :, each.left :][: each.mask.shape[0], : each.mask.shape[1]][each.mask][0]
+            rows, columns = np.nonzero(labels == name)
+            assert each.box == (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1)
+            top, left, bottom, right = each.box
+            assert np.array_equal(each.mask, labels[top:bottom, left:right] == name)
+
+    def test_a_silhouette_is_what_is_brighter(self):
+        grey = (scene() == 3) * np.uint8(100) + np.uint8(20)
+        assert [each.box for each in instances(threshold=60).read(grey).found] == [(5, 5, 36, 36)]
+
+    @pytest.mark.parametrize(
+        "array, settings, says",
+        [
+            (np.zeros((9, 9), np.uint8), {}, "holds no instance; everything is background"),
+            (np.full((9, 9), 255, np.uint8), {"ignore": (0, 255)}, "holds no instance"),
+            (np.zeros((2, 9, 9), bool), {}, "holds no instance"),
+            (np.tile(np.arange(150) == 3, (200, 1)), {"min_area": 0.5}, "covers 0.0067 .*min_area=0.5"),
+            (np.zeros((9, 9)), {}, "type float64; a label map is"),
+            (np.full((9, 9), np.nan), {}, "type float64"),
+            (np.full((9, 9), -1), {}, "label -1; labels are not negative"),
+            (np.zeros((2, 2, 9, 9), bool), {}, "shape"),
+        ],
+    )  # fmt: skip
+    def test_what_is_wrong_is_said(self, tmp_path, array, settings, says):
+        np.save(tmp_path / "a.npy", array)
+        with pytest.raises(DataError, match=says):
+            instances(**settings).read(tmp_path / "a.npy")
+
+    def test_transparency_is_refused_and_damage_named(self, tmp_path):
+        Image.new("RGBA", (8, 8), (1, 2, 3, 4)).save(tmp_path / "a.png")
+        with pytest.raises(DataError, match=r"a\.png: has mode RGBA"):
+            instances().read(tmp_path / "a.png")
+        (tmp_path / "b.png").write_bytes(b"no picture")
+        with pytest.raises(DataError, match=r"b\.png: "):
+            instances().read(tmp_path / "b.png")
+
+    @pytest.mark.parametrize(
+        "settings, says",
+        [({"min_area": 1.0}, "min_area"), ({"ignore": (-1,)}, "ignore"), ({"hflip": 2.0}, "hflip")],
+    )
+    def test_settings_out_of_range(self, settings, says):
+        with pytest.raises(ValueError, match=says):
+            instances(**settings)
+
+
+class TestDraws:
+    def test_evaluation_takes_the_largest_in_its_box(self):
+        x = tensor(instances(31), scene())
+        assert x.shape == (1, 31, 31) and np.array_equal(x[0], (scene() == 3)[5:36, 5:36])
+
+    def test_training_draws_all_alike(self):
+        modality = instances(16, min_crop_scale=1.0, ratio=(1.0, 1.0), hflip=0.0)
+        square = np.pad(scene(), ((10, 10), (0, 0)))
+        raw = modality.read(square)
+        wanted = modality.every(square)[0]
+        counts = np.zeros(3)
+        for seed in range(900):
+            x = modality.tensor(raw, modality.view(raw.extent, (16, 16), np.random.default_rng(seed)))
+            counts += [bool(torch.equal(x, one)) for one in wanted]
+        assert counts.sum() == 900 and (np.abs(counts - 300) < 75).all()
+
+    def test_a_crop_cuts_the_masks_and_their_boxes(self):
+        """A view of the right half, as a picture would draw it, holds the triangle and the bar alone."""
+        view = View(start=(0.0, 0.5), stop=(1.0, 1.0), size=(25, 25))
+        assert np.array_equal(tensor(instances(), scene(), view)[0], (scene() == 9)[30:55, 45:70])
+        view = View(start=(0.0, 20 / 80), stop=(1.0, 0.5), size=(31, 16))
+        assert np.array_equal(tensor(instances(), scene(), view)[0], (scene() == 3)[5:36, 20:36])
+
+    def test_a_crop_without_instances_is_ignored(self):
+        view = View(start=(0.9, 0.0), stop=(1.0, 0.1), size=(31, 31))
+        assert np.array_equal(tensor(instances(), scene(), view)[0], (scene() == 3)[5:36, 5:36])
+
+    def test_a_mirror(self):
+        view = View(start=(0.0, 0.5), stop=(1.0, 1.0), size=(25, 25), flip=True)
+        assert np.array_equal(tensor(instances(), scene(), view)[0], (scene() == 9)[30:55, 45:70][:, ::-1])
+
+
+class TestMasks:
+    def test_zeros_and_ones_of_64_px(self):
+        modality = instances()
+        x = tensor(modality, scene())
+        assert x.shape == (1, 64, 64) and set(x.unique().tolist()) == {0.0, 1.0}
+        assert (modality.spec.kind, modality.spec.loss, modality.spec.range) == ("binary", "bce", (0.0, 1.0))
+
+    def test_a_shown_mask_is_read_as_it_was(self):
+        modality = instances()
+        x = tensor(modality, scene())
+        assert torch.equal(tensor(modality, modality.show(x)), x)
+        assert np.array_equal(np.asarray(modality.show(0.2 + 0.6 * x)), np.asarray(x[0] * 255))
+
+    def test_thin_lines_survive_shrinking(self):
+        line = np.eye(400, dtype=np.uint8)
+        x = tensor(instances(), line)[0]
+        assert x.diagonal().all() and x.sum() < 64 * 5
+
+    def test_every_instance_returns_to_its_place(self):
+        modality = instances()
+        masks, boxes = modality.every(scene())
+        pasted = paste(masks, boxes, (60, 80))
+        for found, label in zip(pasted, (3, 9, 200)):
+            wanted = scene() == label
+            assert (found & wanted).sum() / (found | wanted).sum() > 0.93

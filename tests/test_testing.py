@@ -1,0 +1,1309 @@
+"""The conformance kit itself: a good toy of each kind passes, and for every law there is a toy that breaks it."""
+
+import ast
+import copy
+import dataclasses
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange, repeat
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from tests.toys import run_tree, toy  # noqa: F401
+from vqcore.config import Config as Base
+from vqcore.config import from_tree, to_tree
+from vqcore.errors import DataError
+from vqcore.metrics import MAE
+from vqcore.objectives import Reconstruction
+from vqcore.plugin import KINDS, hookimpl
+from vqcore.protocols import Batch, DataSpec, Losses, Quantized, View
+from vqcore.schema import TokenizerConfig
+from vqcore.testing import checks, conformance
+from vqcore.testing.basics import noise
+from vqcore.testing.runs import as_run
+from vqcore.tokenizer import Tokenizer
+
+SPEC = DataSpec(channels=2, size=(8, 8))
+X = noise(3, 2, 8, 8)
+Z = noise(3, 2, 2, 6)
+
+
+def variant(cls, **members):
+    """A class that is like another one but for some members."""
+    return type(f"Odd{cls.__name__}", (cls,), members)
+
+
+def linear(inputs, outputs, seed):
+    torch.manual_seed(seed)
+    return nn.Linear(inputs, outputs)
+
+
+# Good toys
+
+
+class Encoder(nn.Module):
+    dim = 6
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.net = linear(2 * 16, 6, seed)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def grid(self, size):
+        for side in size:
+            if side % 4:
+                raise ValueError(f"side {side} is no multiple of the patch 4")
+        return tuple(side // 4 for side in size)
+
+    def patches(self, x):
+        return rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=4, q=4)
+
+    def forward(self, x):
+        return self.net(self.patches(x))
+
+
+class Decoder(nn.Module):
+    def __init__(self, seed=0):
+        super().__init__()
+        self.net = linear(6, 2 * 16, seed)
+        self.register_buffer("calls", torch.zeros(()))
+
+    @property
+    def last_layer(self):
+        return self.net.weight
+
+    def forward(self, z_q):
+        return rearrange(self.net(z_q), "b h w (c p q) -> b c (h p) (w q)", p=4, q=4)
+
+
+class Denoiser(nn.Module):
+    is_denoiser = True
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.net = linear(2 + 6, 2, seed)
+
+    @property
+    def last_layer(self):
+        return self.net.weight
+
+    def condition(self, z_q, *, size, mask=None, extras=None):
+        if mask is not None:
+            z_q = z_q.masked_fill(mask.unsqueeze(-1), 0.0)
+        return repeat(z_q, "b h w d -> b d (h p) (w q)", p=size[0] // z_q.shape[1], q=size[1] // z_q.shape[2])
+
+    def forward(self, x_t, t, cond):
+        both = torch.cat([x_t * (1 + t.view(-1, 1, 1, 1) / 1000), cond], 1)
+        return rearrange(self.net(rearrange(both, "b c h w -> b h w c")), "b h w c -> b c h w")
+
+    def to_target(self, x, rng):
+        return x
+
+    def from_target(self, y):
+        return y
+
+    def target_shape(self, size):
+        return (2, *size)
+
+
+class Quantizer(nn.Module):
+    dim, codebook_size, num_codebooks = 3, 8, 1
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.register_buffer("book", torch.randn(8, 3))
+
+    def nearest(self, z):
+        return (z.unsqueeze(-2) - self.book).square().sum(-1).argmin(-1)
+
+    def forward(self, z, mask=None):
+        z = z.float()
+        codes = self.nearest(z)
+        z_q = self.book[codes]
+        valid = torch.ones_like(codes, dtype=torch.bool) if mask is None else mask
+        commit = (z - z_q)[valid].square().mean()
+        if self.training:
+            self.book += 0.0
+            z_q = z + (z_q - z).detach()
+        return Quantized(z_q, codes.unsqueeze(-1), {"vq/commit": commit}, {"vq/ones": torch.ones(())})
+
+    def decode(self, codes):
+        if int(codes.max()) >= 8:
+            raise ValueError(f"code {int(codes.max())} lies outside of [0, 8)")
+        return self.book[codes[..., 0]]
+
+
+class Percept(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = linear(2, 4, 0).requires_grad_(False)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def features(self, x):
+        return torch.tanh(self.net(rearrange(x, "b c h w -> b h w c")))
+
+    def forward(self, x_hat, x):
+        return (self.features(x_hat) - self.features(x)).square().flatten(1).mean(1)
+
+
+class Discriminator(nn.Module):
+    def __init__(self, seed=0):
+        super().__init__()
+        self.net = linear(2, 1, seed)
+
+    def forward(self, x):
+        return self.net(rearrange(x, "b c h w -> b h w c"))
+
+
+class Teacher(nn.Module):
+    dim = 5
+
+    def __init__(self):
+        super().__init__()
+        self.net = linear(2, 5, 0).requires_grad_(False)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        return rearrange(self.net(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
+
+
+def cosine(t):
+    return torch.cos(torch.as_tensor(t, dtype=torch.float64) / 1000 * 1.5).float()
+
+
+class Scheduler:
+    """Predicts eps; DDIM from the cosine schedule (arXiv 2010.02502, eq. 12 without noise)."""
+
+    num_steps = 1000
+
+    def mix(self, x, eps, t):
+        a = cosine(t).view(-1, *[1] * (x.ndim - 1))
+        return a * x + (1 - a**2).clamp(min=0).sqrt() * eps
+
+    def add_noise(self, x, eps, t):
+        return self.mix(x, eps, t)
+
+    def target(self, x, eps, t):
+        return eps
+
+    def sampler(self, steps):
+        return Sampler(steps)
+
+
+class Sampler:
+    def __init__(self, steps):
+        self.timesteps = [900 - 900 * k // steps for k in range(steps)]
+
+    def step(self, prediction, t, x_t, rng):
+        after = [s for s in self.timesteps if s < t]
+        a, b = cosine(t), cosine(max(after)) if after else torch.ones(())
+        x = (x_t - (1 - a**2).sqrt() * prediction) / a
+        return b * x + (1 - b**2).sqrt() * prediction
+
+
+class Modality:
+    """Arrays (2, h, w) within -1..1."""
+
+    suffixes = (".npy",)
+    metrics = ("mae",)
+
+    def __init__(self, **changes):
+        self.spec = dataclasses.replace(SPEC, **changes)
+
+    def read(self, source):
+        try:
+            raw = source if isinstance(source, np.ndarray) else np.load(source)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        if not np.isfinite(raw).all():
+            raise DataError("holds NaN")
+        return raw
+
+    def extent(self, raw):
+        return raw.shape[1:]
+
+    def view(self, extent, size, rng):
+        whole = View((0.0, 0.0), (1.0, 1.0), size)
+        return whole if rng is None else dataclasses.replace(whole, flip=bool(rng.random() < 0.5))
+
+    def tensor(self, raw, view):
+        x = F.interpolate(torch.from_numpy(raw).float().unsqueeze(0), size=view.size, mode="area")[0]
+        return x.flip(-1) if view.flip else x
+
+    def mask(self, raw, view):
+        return torch.ones(view.size, dtype=torch.bool)
+
+    def values(self, x):
+        return x.float() * 10
+
+    def show(self, x):
+        return x.numpy()
+
+    def picture(self, x):
+        return Image.new("RGB", (4, 4))
+
+
+SAMPLE = np.tanh(noise(2, 16, 16).numpy())
+
+
+class Data:
+    def __init__(self):
+        self.samples = [np.tanh(noise(2, 8, 8, seed=seed).numpy()) for seed in range(6)]
+
+    def __len__(self):
+        return len(self.samples)
+
+    def key(self, index):
+        return f"part/{index:03}"
+
+    def get(self, index, label=""):
+        return self.samples[index]
+
+
+class Metric(MAE):
+    def __init__(self):
+        super().__init__(self.Config(), spec=SPEC)
+
+
+class Hook:
+    entries: ClassVar[list] = []
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(Base):
+        """Settings."""
+
+    def __init__(self, cfg=None):
+        pass
+
+    @hookimpl
+    def vqcore_step_ended(self, run, step, metrics):
+        self.entries.append(step)
+
+
+class Objective(Reconstruction):
+    def __init__(self):
+        super().__init__(self.Config(name="reconstruction"), spec=SPEC)
+
+
+class Weighted(Encoder):
+    """Keeps weights where no state dict sees them."""
+
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.hidden = noise(6, seed=seed + 7)
+
+    def forward(self, x):
+        return super().forward(x) + self.hidden
+
+
+# How each kind is checked
+
+
+def encoder(made):
+    checks.check_encoder(made, X.clone(), fresh=type(made)(1) if isinstance(made, nn.Module) else None)
+
+
+def decoder(made):
+    fresh = type(made)(1) if isinstance(made, nn.Module) else None
+    checks.check_decoder(made, Z, (3, 2, 8, 8), fresh=fresh)
+
+
+def denoiser(made):
+    fresh = type(made)(1) if isinstance(made, nn.Module) else None
+    checks.check_denoiser(made, Z, (3, 2, 8, 8), fresh=fresh)
+
+
+def percept(made):
+    checks.check_percept(made, X.clone(), X + 0.3 * noise(3, 2, 8, 8, seed=5))
+
+
+def discriminator(made):
+    checks.check_discriminator(made, X.clone())
+
+
+def teacher(made):
+    checks.check_teacher(made, X.clone())
+
+
+def modality(made):
+    checks.check_modality(made, SAMPLE)
+
+
+def data(made):
+    checks.check_data(made, Modality())
+
+
+def metric(made):
+    checks.check_metric(made, SPEC)
+
+
+GOOD = {
+    "encoder": (encoder, Encoder),
+    "decoder": (decoder, Decoder),
+    "denoiser": (denoiser, Denoiser),
+    "quantizer": (checks.check_quantizer, Quantizer),
+    "percept": (percept, Percept),
+    "discriminator": (discriminator, Discriminator),
+    "teacher": (teacher, Teacher),
+    "scheduler": (checks.check_scheduler, Scheduler),
+    "modality": (modality, Modality),
+    "data": (data, Data),
+    "metric": (metric, Metric),
+    "hook": (checks.check_hook, Hook),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_good_one_of_each_kind_passes(kind):
+    check, cls = GOOD[kind]
+    check(cls())
+
+
+# Bad toys: how a law is broken, and what the kit must say
+
+
+def times_calls(self, x):
+    self.calls += 1
+    return type(self).__mro__[1].forward(self, x) * self.calls
+
+
+def count_calls(self, *args):
+    self.calls += 1
+    return type(self).__mro__[1].forward(self, *args)
+
+
+def spoil(self, x):
+    y = type(self).__mro__[1].forward(self, x)
+    x.mul_(2)
+    return y
+
+
+def centred(self, x):
+    y = type(self).__mro__[1].forward(self, x)
+    return y - y.mean(0, keepdim=True)
+
+
+def infinite(self, x):
+    return type(self).__mro__[1].forward(self, x) / 0.0
+
+
+def coarse(self, x):
+    y = type(self).__mro__[1].forward(self, x)
+    return y * 2 if torch.is_autocast_enabled("cpu") else y
+
+
+def dead(self, x):
+    return type(self).__mro__[1].forward(self, x).detach() + 0 * sum(p.sum() for p in self.parameters())
+
+
+class Idle(Encoder):
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.idle = nn.Parameter(torch.ones(2))
+
+
+class IdleDecoder(Decoder):
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.idle = nn.Parameter(torch.ones(2))
+
+
+class IdleDenoiser(Denoiser):
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.idle = nn.Parameter(torch.ones(2))
+
+
+class IdleDiscriminator(Discriminator):
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.idle = nn.Parameter(torch.ones(2))
+
+
+class HiddenDenoiser(Denoiser):
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.hidden = noise(1, 2, 1, 1, seed=seed)
+
+    def forward(self, x_t, t, cond):
+        return super().forward(x_t, t, cond) + self.hidden
+
+
+def clamps(self, x):
+    return type(self).__mro__[1].forward(self, x.clamp_(-0.5, 0.5))
+
+
+class Cropping(Encoder):
+    """Takes any size, and says that it makes more of it than it does."""
+
+    def grid(self, size):
+        return tuple(-(-side // 4) for side in size)
+
+    def patches(self, x):
+        return super().patches(x[:, :, : x.shape[2] // 4 * 4, : x.shape[3] // 4 * 4])
+
+
+class Twice(Decoder):
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.register_buffer("copy_last_layer", torch.ones(2))
+
+
+class Grown(Quantizer):
+    """Its codebook moves in training, for all positions."""
+
+    def forward(self, z, mask=None):
+        out = super().forward(z, mask)
+        if self.training:
+            self.book += 0.001 * z.mean()
+        return out
+
+
+class HiddenBook(Quantizer):
+    """What the training learns is no state."""
+
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.shift = torch.zeros(3)
+
+    def forward(self, z, mask=None):
+        if self.training:
+            self.shift = self.shift + 5.0
+        return super().forward(z + self.shift, mask)
+
+
+def refuse_with(text):
+    def grid(self, size):
+        for side in size:
+            if side % 4:
+                raise ValueError(text)
+        return tuple(side // 4 for side in size)
+
+    return grid
+
+
+def grid_raises(self, size):
+    for side in size:
+        if side % 4:
+            raise KeyError(side)
+    return tuple(side // 4 for side in size)
+
+
+def changed_codes(change):
+    def forward(self, z, mask=None):
+        out = Quantizer.forward(self, z, mask)
+        return change(self, out, z)
+
+    return forward
+
+
+def replaced(record, **changes):
+    """The record without the checks of shapes that tests make: those of others are not run with them."""
+    return SimpleNamespace(**{**vars(record), **changes})
+
+
+def with_codes(self, out, z, codes):
+    return replaced(out, codes=codes)
+
+
+QUANTIZERS = {
+    "shape law: codes are": lambda s, o, z: with_codes(s, o, z, o.codes[..., 0]),
+    "shape law: z_q is": lambda s, o, z: replaced(o, z_q=o.z_q[..., :2]),
+    "codes are torch.int32": lambda s, o, z: with_codes(s, o, z, o.codes.int()),
+    "range law: codes": lambda s, o, z: with_codes(s, o, z, o.codes + 8),
+    "inverse law": lambda s, o, z: replaced(o, z_q=o.z_q + 0.5),
+    "names law: losses are": lambda s, o, z: replaced(o, losses=o.losses if s.training else {}),
+    "names law: metrics are": lambda s, o, z: replaced(o, metrics={} if s.training else o.metrics),
+    "is no scalar": lambda s, o, z: replaced(o, losses={"vq/commit": z.mean(-1)}),
+    "names law: vq/ones is nan": lambda s, o, z: replaced(o, metrics={"vq/ones": torch.tensor(float("nan"))}),
+    "gradient law: none": lambda s, o, z: (
+        replaced(o, z_q=o.z_q + 0 * z.sum() / 0 * s.training) if s.training else o
+    ),
+    "gradient law: the gradient that reaches z is zero": lambda s, o, z: (
+        replaced(o, z_q=o.z_q.detach() + 0 * z) if s.training else o
+    ),
+    "mask law: masked positions change vq/commit": lambda s, o, z: replaced(
+        o, losses={"vq/commit": z.square().mean()}
+    ),
+}
+
+
+def batch_codes(self, z, mask=None):
+    return Quantizer.forward(self, z - z.mean(0, keepdim=True) * 3, mask)
+
+
+def shifted_codes(self, z, mask=None):
+    """Depends on the position."""
+    steps = torch.arange(z.shape[1], dtype=z.dtype).view(1, -1, *[1] * (z.ndim - 2))
+    return Quantizer.forward(self, z + 3 * steps, mask)
+
+
+def moved_latents(self, z, mask=None):
+    return Quantizer.forward(self, z * -1.5, mask)
+
+
+def masked_codes(self, z, mask=None):
+    return Quantizer.forward(self, z if mask is None else -z, mask)
+
+
+def counts_in_eval(self, z, mask=None):
+    self.book[:] = self.book + 0.01
+    return Quantizer.forward(self, z, mask)
+
+
+def no_bfloat(self, z, mask=None):
+    out = Quantizer.forward(self, z, mask)
+    return out if z.dtype == torch.float32 else dataclasses.replace(out, codes=out.codes.short())
+
+
+def nan_in_bfloat(self, z, mask=None):
+    out = Quantizer.forward(self, z, mask)
+    return out if z.dtype == torch.float32 else dataclasses.replace(out, z_q=out.z_q / 0)
+
+
+def silent_decode(self, codes):
+    return self.book[codes[..., 0] % 8]
+
+
+def unbounded_decode(self, codes):
+    if int(codes.max()) >= 8:
+        raise ValueError("too large")
+    return self.book[codes[..., 0]]
+
+
+class Remembering(Sampler):
+    """Forgets nothing from one sampler to the next."""
+
+    noise: ClassVar[list] = []
+
+    def step(self, prediction, t, x_t, rng):
+        self.noise.append(t)
+        return super().step(prediction, t, x_t, rng) + 1e-3 * len(self.noise)
+
+
+class Rising(Sampler):
+    def __init__(self, steps):
+        super().__init__(steps)
+        self.timesteps = self.timesteps[::-1]
+
+
+class Lost(Sampler):
+    def step(self, prediction, t, x_t, rng):
+        return super().step(prediction, t, x_t, rng) + 0.2
+
+
+class Mixing(Sampler):
+    def step(self, prediction, t, x_t, rng):
+        y = super().step(prediction, t, x_t, rng)
+        return y + 0.1 * y.mean(0, keepdim=True)
+
+
+class Exploding(Sampler):
+    def step(self, prediction, t, x_t, rng):
+        return x_t * float("inf")
+
+
+class Stepless(Sampler):
+    def __init__(self, steps):
+        self.timesteps = []
+
+
+def sampled_by(cls):
+    return lambda self, steps: cls(steps)
+
+
+def drawing(self, x, eps, t):
+    return self.mix(x, eps, t) + 0.01 * torch.randn_like(x)
+
+
+def noisy_in_place(self, x, eps, t):
+    return self.mix(x, eps.clamp_(-1, 1), t)
+
+
+class View2(Modality):
+    def view(self, extent, size, rng):
+        return dataclasses.replace(super().view(extent, size, rng), size=(4, 4))
+
+
+class Wandering(Modality):
+    turn = 0
+
+    def view(self, extent, size, rng):
+        self.turn += 1
+        return dataclasses.replace(super().view(extent, size, rng), start=(0.01 * self.turn, 0.0))
+
+
+class Global(Modality):
+    """Draws from NumPy's global generator."""
+
+    turn = 0
+
+    def view(self, extent, size, rng):
+        self.turn += rng is not None
+        return dataclasses.replace(super().view(extent, size, rng), start=(0.01 * self.turn, 0.0))
+
+
+class Outside(Modality):
+    def view(self, extent, size, rng):
+        return dataclasses.replace(super().view(extent, size, rng), stop=(1.5, 1.0))
+
+
+def tensor_of(change):
+    return variant(Modality, tensor=lambda self, raw, view: change(Modality.tensor(self, raw, view)))
+
+
+class Flickering(Modality):
+    turn = 0
+
+    def tensor(self, raw, view):
+        self.turn += 1
+        return Modality.tensor(self, raw, view) + 1e-3 * self.turn
+
+
+class FixedSize(Modality):
+    def tensor(self, raw, view):
+        return super().tensor(raw, dataclasses.replace(view, size=(8, 8)))
+
+
+class Sloping(Modality):
+    """Moves where it should mirror."""
+
+    def tensor(self, raw, view):
+        x = Modality.tensor(self, raw, dataclasses.replace(view, flip=False))
+        return x.roll(1, -1) if view.flip else x
+
+
+class Labels(Modality):
+    """Class maps; `ids` says what a tensor holds."""
+
+    def __init__(self, ids):
+        super().__init__(kind="categorical", labels=4)
+        self.ids = ids
+
+    def tensor(self, raw, view):
+        return self.ids.expand(*view.size)
+
+
+def trusting(self, source):
+    return source if isinstance(source, np.ndarray) else SAMPLE
+
+
+def crashing(self, source):
+    return source if isinstance(source, np.ndarray) else np.load(source)
+
+
+def nan_reader(self, source):
+    return (
+        np.load(source)
+        if isinstance(source, str)
+        else source
+        if isinstance(source, np.ndarray)
+        else Modality.read(self, source)
+    )
+
+
+def keyed(key):
+    return variant(Data, key=lambda self, index: key(index))
+
+
+class Restless(Data):
+    turn = 0
+
+    def get(self, index, label=""):
+        self.turn += 1
+        return self.samples[index] / self.turn
+
+
+class Forgetful(Data):
+    """Loses its order on the way to a worker."""
+
+    def __getstate__(self):
+        return {"samples": self.samples[::-1]}
+
+
+class Shrinking(Data):
+    def __getstate__(self):
+        return {"samples": self.samples[:-1]}
+
+
+class Renaming(Data):
+    prefix = "a"
+
+    def key(self, index):
+        return f"{self.prefix}{index}"
+
+    def __getstate__(self):
+        return {"samples": self.samples, "prefix": "b"}
+
+
+def measured(change):
+    def measure(self, x_hat, x, mask=None):
+        return change(MAE.measure(self, x_hat, x, mask), x_hat, x)
+
+    return variant(Metric, measure=measure)
+
+
+class MaskBlind(Metric):
+    def measure(self, x_hat, x, mask=None):
+        return super().measure(x_hat, x)
+
+
+class MaskTouchy(Metric):
+    def measure(self, x_hat, x, mask=None):
+        sums = super().measure(x_hat, x, mask)
+        return sums if mask is None else {**sums, "sum": sums["sum"] + 1}
+
+
+class Spoiling(Metric):
+    def measure(self, x_hat, x, mask=None):
+        sums = super().measure(x_hat, x, mask)
+        x_hat.zero_()
+        return sums
+
+
+def summed(change):
+    return variant(Metric, summary=lambda self, sums: change(MAE.summary(self, sums)))
+
+
+class Misspelt:
+    @hookimpl
+    def vqcore_step_endet(self, step): ...
+
+
+class WrongArgument:
+    @hookimpl
+    def vqcore_step_ended(self, loss): ...
+
+
+class Unmarked(Hook):
+    def vqcore_saved(self, step): ...
+
+
+class Deaf:
+    pass
+
+
+class TwiceTarget(Denoiser):
+    def to_target(self, x, rng):
+        return x + torch.randn_like(x)
+
+
+def hidden_in(where):
+    """A condition that lets hidden tokens through: `all`, or when only some are hidden (`some`)."""
+
+    def condition(self, z_q, *, size, mask=None, extras=None):
+        if mask is not None and (where == "all") == bool(mask.all()):
+            mask = torch.zeros_like(mask)
+        return Denoiser.condition(self, z_q, size=size, mask=mask, extras=extras)
+
+    return condition
+
+
+def touchy_condition(self, z_q, *, size, mask=None, extras=None):
+    return Denoiser.condition(self, z_q if mask is None else 2 * z_q, size=size, mask=mask)
+
+
+def empty_condition(self, z_q, *, size, mask=None, extras=None):
+    return Denoiser.condition(self, 0 * z_q, size=size, mask=mask)
+
+
+def predicted(change):
+    return variant(Denoiser, forward=lambda self, x, t, c: change(Denoiser.forward(self, x, t, c)))
+
+
+def unfrozen(cls):
+    made = cls()
+    made.net.requires_grad_(True)
+    return made
+
+
+def nothing():
+    return object()
+
+
+BAD = [
+    *((check, nothing, "protocol law: object lacks") for kind, (check, _) in GOOD.items() if kind != "hook"),
+    # encoder
+    (encoder, variant(Encoder, dim=7), "shape law: latents are"),
+    (encoder, variant(Encoder, forward=infinite), "finite law: the output"),
+    (encoder, variant(Encoder, forward=times_calls), "determinism law: two calls"),
+    (encoder, variant(Encoder, forward=centred), "batch law: a sample's latents"),
+    (encoder, variant(Encoder, forward=spoil), "determinism law|purity law"),
+    (encoder, variant(Encoder, forward=count_calls), "state law: eval changes no state"),
+    (encoder, variant(Encoder, forward=coarse), "bf16 law"),
+    (encoder, variant(Encoder, grid=refuse_with("no such size")), "grid law: .* without both numbers"),
+    (encoder, variant(Encoder, grid=grid_raises), "grid law: .* raises KeyError"),
+    (encoder, variant(Encoder, grid=lambda s, size: tuple(n // 4 for n in size)), "grid law: .* cannot take it"),
+    (encoder, variant(Encoder, interpolated=("place",)), "state law: interpolated names place"),
+    (encoder, Idle, "gradient law: no gradient reaches idle"),
+    (encoder, Weighted, "state law: the result differs after"),
+    (encoder, variant(Encoder, forward=clamps), "purity law"),
+    (encoder, Cropping, "grid law: .* but the latents are"),
+    # decoder
+    (decoder, variant(Decoder, forward=lambda s, z: Decoder.forward(s, z)[..., :7]), "shape law: the output"),
+    (decoder, variant(Decoder, forward=centred), "batch law: a sample's output"),
+    (decoder, variant(Decoder, forward=coarse), "bf16 law"),
+    (decoder, Twice, "second name in the state dict"),
+    (decoder, variant(Decoder, last_layer=nn.Parameter(torch.ones(2))), "no gradient reaches last_layer"),
+    (decoder, IdleDecoder, "gradient law: no gradient reaches idle"),
+    (decoder, variant(Decoder, forward=count_calls), "state law: eval changes no state"),
+    # denoiser
+    (denoiser, variant(Denoiser, is_denoiser="yes"), "is_denoiser is not True"),
+    (denoiser, variant(Denoiser, target_shape=lambda s, size: (4, *size)), "target law: to_target gives"),
+    (denoiser, TwiceTarget, "target law: to_target draws"),
+    (denoiser, variant(Denoiser, from_target=lambda s, y: y[:, :1]), "target law: from_target gives"),
+    (denoiser, variant(Denoiser, from_target=lambda s, y: y / 0), "finite law: from_target"),
+    (denoiser, predicted(lambda y: y[:, :1]), "shape law: the prediction"),
+    (denoiser, predicted(lambda y: y / 0), "finite law: the prediction"),
+    (denoiser, predicted(lambda y: y + torch.rand(())), "determinism law"),
+    (denoiser, predicted(lambda y: y - y.mean(0)), "batch law: a sample's prediction"),
+    (denoiser, variant(Denoiser, condition=empty_condition), "does not depend on z_q"),
+    (denoiser, variant(Denoiser, condition=touchy_condition), "a mask of all False changes"),
+    (denoiser, variant(Denoiser, condition=hidden_in("some")), "a hidden token changes"),
+    (denoiser, variant(Denoiser, condition=hidden_in("all")), "with all tokens hidden"),
+    (denoiser, IdleDenoiser, "gradient law: no gradient reaches idle"),
+    (denoiser, predicted(lambda y: y * 2 if torch.is_autocast_enabled("cpu") else y), "bf16 law"),
+    (denoiser, HiddenDenoiser, "state law: the result differs after"),
+    # quantizer
+    *((checks.check_quantizer, variant(Quantizer, forward=changed_codes(c)), text) for text, c in QUANTIZERS.items()),
+    (checks.check_quantizer, variant(Quantizer, forward=batch_codes), "batch law: a sample's codes"),
+    (checks.check_quantizer, variant(Quantizer, forward=shifted_codes), "position law"),
+    (checks.check_quantizer, variant(Quantizer, forward=moved_latents), "idempotence law"),
+    (checks.check_quantizer, variant(Quantizer, forward=masked_codes), "a mask of all True changes codes"),
+    (checks.check_quantizer, variant(Quantizer, forward=counts_in_eval), "eval changes no state"),
+    (checks.check_quantizer, variant(Quantizer, forward=no_bfloat), "bf16 law: codes"),
+    (checks.check_quantizer, variant(Quantizer, forward=nan_in_bfloat), "bf16 law: z_q"),
+    (checks.check_quantizer, Grown, "masked positions change the state"),
+    (checks.check_quantizer, HiddenBook, "state law: codes differ|mask law|idempotence law"),
+    (checks.check_quantizer, variant(Quantizer, decode=silent_decode), "bounds law: decode takes code 8"),
+    (checks.check_quantizer, variant(Quantizer, decode=unbounded_decode), "bounds law: the error names no bound"),
+    # percept
+    (percept, lambda: unfrozen(Percept), "frozen law"),
+    (percept, variant(Percept, forward=lambda s, a, b: Percept.forward(s, a, b).mean()), "shape law"),
+    (percept, variant(Percept, forward=lambda s, a, b: Percept.forward(s, a, b) / 0), "finite law: the distance"),
+    (percept, variant(Percept, forward=lambda s, a, b: -Percept.forward(s, a, b)), "distance law: samples that differ"),
+    (percept, variant(Percept, forward=lambda s, a, b: Percept.forward(s, a, b) + 1), "distance law: a sample is"),
+    (percept, variant(Percept, forward=lambda s, a, b: Percept.forward(s, a.detach(), b) + 0 * a.sum()),
+     "gradient law: the gradient at x_hat is zero"),
+    (percept, variant(Percept, forward=lambda s, a, b: F.dropout(a - b).square().flatten(1).mean(1)),
+     "determinism law"),
+    (percept, variant(Percept, forward=lambda s, a, b: Percept.forward(s, a, b) * (1 + (a - b).square().mean())),
+     "batch law"),
+    (percept, variant(Percept, forward=count_calls), "a call changes no state"),
+    (percept, variant(Percept, forward=lambda s, a, b: Percept.forward(s, a, b) + (0 * a).flatten(1).sqrt().sum(1)),
+     "finite law: the gradient"),
+    (percept, variant(Percept, forward=lambda s, a, b: Percept.forward(s, a.detach(), b)),
+     "gradient law: none reaches x_hat"),
+    # discriminator
+    (discriminator, variant(Discriminator, forward=lambda s, x: Discriminator.forward(s, x)[:2]),
+     "batch law"),
+    (discriminator, variant(Discriminator, forward=lambda s, x: Discriminator.forward(s, x).repeat_interleave(2, 0)),
+     "shape law: 6 logits"),
+    (discriminator, IdleDiscriminator, "gradient law: no gradient reaches idle"),
+    (discriminator, variant(Discriminator, forward=centred), "batch law"),
+    (discriminator, variant(Discriminator, forward=dead), "gradient law: none reaches x"),
+    (discriminator, variant(Discriminator, forward=lambda s, x: F.dropout(Discriminator.forward(s, x))),
+     "determinism law"),
+    # teacher
+    (teacher, lambda: unfrozen(Teacher), "frozen law"),
+    (teacher, variant(Teacher, dim=11), "shape law: features"),
+    (teacher, variant(Teacher, forward=infinite), "finite law: features"),
+    (teacher, variant(Teacher, forward=lambda s, x: F.dropout(Teacher.forward(s, x), 0.5, s.training)),
+     "determinism law: .* training mode"),
+    (teacher, variant(Teacher, forward=centred), "batch law"),
+    (teacher, variant(Teacher, forward=clamps), "purity law"),
+    (teacher, variant(Teacher, forward=count_calls), "a call changes no state"),
+    # scheduler
+    (checks.check_scheduler, variant(Scheduler, num_steps=0), "steps law"),
+    (checks.check_scheduler, variant(Scheduler, add_noise=lambda s, x, e, t: s.mix(x, e, t)[:, :1]), "shape law"),
+    (checks.check_scheduler, variant(Scheduler, target=lambda s, x, e, t: e / 0), "finite law: target"),
+    (checks.check_scheduler, variant(Scheduler, add_noise=drawing), "purity law: two calls of add_noise"),
+    (checks.check_scheduler, variant(Scheduler, add_noise=noisy_in_place), "purity law"),
+    (checks.check_scheduler, variant(Scheduler, add_noise=lambda s, x, e, t: s.mix(x, e, t.flip(0))),
+     "batch law"),
+    (checks.check_scheduler, variant(Scheduler, add_noise=lambda s, x, e, t: s.mix(x, e, 999 - t)), "noise law"),
+    (checks.check_scheduler, variant(Scheduler, add_noise=lambda s, x, e, t: s.mix(x, e, t).clamp(-1, 1) * t.ge(0)[0]),
+     "affine law|noise law"),
+    (checks.check_scheduler, variant(Scheduler, add_noise=lambda s, x, e, t: torch.tanh(s.mix(x, e, t))), "affine law"),
+    (checks.check_scheduler, variant(Scheduler, sampler=sampled_by(Stepless)), "timesteps law: there are none"),
+    (checks.check_scheduler, variant(Scheduler, sampler=sampled_by(Rising)), "timesteps law: .* do not fall"),
+    (checks.check_scheduler, variant(Scheduler, sampler=sampled_by(Exploding)), "finite law: a walk"),
+    (checks.check_scheduler, variant(Scheduler, sampler=sampled_by(Remembering)), "determinism law: two samplers"),
+    (checks.check_scheduler, variant(Scheduler, sampler=sampled_by(Mixing)), "batch law: a sample's walk"),
+    (checks.check_scheduler, variant(Scheduler, sampler=sampled_by(Lost)), "walk law"),
+    # modality
+    (modality, variant(Modality, extent=lambda s, raw: raw.shape), "extent law"),
+    (modality, Wandering, "determinism law: the view for evaluation"),
+    (modality, Global, "determinism law: equal generators"),
+    (modality, View2, "view law: its size"),
+    (modality, Outside, "view law: .* is no part"),
+    (modality, tensor_of(lambda x: x[:1]), "shape law"),
+    (modality, tensor_of(lambda x: x.double()), "type law: the tensor is torch.float64"),
+    (modality, tensor_of(lambda x: x / 0), "finite law: the tensor"),
+    (modality, tensor_of(lambda x: 3 * x), "range law: values"),
+    (modality, Flickering, "determinism law: two tensors"),
+    (modality, FixedSize, "size law"),
+    (modality, lambda: Labels(torch.tensor(4)), "range law: class ids"),
+    (modality, lambda: Labels(torch.tensor(1.0)), "type law: class ids"),
+    (modality, lambda: variant(Modality, mask=lambda s, raw, view: torch.ones(3))(mask=True), "mask law: the mask is"),
+    (modality, lambda: variant(Modality, mask=lambda s, raw, view: torch.zeros(view.size).bool())(mask=True),
+     "mask law: nothing is valid"),
+    (modality, variant(Modality, values=lambda s, x: x[0]), "values law"),
+    (modality, variant(Modality, values=lambda s, x: x / 0), "finite law: values"),
+    (modality, variant(Modality, picture=lambda s, x: x), "show law: picture"),
+    (modality, variant(Modality, show=lambda s, x: None), "show law: show returns nothing"),
+    (modality, variant(Modality, show=lambda s, x: x.numpy() * 0.5), "round-trip law: read"),
+    (modality, variant(Modality, show=lambda s, x: "text"), "round-trip law: read does not take"),
+    (modality, Sloping, "flip law"),
+    (modality, variant(Modality, suffixes=(".NPY",)), "suffix law"),
+    (modality, variant(Modality, read=trusting), "damage law: read takes a damaged file"),
+    (modality, variant(Modality, read=crashing), "damage law: a damaged file .* raises ValueError"),
+    (modality, variant(Modality, read=nan_reader), "damage law|finite law"),
+    (modality, variant(Modality, metrics=("psrn",)), "metrics law: .*Did you mean 'psnr'"),
+    # data
+    (data, variant(Data, __len__=lambda s: 0), "length law: there is no sample"),
+    (data, keyed(lambda i: "same"), "key law: 5 of 6 keys occur more than once"),
+    (data, keyed(lambda i: f"/root/{i}"), "key law: '/root/0' is no relative path"),
+    (data, keyed(lambda i: f"../{i}"), "key law"),
+    (data, keyed(lambda i: f"a\\{i}"), "key law"),
+    (data, Renaming, "key law: other keys in a worker"),
+    (data, Restless, "determinism law: sample"),
+    (data, Forgetful, "determinism law: .* in a worker"),
+    (data, Shrinking, "length law: 5 samples in a worker"),
+    (data, variant(Data, get=lambda s, i, label="": np.full((2, 8, 8), np.nan)), "reading law: sample 0"),
+    # metric
+    (metric, measured(lambda s, a, b: {k: v.float() for k, v in s.items()}), "is torch.float32, not float64"),
+    (metric, measured(lambda s, a, b: {**s, "sum": s["sum"] / 0}), "finite law: the sum"),
+    (metric, measured(lambda s, a, b: {**s, "sum": s["sum"] / len(a)}), "sums law: 'sum' over batches"),
+    (metric, measured(lambda s, a, b: {**s, f"of{len(a)}": s["sum"]}), "sums law: names are"),
+    (metric, measured(lambda s, a, b: {**s, "sum": (a - b)[-1].double().square().sum()}),
+     "sums law"),
+    (metric, Spoiling, "purity law"),
+    (metric, MaskBlind, "mask law: positions that are masked out"),
+    (metric, MaskTouchy, "sums law: .* a mask of all True"),
+    (metric, summed(lambda f: {"": float("nan")}), "summary law: '' is nan"),
+    (metric, summed(lambda f: {"": torch.tensor(1.0)}), "summary law"),
+    (metric, summed(lambda f: {"zero" if f[""] == 0 else "": f[""]}), "summary law: figures are"),
+    (metric, variant(Metric, better=None), "direction law: better is None"),
+    (metric, variant(Metric, better="higher"), "direction law: higher is better"),
+    # hook
+    (checks.check_hook, Misspelt, "hook law: .*vqcore_step_endet"),
+    (checks.check_hook, WrongArgument, "hook law: .*loss"),
+    (checks.check_hook, Unmarked, "hook law: vqcore_saved is never called"),
+    (checks.check_hook, Deaf, "hook law: Deaf listens to nothing"),
+]  # fmt: skip
+
+
+def names(table):
+    """A name for each row: how it is checked, and what it breaks."""
+    return [f"{getattr(row[0], '__name__', 'check')}: {row[-1]}" for row in table]
+
+
+def broken(check, made, text):
+    """The places in the kit that lead to its verdict, which is `text`."""
+    with warnings.catch_warnings(), pytest.raises(AssertionError, match=f"(?s){text}") as raised:
+        warnings.simplefilter("ignore")
+        check(made)
+    places = {(Path(entry.path).name, entry.lineno + 1) for entry in raised.traceback}
+    return places
+
+
+@pytest.mark.parametrize(("check", "make", "text"), BAD, ids=names(BAD))
+def test_each_law_catches_who_breaks_it(check, make, text):
+    broken(check, make(), text)
+
+
+# Waivers
+
+
+def test_a_waiver_lets_one_law_go_and_no_other():
+    position = variant(Quantizer, forward=shifted_codes)()
+    checks.check_quantizer(
+        position, waived={"position-wise": "adds a position", "idempotent": "adds a position"}
+    )
+    checks.check_metric(MaskBlind(), SPEC, waived={"mask": "needs whole samples"})
+    checks.check_modality(Sloping(), SAMPLE, waived={"flip": "has no left and right"})
+    with pytest.raises(AssertionError, match="waived: \\['rage'\\] cannot be waived; these can: mask"):
+        checks.check_metric(Metric(), SPEC, waived={"rage": "typo"})
+
+
+# Objectives: with a tokenizer of toys
+
+
+TOKENIZER = {
+    "modality": {"name": "array", "channels": 2, "size": [8, 8], "range": [-1, 1]},
+    "size": [8, 8],
+    "model": {
+        "encoder": {"name": "toy/encoder"},
+        "quantizer": {"name": "toy/quantizer"},
+        "decoder": {"name": "toy/decoder"},
+    },
+}
+BATCH = Batch(X.tanh(), ("a", "b", "c"))
+
+
+def tokenizer(**objective):
+    tree = {**TOKENIZER, "objective": objective or {"name": "reconstruction"}}
+    return Tokenizer(from_tree(tree, schema=TokenizerConfig))
+
+
+class Counting(Objective):
+    """Counts evaluations."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = nn.BatchNorm1d(1, affine=False)
+
+    def losses(self, tokenizer, batch, *, player, step, rng):
+        self.seen.num_batches_tracked += 1
+        return super().losses(tokenizer, batch, player=player, step=step, rng=rng)
+
+
+class Vectors(Objective):
+    def losses(self, tokenizer, batch, *, player, step, rng):
+        out = super().losses(tokenizer, batch, player=player, step=step, rng=rng)
+        return replaced(out, metrics={"toy/many": torch.ones(2)})
+
+
+class Playing(Objective):
+    """Names a second player at some steps."""
+
+    judge = None
+
+    def __init__(self, module=None):
+        super().__init__()
+        self.judge = module
+
+    def players(self, step):
+        return ("model", "judge")
+
+    def losses(self, tokenizer, batch, *, player, step, rng):
+        if player == "model":
+            return super().losses(tokenizer, batch, player=player, step=step, rng=rng)
+        return Losses({"gan/hinge": self.judge(batch.x.flatten(1)).mean()})
+
+
+def changed_losses(change):
+    def losses(self, tokenizer, batch, *, player, step, rng):
+        out = Objective.losses(self, tokenizer, batch, player=player, step=step, rng=rng)
+        return replaced(out, terms=change(dict(out.terms), step, tokenizer))
+
+    return variant(Objective, losses=losses)
+
+
+def changed_decode(change):
+    def decode(self, tokenizer, codes, *, size, rng, extras=None):
+        x_hat = Objective.decode(self, tokenizer, codes, size=size, rng=rng)
+        return change(x_hat, tokenizer)
+
+    return variant(Objective, decode=decode)
+
+
+def marking(value, tokenizer):
+    with torch.no_grad():
+        tokenizer.proj.weight += 1e-3  # decoding does not need it
+    return value
+
+
+OBJECTIVES = [
+    (nothing, "protocol law: object lacks setup"),
+    (variant(Objective, players=lambda s, step: ("decoder",)), "players law: .* never train the tokenizer"),
+    (Playing, "players law: the objective has no module 'judge'"),
+    (changed_losses(lambda t, step, k: {}), "names law: model has no losses"),
+    (changed_losses(lambda t, step, k: {**t, "pixel/mse": torch.ones(2) * t["pixel/mse"]}), "is no scalar"),
+    (changed_losses(lambda t, step, k: {**t, "pixel/mse": t["pixel/mse"] / 0}), "finite law: pixel/mse"),
+    (changed_losses(lambda t, step, k: t if step == 0 else {**t, "late": t["pixel/mse"]}), "at another step"),
+    (changed_losses(lambda t, step, k: t if k.training else {"pixel/mse": t["pixel/mse"]}), "in eval mode"),
+    (changed_losses(lambda t, step, k: {"vq/commit": t["vq/commit"]}), "gradient law: no gradient reaches decoder"),
+    (changed_losses(lambda t, step, k: {**t, "pixel/mse": t["pixel/mse"] + torch.rand(())}), "something else than rng"),
+    (Counting, "eval changes no state"),
+    (Vectors, "names law: the metric toy/many is no scalar"),
+    (changed_decode(lambda x, k: x[:, :1]), "shape law: decode"),
+    (changed_decode(lambda x, k: x / 0), "finite law: decode"),
+    (changed_decode(lambda x, k: x + torch.rand(())), "determinism law: decode"),
+    (changed_decode(lambda x, k: x * len(x)), "batch law: decoding"),
+    (changed_decode(marking), "decode changes no state"),
+]  # fmt: skip
+
+
+def test_good_objectives_pass(toy):
+    checks.check_objective(Objective(), tokenizer(), BATCH)
+    made = tokenizer(name="toy/adversary")
+    checks.check_objective(made.objective, made, BATCH)
+    tree = copy.deepcopy(TOKENIZER)
+    tree["model"]["decoder"]["name"] = "toy/denoiser"
+    made = Tokenizer(from_tree({**tree, "objective": {"name": "toy/denoising"}}, schema=TokenizerConfig))
+    checks.check_objective(made.objective, made, BATCH)
+    torch.manual_seed(0)
+    checks.check_objective(Playing(nn.Linear(2 * 64, 1)), tokenizer(), BATCH)
+
+
+def objective(made):
+    checks.check_objective(made, tokenizer(), BATCH)
+
+
+@pytest.mark.parametrize(("make", "text"), OBJECTIVES, ids=[text for _, text in OBJECTIVES])
+def test_each_law_of_objectives_catches_who_breaks_it(toy, make, text):
+    broken(objective, make(), text)
+
+
+def test_an_unused_part_of_a_second_player_is_found(toy):
+    idle = nn.Linear(2 * 64, 1)
+    idle.register_parameter("idle", nn.Parameter(torch.ones(2)))
+    with pytest.raises(AssertionError, match="no gradient reaches idle"):
+        checks.check_objective(Playing(idle), tokenizer(), BATCH)
+
+
+# Hooks: a run with and without
+
+
+class Meddling:
+    """Changes weights."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(Base):
+        """Settings."""
+
+    def __init__(self, cfg):
+        pass
+
+    @hookimpl
+    def vqcore_step_ended(self, run):
+        with torch.no_grad():
+            run.tokenizer.proj.weight += 1e-3
+
+
+class Raising(Meddling):
+    @hookimpl
+    def vqcore_step_ended(self, run):
+        raise KeyError("loss")
+
+
+@pytest.mark.parametrize(
+    ("cls", "text"), [(Meddling, "state law: a run ends with other"), (Raising, "KeyError")]
+)
+def test_a_hook_that_meddles_or_raises_is_found(toy, tmp_path, monkeypatch, cls, text):
+    parts = parts_of_toys()
+    run = as_run(run_tree(tmp_path, run__steps=2))
+    checks.check_observer(run, {"diary": parts.Diary.Config(name="toy/diary")})
+    monkeypatch.setattr(parts, "Diary", cls)
+    with pytest.raises(AssertionError, match=text):
+        checks.check_observer(run, {"odd": cls.Config(name="toy/diary")})
+
+
+def parts_of_toys():
+    import vqcore_toy.parts
+
+    return vqcore_toy.parts
+
+
+# Formats
+
+
+def written(folder, name="small.toy.pth", drop=()):
+    made = tokenizer()
+    tensors = {k: v for k, v in made.state_dict().items() if k not in drop}
+    path = Path(folder) / name
+    torch.save({"config": to_tree(made.cfg), "tensors": tensors}, path)
+    return path
+
+
+def test_formats(toy, tmp_path):
+    plain = parts_of_toys().Plain
+    checks.check_format(plain(None), written(tmp_path))
+    read = plain.read
+
+    def unasked(self, path, *, allow_pickle):
+        return read(self, path, allow_pickle=True)
+
+    def raising(self, path, *, allow_pickle):
+        try:
+            return read(self, path, allow_pickle=allow_pickle)
+        except Exception as error:
+            raise KeyError(str(error)) from error
+
+    def lenient(self, path, *, allow_pickle):
+        return read(self, written(tmp_path, "other.toy.pth"), allow_pickle=True)
+
+    def drawing_weights(self, path, *, allow_pickle):
+        found = read(self, path, allow_pickle=allow_pickle)
+        return dataclasses.replace(found, tensors={k: v + torch.rand(()) for k, v in found.tensors.items()})
+
+    bad = [
+        (variant(plain, recognises=lambda s, path: False), "recognition law: small.toy.pth"),
+        (variant(plain, recognises=lambda s, path: True), "recognition law: nothing-there.unknown is"),
+        (
+            variant(plain, recognises=lambda s, path: path.stat().st_size > 0),
+            "recognition law: .* for a path",
+        ),
+        (variant(plain, recognises=None), "protocol law: .* lacks recognises"),
+        (variant(plain, read=unasked), "damage law: read takes a pickle without"),
+        (variant(plain, read=raising), "damage law: .* raises KeyError"),
+        (variant(plain, read=lenient), "damage law: read takes"),
+        (variant(plain, read=drawing_weights), "determinism law: two readings"),
+    ]
+    for cls, text in bad:
+        with pytest.raises(AssertionError, match=text):
+            checks.check_format(cls(None), written(tmp_path))
+    short = written(tmp_path, "short.toy.pth", drop=("proj.weight",))
+    with pytest.raises(AssertionError, match=r"filling law: .*proj\.weight"):
+        checks.check_format(plain(None), short)
+
+
+# The kit as a whole
+
+
+SAYS = {"finite", "close", "same_state", "check_gradients", "check_bf16", "check_restored", "check_members"}
+"""Functions of the kit that say which law is broken, for whoever calls them."""
+
+
+def places_of_laws(name):
+    """First and last line of every statement of a kit module that can fail a component."""
+    tree = ast.parse((Path(checks.__file__).parent / name).read_text())
+    for node in ast.walk(tree):
+        called = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and node.value.func
+        fails = isinstance(node, ast.Assert | ast.Raise) or getattr(called, "id", None) in SAYS
+        if fails:
+            yield node.lineno, node.end_lineno
+
+
+def test_every_line_of_the_kit_that_can_fail_has_a_toy_that_makes_it_fail(toy):
+    """Mutation coverage: the tables above (hooks and formats have tests of their own) reach every law."""
+    reached = set()
+    for check, make, text in BAD:
+        reached |= broken(check, make(), text)
+    for make, text in OBJECTIVES:
+        reached |= broken(objective, make(), text)
+    runs = ast.parse((Path(checks.__file__).parent / "runs.py").read_text())
+    own = {"check_observer", "check_format", "_check_damaged", "_refuses"}
+    elsewhere = [
+        (node.lineno, node.end_lineno)
+        for node in runs.body
+        if isinstance(node, ast.FunctionDef) and node.name in own
+    ]
+    missing = []
+    for name in ("networks.py", "quantizers.py", "samples.py", "runs.py"):
+        for first, last in places_of_laws(name):
+            if name == "runs.py" and any(a <= first <= b for a, b in elsewhere):
+                continue
+            if not any((name, line) in reached for line in range(first, last + 1)):
+                missing.append(f"{name}:{first}")
+    assert not missing, " ".join(missing)
+
+
+def test_every_kind_has_a_class():
+    kinds = {cls.kind for cls in vars(conformance).values() if isinstance(cls, type) and hasattr(cls, "kind")}
+    assert set(KINDS) - kinds == {"text"}
+
+
+def test_noise_is_the_same_everywhere():
+    assert torch.equal(noise(3, 2), noise(3, 2))
+    assert not torch.equal(noise(3, 2), noise(3, 2, seed=1))

@@ -1,0 +1,1 @@
+"""The data source `synthetic`: seeded scenes whose labels are known exactly, because they are computed."""

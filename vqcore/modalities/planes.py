@@ -1,0 +1,183 @@
+"""Planar samples: reading pictures, `.npy` and `.exr` files, and cutting a view out of them by Pillow's filters.
+
+Planes are arrays `(c, h, w)`. Each is resized in its own type: 8-bit planes round as Pillow rounds pictures.
+"""
+
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from einops import rearrange
+from PIL import Image, UnidentifiedImageError
+
+from vqcore.data.npy import read_array
+from vqcore.errors import DataError
+from vqcore.modalities.views import pixels
+from vqcore.protocols import View
+
+T = TypeVar("T")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
+"""Tried by content, not suffix; no others, because Pillow runs Ghostscript for PostScript."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+"""Names of files in these formats."""
+Smooth = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+"""Pillow's filters, for what may be averaged."""
+Filter = Literal["nearest", "pillow-nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+"""`nearest` takes the pixel under each new centre, exactly. Pillow's own adds up roundings, which differ by type."""
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+"""What Pillow raises for damaged files."""
+
+
+def name_of(source: Any) -> str:
+    """How errors call a source: its path, or that it is in memory."""
+    return str(source) if isinstance(source, (str, Path)) else "picture in memory"
+
+
+def read_picture(source: Any, convert: Callable[[Image.Image], T]) -> T:
+    """What `convert` makes of a picture: a path, a PIL image, or an array that PIL can hold.
+
+    Raises `DataError`, with the name of the file, when it is damaged, too large for Pillow, or `convert` refuses it.
+    """
+    name = name_of(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning)  # broken metadata; the pixels are fine
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if isinstance(source, np.ndarray):
+                return convert(_from_array(source))
+            if isinstance(source, Image.Image):
+                return convert(source)
+            with Image.open(source, formats=FORMATS) as image:
+                return convert(image)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name}: is empty, damaged or no picture in {', '.join(FORMATS)}") from error
+    except DataError as error:
+        raise error.at(name) from error
+    except _DAMAGE as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{name}: {reason}") from error
+
+
+def read_planes(source: Any, channels: tuple[tuple[str, ...], ...], convert: Callable) -> np.ndarray:
+    """Planes `(c, h, w)` of a picture, a `.npy` or `.exr` file, or an array `(h, w)`, `(c, h, w)`, `(h, w, c)`.
+
+    `channels` are the names that an EXR file may give its planes, in the order of preference; `convert` makes
+    planes of a PIL image. Raises `DataError` for anything else.
+    """
+    suffix = Path(source).suffix.lower() if isinstance(source, (str, Path)) else ""
+    if suffix == ".exr":
+        return _read_exr(Path(source), channels)
+    if suffix == ".npy" or isinstance(source, np.ndarray):
+        name = str(source) if suffix else "array in memory"
+        return _to_planes(read_array(Path(source), name) if suffix else source, len(channels[0]), name)
+    return read_picture(source, convert)
+
+
+def cut(image: Image.Image, view: View, resample: str) -> Image.Image:
+    """The part of a picture that a view names, at the view's size.
+
+    It is cropped to whole pixels first, so that no filter looks beyond the crop.
+    """
+    (top, left), (bottom, right) = pixels(view, (image.height, image.width))
+    first = math.floor(left), math.floor(top)
+    part = image.crop((*first, math.ceil(right), math.ceil(bottom)))
+    box = (left - first[0], top - first[1], right - first[0], bottom - first[1])
+    height, width = view.size
+    resampling = Image.Resampling[resample.removeprefix("pillow-").upper()]
+    return part.resize((width, height), resampling, box=box)
+
+
+def cut_planes(planes: np.ndarray, view: View, resample: str) -> np.ndarray:
+    """The part of planes `(c, h, w)` that a view names, at the view's size, in the type they have.
+
+    Only 16-bit integers become floats under a filter that averages.
+    """
+    if resample == "nearest":
+        rows, columns = (
+            _nearest(start, stop, n, m)
+            for start, stop, n, m in zip(*pixels(view, planes.shape[1:]), planes.shape[1:], view.size)
+        )
+        return planes[:, rows[:, None], columns]
+    if planes.dtype == np.uint16 and resample != "pillow-nearest":
+        planes = planes.astype(np.float32)
+    return np.stack([np.asarray(cut(Image.fromarray(plane), view, resample)) for plane in planes])
+
+
+def _nearest(start: float, stop: float, n: int, m: int) -> np.ndarray:
+    """Of each of `m` new pixels between `start` and `stop`: the old one under its centre."""
+    centres = start + (2 * np.arange(m) + 1) * (stop - start) / (2 * m)
+    # What should be whole is whole after this, and all else is further from whole than a millionth.
+    return np.clip(np.floor(np.round(centres, 6)).astype(np.int64), 0, n - 1)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
+    colour = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
+    if not (grey or colour) or not array.size:
+        raise DataError(
+            f"an array of shape {array.shape} and type {array.dtype} is no picture; "
+            "it must be (h, w), (h, w, 3) or (h, w, 4) of type uint8, or (h, w) of type uint16"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _to_planes(array: np.ndarray, channels: int, name: str) -> np.ndarray:
+    """An array as planes: integers of 8 or 16 bits, or single-precision floats."""
+    shape = array.shape
+    if array.ndim == 2:
+        array = rearrange(array, "h w -> 1 h w")
+    elif array.ndim == 3 and shape[0] != channels and shape[2] == channels:
+        array = rearrange(array, "h w c -> c h w")
+    if array.ndim != 3 or len(array) != channels or not array.size:
+        raise DataError(f"{name}: has shape {shape}; declared {_count(channels)} of two axes")
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    if array.dtype.kind not in "biu":
+        raise DataError(f"{name}: holds values of type {array.dtype}; only real numbers can be read")
+    if array.dtype.kind != "b" and not 0 <= array.min() <= array.max() < 2**16:
+        low, high = int(array.min()), int(array.max())
+        raise DataError(f"{name}: holds integers from {low} to {high}; they must lie in 0 to {2**16 - 1}")
+    return array.astype(np.uint8 if array.dtype in (np.bool_, np.uint8) else np.uint16)
+
+
+def _read_exr(path: Path, channels: tuple[tuple[str, ...], ...]) -> np.ndarray:
+    """The planes of an OpenEXR file under the first set of names that it has, as floats."""
+    if not path.is_file():
+        raise DataError(f"{path}: No such file or directory")
+    try:
+        import OpenEXR
+    except ImportError as error:
+        raise DataError(f"{path}: reading EXR files needs a library. Run: pip install OpenEXR") from error
+    try:
+        found = OpenEXR.File(str(path), separate_channels=True).channels()
+        planes = {key: np.asarray(channel.pixels, dtype=np.float32) for key, channel in found.items()}
+    except Exception as error:  # the library raises RuntimeError, ValueError and its own
+        raise DataError(f"{path}: {error or type(error).__name__}") from error
+    for names in channels:
+        if set(names) <= set(planes):
+            return np.stack([planes[name] for name in names])
+    if len(planes) == len(channels[0]) == 1:
+        return np.stack(list(planes.values()))
+    wanted = " or ".join("+".join(names) for names in channels)
+    raise DataError(f"{path}: holds the channels {', '.join(planes)}; wanted are {wanted}")
+
+
+def _count(channels: int) -> str:
+    return "is one channel" if channels == 1 else f"are {channels} channels"

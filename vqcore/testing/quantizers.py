@@ -1,0 +1,151 @@
+"""The laws of a quantizer."""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqcore.rng import generator
+from vqcore.testing.basics import check_members, check_waived, same_state, state_of
+
+GRIDS = ((7,), (3, 4), (2, 3, 2), (1,), (1, 1))
+WAIVABLE = ("position-wise", "idempotent", "gradient")
+"""Laws that not every quantizer claims."""
+
+
+def check_quantizer(quantizer: Any, *, waived: Mapping[str, str] | None = None) -> None:
+    """The laws of a quantizer. `waived` maps the laws of `WAIVABLE` that it does not claim to the reason."""
+    waived = check_waived(waived, WAIVABLE)
+    check_members("quantizer", quantizer)
+    module = copy.deepcopy(quantizer)
+    for grid in GRIDS:
+        _quantizer_shapes(module, grid)
+    z = _latents(module, (4, 3, 4))
+    module.train()
+    module(z)  # a codebook that is initialised from data now is
+    module.eval()
+    before = state_of(module)
+    out = module(z)
+    same_state(before, state_of(module), "eval changes no state")
+    _quantizer_eval(module, z, out, waived)
+    _quantizer_names(module, z, out)
+    if "gradient" not in waived:
+        _quantizer_gradient(module, z)
+    _quantizer_masks(module, z)
+    _quantizer_autocast(module, z, out)
+    _quantizer_state(quantizer, module, z, out)
+    _quantizer_range(module, out.codes)
+
+
+def _quantizer_shapes(module: Any, grid: tuple[int, ...]) -> None:
+    z = _latents(module, (3, *grid))
+    module.train()
+    module(z)
+    module.eval()
+    out = module(z)
+    grid_out = getattr(module, "grid_out", lambda grid: grid)(grid)
+    wanted, found = (3, *grid_out, module.num_codebooks), tuple(out.codes.shape)
+    assert found == wanted, f"shape law: codes are {found}, not {wanted}, for {grid}"
+    assert out.z_q.shape == z.shape, f"shape law: z_q is {tuple(out.z_q.shape)}, not {tuple(z.shape)}"
+    assert out.codes.dtype == torch.int64, f"shape law: codes are {out.codes.dtype}, not int64"
+
+
+def _quantizer_eval(module: Any, z: Tensor, out: Any, waived: Mapping[str, str]) -> None:
+    low, high = int(out.codes.min()), int(out.codes.max())
+    assert 0 <= low <= high < module.codebook_size, (
+        f"range law: codes {low}..{high}, size {module.codebook_size}"
+    )
+    decoded = module.decode(out.codes)
+    off = float((decoded - out.z_q).abs().max())
+    assert off <= 1e-5, f"inverse law: decode(codes) differs from z_q by {off:.2g} in eval mode"
+    alone = torch.cat([module(z[i : i + 1]).codes for i in range(len(z))])
+    assert torch.equal(alone, out.codes), "batch law: a sample's codes depend on the samples beside it"
+    if "position-wise" not in waived:
+        moved = module(z.flip(1)).codes.flip(1)
+        assert torch.equal(moved, out.codes), "position law: permuting positions does not permute codes"
+    if "idempotent" not in waived:
+        again = module(out.z_q).codes
+        assert torch.equal(again, out.codes), "idempotence law: quantizing z_q gives other codes"
+
+
+def _quantizer_names(module: Any, z: Tensor, out: Any) -> None:
+    train = copy.deepcopy(module).train()(z)
+    for what in ("losses", "metrics"):
+        here, there = set(getattr(out, what)), set(getattr(train, what))
+        assert here == there, (
+            f"names law: {what} are {sorted(here)} in eval mode, {sorted(there)} in training"
+        )
+        for name, value in {**getattr(out, what), **getattr(train, what)}.items():
+            assert value.ndim == 0, f"names law: {name} is no scalar but of shape {tuple(value.shape)}"
+            assert bool(torch.isfinite(value)), f"names law: {name} is {float(value)}"
+
+
+def _quantizer_gradient(module: Any, z: Tensor) -> None:
+    module = copy.deepcopy(module).train()
+    z = z.clone().requires_grad_()
+    out = module(z)
+    weight = torch.randn(out.z_q.shape, generator=generator(3, "check"))
+    (out.z_q * weight).sum().backward()
+    assert z.grad is not None and bool(torch.isfinite(z.grad).all()), (
+        "gradient law: none, or not finite, at z"
+    )
+    assert float(z.grad.abs().max()) > 0, "gradient law: the gradient that reaches z is zero"
+
+
+def _quantizer_masks(module: Any, z: Tensor) -> None:
+    """Positions that are masked out change neither losses nor statistics."""
+    mask = torch.ones(z.shape[:-1], dtype=torch.bool)
+    mask[:, 0] = False
+    results = []
+    for fill in (0.0, 1000.0):
+        trained = copy.deepcopy(module).train()
+        filled = z.clone()
+        filled[:, 0] = fill
+        torch.manual_seed(0)
+        results.append((trained(filled, mask).losses, state_of(trained)))
+    (losses, state), (other_losses, other_state) = results
+    whole = copy.deepcopy(module).eval()
+    valid = torch.ones_like(mask)
+    assert torch.equal(whole(z, valid).codes, whole(z).codes), "mask law: a mask of all True changes codes"
+    for name, value in losses.items():
+        same = torch.allclose(value, other_losses[name], atol=1e-6)
+        assert same, f"mask law: masked positions change {name}"
+    same_state(state, other_state, "mask law: masked positions change the state", tolerance=1e-6)
+
+
+def _quantizer_autocast(module: Any, z: Tensor, out: Any) -> None:
+    """Latents in bfloat16, as an encoder under autocast hands them out, have codes too."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        coarse = module(z.bfloat16())
+    same = coarse.codes.dtype == torch.int64 and coarse.codes.shape == out.codes.shape
+    assert same, f"bf16 law: codes of bfloat16 latents are {coarse.codes.dtype} {tuple(coarse.codes.shape)}"
+    assert bool(torch.isfinite(coarse.z_q).all()), "bf16 law: z_q of bfloat16 latents is not finite"
+
+
+def _quantizer_state(fresh: Any, module: Any, z: Tensor, out: Any) -> None:
+    if not isinstance(module, nn.Module):
+        return
+    restored = copy.deepcopy(fresh)
+    restored.load_state_dict(module.state_dict())
+    restored.eval()
+    assert torch.equal(restored(z).codes, out.codes), "state law: codes differ after a state-dict round trip"
+
+
+def _quantizer_range(module: Any, codes: Tensor) -> None:
+    wrong = codes.clone()
+    wrong.view(-1)[0] = module.codebook_size
+    try:
+        module.decode(wrong)
+    except ValueError as error:
+        text = str(error)
+        assert str(module.codebook_size) in text, f"bounds law: the error names no bound: {text}"
+        return
+    raise AssertionError(f"bounds law: decode takes code {module.codebook_size} without a ValueError")
+
+
+def _latents(quantizer: Any, shape: tuple[int, ...]) -> Tensor:
+    seed = generator(math.prod(shape), "check")
+    return torch.randn(*shape, quantizer.dim, generator=seed)

@@ -1,0 +1,326 @@
+"""The laws of what trains and watches: schedulers, objectives, hooks; and of foreign formats."""
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pluggy
+import torch
+from torch import Tensor, nn
+
+from vqcore import config, foreign
+from vqcore.errors import CheckpointError
+from vqcore.plugin import RunHooks
+from vqcore.protocols import Batch
+from vqcore.rng import generator, sample_generators
+from vqcore.schema import RunConfig
+from vqcore.testing.basics import (
+    check_gradients,
+    check_members,
+    check_waived,
+    close,
+    finite,
+    noise,
+    same_state,
+    state_of,
+)
+from vqcore.tokenizer import Tokenizer
+
+SCHEDULER_WAIVABLE = ("affine", "walk")
+"""Laws of schedulers that mix x and noise; not every one does."""
+OBJECTIVE_WAIVABLE = ("deterministic",)
+"""Laws of objectives; one may have layers of its own that draw."""
+
+
+def check_scheduler(
+    scheduler: Any, *, steps: int = 10, tolerance: float = 0.05, waived: Mapping[str, str] | None = None
+) -> None:
+    """The laws of a scheduler; a walk of `steps` steps with perfect predictions ends at x, up to `tolerance`.
+
+    `waived` maps the laws of `SCHEDULER_WAIVABLE` that it does not claim to the reason.
+    """
+    waived = check_waived(waived, SCHEDULER_WAIVABLE)
+    check_members("scheduler", scheduler)
+    assert scheduler.num_steps >= 1, f"steps law: num_steps is {scheduler.num_steps}"
+    x, eps = noise(4, 3, 5, seed=1), noise(4, 3, 5, seed=2)
+    t = torch.linspace(0, scheduler.num_steps - 1, 4).round().long()
+    for name in ("add_noise", "target"):
+        _check_pure(getattr(scheduler, name), name, x, eps, t)
+    distances = (scheduler.add_noise(x, eps, t) - x).flatten(1).norm(dim=1)
+    assert bool((distances.diff() > 0).all()), (
+        f"noise law: the distance to x does not grow with t: {[round(float(d), 3) for d in distances]}"
+    )
+    if "affine" not in waived:
+        doubled = scheduler.add_noise(2 * x, 2 * eps, t)
+        close(
+            doubled,
+            2 * scheduler.add_noise(x, eps, t),
+            "affine law: twice x and eps is not twice the result, but off",
+        )
+    _check_sampler(scheduler, steps)
+    if "walk" not in waived:
+        end = _walk(scheduler, x, eps, steps)
+        close(end, x, "walk law: with perfect predictions the walk ends beside x", share=tolerance)
+
+
+def _check_pure(function: Any, name: str, x: Tensor, eps: Tensor, t: Tensor) -> None:
+    given = x.clone(), eps.clone(), t.clone()
+    y = function(x, eps, t)
+    assert y.shape == x.shape, f"shape law: {name} gives {tuple(y.shape)}, not {tuple(x.shape)}"
+    finite(y, name)
+    assert torch.equal(function(x, eps, t), y), f"purity law: two calls of {name} differ"
+    unchanged = all(torch.equal(a, b) for a, b in zip(given, (x, eps, t)))
+    assert unchanged, f"purity law: {name} changes its input"
+    alone = torch.cat([function(x[i : i + 1], eps[i : i + 1], t[i : i + 1]) for i in range(len(x))])
+    close(alone, y, f"batch law: {name} of a sample changes in a batch")
+
+
+def _check_sampler(scheduler: Any, steps: int) -> None:
+    times = [float(t) for t in scheduler.sampler(steps).timesteps]
+    assert times, "timesteps law: there are none"
+    falling = times == sorted(times, reverse=True)
+    inside = times[-1] >= 0 and times[0] <= scheduler.num_steps
+    assert falling and inside, (
+        f"timesteps law: {times} do not fall from at most num_steps={scheduler.num_steps} to 0"
+    )
+    x, prediction = noise(3, 2, 4, seed=3), noise(3, 2, 4, seed=4)
+
+    def walk(rows: slice) -> Tensor:
+        sampler, y = scheduler.sampler(steps), x[rows]
+        rng = [generator(i, "check") for i in range(3)[rows]]
+        for t in sampler.timesteps:
+            y = sampler.step(prediction[rows], t, y, rng)
+        return y
+
+    whole = walk(slice(0, 3))
+    finite(whole, "a walk with any predictions")
+    assert torch.equal(walk(slice(0, 3)), whole), (
+        "determinism law: two samplers with equal generators end elsewhere; one remembers, or draws from another source"
+    )
+    alone = torch.cat([walk(slice(i, i + 1)) for i in range(3)])
+    close(alone, whole, "batch law: a sample's walk changes in a batch")
+
+
+def _walk(scheduler: Any, x: Tensor, eps: Tensor, steps: int) -> Tensor:
+    """From noise towards x, at each step with the target that a perfect network would predict."""
+    sampler = scheduler.sampler(steps)
+    rng = [generator(i, "check") for i in range(len(x))]
+
+    def share(which: Tensor, t: Tensor) -> Tensor:
+        return scheduler.add_noise(which, 1 - which, t)
+
+    def times_of(t: Any) -> Tensor:
+        return torch.full((len(x),), t, dtype=torch.float32 if float(t) % 1 else torch.int64)
+
+    y = scheduler.add_noise(x, eps, times_of(sampler.timesteps[0]))
+    for t in sampler.timesteps:
+        times = times_of(t)
+        signal, spread = share(torch.ones_like(x), times), share(torch.zeros_like(x), times)
+        rest = (y - signal * x) / spread.clamp(min=1e-6)
+        y = sampler.step(scheduler.target(x, rest, times), t, y, rng)
+    return y
+
+
+def check_objective(
+    objective: Any, tokenizer: Any, batch: Batch, *, waived: Mapping[str, str] | None = None
+) -> None:
+    """The laws of an objective with a tokenizer that it can train, on a batch of at least two samples.
+
+    `waived` maps the laws of `OBJECTIVE_WAIVABLE` that it does not claim to the reason.
+    """
+    waived = check_waived(waived, OBJECTIVE_WAIVABLE)
+    check_members("objective", objective)
+    objective, tokenizer = copy.deepcopy(objective), copy.deepcopy(tokenizer)
+    torch.manual_seed(0)
+    objective.setup(tokenizer)
+    names = dict.fromkeys(name for step in (0, 1, 10**6) for name in objective.players(step))
+    assert "model" in names, f"players law: {list(names)} never train the tokenizer, whose name is 'model'"
+    players: dict[str, Any] = {
+        name: tokenizer if name == "model" else getattr(objective, name, None) for name in names
+    }
+    strange = [name for name, player in players.items() if not isinstance(player, nn.Module)]
+    assert not strange, f"players law: the objective has no module '{strange[0]}', a player's name"
+    modules = _modules(objective, tokenizer)
+    for name, player in players.items():
+        _check_player(objective, tokenizer, batch, name, player, modules, waived)
+    _check_decode(objective, tokenizer, batch, modules)
+
+
+def _modules(objective: Any, tokenizer: Any) -> list[nn.Module]:
+    held = [objective] if isinstance(objective, nn.Module) else list(vars(objective).values())
+    return [tokenizer, *[module for module in held if isinstance(module, nn.Module)]]
+
+
+def _check_player(
+    objective: Any,
+    tokenizer: Any,
+    batch: Batch,
+    name: str,
+    player: nn.Module,
+    modules: list[nn.Module],
+    waived: Mapping[str, str],
+) -> None:
+    def losses(step: int, seed: int = 0) -> Any:
+        torch.manual_seed(seed)
+        rng = sample_generators(batch.keys, 0, "check")
+        return objective.losses(tokenizer, batch, player=name, step=step, rng=rng)
+
+    steps = [step for step in (0, 1, 10**6) if name in objective.players(step)]
+    for module in modules:
+        module.train()
+    out = losses(steps[0])
+    _check_terms(out, name)
+    player.zero_grad()
+    torch.stack([torch.as_tensor(term) for term in out.terms.values()]).sum().backward()
+    check_gradients(player)
+    for module in modules:
+        module.eval()
+    before = [state_of(module) for module in modules]
+    with torch.no_grad():
+        quiet = losses(steps[0])
+        later = [losses(step) for step in steps[1:]]
+        for other, when in ((quiet, "in eval mode"), *((each, "at another step") for each in later)):
+            assert set(other.terms) == set(out.terms), (
+                f"names law: {name} has {sorted(out.terms)} in training, {sorted(other.terms)} {when}"
+            )
+        if "deterministic" not in waived:
+            again = losses(steps[0], seed=1).terms
+            same = all(torch.equal(again[key], value) for key, value in quiet.terms.items())
+            assert same, f"determinism law: losses of {name} draw from something else than rng (in eval mode)"
+    for old, module in zip(before, modules):
+        same_state(old, state_of(module), "eval changes no state")
+
+
+def _check_terms(out: Any, name: str) -> None:
+    assert out.terms, f"names law: {name} has no losses"
+    for key, value in out.terms.items():
+        assert value.ndim == 0, f"names law: {key} is no scalar but of shape {tuple(value.shape)}"
+        finite(value, key)
+    for key, value in out.metrics.items():
+        assert value.ndim == 0, f"names law: the metric {key} is no scalar"
+
+
+def _check_decode(objective: Any, tokenizer: Any, batch: Batch, modules: list[nn.Module]) -> None:
+    spec = tokenizer.spec
+    size = tuple(batch.x.shape[-spec.rank :])
+    codes = tokenizer.encode(batch.x)
+    before = [state_of(module) for module in modules]
+
+    def decode(rows: slice, seed: int = 0) -> Tensor:
+        torch.manual_seed(seed)
+        rng = sample_generators(batch.keys[rows], 0, "check")
+        extras = {key: value[rows] for key, value in batch.extras.items()}
+        with torch.no_grad():
+            return objective.decode(tokenizer, codes[rows], size=size, rng=rng, extras=extras)
+
+    every = slice(0, len(codes))
+    x_hat, wanted = decode(every), (len(codes), spec.out_channels, *size)
+    assert tuple(x_hat.shape) == wanted, f"shape law: decode gives {tuple(x_hat.shape)}, not {wanted}"
+    finite(x_hat, "decode")
+    assert torch.equal(decode(every, seed=1), x_hat), (
+        "determinism law: decode draws from something else than rng"
+    )
+    alone = torch.cat([decode(slice(i, i + 1)) for i in range(len(codes))])
+    close(alone, x_hat, "batch law: decoding a sample changes in a batch", share=1e-3)
+    for old, module in zip(before, modules):
+        same_state(old, state_of(module), "decode changes no state")
+
+
+def check_hook(hook: Any) -> None:
+    """Whatever a hook is called, a run calls: known names with known arguments. Takes an object or its class."""
+    target = object.__new__(hook) if isinstance(hook, type) else hook
+    known = [name for name in vars(RunHooks) if name.startswith("vqcore_")]
+    manager = pluggy.PluginManager("vqcore")
+    manager.add_hookspecs(RunHooks)
+    try:
+        manager.register(target)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise AssertionError(f"hook law: {error}. Known: {', '.join(known)}") from error
+    heard = {caller.name for caller in manager.get_hookcallers(target) or ()}
+    silent = [name for name in dir(type(target)) if name.startswith("vqcore_") and name not in heard]
+    assert not silent, f"hook law: {silent[0]} is never called; put @hookimpl above it"
+    assert heard, f"hook law: {type(target).__name__} listens to nothing. Known: {', '.join(known)}"
+
+
+def check_observer(run: RunConfig, hooks: Mapping[str, Any]) -> None:
+    """Training with these hooks (configs by label) ends like training without them: weights and figures.
+
+    Both runs write into temporary folders. What a hook raises counts.
+    """
+    from vqcore.trainer import train
+
+    ends = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, observers in (("plain", {}), ("watched", dict(hooks))):
+            section = replace(run.run, dir=str(Path(folder) / name))
+            made = train(replace(run, run=section, hooks=observers))
+            off: Mapping[str, str] = getattr(made.hooks, "off", {})
+            assert not off, f"hook law: {next(iter(off.values()))}"
+            ends.append((state_of(made.tokenizer), made.last_evaluation))
+    (plain, figures), (watched, other) = ends
+    same_state(plain, watched, "a run ends with other weights when the hook watches it")
+    assert figures.keys() == other.keys(), "hook law: a run has other figures when the hook watches it"
+
+
+def check_format(format_: Any, path: Path) -> None:
+    """The laws of a foreign format on a small file or folder of its own."""
+    lacks = [name for name in ("recognises", "read") if not callable(getattr(format_, name, None))]
+    assert not lacks, (
+        f"protocol law: {type(format_).__name__} lacks {', '.join(lacks)}, which every format has"
+    )
+    assert format_.recognises(path) is True, f"recognition law: {path.name} is not recognised"
+    absent = Path(f"{path.parent}/nothing-there.unknown")
+    try:
+        found = format_.recognises(absent)
+    except Exception as error:
+        raise AssertionError(
+            f"recognition law: {type(error).__name__} for a path that is not there: {error}"
+        ) from error
+    assert found is False, f"recognition law: {absent.name} is recognised, which is of no format"
+    read = format_.read(path, allow_pickle=True)
+    again = format_.read(path, allow_pickle=True)
+    tokenizer = Tokenizer(read.config)
+    try:
+        tokenizer.fill(read.tensors, str(path))
+    except CheckpointError as error:
+        raise AssertionError(f"filling law: {error}") from error
+    other = Tokenizer(again.config, seed=1)
+    other.fill(again.tensors, str(path))
+    assert tokenizer.fingerprint == other.fingerprint, "determinism law: two readings have two fingerprints"
+    _check_damaged(format_, path)
+
+
+def _check_damaged(format_: Any, path: Path) -> None:
+    files = [path] if path.is_file() else [each for each in sorted(path.rglob("*")) if each.is_file()]
+    if any(each.suffix in foreign.PICKLES for each in files):
+        _refuses(format_, path, "a pickle without allow_pickle", allow_pickle=False)
+    with tempfile.TemporaryDirectory() as folder:
+        damaged = Path(folder) / path.name
+        if path.is_file():
+            damaged.write_bytes(b"\x00damaged")
+        else:
+            damaged.mkdir()
+        _refuses(
+            format_, damaged, "a damaged file" if path.is_file() else "an empty folder", allow_pickle=True
+        )
+
+
+def _refuses(format_: Any, path: Path, what: str, *, allow_pickle: bool) -> None:
+    try:
+        format_.read(path, allow_pickle=allow_pickle)
+    except CheckpointError:
+        return
+    except Exception as error:
+        raise AssertionError(
+            f"damage law: {what} raises {type(error).__name__}: {error}; it is a CheckpointError"
+        ) from error
+    raise AssertionError(f"damage law: read takes {what}")
+
+
+def as_run(tree: Mapping[str, Any]) -> RunConfig:
+    """A run's config from plain data, checked as a file is."""
+    return config.from_tree(dict(tree), schema=RunConfig, file="conformance")

@@ -1,0 +1,339 @@
+"""The laws of what is around a tokenizer: modalities, data sources, metrics."""
+
+import math
+import pickle
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vqcore.errors import DataError, VqcoreError
+from vqcore.protocols import DataSpec, View
+from vqcore.registry import registry
+from vqcore.rng import generator
+from vqcore.testing.basics import check_members, check_waived, finite
+
+MODALITY_WAIVABLE = ("round-trip", "flip", "size")
+"""Laws that not every modality can keep: one may show less than it reads, or have one size only."""
+METRIC_WAIVABLE = ("mask",)
+"""Laws that not every metric keeps: one may need whole samples."""
+KEYS = 1000
+"""Keys that are compared with each other."""
+
+
+def check_modality(
+    modality: Any,
+    source: Any,
+    *,
+    tolerance: float = 0.02,
+    waived: Mapping[str, str] | None = None,
+) -> None:
+    """The laws of a modality on one sample that its `read` takes.
+
+    `tolerance` is the largest difference of a value that went through `show` and `read` again, as a share of 1 or of
+    the largest value. `waived` maps the laws of `MODALITY_WAIVABLE` that it does not claim to the reason.
+    """
+    waived = check_waived(waived, MODALITY_WAIVABLE)
+    check_members("modality", modality)
+    raw = modality.read(source)
+    spec, extent = modality.spec, modality.extent(raw)
+    assert len(extent) == spec.rank, f"extent law: {extent} has not the rank {spec.rank} of the spec"
+    fixed = modality.view(extent, spec.size, None)
+    assert fixed == modality.view(extent, spec.size, None), (
+        "determinism law: the view for evaluation is not always the same"
+    )
+    drawn = [modality.view(extent, spec.size, np.random.default_rng(seed)) for seed in (0, 0, 1, 2)]
+    assert drawn[0] == drawn[1], "determinism law: equal generators draw different views"
+    for view in (fixed, *drawn):
+        _check_view(view, spec.size)
+        _check_tensor(modality, raw, view)
+    half = tuple(max(1, side // 2) for side in spec.size)
+    if "size" not in waived and half != spec.size:
+        _check_other_size(modality, raw, half)
+    _check_show(modality, raw, fixed, tolerance, waived)
+    _check_reading(modality, source, fixed)
+    for name in modality.metrics:
+        try:
+            registry().find("metric", name)
+        except VqcoreError as error:
+            raise AssertionError(f"metrics law: {error}") from error
+
+
+def _check_other_size(modality: Any, raw: Any, size: tuple[int, ...]) -> None:
+    """A sample at a size that is not the nominal one, if the modality has any."""
+    try:
+        x = modality.tensor(raw, modality.view(modality.extent(raw), size, None))
+    except DataError:
+        return
+    found = tuple(x.shape[x.ndim - len(size) :])
+    assert found == size, f"size law: a view of {size} gives a tensor of {found}"
+
+
+def _check_view(view: View, size: tuple[int, ...]) -> None:
+    assert view.size == size, f"view law: its size is {view.size}, {size} was asked for"
+    inside = all(0 <= low < high <= 1 + 1e-9 for low, high in zip(view.start, view.stop))
+    assert inside and view.start, (
+        f"view law: {view.start} to {view.stop} is no part of the sample; fractions lie in 0..1"
+    )
+
+
+def _check_tensor(modality: Any, raw: Any, view: View) -> None:
+    spec, x = modality.spec, modality.tensor(raw, view)
+    lead = () if spec.labels is not None else (spec.channels,)
+    wanted, found = (*lead, *view.size), tuple(x.shape)
+    assert found == wanted, f"shape law: {found}, not {wanted}"
+    assert torch.equal(modality.tensor(raw, view), x), "determinism law: two tensors of one view differ"
+    if spec.labels is not None:
+        assert not x.is_floating_point(), f"type law: class ids are {x.dtype}; they are integers"
+        least, most = int(x.min()), int(x.max())
+        assert 0 <= least <= most < spec.labels, (
+            f"range law: class ids {least}..{most}, the spec has {spec.labels} labels"
+        )
+    else:
+        assert x.dtype == torch.float32, f"type law: the tensor is {x.dtype}, not float32"
+        finite(x, "the tensor")
+    if spec.range and x.is_floating_point():
+        low, high = float(x.min()), float(x.max())
+        slack = 1e-3 * (spec.range[1] - spec.range[0])
+        inside = spec.range[0] - slack <= low <= high <= spec.range[1] + slack
+        assert inside, f"range law: values {low:.3g}..{high:.3g}, the spec says {spec.range}"
+    if spec.mask:
+        mask = modality.mask(raw, view)
+        good = mask.dtype == torch.bool and tuple(mask.shape) == view.size
+        assert good, f"mask law: the mask is {mask.dtype} {tuple(mask.shape)}, not bool {view.size}"
+        assert bool(mask.any()) or view.start != (0.0,) * len(view.start), "mask law: nothing is valid"
+
+
+def _check_show(modality: Any, raw: Any, view: View, tolerance: float, waived: Mapping[str, str]) -> None:
+    x = modality.tensor(raw, view)
+    shown = modality.show(x)
+    assert shown is not None, "show law: show returns nothing"
+    if hasattr(modality, "picture"):
+        assert isinstance(modality.picture(x), Image.Image), "show law: picture returns no PIL image"
+    if hasattr(modality, "values"):
+        batch = _scores(x, modality.spec) if modality.spec.labels is not None else x.unsqueeze(0)
+        values = modality.values(batch)
+        good = values.is_floating_point() and values.ndim == batch.ndim and len(values) == 1
+        assert good, (
+            f"values law: they are {values.dtype} {tuple(values.shape)}; wanted is float (b, c, *size)"
+        )
+        valid = modality.mask(raw, view).unsqueeze(0) if modality.spec.mask else None
+        finite(values if valid is None else values[valid.expand_as(values)], "values where they are valid")
+    if "round-trip" in waived:
+        return
+    again = _again(modality, x, view)
+    _near(again, x, tolerance, "round-trip law: read(show(x)) is not x")
+    if "flip" not in waived:
+        mirrored = modality.tensor(raw, replace(view, flip=not view.flip))
+        back = _again(modality, mirrored, replace(view, flip=not view.flip))
+        _near(back, x, tolerance, "flip law: a sample that is mirrored twice is not the sample")
+
+
+def _again(modality: Any, x: Tensor, view: View) -> Tensor:
+    """The whole of a shown tensor, read again; mirrored if the view is."""
+    try:
+        raw = modality.read(modality.show(x))
+    except (DataError, OSError, TypeError, ValueError) as error:
+        raise AssertionError(f"round-trip law: read does not take what show returns: {error}") from error
+    whole = modality.view(modality.extent(raw), view.size, None)
+    return modality.tensor(raw, replace(whole, flip=view.flip))
+
+
+def _near(found: Tensor, wanted: Tensor, tolerance: float, law: str) -> None:
+    off = float((found.double() - wanted.double()).abs().max())
+    most = tolerance * max(1.0, float(wanted.double().abs().max())) if wanted.is_floating_point() else 0.0
+    assert off <= most, f"{law}: a value is off by {off:.3g}; tolerated are {most:.3g}"
+
+
+def _scores(x: Tensor, spec: DataSpec) -> Tensor:
+    """Scores of a class map that has no doubt: a batch of one."""
+    return 10 * torch.nn.functional.one_hot(x.long(), spec.labels or 1).movedim(-1, 0).unsqueeze(0).float()
+
+
+def _check_reading(modality: Any, source: Any, view: View) -> None:
+    """A damaged file is an error that the loader understands; NaN never becomes part of a tensor."""
+    strange = [
+        suffix for suffix in modality.suffixes if not suffix.startswith(".") or suffix.lower() != suffix
+    ]
+    assert not strange, f"suffix law: '{strange[0]}' is not a lower-case suffix with its dot"
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in modality.suffixes:
+            path = Path(folder) / f"damaged{suffix}"
+            path.write_bytes(b"\x00not a sample")
+            for given, what in ((path, "a damaged file"), (path.with_stem("absent"), "a missing file")):
+                _refuses(modality, given, f"{what} ({suffix})")
+    for bad in (np.nan, np.inf):
+        holed = _with_value(source, bad)
+        if holed is None:
+            return
+        try:
+            x = modality.tensor(modality.read(holed), view)
+        except DataError:
+            continue
+        finite(x, f"read takes an array that holds {bad}, and it reaches the tensor")
+
+
+def _refuses(modality: Any, given: Any, what: str) -> None:
+    try:
+        modality.read(given)
+    except (DataError, OSError):
+        return
+    except Exception as error:
+        raise AssertionError(
+            f"damage law: {what} raises {type(error).__name__}: {error}; a DataError or OSError lets the run skip it"
+        ) from error
+    raise AssertionError(f"damage law: read takes {what}")
+
+
+def _with_value(source: Any, value: float) -> np.ndarray | None:
+    """The source with its first value replaced, if it is an array of floats."""
+    if not isinstance(source, np.ndarray) or source.dtype.kind != "f":
+        return None
+    holed = source.copy()
+    holed.reshape(-1)[0] = value
+    return holed
+
+
+def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None) -> None:
+    """The laws of a data source that was built for a modality and what rides along (modalities by label)."""
+    check_members("data", data)
+    count = len(data)
+    assert count > 0, "length law: there is no sample; building raises DataError then"
+    places = sorted({*range(min(count, KEYS)), count - 1})
+    keys = [data.key(index) for index in places]
+    for key in keys:
+        path = PurePosixPath(key)
+        good = isinstance(key, str) and key and not path.is_absolute() and ".." not in path.parts
+        assert good and "\\" not in key, (
+            f"key law: '{key}' is no relative path with forward slashes inside its folder"
+        )
+    twice = len(keys) - len(set(keys))
+    assert not twice, f"key law: {twice} of {len(keys)} keys occur more than once, e.g. '{_repeated(keys)}'"
+    readers = {"": modality, **(extra or {})}
+    chosen = sorted({0, count // 2, count - 1})
+    first = {
+        (index, label): _raw(data, index, label, reader)
+        for index in chosen
+        for label, reader in readers.items()
+    }
+    copied = pickle.loads(pickle.dumps(data))
+    for again, how in ((data, "asked again in another order"), (copied, "in a worker process (pickled)")):
+        assert len(again) == count, f"length law: {len(again)} samples {how}, {count} before"
+        assert [again.key(index) for index in places[:10]] == keys[:10], f"key law: other keys {how}"
+        for (index, label), wanted in reversed(first.items()):
+            found = _raw(again, index, label, readers[label])
+            assert _same(found, wanted), f"determinism law: sample {index} ('{label}') is another one {how}"
+
+
+def _repeated(keys: Sequence[str]) -> str:
+    return next(key for place, key in enumerate(keys) if key in keys[:place])
+
+
+def _raw(data: Any, index: int, label: str, reader: Any) -> Tensor:
+    """The evaluation view of a sample, as its modality sees it."""
+    given = data.get(index, label) if label else data.get(index)
+    try:
+        raw = reader.read(given)
+    except (DataError, OSError) as error:
+        raise AssertionError(f"reading law: sample {index} ('{label}') cannot be read: {error}") from error
+    return reader.tensor(raw, reader.view(reader.extent(raw), reader.spec.size, None))
+
+
+def _same(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+def check_metric(metric: Any, spec: DataSpec, *, waived: Mapping[str, str] | None = None) -> None:
+    """The laws of a metric for data of a kind, on noise.
+
+    `waived` maps the laws of `METRIC_WAIVABLE` that it does not claim to the reason.
+    """
+    waived = check_waived(waived, METRIC_WAIVABLE)
+    check_members("metric", metric)
+    x, perfect, poor = metric_batches(spec)
+    given = poor.clone(), x.clone()
+    sums = metric.measure(poor, x)
+    for name, value in sums.items():
+        assert value.dtype == torch.float64, f"sums law: '{name}' is {value.dtype}, not float64"
+        finite(value, f"the sum '{name}'")
+    assert torch.equal(given[0], poor) and torch.equal(given[1], x), "purity law: the input is changed"
+    for cuts in ((1, 4), (3, 2), (1, 1, 1, 1, 1)):
+        parts = [metric.measure(a, b) for a, b in zip(poor.split(cuts), x.split(cuts))]
+        _check_additive(sums, parts, f"batches of {cuts}")
+    order = torch.tensor([3, 0, 4, 2, 1])
+    _check_additive(sums, [metric.measure(poor[order], x[order])], "another order")
+    if "mask" not in waived:
+        _check_mask(metric, x, poor)
+    figures, best = metric.summary(sums), metric.summary(metric.measure(perfect, x))
+    for name, value in (*figures.items(), *best.items()):
+        assert isinstance(value, float) and math.isfinite(value), (
+            f"summary law: '{name}' is {value!r}, no number"
+        )
+    assert set(figures) == set(best), (
+        f"summary law: figures are {sorted(figures)}, or for a perfect reconstruction {sorted(best)}"
+    )
+    better = getattr(metric, "better", None)
+    if "" in figures:
+        assert better in ("higher", "lower"), (
+            f"direction law: better is {better!r}; a figure with the metric's name is better 'higher' or 'lower'"
+        )
+        right = best[""] > figures[""] if better == "higher" else best[""] < figures[""]
+        assert right, (
+            f"direction law: {better} is better, but a perfect reconstruction has {best['']:.4g} "
+            f"and noise {figures['']:.4g}"
+        )
+
+
+def metric_batches(spec: DataSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """Five samples of a kind, their perfect reconstruction, and one that has nothing to do with them."""
+    rng = generator(0, "check", "metric")
+    shape = (5, spec.channels, *spec.size)
+    if spec.labels is not None:
+        x = torch.randint(spec.labels, (5, *spec.size), generator=rng)
+        perfect = torch.cat([_scores(one, spec) for one in x])
+        return x, perfect, torch.randn(perfect.shape, generator=rng)
+    low, high = spec.range or (-2.0, 2.0)
+    x, poor = (torch.rand(shape, generator=rng) * (high - low) + low for _ in range(2))
+    if spec.kind == "binary":
+        x = torch.where(x > (low + high) / 2, high, low)
+    if spec.kind == "unit-vector":
+        x, poor = (torch.nn.functional.normalize(each, dim=1) for each in (x, poor))
+    return x, x.clone(), poor
+
+
+def _check_additive(sums: Mapping[str, Tensor], parts: Sequence[Mapping[str, Tensor]], how: str) -> None:
+    for part in parts:
+        assert set(part) == set(sums), (
+            f"sums law: names are {sorted(part)} in {how}, {sorted(sums)} in one batch"
+        )
+    for name, whole in sums.items():
+        total = sum((part[name] for part in parts), torch.zeros_like(whole))
+        off = float((total - whole).abs().max())
+        assert off <= 1e-6 * max(1.0, float(whole.abs().max())), (
+            f"sums law: '{name}' over {how} differs by {off:.3g} from one batch; sums add up over samples"
+        )
+
+
+def _check_mask(metric: Any, x: Tensor, x_hat: Tensor) -> None:
+    """A mask of all True changes nothing; what is masked out does not matter."""
+    size = x_hat.shape[2:]
+    mask = torch.ones((len(x), *size), dtype=torch.bool)
+    plain, whole = metric.measure(x_hat, x), metric.measure(x_hat, x, mask)
+    _check_additive(plain, [whole], "a mask of all True")
+    if mask[0].numel() < 2:
+        return
+    mask.flatten(1)[:, ::2] = False
+    hidden = x_hat.clone()
+    hidden.flatten(2)[:, :, ::2] = hidden.flatten(2)[:, :, ::2].flip(0, 1)
+    part, other = metric.measure(x_hat, x, mask), metric.measure(hidden, x, mask)
+    for name, value in part.items():
+        off = float((other[name] - value).abs().max())
+        assert off <= 1e-6 * max(1.0, float(value.abs().max())), (
+            f"mask law: positions that are masked out change '{name}' by {off:.3g}"
+        )
