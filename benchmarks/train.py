@@ -27,7 +27,9 @@ from vqcore.trainer import Run, _Averages, _log, build, train_step
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--pairs", type=int, default=31)
@@ -80,10 +82,13 @@ def _seconds(work: Callable[[], None]) -> float:
 
 def _report(args: argparse.Namespace, wholes: np.ndarray, selves: np.ndarray, bare_s: float) -> None:
     print(f"{Path(args.config)} {' '.join(args.overrides)}")
-    print(f"{bare_s / args.steps * 1e3:.1f} ms a bare step, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    print(f"{bare_s / args.steps * 1e3:.1f} ms a bare step, {threads} threads, load {load:.1f}")
     for name, ratios in (("whole / bare", wholes), ("bare / bare", selves)):
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-        print(f"{name:14} {middle:.3f}  quartiles {low:.3f} to {high:.3f}  ({len(ratios)} pairs of {args.steps} steps)")
+        print(
+            f"{name:14} {middle:.3f}  quartiles {low:.3f} to {high:.3f}  ({len(ratios)} pairs of {args.steps} steps)"
+        )
 
 
 if __name__ == "__main__":

@@ -339,7 +339,8 @@ NO_MAPPING = "a.yaml: a config is a mapping (key: value), not {}."
         ),
         (
             "",
-            "a.yaml: data is required: a data source, e.g. {name: folder}. Installed: folder, array, good/made.",
+            "a.yaml: data is required: a data source, e.g. {name: folder}. "
+            "Installed: folder, array, synthetic, good/made.",
         ),
         (
             "# only a remark\n",
@@ -439,8 +440,8 @@ def test_a_key_that_no_level_knows(here, good, key, message):
         (
             "hooks",
             {"a": 3},
-            "hooks.a must be a mapping with a name, not 3; it wants a hook, e.g. {name: good/tell}. "
-            "Installed: good/tell.",
+            "hooks.a must be a mapping with a name, not 3; it wants a hook, e.g. {name: tensorboard}. "
+            "Installed: tensorboard, wandb, good/tell.",
         ),
         (
             "model.encoder",
@@ -516,7 +517,7 @@ def test_values_become_what_their_setting_says(here, good, key, value, result):
     [
         (
             "data",
-            "data is required: a data source, e.g. {name: folder}. Installed: folder, array, good/made.",
+            "data is required: a data source, e.g. {name: folder}. Installed: folder, array, synthetic, good/made.",
         ),
         (
             "model.encoder",

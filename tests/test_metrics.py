@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vqcore.metrics import MAE, PSNR, Accuracy, CodeWindow, bits_per_position, code_figures
+from vqcore.metrics import MAE, PSNR, Accuracy, CodeCounts, CodeWindow, bits_per_position
 from vqcore.objectives import pixel_loss
 from vqcore.optim import Ema, learning_rate, parameter_groups
 from vqcore.protocols import DataSpec
@@ -57,7 +57,10 @@ def test_psnr_refuses_data_without_a_range():
 
 
 def test_code_figures_of_known_counts():
-    figures = code_figures(torch.tensor([[5, 5, 0, 0], [1, 1, 1, 1]]))
+    counts = CodeCounts(4, 2)
+    counts.add_column(0, torch.tensor([0, 1] * 5))
+    counts.add_column(1, torch.arange(4))
+    figures = counts.figures()
     assert figures == {"codes/usage": pytest.approx(0.75), "codes/perplexity": pytest.approx(3.0)}
 
 

@@ -28,7 +28,9 @@ def at_start(directory, base, **changes):
 
 def same(one, other, part):
     theirs = artefact.weights_of(getattr(other, part))
-    return all(torch.equal(value, theirs[key]) for key, value in artefact.weights_of(getattr(one, part)).items())
+    return all(
+        torch.equal(value, theirs[key]) for key, value in artefact.weights_of(getattr(one, part)).items()
+    )
 
 
 def test_a_whole_tokenizer_as_it_would_be_used(tmp_path, base, capsys):
@@ -63,7 +65,9 @@ def test_other_shapes_stay_whole_and_every_one_is_named(tmp_path, base, capsys):
 
 
 def test_frozen_means_the_tokens_stay_to_the_bit(tmp_path, base):
-    run = train(run_config(tmp_path / "new", model__full_ckpt=str(base), model__freeze_enc=True, run__steps=9))
+    run = train(
+        run_config(tmp_path / "new", model__full_ckpt=str(base), model__freeze_enc=True, run__steps=9)
+    )
     before = Tokenizer.load(base)
     assert all(same(run.tokenizer, before, part) for part in PARTS[:3])
     assert not same(run.tokenizer, before, "decoder")
@@ -106,7 +110,9 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, base, ch
 def test_nothing_that_fits_is_an_error(tmp_path, base):
     other = {"name": "toy/encoder", "patch": 4}
     config = {"model__encoder": other, "data__modality": {"name": "array", "channels": 3, "size": [8, 8]}}
-    with pytest.raises(CheckpointError, match=r"nothing in it fits this model. encoder.linear.weight is \(6, 2\)"):
+    with pytest.raises(
+        CheckpointError, match=r"nothing in it fits this model. encoder.linear.weight is \(6, 2\)"
+    ):
         train(run_config(tmp_path / "new", **config, data__channels=3, model__encoder_ckpt=str(base)))
 
 
@@ -129,9 +135,13 @@ def test_positions_of_another_size_are_interpolated(tmp_path):
     from vqcore.trainer import build
 
     train(config(tmp_path / "small", 16, run__steps=1))
-    large = build(config(tmp_path / "large", 32, model__full_ckpt=str(tmp_path / "small")), torch.device("cpu"))
+    large = build(
+        config(tmp_path / "large", 32, model__full_ckpt=str(tmp_path / "small")), torch.device("cpu")
+    )
     small = Tokenizer.load(tmp_path / "small")
     assert small.encoder.pos_emb.shape[2:] == (4, 4) and large.tokenizer.encoder.pos_emb.shape[2:] == (8, 8)
-    expected = torch.nn.functional.interpolate(small.encoder.pos_emb, (8, 8), mode="bicubic", align_corners=False)
+    expected = torch.nn.functional.interpolate(
+        small.encoder.pos_emb, (8, 8), mode="bicubic", align_corners=False
+    )
     torch.testing.assert_close(large.tokenizer.encoder.pos_emb.detach(), expected)
     assert same(large.tokenizer, small, "proj")

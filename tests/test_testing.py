@@ -24,10 +24,13 @@ from vqcore.metrics import MAE
 from vqcore.objectives import Reconstruction
 from vqcore.plugin import KINDS, hookimpl
 from vqcore.protocols import Batch, DataSpec, Losses, Quantized, View
+from vqcore.registry import Registry
 from vqcore.schema import TokenizerConfig
 from vqcore.testing import checks, conformance
 from vqcore.testing.basics import noise
-from vqcore.testing.runs import as_run
+from vqcore.testing.quantizers import WAIVABLE
+from vqcore.testing.runs import OBJECTIVE_WAIVABLE, SCHEDULER_WAIVABLE, as_run
+from vqcore.testing.samples import METRIC_WAIVABLE, MODALITY_WAIVABLE
 from vqcore.tokenizer import Tokenizer
 
 SPEC = DataSpec(channels=2, size=(8, 8))
@@ -1258,6 +1261,64 @@ def test_formats(toy, tmp_path):
         checks.check_format(plain(None), short)
 
 
+# vqcore plugins --check
+
+PLUGIN = """
+from dataclasses import dataclass
+from vqcore import config
+from vqcore.plugin import Component, Plugin, hookimpl
+
+
+class Late:
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config):
+        pass
+
+    @hookimpl
+    def vqcore_step_endet(self, step): ...
+
+
+class Rough:
+    num_steps = 0
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config):
+        scale: float = 1.0
+        "How rough."
+
+    def __init__(self, cfg): ...
+    def add_noise(self, x, eps, t): return x
+    def target(self, x, eps, t): return x
+    def sampler(self, steps): ...
+
+
+class Needy(Rough):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config):
+        scale: float
+        "Required: nobody can build it without knowing more."
+
+
+@hookimpl
+def vqcore_plugin():
+    return Plugin(1, "mine", (
+        Component("hook", "late", ":Late", "misspelt"),
+        Component("scheduler", "rough", ":Rough", "no steps"),
+        Component("scheduler", "needy", ":Needy", "not built"),
+    ))
+"""
+
+
+def test_plugins_check_runs_what_needs_no_wiring(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    catalogue = Registry()
+    catalogue.add_file(str(tmp_path / "mine.py"))
+    hook, scheduler = checks.check_plugin(catalogue, "local")
+    assert hook.startswith("local/late: hook law: ")
+    assert "vqcore_step_endet" in hook
+    assert scheduler == "local/rough: steps law: num_steps is 0"
+
+
 # The kit as a whole
 
 
@@ -1307,3 +1368,11 @@ def test_every_kind_has_a_class():
 def test_noise_is_the_same_everywhere():
     assert torch.equal(noise(3, 2), noise(3, 2))
     assert not torch.equal(noise(3, 2), noise(3, 2, seed=1))
+
+
+def test_the_documentation_names_every_class_and_every_law_that_can_be_waived():
+    text = (Path(__file__).parents[1] / "docs" / "testing.md").read_text()
+    classes = [name for name, cls in vars(conformance).items() if hasattr(cls, "test_manifest")]
+    waivable = {*WAIVABLE, *MODALITY_WAIVABLE, *METRIC_WAIVABLE, *SCHEDULER_WAIVABLE, *OBJECTIVE_WAIVABLE}
+    assert [name for name in classes if name not in text] == []
+    assert [law for law in sorted(waivable) if f"`{law}`" not in text] == []

@@ -38,7 +38,9 @@ def tokenizer_config_of(config: RunConfig) -> TokenizerConfig:
     modality = registry().build("modality", data.modality, "data.modality", size=wanted)
     size = nominal_size(data, modality.spec.rank)
     size = size if isinstance(size, tuple) else modality.spec.size
-    return TokenizerConfig(modality=data.modality, size=size, model=config.model.bare, objective=config.objective)
+    return TokenizerConfig(
+        modality=data.modality, size=size, model=config.model.bare, objective=config.objective
+    )
 
 
 def open_data(config: RunConfig, modality: Modality, extra: dict[str, Modality]) -> tuple[Data, Data | None]:

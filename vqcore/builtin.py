@@ -119,7 +119,10 @@ def vqcore_plugin() -> Plugin:
                 "figures, pictures and code usage as TensorBoard event files",
             ),
             Component(
-                "hook", "wandb", "vqcore.hooks.wandb:Wandb", "figures, pictures and code usage to Weights & Biases"
+                "hook",
+                "wandb",
+                "vqcore.hooks.wandb:Wandb",
+                "figures, pictures and code usage to Weights & Biases",
             ),
         ),
     )

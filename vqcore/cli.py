@@ -14,7 +14,7 @@ from vqcore.errors import VqcoreError
 from vqcore.registry import registry
 
 OVERRIDE_HELP = "settings that win over the file, e.g. run.steps=100 model.quantizer.codebook_size=1024"
-RUN_HELP = "a run folder (its best checkpoint, else the last), a checkpoint, an exported tokenizer, or user/name on the hub"
+RUN_HELP = "a run folder (best checkpoint, else the last), a checkpoint, an exported tokenizer, or user/name on the hub"
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from einops import rearrange
-from jaxtyping import Int
 from torch import Tensor
 
 from vqcore import dist
@@ -14,7 +12,7 @@ from vqcore.config import Config
 from vqcore.console import ProgressLine
 from vqcore.data.loader import BadSamples, EvalBatches
 from vqcore.errors import DataError
-from vqcore.metrics import bits_per_position, code_figures
+from vqcore.metrics import CodeCounts, bits_per_position
 from vqcore.protocols import Batch, Data, Metric, Modality
 from vqcore.registry import registry
 from vqcore.rng import sample_generators
@@ -86,14 +84,14 @@ def evaluate(
         for label, metric in metrics.items():
             for name, value in measured(metric, tokenizer, x_hat, batch).items():
                 totals.add(f"metric:{label}:{name}", value)
-        totals.add_codes(codes)
+        totals.codes.add(codes)
         totals.samples += len(batch.x)
         watch(totals.samples)
     totals.add("samples", torch.tensor(float(totals.samples)))
     sums = dist.sum_dicts(totals.sums)
     if not sums["samples"]:
         raise DataError("no sample could be read for evaluation; the files are named above.")
-    return _figures(sums, dist.sum_(totals.counts), metrics, weights, tokenizer, size)
+    return _figures(sums, totals.codes.summed(), metrics, weights, tokenizer, size)
 
 
 def measured(metric: Metric, tokenizer: Any, x_hat: Tensor, batch: Batch) -> Mapping[str, Tensor]:
@@ -109,21 +107,17 @@ class _Totals:
 
     def __init__(self, tokenizer: Any):
         self.sums: dict[str, Tensor] = {}
-        self.counts = torch.zeros(tokenizer.num_codebooks, tokenizer.codebook_size, dtype=torch.int64)
+        self.codes = CodeCounts(tokenizer.codebook_size, tokenizer.num_codebooks)
         self.samples = 0
 
     def add(self, name: str, value: Tensor) -> None:
         value = value.double().cpu()
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def add_codes(self, codes: Int[Tensor, "b *grid q"]) -> None:
-        for book, column in enumerate(rearrange(codes, "b ... q -> q (b ...)").cpu()):
-            self.counts[book] += torch.bincount(column, minlength=self.counts.shape[1])
-
 
 def _figures(
     sums: Mapping[str, Tensor],
-    counts: Tensor,
+    codes: CodeCounts,
     metrics: Mapping[str, Metric],
     weights: Mapping[str, float],
     tokenizer: Any,
@@ -140,7 +134,7 @@ def _figures(
     grid = tokenizer.grid(size)
     return (
         figures
-        | code_figures(counts)
+        | codes.figures()
         | {
             "samples": samples,
             "tokens_per_sample": float(math.prod(grid)),

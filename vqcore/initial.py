@@ -47,7 +47,9 @@ def start_from(tokenizer: Tokenizer, model: ModelConfig) -> None:
     if model.freeze_enc:
         _refuse_other_tokens(tokenizer, folder, source, problems)
     say(f"model.{key}: {listed(taken)} from {folder}.")
-    rest = [part for part in (*TOKENS, "decoder") if getattr(tokenizer, part) is not None and part not in taken]
+    rest = [
+        part for part in (*TOKENS, "decoder") if getattr(tokenizer, part) is not None and part not in taken
+    ]
     if rest:
         say(f"model.{key}: {listed(rest)} as initialised. {_reasons(problems)}".rstrip())
 
@@ -100,7 +102,9 @@ def _refuse_other_tokens(
             for section in ("modality", "model.encoder", "model.quantizer")
             for name in _differing(_node(source, section), _node(tokenizer.cfg, section))
         ]
-        differ = differ or ["weights whose size was changed, such as positions: set input_size_enc as it is there"]
+        differ = differ or [
+            "weights whose size was changed, such as positions: set input_size_enc as it is there"
+        ]
         raise ConfigError(
             f"model.freeze_enc: the tokens would not be those of {folder}; different are {listed(differ, 5)}."
         )

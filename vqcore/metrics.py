@@ -15,6 +15,8 @@ from vqcore.protocols import DataSpec
 
 WINDOW = 65_536
 """Tokens over which the use of a codebook is watched in training."""
+DENSE = 2**22
+"""Codebooks up to this size get a number per code; beyond it only codes that occur are kept."""
 COLLAPSE = 0.1
 """A codebook of which less than this share is used (of what the window could show) has collapsed."""
 
@@ -97,21 +99,23 @@ class CodeWindow:
     """The last tokens of training: how much of the codebook they use, and since when the rest is dead.
 
     `window` is the number of tokens over all processes; each keeps its share. Memory is constant: the window, and one
-    number per code. A code is dead when the window holds none of it; its age is the number of steps since it last
-    occurred (or since the start).
+    number per code (none for codebooks above `DENSE`, whose dead have no known age). A code is dead when the window
+    holds none of it; its age is the number of steps since it last occurred (or since the start).
     """
 
     def __init__(self, codebook_size: int, num_codebooks: int, window: int = WINDOW):
         self.codebook_size, self.window = codebook_size, window
         share = max(1, window // dist.world_size())
         self.codes = torch.full((share, num_codebooks), -1, dtype=torch.int32)
-        self.last_seen = torch.zeros(num_codebooks, codebook_size, dtype=torch.int32)
+        self.last_seen = torch.zeros(
+            num_codebooks, codebook_size if codebook_size <= DENSE else 0, dtype=torch.int32
+        )
         self.position, self.collapsed = 0, False
 
     def add(self, codes: Int[Tensor, "b *grid q"], step: int = 0) -> None:
         """Take in the codes of step number `step` (from 0); the oldest ones leave."""
         new = rearrange(codes.detach(), "... q -> (...) q").to("cpu", torch.int32)
-        for book, column in enumerate(new.T):
+        for book, column in enumerate(new.T if self.last_seen.numel() else ()):
             self.last_seen[book, column.long()] = step + 1
         new = new[-len(self.codes) :]
         places = (self.position + torch.arange(len(new))) % len(self.codes)
@@ -121,23 +125,29 @@ class CodeWindow:
     def figures(self, step: int | None = None) -> dict[str, float]:
         """Figures over the window and all processes, means over codebooks, after `step` steps.
 
-        `codes/usage` (share of the codebook seen), `codes/perplexity`, and with a step `codes/dead` (number of codes
-        not seen) and `codes/dead_age` (median age of the dead in steps; 0 if none is).
+        `codes/usage` (share of the codebook seen; the rest is dead), `codes/perplexity`, and with a step
+        `codes/dead_age` (median age of the dead in steps; 0 if none is).
         """
-        counts = dist.sum_(self.counts())
-        figures = code_figures(counts)
-        if step is not None:
-            dead = counts == 0
-            ages = (step - dist.max_(self.last_seen.clone()))[dead]
-            figures["codes/dead"] = float(dead.sum(1).double().mean())
-            figures["codes/dead_age"] = float(ages.median()) if len(ages) else 0.0
+        seen = CodeCounts(self.codebook_size, self.codes.shape[1])
+        for book in range(self.codes.shape[1]):
+            seen.add_column(book, self._column(book))
+        everywhere = seen.summed()
+        figures = everywhere.figures()
+        if step is not None and self.last_seen.numel():
+            ages = step - dist.max_(self.last_seen.clone())
+            dead = torch.ones_like(ages, dtype=torch.bool)
+            for book, ids in enumerate(everywhere.ids):
+                dead[book, ids] = False
+            figures["codes/dead_age"] = float(ages[dead].median()) if dead.any() else 0.0
         return figures
 
     def warning(self, figures: Mapping[str, float]) -> str:
         """One line with a remedy when a full window uses too little of the codebook; once, until it recovers."""
         usage = figures["codes/usage"]
         was, enough = self.collapsed, min(1.0, self.window / self.codebook_size)
-        self.collapsed = bool((self.codes[-1] >= 0).all()) and usage < (2 * COLLAPSE if was else COLLAPSE) * enough
+        self.collapsed = (
+            bool((self.codes[-1] >= 0).all()) and usage < (2 * COLLAPSE if was else COLLAPSE) * enough
+        )
         if was or not self.collapsed:
             return ""
         return (
@@ -156,20 +166,69 @@ class CodeWindow:
             self.codes, self.last_seen = state["codes"].clone(), state["last_seen"].clone()
             self.position = int(state["position"])
 
-    def counts(self) -> Int[Tensor, "q k"]:
-        """How often each code of each codebook occurs in this process's window."""
-        seen = [column[column >= 0].long() for column in self.codes.T]
-        return torch.stack([torch.bincount(column, minlength=self.codebook_size) for column in seen])
+    def counts(self) -> list[Int[Tensor, " k"]]:
+        """How often each code of each codebook occurs in this process's window; above `DENSE` only those that do."""
+        columns = [self._column(book) for book in range(self.codes.shape[1])]
+        if self.codebook_size > DENSE:
+            return [column.unique(return_counts=True)[1] for column in columns]
+        return [torch.bincount(column, minlength=self.codebook_size) for column in columns]
+
+    def _column(self, book: int) -> Int[Tensor, " n"]:
+        column = self.codes[:, book].long()
+        return column[column >= 0]
 
 
-def code_figures(counts: Int[Tensor, "q k"]) -> dict[str, float]:
-    """Usage and perplexity from how often each code of each codebook occurred; the mean over codebooks."""
-    share = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
-    entropy = -(share * share.clamp(min=1e-30).log()).sum(1)
-    return {
-        "codes/usage": float((counts > 0).double().mean()),
-        "codes/perplexity": float(entropy.exp().mean()),
-    }
+class CodeCounts:
+    """How often each code of each codebook occurred: numbers for those that did, so that a codebook may be huge."""
+
+    def __init__(self, codebook_size: int, num_codebooks: int):
+        self.codebook_size = codebook_size
+        self.ids = [torch.zeros(0, dtype=torch.int64) for _ in range(num_codebooks)]
+        self.times = [torch.zeros(0, dtype=torch.int64) for _ in range(num_codebooks)]
+
+    def add(self, codes: Int[Tensor, "b *grid q"]) -> None:
+        """Take in a batch's codes."""
+        for book, column in enumerate(rearrange(codes, "b ... q -> q (b ...)").cpu()):
+            self.add_column(book, column)
+
+    def add_column(self, book: int, column: Int[Tensor, " n"]) -> None:
+        """Take in codes of one codebook."""
+        self._merge(book, *column.unique(return_counts=True))
+
+    def summed(self) -> "CodeCounts":
+        """The counts of all processes together."""
+        total = CodeCounts(self.codebook_size, len(self.ids))
+        for part in dist.gathered((self.ids, self.times)):
+            for book, (ids, times) in enumerate(zip(*part)):
+                total._merge(book, ids, times)
+        return total
+
+    def figures(self) -> dict[str, float]:
+        """Usage (share of the codebook that occurred) and perplexity; means over codebooks."""
+        usage, perplexity = [], []
+        for times in self.times:
+            share = times.double() / times.sum().clamp(min=1)
+            usage.append(len(times) / self.codebook_size)
+            perplexity.append(float((-(share * share.log()).sum()).exp()))
+        return {
+            "codes/usage": math.fsum(usage) / len(usage),
+            "codes/perplexity": math.fsum(perplexity) / len(perplexity),
+        }
+
+    def by_code(self) -> list[Int[Tensor, " k"]]:
+        """A number per code of each codebook; above `DENSE` only for those that occurred."""
+        if self.codebook_size > DENSE:
+            return self.times
+        dense = [torch.zeros(self.codebook_size, dtype=torch.int64) for _ in self.ids]
+        for counts, ids, times in zip(dense, self.ids, self.times):
+            counts[ids] = times
+        return dense
+
+    def _merge(self, book: int, ids: Int[Tensor, " n"], times: Int[Tensor, " n"]) -> None:
+        joined, places = torch.cat([self.ids[book], ids]).unique(return_inverse=True)
+        sums = torch.zeros(len(joined), dtype=torch.int64)
+        self.times[book] = sums.index_add_(0, places, torch.cat([self.times[book], times]))
+        self.ids[book] = joined
 
 
 def bits_per_position(bits_per_token: float, grid: tuple[int, ...], size: tuple[int, ...]) -> float:

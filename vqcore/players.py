@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from vqcore.trainer import Run
 
 _NAMES = inspect.signature(DistributedDataParallel).parameters
-_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
+# One and the same option; newer versions of torch warn of the older name.
+_AS_THEY_ARE: Any = {next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in _NAMES): False}
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -38,7 +39,7 @@ class Player:
         self.forward: nn.Module = forward
         if dist.world_size() > 1:
             # The codebook keeps itself equal on all ranks (quantizers sum their statistics), hence no buffer broadcast.
-            self.forward = DistributedDataParallel(forward, **{_SYNC_BUFFERS: False})
+            self.forward = DistributedDataParallel(forward, **_AS_THEY_ARE)
 
     def schedule(self, step: int, *, horizon: int, total_batch: int) -> float:
         """Set this step's learning rate and weight decay; returns the rate."""

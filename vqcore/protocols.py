@@ -115,7 +115,7 @@ class Encoder(Protocol):
 
     Laws: sample-wise (a sample's latents do not depend on its batch); deterministic in eval mode; `grid(size)` is the
     grid of its output and raises `ValueError`, with both numbers, for a size it cannot take. Optional, for decoders
-    too: `interpolated`, names of tensors `(1, d, *grid)` that a checkpoint made for another size fills by interpolation.
+    too: `interpolated`, names of tensors `(1, d, *grid)` that are interpolated when a checkpoint has another size.
     """
 
     dim: int

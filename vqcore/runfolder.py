@@ -159,7 +159,9 @@ def _refuse_another_run(folder: Path, config: RunConfig) -> None:
         saved: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise RunError(f"{path} cannot be read: {error}.") from error
-    differ = config_differences(config, _with_defaults(saved if isinstance(saved, dict) else {}), FREE_ON_RESUME)
+    differ = config_differences(
+        config, _with_defaults(saved if isinstance(saved, dict) else {}), FREE_ON_RESUME
+    )
     if differ:
         raise RunError(
             f"run.dir={folder} holds another run: {listed(differ, 5)} differ. "
@@ -244,7 +246,9 @@ def _read_state(run: "Run", folder: Path) -> None:
             dist.world_size(),
         )
     elif run.window:
-        run.window.load_state({k.removeprefix("window/"): v for k, v in tensors.items() if k.startswith("window/")})
+        run.window.load_state(
+            {k.removeprefix("window/"): v for k, v in tensors.items() if k.startswith("window/")}
+        )
 
 
 def _set_damaged_aside(run_dir: Path) -> None:

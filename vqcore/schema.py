@@ -117,7 +117,9 @@ class ModelConfig:
         if self.full_ckpt is not None and self.encoder_ckpt is not None:
             raise ValueError("give full_ckpt or encoder_ckpt, not both; full_ckpt includes the encoder")
         if self.freeze_enc and self.full_ckpt is None:
-            raise ValueError("freeze_enc=true keeps the tokens of a trained tokenizer; say which one with full_ckpt")
+            raise ValueError(
+                "freeze_enc=true keeps the tokens of a trained tokenizer; say which one with full_ckpt"
+            )
 
     @property
     def bare(self) -> "ModelConfig":

@@ -376,5 +376,9 @@ def _to_grid(mask: Bool[Tensor, "b *size"], grid: torch.Size) -> Bool[Tensor, "b
 def _deciding(cfg: Config) -> dict[str, Any]:
     """What was set differently from its default: so a setting that a later version adds changes no fingerprint."""
     defaults = {f.name: f.default for f in fields(cfg)}
-    given = {key: value for key, value in to_tree(cfg).items() if key not in cfg.training_only}
-    return {key: value for key, value in given.items() if key == "name" or getattr(cfg, key) != defaults[key]}
+    given = {name: getattr(cfg, name) for name in defaults if name not in cfg.training_only}
+    return {
+        name: _deciding(value) if isinstance(value, Config) else to_tree(value)
+        for name, value in given.items()
+        if name == "name" or value != defaults[name]
+    }

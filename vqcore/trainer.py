@@ -431,7 +431,7 @@ def _explain(run: Run, error: BaseException) -> None:
     if dist.world_size() > 1 and isinstance(error, RuntimeError) and "by peer" in str(error):
         raise RunError(
             f"rank {dist.rank()}, step {run.step + 1}: another process of this run is gone; what it said stands "
-            f"above or in its own log. {kept}: the same command goes on, and torchrun --max-restarts=3 does so by itself."
+            f"above or in its own log. {kept}: the same command goes on; torchrun --max-restarts=3 does so by itself."
         ) from error
 
 

@@ -47,7 +47,9 @@ class Troubles:
         self.in_a_row = self.in_a_row + 1 if trouble.step == self.last + 1 else 1
         self.last = trouble.step
         if self.in_a_row > IN_A_ROW:
-            raise RunError(f"{text}. {IN_A_ROW} steps before it were left out, too: it does not recover. {where}.")
+            raise RunError(
+                f"{text}. {IN_A_ROW} steps before it were left out, too: it does not recover. {where}."
+            )
         if trouble.policy == "skip":
             run.skipped += 1
             runfolder.log_event(run, "skipped", detail=trouble.what)

@@ -24,7 +24,9 @@ def run(args: argparse.Namespace) -> int:
             say(f"  {name:24} {value:.4g}")
     if dist.is_main() and finished.window:
         used = finished.window.figures()
-        say(f"  codebook used            {used['codes/usage']:.1%} of it by the last {WINDOW:,} training tokens")
+        say(
+            f"  codebook used            {used['codes/usage']:.1%} of it by the last {WINDOW:,} training tokens"
+        )
     say(f"\nrun folder     {finished.dir}")
     say(f"pictures       {finished.dir / 'samples' / 'strip.png'} (as it learned)")
     if finished.last_evaluation:

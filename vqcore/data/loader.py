@@ -209,8 +209,7 @@ class _Reader:
         extent = self.modality.extent(raw)
         view = self.modality.view(extent, size, rng)
         extras = {
-            label: rides.tensor(self._raw(index, label, rides), view)
-            for label, rides in self.extra.items()
+            label: rides.tensor(self._raw(index, label, rides), view) for label, rides in self.extra.items()
         }
         mask = self.modality.mask(raw, view) if self.modality.spec.mask else None  # type: ignore[attr-defined]
         return Sample(self.modality.tensor(raw, view), self.data.key(index), extent, mask, extras)

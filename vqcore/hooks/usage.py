@@ -1,7 +1,8 @@
 """How often the codes of a codebook are used, as a histogram that shows dead codes and favourites at a glance."""
 
+from collections.abc import Sequence
+
 import numpy as np
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -17,7 +18,7 @@ def uses_histogram(counts: Int[Tensor, " k"]) -> tuple[np.ndarray, np.ndarray]:
     return numbers, edges[: len(numbers) + 1]
 
 
-def codebooks(counts: Int[Tensor, "q k"]) -> dict[str, Int[Tensor, " k"]]:
+def codebooks(counts: Sequence[Int[Tensor, " k"]]) -> dict[str, Int[Tensor, " k"]]:
     """The counts of each codebook under the name of its histogram."""
     names = ["codes/uses"] if len(counts) == 1 else [f"codes/uses_{book}" for book in range(len(counts))]
-    return dict(zip(names, torch.unbind(counts)))
+    return dict(zip(names, counts))

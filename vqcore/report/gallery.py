@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from vqcore.config import from_tree
 from vqcore.data.loader import EvalBatches
 from vqcore.errors import DataError
 from vqcore.evaluation import measured, metric_configs
-from vqcore.metrics import MAE, Accuracy
+from vqcore.metrics import MAE, Accuracy, CodeCounts
 from vqcore.protocols import Batch, Data, Metric, Modality
 from vqcore.registry import registry
 from vqcore.report.record import Record
@@ -79,7 +78,7 @@ def collect(record: Record, limit: int) -> Gallery:
         limit = min(limit, DENOISED)
     passes = _Pass(tokenizer, config, data, extra, limit)
     found.metric, metric, figures, counts = _measure(passes)
-    found.samples, found.counts = len(figures), counts.tolist()
+    found.samples, found.counts = len(figures), [book.tolist() for book in counts.by_code()]
     _show(found, passes, metric, _choice(figures, _better(metric, tokenizer)))
     return found
 
@@ -124,16 +123,15 @@ class _Pass:
         return self.tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras)
 
 
-def _measure(passes: _Pass) -> tuple[str, Metric, dict[str, float], Tensor]:
+def _measure(passes: _Pass) -> tuple[str, Metric, dict[str, float], CodeCounts]:
     """The metric and its label, its figure for each sample alone, and how often each code occurred."""
     tokenizer, found = passes.tokenizer, None
     figures: dict[str, float] = {}
-    counts = torch.zeros(tokenizer.num_codebooks, tokenizer.codebook_size, dtype=torch.int64)
+    counts = CodeCounts(tokenizer.codebook_size, tokenizer.num_codebooks)
     for batch in passes:
         codes = tokenizer.encode(batch.x, batch.mask)
         x_hat = passes.decode(batch, codes)
-        for book, column in enumerate(rearrange(codes, "b ... q -> q (b ...)").cpu()):
-            counts[book] += torch.bincount(column, minlength=tokenizer.codebook_size)
+        counts.add(codes)
         for index, key in enumerate(batch.keys):
             one = _single(batch, index)
             found = found or _fitting(passes, one, x_hat[index : index + 1])

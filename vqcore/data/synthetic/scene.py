@@ -261,7 +261,7 @@ def _colour(
     """A colour of any hue: `bright` bounds its largest channel, `vivid` its saturation."""
     hue = rng.random()
     wheel = np.clip(np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
-    return rng.uniform(*bright) * (1 - vivid * rng.random() * (1 - wheel))
+    return rng.uniform(*bright) * (1 - vivid * math.sqrt(rng.random()) * (1 - wheel))
 
 
 def _mix(rng: np.random.Generator, one: Vector, other: Vector) -> Vector:
