@@ -8,6 +8,8 @@ import torch.distributed
 import torch.multiprocessing
 from vqcore_quant.vq import VQ
 
+from vqcore import dist
+
 CASES = {
     "cosine": {},
     "euclidean": {"normalize": False},
@@ -15,6 +17,17 @@ CASES = {
     "euclidean-split": {"normalize": False, "dead_code": "linde_buzo_gray"},
     "cosine-kmeans": {"kmeans_init": True},
     "euclidean-kmeans": {"kmeans_init": True, "normalize": False},
+    "shared-heads": {"num_codebooks": 2},
+    "separate-heads": {"num_codebooks": 2, "shared_codebook": False, "normalize": False},
+    "separate-kmeans": {"num_codebooks": 2, "shared_codebook": False, "kmeans_init": True},
+    "learned": {"codebook": "learned", "normalize": False},
+    "learned-even": {"codebook": "learned", "entropy_weight": 1.0, "entropy_temperature": 0.3},
+    "learned-separate": {
+        "codebook": "learned",
+        "num_codebooks": 2,
+        "shared_codebook": False,
+        "orthogonal_weight": 1.0,
+    },
 }
 STEPS = 12
 BROKEN = 5
@@ -29,20 +42,38 @@ def batch(step):
     return z, torch.rand(5, 6, 4, generator=generator) < 0.7
 
 
-def learn(settings, part, seed):
+def build(settings):
     torch.manual_seed(0)
-    quantizer = VQ(VQ.Config(codebook_size=32, latent_dim=8, decay=0.9, coef_ema_dead_code=2.0, **settings))
+    return VQ(VQ.Config(codebook_size=32, latent_dim=8, decay=0.9, coef_ema_dead_code=2.0, **settings))
+
+
+def learn(quantizer, part, seed):
     torch.manual_seed(seed)  # only rank 0's chance may count
     history = []
     for step in range(STEPS):
         z, mask = batch(step)
         out = quantizer(z[part], mask[part])
-        history.append((out.codes, quantizer.embed.clone(), out.metrics["codes/dead"]))
+        if step != BROKEN:
+            descend(quantizer, out.losses, share=mask[part].sum() / mask.sum())
+        history.append((out.codes, quantizer.embed.detach().clone(), out.metrics["codes/dead"]))
     return history, quantizer.state_dict()
+
+
+def descend(quantizer, losses, share):
+    """A step of descent on what moves codes, as DDP averages gradients; `share` is this process's of all latents."""
+    world = dist.world_size()
+    for parameter in quantizer.parameters():
+        loss = share * world * losses["vq/codebook"] + losses.get("vq/orthogonal", 0)
+        if "vq/entropy" in losses:
+            loss = loss + losses["vq/entropy"]
+        (slope,) = torch.autograd.grad(loss, parameter)
+        with torch.no_grad():
+            parameter -= 5 * dist.sum_(slope) / world
 
 
 def work(rank, folder):
     torch.set_num_threads(1)
+    early = build({})  # before there is a process group
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder}/store",
@@ -51,7 +82,8 @@ def work(rank, folder):
         timeout=datetime.timedelta(seconds=60),
     )
     part = slice(0, 2) if rank == 0 else slice(2, 5)
-    results = {name: learn(settings, part, seed=1 + rank) for name, settings in CASES.items()}
+    results = {name: learn(build(settings), part, seed=1 + rank) for name, settings in CASES.items()}
+    results["early"] = learn(early, part, seed=1 + rank)
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -64,9 +96,9 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, "early"])
 def test_two_processes_equal_one(two, name):
-    one, state = learn(CASES[name], slice(0, 5), seed=1)
+    one, state = learn(build(CASES.get(name, {})), slice(0, 5), seed=1)
     (first, first_state), (second, second_state) = two[0][name], two[1][name]
     assert any(dead > 0 for _, _, dead in one)
     assert torch.equal(one[BROKEN][1], one[BROKEN - 1][1])

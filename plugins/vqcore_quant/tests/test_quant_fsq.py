@@ -97,9 +97,22 @@ def test_levels_as_text():
         ((), "is empty"),
         ((8, 1), r"1 is not in \[2, 65536\]"),
         ((70000,), "70000 is not in"),
-        ((2**16, 2**15), "make 2147483648 codes"),
+        ((2**16, 2**15, 2), "make 4294967296 codes, more than 2147483648"),
     ],
 )
 def test_levels_that_make_no_sense(levels, message):
     with pytest.raises(ValueError, match=message):
         FSQ.Config(levels=levels)
+
+
+def test_the_largest_codebook():
+    quantizer = build((2**16, 2**15))
+    codes = torch.tensor([[[0], [2**31 - 1]]])
+    assert quantizer.decode(codes).tolist() == [[[-1.0, -1.0], [1 - 2**-15, 1 - 2**-14]]]
+
+
+@pytest.mark.parametrize("levels", [(8, 8, 8, 5, 5), (5, 3), (7, 4, 16)])
+def test_codes_mean_what_they_mean_in_vector_quantize_pytorch(levels):
+    library = pytest.importorskip("vector_quantize_pytorch").FSQ(list(levels))
+    codes = torch.arange(library.codebook_size).reshape(1, -1, 1)
+    assert torch.equal(build(levels).decode(codes), library.indices_to_codes(codes.squeeze(-1)))

@@ -27,9 +27,13 @@ def recorded(case):
 def build(io, prefix="before", **settings):
     state = {k.removeprefix(f"{prefix}/_codebook."): v for k, v in io.items() if k.startswith(f"{prefix}/")}
     codebook_size, latent_dim = state["embed"].shape
-    quantizer = VQ(VQ.Config(codebook_size=codebook_size, latent_dim=latent_dim, **settings))
-    quantizer.load_state_dict(state)
+    quantizer = VQ(VQ.Config(**({"codebook_size": codebook_size, "latent_dim": latent_dim} | settings)))
+    quantizer.load_state_dict({k.removeprefix(f"{prefix}/"): v for k, v in state.items()})
     return quantizer
+
+
+def heads(codes):
+    return rearrange(codes, "b q h w -> b h w q")
 
 
 def channels_last(x):
@@ -82,6 +86,41 @@ def test_evaluation(case, normalize):
     assert torch.equal(out.codes.squeeze(-1), io["tokens"])
     assert torch.equal(out.z_q, channels_last(io["quant"]))
     assert torch.equal(quantizer.decode(out.codes), channels_last(io["looked_up"]))
+
+
+def test_two_heads_share_a_codebook_between_projections():
+    io = recorded("quantizer_heads")
+    settings = {"latent_dim": 12, "num_codebooks": 2, "code_dim": 8, "decay": 0.9, "dead_code": None}
+    quantizer = build(io, **settings)
+    for k in range(2):
+        z = channels_last(io[f"x{k}"]).clone().requires_grad_()
+        out = quantizer.train()(z)
+        assert torch.equal(out.codes, heads(io[f"tokens{k}"]))
+        assert_close(out.z_q, channels_last(io[f"quant{k}"]))
+        assert_close(out.losses["vq/commit"], io[f"loss{k}"].squeeze())
+        ((out.z_q * channels_last(io["w"])).sum() + out.losses["vq/commit"]).backward()
+        assert_close(z.grad, channels_last(io[f"dz{k}"]))
+        for name, value in quantizer.state_dict().items():
+            prefix = "" if name.startswith("project") else "_codebook."
+            assert_close(value, io[f"after{k}/{prefix}{name}"])
+    out = quantizer.eval()(channels_last(io["x0"]))
+    assert torch.equal(out.codes, heads(io["tokens_eval"]))
+    assert_close(out.z_q, channels_last(io["quant_eval"]))
+    assert torch.equal(quantizer.decode(out.codes), out.z_q)  # 4M cannot
+
+
+def test_orthogonal_regularisation_pushes_codes_that_follow_their_means():
+    io = recorded("quantizer_orthogonal")
+    quantizer = build(io, orthogonal_weight=0.7, decay=0.9, dead_code=None).train()
+    out = quantizer(channels_last(io["x0"]))
+    loss = out.losses["vq/commit"] + out.losses["vq/orthogonal"]
+    loss.backward()
+    assert torch.equal(out.codes.squeeze(-1), io["tokens0"])
+    assert_close(out.z_q, channels_last(io["quant0"]))
+    assert_close(loss, io["loss0"].squeeze())
+    assert_close(quantizer.embed.grad, io["dcodes"])
+    for name, value in quantizer.state_dict().items():
+        assert_close(value, io[f"after0/_codebook.{name}"])
 
 
 @pytest.mark.parametrize("k", range(4))

@@ -9,6 +9,18 @@ import yaml
 from vqcore.config import dump, from_tree, settings
 from vqcore.errors import ConfigError
 from vqcore.registry import registry
+from vqcore.testing.checks import check_plugin
+
+SHORT = ("vq", "fsq", "lfq", "bsq", "memcodes", "simvq", "ibq", "residual", "product", "vqp")
+NAMES = [f"quant/{name}" for name in SHORT]
+
+
+def test_the_manifest_names_them_all():
+    assert [found.name for found in registry().components("quantizer") if found.origin.id == "quant"] == NAMES
+
+
+def test_all_of_the_plugin_checks_out():
+    assert check_plugin(registry(), "quant") == []
 
 
 def load(**node):
@@ -16,7 +28,7 @@ def load(**node):
 
 
 def test_the_manifest_imports_neither_torch_nor_its_targets():
-    heavy = "'torch', 'numpy', 'omegaconf', 'vqcore_quant.vq', 'vqcore_quant.fsq'"
+    heavy = "'torch', 'numpy', 'omegaconf', 'vector_quantize_pytorch', 'vqcore_quant.vq', 'vqcore_quant.fsq'"
     code = f"import sys, vqcore_quant.plugin; print([m for m in ({heavy}) if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
@@ -30,6 +42,13 @@ def test_the_manifest_imports_neither_torch_nor_its_targets():
         {"name": "quant/vq", "codebook_size": 16, "normalize": False, "dead_code": "linde_buzo_gray"},
         {"name": "quant/fsq", "levels": [8, 5]},
         {"name": "quant/fsq", "levels": "8-5"},
+        {"name": "quant/lfq", "codebook_size": 16},
+        {"name": "quant/bsq", "codebook_size": 16, "group_bits": 4},
+        {"name": "quant/memcodes", "codebook_size": 16, "num_codebooks": 8},
+        {"name": "quant/simvq", "codebook_size": 16},
+        {"name": "quant/ibq", "codebook_size": 16},
+        {"name": "quant/residual", "depth": 2, "quantizer": {"name": "quant/lfq", "codebook_size": 16}},
+        {"name": "quant/product", "groups": 2, "quantizer": {"name": "quant/lfq", "codebook_size": 16}},
     ],
 )
 def test_configs_load_build_and_load_again(node):
@@ -48,7 +67,7 @@ def test_wrong_settings_are_named():
         load(name="quant/fsq", levels=[8, 1])
 
 
-@pytest.mark.parametrize("name", ["quant/vq", "quant/fsq"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_setting_says_what_it_does(name):
     cls = registry().load("quantizer", name)
     listed = settings(cls.Config)

@@ -1,67 +1,130 @@
 """Which code is nearest to each latent, how many latents each code got, and their sum. No N x K matrix.
 
-Axes: n latents, d their width, k codes.
+Axes: n latents, d their width, k codes. The work is done by operators that `torch.compile` does not look into
+(their loops would be unrolled); an exported program holds one plain product of all latents and codes instead,
+so that it runs without this package.
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vqcore import dist
 
 _BLOCK = 64
+_TILE = 4096
+"""Codes compared at a time: they stay in the cache while the latents pass by."""
 
 
 @torch.no_grad()
 def nearest(
-    rows: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"], *, cosine: bool, chunk_mib: float = 8.0
+    rows: Float[Tensor, "n d"],
+    codebook: Float[Tensor, "k d"],
+    *,
+    cosine: bool,
+    chunk_mib: float = 8.0,
+    temperature: float = 0.0,
 ) -> Int[Tensor, " n"]:
     """Find each row's nearest code: the largest cosine, or the smallest distance. The first of equals wins.
 
-    Scores exist for only as many rows at a time as fit into `chunk_mib` MiB (at least one).
-    A row with NaN gets some code in range.
+    Scores exist for only as many rows and codes at a time as fit into `chunk_mib` MiB. A row with NaN gets some
+    code in range. A `temperature` above 0 draws the code instead, with the global generator: its chance is the
+    softmax of score / temperature, the score being the cosine or minus the squared distance.
     """
-    k = len(codebook)
-    # A shift changes no distance, and around the mean |c|^2 is small, so that its rounding does not decide.
-    centre = torch.zeros_like(codebook[0]) if cosine else codebook.mean(0)
-    keys = F.normalize(codebook, dim=-1) if cosine else codebook - centre
-    bias = torch.zeros_like(keys[:, 0]) if cosine else -keys.square().sum(-1) / 2
-    blocks = -(-k // _BLOCK)
-    chunk = max(1, min(len(rows), _rows_within(chunk_mib, blocks * _BLOCK)))
-    scores = rows.new_empty(chunk, blocks * _BLOCK)
-    scores[:, k:] = -torch.inf
-    codes = rows.new_empty(len(rows), dtype=torch.int64)
-    for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk]
-        queries = F.normalize(part, dim=-1) if cosine else part - centre
-        torch.addmm(bias, queries, keys.T, out=scores[: len(part), :k])
-        codes[start : start + chunk] = _first_largest(scores[: len(part)].unflatten(1, (blocks, _BLOCK)))
-    return codes
+    if torch.compiler.is_exporting():
+        keys, centre = _geometry(codebook, cosine)
+        return (_queries(rows, centre) @ keys.T).argmax(1)
+    return _nearest_op(rows, codebook, cosine, chunk_mib, temperature)
 
 
 def totals(
-    rows: Float[Tensor, "n d"], codes: Int[Tensor, " n"], k: int
+    rows: Float[Tensor, "n d"], codes: Int[Tensor, " n"], k: int, mask: Bool[Tensor, " n"] | None = None
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k d"]]:
-    """Count each code's rows and add them up, over all processes.
+    """Count each code's rows and add them up, over all processes. `mask` is True for rows that count.
 
     Sums are taken in float64: rounded to fp32 they do not show in which order, or by how many processes.
     """
+    return _totals_op(rows, codes, k, mask)
+
+
+def _nearest(rows: Tensor, codebook: Tensor, cosine: bool, chunk_mib: float, temperature: float) -> Tensor:
+    keys, centre = _geometry(codebook, cosine)
+    scale = (1.0 if cosine else 2.0) / temperature if temperature else 1.0
+    width = min(_TILE, -(-len(keys) // _BLOCK) * _BLOCK)
+    chunk = max(1, min(len(rows), rows_within(chunk_mib, width * (2 if temperature else 1))))
+    scores = rows.new_empty(chunk, width)
+    codes = rows.new_empty(len(rows), dtype=torch.int64)
+    for start in range(0, len(rows), chunk):
+        queries = _queries(rows[start : start + chunk], centre) * scale
+        best = rows.new_full((len(queries),), -torch.inf)
+        found = codes[start : start + chunk].zero_()
+        for first in range(0, len(keys), width):
+            part = keys[first : first + width]
+            scores[:, len(part) :] = -torch.inf
+            room = scores[: len(queries)]
+            torch.mm(queries, part.T, out=room[:, : len(part)])
+            if temperature:
+                room -= torch.empty_like(room).exponential_().log_()
+            value, code = _first_largest(room.unflatten(1, (width // _BLOCK, _BLOCK)))
+            better = value > best
+            torch.where(better, code + first, found, out=found)
+            torch.where(better, value, best, out=best)
+    return codes
+
+
+_nearest_op = torch.library.custom_op("vqcore_quant::nearest", _nearest, mutates_args=())
+
+
+@_nearest_op.register_fake
+def _(rows: Tensor, codebook: Tensor, cosine: bool, chunk_mib: float, temperature: float) -> Tensor:
+    return rows.new_empty(rows.shape[0], dtype=torch.int64)
+
+
+def _totals(rows: Tensor, codes: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    if mask is not None:
+        rows, codes = rows[mask], codes[mask]
     both = torch.zeros(k, rows.shape[1] + 1, dtype=torch.float64, device=rows.device)
     both[:, 0] = torch.bincount(codes, minlength=k)
-    chunk = _rows_within(8.0, 2 * rows.shape[1])
+    chunk = rows_within(8.0, 2 * rows.shape[1])
     for part, chosen in zip(rows.split(chunk), codes.split(chunk), strict=True):
         both[:, 1:].index_add_(0, chosen, part.double())
-    both = dist.sum_(both).to(rows.dtype)
-    return both[:, 0], both[:, 1:]
+    dist.sum_(both)
+    return both[:, 0].to(rows.dtype), both[:, 1:].to(rows.dtype)
 
 
-def _first_largest(scores: Float[Tensor, "n blocks width"]) -> Int[Tensor, " n"]:
+_totals_op = torch.library.custom_op("vqcore_quant::totals", _totals, mutates_args=())
+
+
+@_totals_op.register_fake
+def _(rows: Tensor, codes: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    return rows.new_empty(k), rows.new_empty(k, rows.shape[1])
+
+
+def rows_within(mib: float, width: int) -> int:
+    """How many rows of `width` fp32 numbers fit into `mib` MiB; at least one."""
+    return max(1, int(mib * 2**20) // (4 * max(1, width)))
+
+
+def _geometry(codebook: Tensor, cosine: bool) -> tuple[Tensor, Tensor | None]:
+    """Keys and centre such that the nearest code's key has the largest product with `_queries(rows, centre)`."""
+    if cosine:
+        return F.normalize(codebook, dim=-1), None
+    # A shift changes no distance, and around the mean |c|^2 is small, so that its rounding does not decide.
+    centre = codebook.mean(0)
+    keys = codebook - centre
+    return torch.cat([keys, -keys.square().sum(-1, keepdim=True) / 2], 1), centre
+
+
+def _queries(rows: Tensor, centre: Tensor | None) -> Tensor:
+    if centre is None:
+        return F.normalize(rows, dim=-1)
+    # The 1 meets the key's last number, -|c|^2 / 2: a product with a bias would write all scores twice.
+    return torch.cat([rows - centre, torch.ones_like(rows[:, :1])], 1)
+
+
+def _first_largest(scores: Tensor) -> tuple[Tensor, Tensor]:
     # argmax is several times slower than amax on the CPU: find the block first, then the place inside it.
-    block = scores.amax(2).argmax(1)
+    value, block = scores.amax(2).max(1)
     within = scores[torch.arange(len(scores), device=scores.device), block].argmax(1)
-    return block * scores.shape[2] + within
-
-
-def _rows_within(mib: float, width: int) -> int:
-    return max(1, int(mib * 2**20) // (4 * width))
+    return value, block * scores.shape[2] + within

@@ -1,24 +1,66 @@
-"""What holds for the codes of every quantizer: their range, and how a batch uses them."""
+"""What holds for the codes of every quantizer: their range, how a batch uses them, latents that have none."""
+
+import logging
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from vqcore import dist
+
+log = logging.getLogger(__name__)
 
 
 def check_range(codes: Int[Tensor, "*shape"], codebook_size: int) -> None:
-    """Raise ValueError that names the first code outside `[0, codebook_size)`."""
+    """Raise ValueError that names the first code outside `[0, codebook_size)`.
+
+    Left out of compiled and exported programs: whether to raise depends on values, which they cannot ask for.
+    """
+    if torch.compiler.is_compiling():
+        return
     outside = codes[(codes < 0) | (codes >= codebook_size)]
     if len(outside):
         raise ValueError(f"code {int(outside[0])} is out of range: codes lie in [0, {codebook_size})")
 
 
-def usage_metrics(counts: Float[Tensor, " k"], codebook_size: int) -> dict[str, Float[Tensor, ""]]:
-    """Compute perplexity (1 to `codebook_size`) and the share of codes in use from each code's frequency.
+def usage_metrics(counts: Float[Tensor, "*q k"], codebook_size: int) -> dict[str, Float[Tensor, ""]]:
+    """Compute entropy (bits), perplexity (1 to `codebook_size`) and the share of codes in use from frequencies.
 
-    Codes that do not occur may be left out of `counts`.
+    Codes that do not occur may be left out of `counts`. Of several codebooks, the mean.
     """
-    share = counts / counts.sum().clamp(min=1)
+    share = counts / counts.sum(-1, keepdim=True).clamp(min=1)
+    entropy = -torch.xlogy(share, share).sum(-1)
     return {
-        "codes/perplexity": torch.exp(-torch.xlogy(share, share).sum()),
-        "codes/usage": (counts > 0).sum() / codebook_size,
+        "codes/entropy": (entropy / torch.log(torch.tensor(2.0))).mean(),
+        "codes/perplexity": entropy.exp().mean(),
+        "codes/usage": ((counts > 0).sum(-1) / codebook_size).mean(),
     }
+
+
+def count_nonfinite(
+    z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None, *, everywhere: bool
+) -> Float[Tensor, ""]:
+    """Count valid latents with a NaN or an infinity; `everywhere`: of all processes, and log where the first is."""
+    broken = ~z.isfinite().all(-1)
+    if mask is not None:
+        broken = broken & mask
+    return _count_everywhere(broken) if everywhere else broken.sum().float()
+
+
+@torch.library.custom_op("vqcore_quant::count_everywhere", mutates_args=())
+def _count_everywhere(broken: Tensor) -> Tensor:
+    count = broken.sum()
+    if count:
+        log.warning(
+            "%d of %d latents are not finite, the first at [sample, *grid] = %s of rank %d",
+            int(count),
+            broken.numel(),
+            broken.nonzero()[0].tolist(),
+            dist.rank(),
+        )
+    return dist.sum_(count.float())
+
+
+@_count_everywhere.register_fake
+def _(broken: Tensor) -> Tensor:
+    return broken.new_empty((), dtype=torch.float32)

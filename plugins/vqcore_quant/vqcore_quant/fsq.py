@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 import vqcore.config
 from vqcore.protocols import Quantized
-from vqcore_quant.codes import check_range, usage_metrics
+from vqcore_quant.codes import check_range
 from vqcore_quant.gradients import straight_through
+from vqcore_quant.usage import step_metrics, validity
 
 
 class FSQ(nn.Module):
@@ -41,8 +42,8 @@ class FSQ(nn.Module):
             for count in levels:
                 if not 2 <= count <= 2**16:
                     raise ValueError(f"levels={self.levels}: {count} is not in [2, {2**16}]")
-            if math.prod(levels) >= 2**31:
-                raise ValueError(f"levels={self.levels} make {math.prod(levels)} codes, not below {2**31}")
+            if math.prod(levels) > 2**31:
+                raise ValueError(f"levels={self.levels} make {math.prod(levels)} codes, more than {2**31}")
 
     num_codebooks: ClassVar[int] = 1
     _levels: Tensor
@@ -50,6 +51,7 @@ class FSQ(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
+        self.cfg = cfg
         levels = parse_levels(cfg.levels)
         self.dim = len(levels)
         self.codebook_size = math.prod(levels)
@@ -61,15 +63,16 @@ class FSQ(nn.Module):
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
         """Round the latents. `mask` (True: valid) matters to the metrics alone; NaN counts as 0."""
+        valid = validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
             bounded = self._bound(z.float())
             digits = bounded.detach().nan_to_num().round().long() + self._levels // 2
             codes = rearrange((digits * self._basis).sum(-1), "... -> ... 1")
-            z_q = self._values(digits)
+            z_q, scaled = self._values(digits), bounded / (self._levels // 2)
+            metrics = step_metrics(z, scaled, z_q, codes, valid, self.codebook_size, training=self.training)
             if self.training:
-                z_q = straight_through(bounded / (self._levels // 2), z_q)
-            counts = torch.unique(codes if mask is None else codes[mask], return_counts=True)[1].float()
-            return Quantized(z_q.to(z.dtype), codes, {}, usage_metrics(counts, self.codebook_size))
+                z_q = straight_through(scaled, z_q)
+        return Quantized(z_q.to(z.dtype), codes, {}, metrics)
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
         """Look the codes up. Raises ValueError for one out of range."""

@@ -1,10 +1,12 @@
-"""Vector quantization with one codebook that follows the means of the latents (EMA), cosine or Euclidean.
+"""Vector quantization, cosine or Euclidean; the codes follow the means of the latents (EMA) or learn by gradient.
 
-Paper: "Neural Discrete Representation Learning", arXiv 1711.00937, equation 3 (third term) and appendix A.1.
-Cosine search: "Vector-quantized Image Modeling with Improved VQGAN", arXiv 2110.04627, section 3.2.
+Paper: "Neural Discrete Representation Learning", arXiv 1711.00937, equation 3 and appendix A.1.
+Cosine search, code space of few dimensions: "Vector-quantized Image Modeling with Improved VQGAN", arXiv
+2110.04627, section 3.2. Orthogonal codes: "Translation-equivariant Image Quantizer", arXiv 2112.00384.
+Entropies, rotation, k-means, revival: see `entropy.py`, `gradients.py`, `seeding.py`.
 Differs from the papers:
-* Cosine compares directions but returns the stored row, whose length drifts a little below 1. A code moves
-  towards the direction of its latents' mean; without latents it moves back to length 1.
+* Cosine compares directions but returns the stored row, whose length drifts a little below 1 (EMA) or is learned.
+  An EMA code moves towards the direction of its latents' mean; without latents it moves back to length 1.
 * A Euclidean code without latents stays where it is. The quotient of its averages is the same place, except
   for a code that was never used: there it is arbitrarily far away.
 * Dead codes are replaced. The new code's cluster size is twice the threshold: without latents it is dead
@@ -12,230 +14,291 @@ Differs from the papers:
   code. Its average of sums agrees with its value, so it does not jump back.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Bool, Float, Int, Shaped
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-import vqcore.config
-from vqcore import dist
 from vqcore.protocols import Quantized
-from vqcore_quant.assignment import nearest, totals
-from vqcore_quant.codes import check_range, usage_metrics
-from vqcore_quant.draws import draw_rows, shared_generator
-from vqcore_quant.gradients import straight_through
-from vqcore_quant.kmeans import kmeans
-
-_SPLIT_NOISE = 5e-6
-"""Relative distance of a split code from its source: just above fp32 resolution, so both win latents."""
+from vqcore_quant.assignment import nearest
+from vqcore_quant.codebook import CodebookConfig, Codes
+from vqcore_quant.codes import check_range, count_nonfinite, usage_metrics
+from vqcore_quant.entropy import entropies
+from vqcore_quant.gradients import rotation, snapshot, straight_through
+from vqcore_quant.ranges import check_ranges
+from vqcore_quant.usage import distance, entropies_in_bits, valid_mean, validity
 
 
 class VQ(nn.Module):
     """A quantizer (see `vqcore.protocols.Quantizer`) with a codebook that learns in training mode.
 
-    It learns from the latents of all processes. State: `embed` (the codes), `cluster_size` (EMA of latents
-    per code and step), `embed_avg` (Euclidean: EMA of the sums of latents), `initted` (0 while k-means has
-    still to run; until then, and so in evaluation before the first training step, random codes serve).
-    A step without any valid latent, or with one that is not finite, changes no state.
+    It learns from the latents of all processes. State: `embed` (the codes: a parameter if gradients move them, else
+    a buffer), `cluster_size` (EMA of latents per code and step), `embed_avg` (Euclidean EMA: that of the sums of
+    latents), `initted` (0 while k-means has still to run; until then, and so in evaluation before the first
+    training step, random codes serve), `project_in` and `project_out` if codes are not as wide as latents.
+    Separate codebooks have an axis of their own in front.
+    A step without any valid latent, or with one that is not finite on any process, changes no state; the latter
+    shows in `codes/nonfinite` and in losses that are not finite.
     """
 
     embed: Tensor
     cluster_size: Tensor
-    embed_avg: Tensor
+    embed_avg: Tensor | None
     initted: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(vqcore.config.Config):
+    class Config(CodebookConfig):
         """Settings of `quant/vq`."""
 
-        codebook_size: int
-        """Number of codes."""
         latent_dim: int = 32
-        """Width of a latent and of a code."""
-        normalize: bool = True
-        """Compare directions (cosine); false compares positions (Euclidean)."""
+        """Width of a latent, as encoder and decoder see it."""
+        num_codebooks: int = 1
+        """Codes per position: each codebook quantizes its own share of the latent's channels."""
+        shared_codebook: bool = True
+        """Several codebooks are one and the same; false: each has codes of its own."""
+        code_dim: int | None = None
+        """Width of a code; latents are projected to num_codebooks x code_dim and back. Null: they are split."""
         norm_latents: bool = False
         """Scale latents to length 1 first: changes gradient and `vq/commit`; codes only if Euclidean."""
-        decay: float = 0.99
-        """Share of a code's statistics that survives a step, 0 <= decay < 1."""
-        eps: float = 1e-5
-        """Laplace smoothing of the Euclidean cluster sizes, in latents per step."""
         commitment_weight: float = 1.0
-        """Factor on `vq/commit`, the mean squared distance of latents to their codes."""
-        kmeans_init: bool = False
-        """Start the codebook from k-means over the first training batch instead of from random directions."""
-        kmeans_iters: int = 10
-        """Iterations of that k-means."""
-        dead_code: Literal["batch_random", "linde_buzo_gray"] | None = "batch_random"
-        """A dead code becomes a random latent of the batch or a near copy of a much used code. Null: off."""
-        threshold_ema_dead_code: float | None = None
-        """A code is dead below this EMA of latents per step; 0: never. Null: see coef_ema_dead_code."""
-        coef_ema_dead_code: float | None = 32.0
-        """A code is dead if its EMA is this many times smaller than the step's mean per code. Null: never."""
-        chunk_mib: float = 8.0
-        """Extra memory for distances, in MiB; more does not change a code."""
+        """Factor on `vq/commit`, the mean squared distance of latents to their codes (0.25 in the paper)."""
+        gradient: Literal["straight-through", "rotation"] = "straight-through"
+        """How the decoder's gradient reaches the latents: unchanged, or turned as the code is to its latent."""
+        temperature: float = 0.0
+        """In training, draw codes by the softmax of score / temperature instead of the nearest; 0: nearest."""
+        orthogonal_weight: float = 0.0
+        """Factor on `vq/orthogonal`, the mean squared cosine of two codes; above 0 gradients move the codes."""
+        entropy_weight: float = 0.0
+        """Factor on `vq/entropy`: a latent's entropy over codes minus entropy_gamma times that of the batch."""
+        entropy_gamma: float = 1.0
+        """How much an even use of all codes counts beside latents that are sure of theirs."""
+        entropy_temperature: float = 0.01
+        """Temperature of these entropies' softmax over scores (cosine, or minus squared distance)."""
 
         training_only: ClassVar[tuple[str, ...]] = (
-            "decay",
-            "eps",
+            *CodebookConfig.training_only,
             "commitment_weight",
-            "kmeans_init",
-            "kmeans_iters",
-            "dead_code",
-            "threshold_ema_dead_code",
-            "coef_ema_dead_code",
-            "chunk_mib",
+            "gradient",
+            "temperature",
+            "orthogonal_weight",
+            "entropy_weight",
+            "entropy_gamma",
+            "entropy_temperature",
         )
 
         def __post_init__(self) -> None:
-            for name in ("codebook_size", "latent_dim", "kmeans_iters"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"{name}={getattr(self, name)} is below 1")
-            for name in ("eps", "chunk_mib", "coef_ema_dead_code"):
-                if getattr(self, name) is not None and getattr(self, name) <= 0:
-                    raise ValueError(f"{name}={getattr(self, name)} is not above 0")
-            for name in ("commitment_weight", "threshold_ema_dead_code"):
-                if getattr(self, name) is not None and getattr(self, name) < 0:
-                    raise ValueError(f"{name}={getattr(self, name)} is below 0")
-            if not 0 <= self.decay < 1:
-                raise ValueError(f"decay={self.decay} is not in [0, 1)")
-
-    num_codebooks: ClassVar[int] = 1
+            super().__post_init__()
+            width = () if self.code_dim is None else ("code_dim",)
+            weights = ("commitment_weight", "orthogonal_weight", "entropy_weight", "entropy_gamma")
+            check_ranges(
+                self,
+                counts=("latent_dim", "num_codebooks", *width),
+                factors=("temperature", *weights),
+                positive=("entropy_temperature",),
+            )
+            if self.code_dim is None and self.latent_dim % self.num_codebooks:
+                raise ValueError(
+                    f"latent_dim={self.latent_dim} does not divide into num_codebooks={self.num_codebooks} equal "
+                    "parts; change one of them or set code_dim"
+                )
 
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg
         self.dim, self.codebook_size = cfg.latent_dim, cfg.codebook_size
-        embed = nn.init.kaiming_uniform_(torch.empty(cfg.codebook_size, cfg.latent_dim))
+        self.num_codebooks = cfg.num_codebooks
+        sets = 1 if cfg.shared_codebook else cfg.num_codebooks
+        self._layout = {"s": sets, "h": cfg.num_codebooks // sets}  # h codebooks are one set of codes
+        width = cfg.code_dim or cfg.latent_dim // cfg.num_codebooks
+        inner = width * cfg.num_codebooks
+        same = inner == cfg.latent_dim
+        self.project_in = nn.Identity() if same else nn.Linear(cfg.latent_dim, inner)
+        self.project_out = nn.Identity() if same else nn.Linear(inner, cfg.latent_dim)
+        embed = nn.init.kaiming_uniform_(torch.empty(sets * cfg.codebook_size, width))
+        embed = F.normalize(embed, dim=-1) if cfg.normalize else embed
+        embed = embed.unflatten(0, (sets, -1)) if sets > 1 else embed
         self.register_buffer("initted", torch.tensor([0.0 if cfg.kmeans_init else 1.0]))
-        self.register_buffer("cluster_size", torch.zeros(cfg.codebook_size))
-        self.register_buffer("embed", F.normalize(embed, dim=-1) if cfg.normalize else embed)
-        if not cfg.normalize:
-            self.register_buffer("embed_avg", torch.zeros_like(embed))
+        self.register_buffer("cluster_size", torch.zeros(embed.shape[:-1]))
+        if (cfg.codebook == "learned" or cfg.orthogonal_weight > 0) and not cfg.freeze:
+            self.embed = nn.Parameter(embed)
+        else:
+            self.register_buffer("embed", embed)
+        averages = torch.zeros_like(embed) if cfg.codebook == "ema" and not cfg.normalize else None
+        self.register_buffer("embed_avg", averages)
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits that name the codes at one position."""
+        return self.num_codebooks * math.log2(self.codebook_size)
 
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
         """Give every latent its nearest code; in training, let the codebook follow. `mask`: True is valid."""
         with torch.autocast(z.device.type, enabled=False):
-            latents = F.normalize(z.float(), dim=-1) if self.cfg.norm_latents else z.float()
-            rows = self._in_geometry(_flat(latents.detach(), mask))
-            if self.training:
-                self._initialise(rows)
-            codes = self._search(latents.detach())
-            z_q = F.embedding(codes, self.embed)
-            distance = (_flat(latents, mask) - _flat(z_q, mask)).square()
-            commit = self.cfg.commitment_weight * distance.sum() / max(distance.numel(), 1)
-            if self.training:
-                z_q = straight_through(latents, z_q)
-            counts, dead = self._learn(rows, _flat(codes.unsqueeze(-1), mask).squeeze(-1))
-            metrics = usage_metrics(counts, self.codebook_size) | {"codes/dead": dead.float().mean()}
-        return Quantized(z_q.to(z.dtype), codes.unsqueeze(-1), {"vq/commit": commit}, metrics)
+            learns, valid = self.training and not self.cfg.freeze, validity(z, mask)
+            nonfinite = count_nonfinite(z.detach(), valid, everywhere=learns)
+            latents = self._latents(z.float(), valid)
+            rows, rows_valid = self._rows(latents), repeat(valid, "b ... -> s (b ... h)", **self._layout)
+            if learns and self.cfg.kmeans_init:
+                self._start(rows.detach(), rows_valid & (nonfinite == 0))
+            codes = self._search(rows.detach()).reshape(latents.shape[:-1])
+            chosen = self._look_up(codes)
+            length = valid_mean(z.detach().float().square(), valid).sqrt()
+            metrics = {"codes/nonfinite": nonfinite, "latents/rms": length}
+            losses = self._losses(latents.flatten(-2), chosen.flatten(-2), valid, metrics)
+            metrics |= self._learn(rows.detach(), codes, rows_valid, nonfinite == 0 if learns else None)
+            losses |= self._penalties(rows, rows_valid, metrics)
+            z_q = self.project_out(self._estimate(latents, chosen.detach()).flatten(-2))
+        return Quantized(z_q.to(z.dtype), codes, losses, metrics)
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
         """Look the codes up. Raises ValueError for one out of range."""
         check_range(codes, self.codebook_size)
-        return F.embedding(rearrange(codes, "... 1 -> ..."), self.embed)
+        with torch.autocast(codes.device.type, enabled=False):
+            return self.project_out(self._look_up(codes).detach().flatten(-2))
 
     def token_state(self) -> dict[str, Tensor]:
-        """The codebook; the statistics decide no code."""
-        return {"embed": self.embed}
+        """The codebook and the projections; the statistics decide no code."""
+        state = self.state_dict()
+        return {name: state[name] for name in state if name == "embed" or name.startswith("project_")}
 
-    def _in_geometry(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        return F.normalize(rows, dim=-1) if self.cfg.normalize else rows
+    def _latents(
+        self, z: Float[Tensor, "b *grid d"], valid: Bool[Tensor, "b *grid"]
+    ) -> Float[Tensor, "b *grid q c"]:
+        # What is not finite behind the mask would make the gradients of both projections so too.
+        z = torch.where(z.isfinite() | valid.unsqueeze(-1), z, 0)
+        latents = rearrange(self.project_in(z), "... (q c) -> ... q c", q=self.num_codebooks)
+        return F.normalize(latents, dim=-1) if self.cfg.norm_latents else latents
 
-    def _search(self, latents: Float[Tensor, "b *grid d"]) -> Int[Tensor, "b *grid"]:
-        cosine, chunk_mib = self.cfg.normalize, self.cfg.chunk_mib
-        codes = nearest(_flat(latents), self.embed, cosine=cosine, chunk_mib=chunk_mib)
-        return codes.reshape(latents.shape[:-1])
+    def _rows(self, latents: Float[Tensor, "b *grid q c"]) -> Float[Tensor, "s n c"]:
+        return rearrange(latents, "b ... (s h) c -> s (b ... h) c", **self._layout)
 
-    @torch.no_grad()
-    def _initialise(self, rows: Float[Tensor, "n d"]) -> None:
-        if not self.cfg.kmeans_init or bool(self.initted):
-            return
-        unusable = dist.sum_((~rows.isfinite()).sum())
-        if unusable or not sum(dist.all_counts(len(rows), rows.device)):
-            return
-        means, counts = kmeans(
-            rows,
-            self.codebook_size,
-            self.cfg.kmeans_iters,
-            cosine=self.cfg.normalize,
-            generator=shared_generator(),
-            chunk_mib=self.cfg.chunk_mib,
-        )
-        self._set(torch.ones_like(counts, dtype=torch.bool), means, counts)
-        self.initted.fill_(1)
+    def _sets(self) -> list[Codes]:
+        """The state, set by set."""
+        embed, size, average = self.embed.detach(), self.cluster_size, self.embed_avg
+        if self._layout["s"] == 1:
+            return [Codes(self.cfg, embed, size, average)]
+        averages = [None] * len(embed) if average is None else list(average)
+        return [Codes(self.cfg, *each) for each in zip(embed, size, averages, strict=True)]
 
-    @torch.no_grad()
-    def _learn(self, rows: Float[Tensor, "n d"], codes: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
-        """Let the codebook follow (in training); return how often each code occurs and which are dead."""
+    def _start(self, rows: Float[Tensor, "s n c"], valid: Bool[Tensor, "s n"]) -> None:
+        each = zip(self._sets(), rows, valid, strict=True)
+        self.initted.copy_(torch.cat([codes.start(x, ok, self.initted) for codes, x, ok in each]).amin())
+
+    def _search(self, rows: Float[Tensor, "s n c"]) -> Int[Tensor, "m q"]:
+        cfg, temperature = self.cfg, self.cfg.temperature if self.training else 0.0
+        found = [
+            nearest(x, codes.embed, cosine=cfg.normalize, chunk_mib=cfg.chunk_mib, temperature=temperature)
+            for x, codes in zip(rows, self._sets(), strict=True)
+        ]
+        return rearrange(torch.stack(found), "s (n h) -> n (s h)", **self._layout)
+
+    def _look_up(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid q c"]:
+        first = torch.arange(self._layout["s"], device=codes.device) * self.codebook_size
+        offset = repeat(first, "s -> (s h)", **self._layout)
+        return F.embedding(codes + offset, self.embed.flatten(0, -2))
+
+    def _estimate(
+        self, latents: Float[Tensor, "b *grid q c"], chosen: Float[Tensor, "b *grid q c"]
+    ) -> Float[Tensor, "b *grid q c"]:
         if not self.training:
-            counts = torch.bincount(codes, minlength=self.codebook_size).float()
-            return counts, self.cluster_size < self._threshold(self.cluster_size.sum())
-        counts, sums = totals(rows, codes, self.codebook_size)
-        tokens = counts.sum()
-        if not (tokens > 0 and sums.isfinite().all()):
-            return counts, self.cluster_size < self._threshold(self.cluster_size.sum())
-        self._follow(counts, sums)
-        threshold = self._threshold(tokens)
-        dead = self.cluster_size < threshold
-        if self.cfg.dead_code is not None and dead.any():
-            self._replace(dead, rows, 2 * threshold)
-        return counts, dead
+            return chosen
+        return (
+            rotation(latents, chosen)
+            if self.cfg.gradient == "rotation"
+            else straight_through(latents, chosen)
+        )
 
-    def _follow(self, counts: Float[Tensor, " k"], sums: Float[Tensor, "k d"]) -> None:
-        rate = 1 - self.cfg.decay
-        used = rearrange(counts > 0, "k -> k 1")
-        self.cluster_size.lerp_(counts, rate)
-        if self.cfg.normalize:
-            means = torch.where(used, F.normalize(sums, dim=-1), F.normalize(self.embed, dim=-1))
-            self.embed.lerp_(means, rate)
-            return
-        self.embed_avg.lerp_(sums, rate)
-        total, eps = self.cluster_size.sum(), self.cfg.eps
-        smoothed = (self.cluster_size + eps) * (total / (total + self.codebook_size * eps))
-        means = self.embed_avg / rearrange(smoothed, "k -> k 1")
-        self.embed.copy_(torch.where(used, means, self.embed))
+    def _losses(
+        self,
+        latents: Float[Tensor, "b *grid d"],
+        chosen: Float[Tensor, "b *grid d"],
+        valid: Bool[Tensor, "b *grid"],
+        metrics: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """What pulls latents to their codes and, if they are learned, codes to their latents."""
+        apart = distance(latents, chosen.detach(), valid)
+        metrics["codes/distance"] = apart.detach()
+        weight = self.cfg.commitment_weight
+        # Inductor (torch 2.14) drops a factor of 1 and then fails backward, as loss and metric share memory.
+        losses = {"vq/commit": apart if weight == 1 else weight * apart}
+        if self.cfg.codebook == "learned":
+            losses["vq/codebook"] = distance(latents.detach(), chosen, valid)
+        return losses
 
-    def _threshold(self, tokens: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        if self.cfg.threshold_ema_dead_code is not None:
-            return torch.full_like(tokens, self.cfg.threshold_ema_dead_code)
-        if self.cfg.coef_ema_dead_code is None:
-            return torch.zeros_like(tokens)
-        return tokens / self.codebook_size / self.cfg.coef_ema_dead_code
+    def _penalties(
+        self, rows: Float[Tensor, "s n c"], valid: Bool[Tensor, "s n"], metrics: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What keeps codes apart and evenly used, of the codes as they are after the step."""
+        cfg = self.cfg
+        losses: dict[str, Tensor] = {}
+        if not (cfg.orthogonal_weight or cfg.entropy_weight):
+            return losses
+        embed = straight_through(self.embed, snapshot(self.embed))
+        embed = embed if self._layout["s"] > 1 else embed.unsqueeze(0)
+        if cfg.orthogonal_weight > 0:
+            losses["vq/orthogonal"] = cfg.orthogonal_weight * _mean_square_cosine(embed)
+        if cfg.entropy_weight > 0:
+            token, codebook = self._entropies(rows, embed, valid)
+            losses["vq/entropy"] = cfg.entropy_weight * (token - cfg.entropy_gamma * codebook)
+            metrics |= entropies_in_bits(token, codebook)
+        return losses
 
-    def _replace(self, dead: Bool[Tensor, " k"], rows: Float[Tensor, "n d"], size: Float[Tensor, ""]) -> None:
-        count, generator = int(dead.sum()), shared_generator()
-        if self.cfg.dead_code == "batch_random":
-            fresh = draw_rows(rows, count, generator)
-        else:
-            fresh = self._split(count, generator)
-        self._set(dead, fresh, size.expand(count))
+    def _entropies(
+        self, rows: Float[Tensor, "s n c"], embed: Float[Tensor, "s k c"], valid: Bool[Tensor, "s n"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Of a latent's softmax over codes, and of the mean softmax; means over sets, in nats."""
+        each = []
+        for queries, keys, mask in zip(rows, embed, valid, strict=True):
+            if self.cfg.normalize:
+                queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
+                bias = torch.zeros_like(keys[:, 0])
+            else:  # around the mean code the squares are small, so that their rounding does not decide
+                centre = keys.detach().mean(0)
+                queries, keys = 2 * (queries - centre), keys - centre
+                bias = -keys.square().sum(-1) / self.cfg.entropy_temperature
+            queries = queries / self.cfg.entropy_temperature
+            chunk_mib = self.cfg.chunk_mib
+            each.append(entropies(queries, keys, bias, mask, chunk_mib=chunk_mib, everywhere=self.training))
+        tokens, codebooks = zip(*each, strict=True)
+        return torch.stack(tokens).mean(), torch.stack(codebooks).mean()
 
-    def _split(self, count: int, generator: torch.Generator) -> Float[Tensor, "{count} d"]:
-        """Near copies of the most used codes, in turn; of living ones only, unless none lives."""
-        order = self.cluster_size.argsort(descending=True, stable=True)
-        order = order[: max(1, self.codebook_size - count)]
-        source = self.embed[order[torch.arange(count, device=order.device) % len(order)]]
-        noise = torch.randn(source.shape, generator=generator).to(source.device)
-        return self._in_geometry(source + noise * _SPLIT_NOISE * source.square().mean().sqrt())
+    @torch.no_grad()
+    def _learn(
+        self,
+        rows: Float[Tensor, "s n c"],
+        codes: Int[Tensor, "b *grid q"],
+        valid: Bool[Tensor, "s n"],
+        sound: Bool[Tensor, ""] | None,
+    ) -> dict[str, Tensor]:
+        """Let the codes follow, unless `sound` is None; report how they are used and which are dead."""
+        chosen = rearrange(codes, "b ... (s h) -> s (b ... h)", **self._layout)
+        counts, dead = [], []
+        for own, x, j, ok in zip(self._sets(), rows, chosen, valid, strict=True):
+            if sound is not None:
+                count, lost = own.learn(x, j, ok, sound)
+            else:
+                count = torch.zeros_like(own.size).scatter_add(0, j, ok.to(own.size.dtype))
+                lost = own.size < own.threshold(own.size.sum())
+            counts.append(count)
+            dead.append(lost)
+        return usage_metrics(torch.stack(counts), self.codebook_size) | {
+            "codes/dead": torch.stack(dead).float().mean()
+        }
 
-    def _set(
-        self, where: Bool[Tensor, " k"], codes: Float[Tensor, "m d"], sizes: Float[Tensor, " m"]
-    ) -> None:
-        """Give codes a value and statistics that agree with it."""
-        self.embed[where] = codes
-        self.cluster_size[where] = sizes
-        if not self.cfg.normalize:
-            self.embed_avg[where] = codes * rearrange(sizes, "m -> m 1")
 
+def _mean_square_cosine(embed: Float[Tensor, "s k c"]) -> Float[Tensor, ""]:
+    """Mean of (cosine - [i = j])^2 over all pairs i, j of a set.
 
-def _flat(
-    x: Shaped[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
-) -> Shaped[Tensor, "n d"]:
-    return rearrange(x, "b ... d -> (b ...) d") if mask is None else x[mask]
+    |C C' - I|^2 = |C' C|^2 - 2 |C|^2 + k for the matrix C of directions: c x c numbers instead of k x k.
+    """
+    directions, k = F.normalize(embed, dim=-1), embed.shape[1]
+    gram = torch.einsum("skc,skd->scd", directions, directions)
+    squares = gram.square().sum((1, 2)) - 2 * directions.square().sum((1, 2)) + k
+    return (squares / k**2).mean()
