@@ -100,13 +100,15 @@ class View:
     """Which part of a sample becomes the tensor: drawn once for the main modality and shared by all that ride along.
 
     `start` and `stop` are fractions of the sample's extent, one per axis; `flip` mirrors the last axis; `size` is the
-    size of the result.
+    size of the result. `draw` is a random number that decides whatever else of a training sample is left to chance,
+    such as its colours; 0, as in evaluation: nothing is.
     """
 
     start: tuple[float, ...]
     stop: tuple[float, ...]
     size: tuple[int, ...]
     flip: bool = False
+    draw: int = 0
 
 
 @runtime_checkable

@@ -262,11 +262,10 @@ def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
     Raises `Trouble` where a player's gradient is not finite or too long; then that player's step did not happen.
     """
     figures: dict[str, float | Tensor] = {}
-    may_skip = "skip" in (run.config.run.on_nonfinite, run.config.run.on_explosion)
     horizon = run.config.optim.horizon or run.steps
     for name in run.objective.players(run.step):
         player = run.player(name)
-        before = _Buffers(run) if may_skip else None
+        before = _Buffers(run) if _may_skip(run, player) else None
         _set_modes(run, name)
         rate = player.schedule(run.step, horizon=horizon, total_batch=total_batch(run.config))
         player.optimizer.zero_grad(set_to_none=True)
@@ -342,6 +341,11 @@ def _trouble(
     else:
         what = f"{listed(names) or f'the gradient of {player.name}'} is not finite"
     return Trouble(run.step, f"{what} (samples {listed(keys, 4)})", policy)
+
+
+def _may_skip(run: Run, player: Player) -> bool:
+    explodes = player.cfg.max_norm is not None and run.config.run.on_explosion == "skip"
+    return explodes or run.config.run.on_nonfinite == "skip"
 
 
 class _Buffers:

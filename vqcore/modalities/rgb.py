@@ -7,7 +7,7 @@ first is taken.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class RGB:
 
         resample: Smooth = "bicubic"
         """Pillow's filter for resizing."""
+        color_jitter: float = 0.0
+        """Training: contrast, and a third as strongly brightness and each channel, change by up to this share."""
         background: tuple[int, int, int] = (255, 255, 255)
         """Colour that shows through transparent pixels, 0 to 255."""
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -54,8 +56,12 @@ class RGB:
         std: tuple[float, float, float] = (0.5, 0.5, 0.5)
         """What becomes 1 above the mean. ImageNet's are [0.485, 0.456, 0.406] and [0.229, 0.224, 0.225]."""
 
+        training_only: ClassVar[tuple[str, ...]] = (*CropConfig.training_only, "color_jitter")
+
         def __post_init__(self) -> None:
             super().__post_init__()
+            if not 0 <= self.color_jitter < 1:
+                raise ValueError(f"color_jitter={self.color_jitter} must lie in [0, 1)")
             if not all(0 <= value <= 255 for value in self.background):
                 raise ValueError(f"background={list(self.background)} must lie in 0..255")
             if not all(value > 0 for value in self.std):
@@ -93,6 +99,8 @@ class RGB:
         image = cut(raw, view, self.cfg.resample)
         # Division by 255, then mean, then deviation, in this order: published encoders saw these floats.
         x = rearrange(torch.from_numpy(np.array(image)).float().div_(255), "h w c -> c h w").contiguous()
+        if self.cfg.color_jitter and view.draw:
+            x = _jittered(x, self.cfg.color_jitter, np.random.default_rng(view.draw))
         x = x.sub_(_column(self.cfg.mean)).div_(_column(self.cfg.std))
         return x.flip(-1) if view.flip else x
 
@@ -124,5 +132,13 @@ class RGB:
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def _column(values: tuple[float, float, float]) -> Float[Tensor, "3 1 1"]:
+def _jittered(x: Float[Tensor, "3 h w"], strength: float, rng: np.random.Generator) -> Float[Tensor, "3 h w"]:
+    """A picture in 0..1 in another light: contrast around its mean, then brightness, then each channel by itself."""
+    contrast, *gains = rng.uniform(-1, 1, 4) * strength * np.array([1, 1 / 3, 1 / 3, 1 / 3]) + 1
+    shift = rng.uniform(-1, 1) * strength / 3
+    mean = x.mean()
+    return (((x - mean) * contrast + mean + shift) * _column(tuple(gains)).to(x.dtype)).clamp(0, 1)
+
+
+def _column(values: tuple[float, ...]) -> Float[Tensor, "3 1 1"]:
     return rearrange(torch.tensor(values), "c -> c 1 1")

@@ -4,7 +4,7 @@ A box is `(start, sides)` in whole pixels; a `View` holds it as fractions, so th
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -46,7 +46,8 @@ def crop_view(
     if rng is None:
         return view_of(centred_box(extent, size), extent, size)
     box = resized_crop_box(extent, size, rng, cfg.min_crop_scale, cfg.ratio)
-    return view_of(box, extent, size, flip=bool(rng.random() < cfg.hflip))
+    flip = bool(rng.random() < cfg.hflip)
+    return replace(view_of(box, extent, size, flip=flip), draw=int(rng.integers(1, 2**63)))
 
 
 def expand(size: int | tuple[int, ...], rank: int) -> tuple[int, ...]:

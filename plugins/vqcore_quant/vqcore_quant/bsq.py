@@ -1,0 +1,79 @@
+"""Binary spherical quantization: the latent's direction, rounded to a corner of the cube inside the sphere.
+
+Paper: "Image and Video Tokenization with Binary Spherical Quantization", arXiv 2406.07548, section 4.
+Its soft assignment exp(t c.u) is exp(-|u - c|^2 / T) with T = 2 / t.
+Differs from the paper: the codebook's entropy is taken over groups of bits. The paper's approximation, bit by bit
+(`group_bits: 1`), is at its best, too, when all bits are always equal and two codes do all the work.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vqcore.protocols import Quantized
+from vqcore_quant.bits import bits_of, pack, signs
+from vqcore_quant.codes import check_range
+from vqcore_quant.gradients import straight_through
+from vqcore_quant.penalty import BinaryConfig, entropy_penalty
+from vqcore_quant.usage import distance, only, step_metrics, validity
+
+
+class BSQ(nn.Module):
+    """A quantizer (see `vqcore.protocols.Quantizer`) without parameters or state.
+
+    `z_q` has length 1: each of its d channels is -1 / sqrt(d) or 1 / sqrt(d). Losses: `bsq/entropy` (may be
+    negative), `bsq/commit`.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BinaryConfig):
+        """Settings of `quant/bsq`."""
+
+        entropy_weight: float = 0.02
+        """Factor on the entropy loss (tokens certain of their code, codes evenly used), beside an MSE."""
+        entropy_temperature: float = 0.3
+        """T of the soft assignment exp(-|u - c|^2 / T) that the entropies are of; small ones have no gradient."""
+        commitment_weight: float = 0.02
+        """Factor on the squared distance of a latent's direction to its code, which is at most 2."""
+
+    num_codebooks: ClassVar[int] = 1
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.cfg = cfg
+        self.codebook_size = cfg.codebook_size
+        self.dim = bits_of(cfg.codebook_size)
+        self.radius = 1 / math.sqrt(self.dim)
+
+    def forward(
+        self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
+    ) -> Quantized:
+        """Normalise, take the signs; 0 and NaN are negative. `mask` (True: valid) matters to losses and metrics."""
+        valid = validity(z, mask)
+        with torch.autocast(z.device.type, enabled=False):
+            latents = F.normalize(z.float(), dim=-1)
+            near = F.normalize(only(z.float(), valid), dim=-1)
+            codes = pack(z.detach() > 0)
+            z_q = signs(codes, self.dim) * self.radius
+            logits = 4 * self.radius / self.cfg.entropy_temperature * near
+            entropy, entropies = entropy_penalty(self.cfg, logits, valid, training=self.training)
+            commit = self.cfg.commitment_weight * self.dim * distance(near, z_q, valid)
+            metrics = step_metrics(z, latents, z_q, codes, valid, self.codebook_size, training=self.training)
+            metrics |= entropies
+            if self.training:
+                z_q = straight_through(latents, z_q)
+        return Quantized(z_q.to(z.dtype), codes, {"bsq/entropy": entropy, "bsq/commit": commit}, metrics)
+
+    def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
+        """Read the signs off the codes. Raises ValueError for one out of range."""
+        check_range(codes, self.codebook_size)
+        return signs(codes, self.dim) * self.radius
+
+    def token_state(self) -> dict[str, Tensor]:
+        """Nothing: the settings say it all."""
+        return {}

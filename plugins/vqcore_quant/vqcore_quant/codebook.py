@@ -1,0 +1,155 @@
+"""How one set of codes keeps up with the latents: first codes, moving averages, revival of the dead.
+
+Everything is written in place, the same on every process, and branches on no value: a step that must not count
+multiplies every change by 0. What the averages and the revival do differently from the papers stands in `vq.py`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+import vqcore.config
+from vqcore_quant.assignment import totals
+from vqcore_quant.ranges import check_ranges
+from vqcore_quant.seeding import first_codes, revived
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookConfig(vqcore.config.Config):
+    """Settings of a set of codes."""
+
+    codebook_size: int
+    """Number of codes of a codebook."""
+    normalize: bool = True
+    """Compare directions (cosine); false compares positions (Euclidean)."""
+    codebook: Literal["ema", "learned"] = "ema"
+    """Codes follow the means of their latents (ema) or are trained by the loss `vq/codebook` (learned)."""
+    freeze: bool = False
+    """Leave the codes as they are, in training too: no EMA, no gradient, no k-means, no replacement."""
+    decay: float = 0.99
+    """Share of a code's statistics that survives a step, 0 <= decay < 1."""
+    eps: float = 1e-5
+    """Laplace smoothing of the Euclidean cluster sizes, in latents per step."""
+    kmeans_init: bool = False
+    """Start the codebook from k-means over the first training batch instead of from random directions."""
+    kmeans_iters: int = 10
+    """Iterations of that k-means."""
+    dead_code: Literal["batch_random", "linde_buzo_gray"] | None = "batch_random"
+    """A dead code becomes a random latent of the batch or a near copy of a much used code. Null: off."""
+    threshold_ema_dead_code: float | None = None
+    """A code is dead below this EMA of latents per step; 0: never. Null: see coef_ema_dead_code."""
+    coef_ema_dead_code: float | None = 32.0
+    """A code is dead if its EMA is this many times smaller than the step's mean per code. Null: never."""
+    chunk_mib: float = 8.0
+    """Extra memory for distances, in MiB; more does not change a code."""
+
+    training_only: ClassVar[tuple[str, ...]] = (
+        "codebook",
+        "freeze",
+        "decay",
+        "eps",
+        "kmeans_init",
+        "kmeans_iters",
+        "dead_code",
+        "threshold_ema_dead_code",
+        "coef_ema_dead_code",
+        "chunk_mib",
+    )
+
+    def __post_init__(self) -> None:
+        threshold = () if self.threshold_ema_dead_code is None else ("threshold_ema_dead_code",)
+        coef = () if self.coef_ema_dead_code is None else ("coef_ema_dead_code",)
+        check_ranges(
+            self,
+            counts=("codebook_size", "kmeans_iters"),
+            factors=threshold,
+            positive=("eps", "chunk_mib", *coef),
+        )
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay={self.decay} is not in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Codes:
+    """One set of codes: tensors that share memory with a quantizer's state, outside of autograd."""
+
+    cfg: CodebookConfig
+    embed: Float[Tensor, "k c"]
+    size: Float[Tensor, " k"]
+    """EMA of latents per code and step."""
+    average: Float[Tensor, "k c"] | None
+    """EMA of the sums of latents; of Euclidean codes that follow the means."""
+
+    def start(
+        self, rows: Float[Tensor, "n c"], valid: Bool[Tensor, " n"], initted: Float[Tensor, "1"]
+    ) -> Float[Tensor, "1"]:
+        """Take the first codes from k-means unless `initted` is 1; return what it is now."""
+        means, counts, done = first_codes(
+            rows,
+            valid,
+            self.embed,
+            self.size,
+            initted,
+            iters=self.cfg.kmeans_iters,
+            cosine=self.cfg.normalize,
+            chunk_mib=self.cfg.chunk_mib,
+        )
+        self._set((done > initted).expand(len(counts)), means, counts)
+        return done
+
+    def learn(
+        self,
+        rows: Float[Tensor, "n c"],
+        codes: Int[Tensor, " n"],
+        valid: Bool[Tensor, " n"],
+        sound: Bool[Tensor, ""],
+    ) -> tuple[Float[Tensor, " k"], Bool[Tensor, " k"]]:
+        """Follow the valid rows of all processes unless not `sound`; return their number per code and who is dead."""
+        rows = F.normalize(rows, dim=-1) if self.cfg.normalize else rows
+        follows = self.cfg.codebook == "ema"
+        counts, sums = totals(rows if follows else rows[:, :0], codes, self.cfg.codebook_size, valid)
+        tokens = counts.sum()
+        sound = sound & (tokens > 0) & sums.isfinite().all()
+        self.size.lerp_(counts, (1 - self.cfg.decay) * sound)
+        if follows:
+            self._follow(counts, sums, sound)
+        threshold = self.threshold(torch.where(sound, tokens, self.size.sum()))
+        dead = self.size < threshold
+        if self.cfg.dead_code is not None:
+            policy, cosine, lost = self.cfg.dead_code, self.cfg.normalize, dead & sound
+            fresh = revived(self.embed, self.size, lost, rows, valid, policy=policy, cosine=cosine)
+            self._set(lost, fresh, (2 * threshold).expand_as(self.size))
+        return counts, dead
+
+    def threshold(self, tokens: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Size below which a code is dead after a step of so many latents."""
+        if self.cfg.threshold_ema_dead_code is not None:
+            return torch.full_like(tokens, self.cfg.threshold_ema_dead_code)
+        if self.cfg.coef_ema_dead_code is None:
+            return torch.zeros_like(tokens)
+        return tokens / self.cfg.codebook_size / self.cfg.coef_ema_dead_code
+
+    def _follow(
+        self, counts: Float[Tensor, " k"], sums: Float[Tensor, "k c"], sound: Bool[Tensor, ""]
+    ) -> None:
+        rate, used = (1 - self.cfg.decay) * sound, ((counts > 0) & sound).unsqueeze(1)
+        if self.cfg.normalize:
+            means = torch.where(used, F.normalize(sums, dim=-1), F.normalize(self.embed, dim=-1))
+            self.embed.lerp_(means, rate)
+        if self.average is not None:
+            self.average.lerp_(torch.where(sound, sums, 0), rate)
+            total, eps = self.size.sum(), self.cfg.eps
+            smoothed = (self.size + eps) * (total / (total + self.cfg.codebook_size * eps))
+            self.embed.copy_(torch.where(used, self.average / smoothed.unsqueeze(1), self.embed))
+
+    def _set(self, where: Bool[Tensor, " k"], embed: Float[Tensor, "k c"], size: Float[Tensor, " k"]) -> None:
+        """Give codes a value and statistics that agree with it."""
+        column = where.unsqueeze(1)
+        self.embed.copy_(torch.where(column, embed, self.embed))
+        self.size.copy_(torch.where(where, size, self.size))
+        if self.average is not None:
+            self.average.copy_(torch.where(column, embed * size.unsqueeze(1), self.average))

@@ -1,0 +1,142 @@
+"""Codes that are taken from latents: all of them at the start, later those that died.
+
+k-means: `kmeans.py`. Splitting: Linde, Buzo and Gray, "An algorithm for vector quantizer design" (1980).
+Both are operators that `torch.compile` does not look into, since what they do depends on values, and both are pure:
+they return the new codes. All processes must call, and get the same.
+"""
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vqcore import dist
+from vqcore_quant.draws import draw_rows, shared_generator
+from vqcore_quant.kmeans import kmeans
+
+log = logging.getLogger(__name__)
+
+_SPLIT_NOISE = 5e-6
+"""Relative distance of a split code from its source: just above fp32 resolution, so both win latents."""
+
+
+@torch.no_grad()
+def first_codes(
+    rows: Float[Tensor, "n d"],
+    mask: Bool[Tensor, " n"] | None,
+    embed: Float[Tensor, "k d"],
+    cluster_size: Float[Tensor, " k"],
+    initted: Float[Tensor, "1"],
+    *,
+    iters: int,
+    cosine: bool,
+    chunk_mib: float,
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"], Float[Tensor, "1"]]:
+    """Codes, sizes and 1 from k-means over all processes' valid rows; all three as they were if `initted` is 1.
+
+    Nothing changes either if there is no valid row, or one that is not finite. With fewer rows than codes some
+    codes start as copies without latents, so that they count as dead; a warning says so.
+    """
+    return _first_codes(rows, mask, embed, cluster_size, initted, iters, cosine, chunk_mib)
+
+
+@torch.no_grad()
+def revived(
+    embed: Float[Tensor, "k d"],
+    cluster_size: Float[Tensor, " k"],
+    dead: Bool[Tensor, " k"],
+    rows: Float[Tensor, "n d"],
+    mask: Bool[Tensor, " n"] | None,
+    *,
+    policy: str,
+    cosine: bool,
+) -> Float[Tensor, "k d"]:
+    """The codes with the dead ones replaced: by valid rows (`batch_random`) or near copies of much used codes."""
+    return _revived(embed, cluster_size, dead, rows, mask, policy, cosine)
+
+
+@torch.library.custom_op("vqcore_quant::first_codes", mutates_args=())
+def _first_codes(
+    rows: Tensor,
+    mask: Tensor | None,
+    embed: Tensor,
+    cluster_size: Tensor,
+    initted: Tensor,
+    iters: int,
+    cosine: bool,
+    chunk_mib: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if initted:
+        return embed.clone(), cluster_size.clone(), initted.clone()
+    rows = rows if mask is None else rows[mask]
+    k, held = len(embed), sum(dist.all_counts(len(rows), rows.device))
+    if not held or dist.sum_((~rows.isfinite()).sum()):
+        return embed.clone(), cluster_size.clone(), initted.clone()
+    if held < k and dist.is_main():
+        log.warning(
+            "k-means starts %d codes from %d latents: %d of them are copies at first; "
+            "a larger first batch or a smaller codebook avoids that",
+            k,
+            held,
+            k - held,
+        )
+    means, counts = kmeans(rows, k, iters, cosine=cosine, generator=shared_generator(), chunk_mib=chunk_mib)
+    return means, counts, torch.ones_like(initted)
+
+
+@_first_codes.register_fake
+def _(
+    rows: Tensor,
+    mask: Tensor | None,
+    embed: Tensor,
+    cluster_size: Tensor,
+    initted: Tensor,
+    iters: int,
+    cosine: bool,
+    chunk_mib: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(embed), torch.empty_like(cluster_size), torch.empty_like(initted)
+
+
+@torch.library.custom_op("vqcore_quant::revived", mutates_args=())
+def _revived(
+    embed: Tensor,
+    cluster_size: Tensor,
+    dead: Tensor,
+    rows: Tensor,
+    mask: Tensor | None,
+    policy: str,
+    cosine: bool,
+) -> Tensor:
+    fresh, count = embed.clone(), int(dead.sum())
+    if count and policy == "batch_random":
+        fresh[dead] = draw_rows(rows if mask is None else rows[mask], count, shared_generator())
+    elif count:
+        split = _split(embed, cluster_size, count, shared_generator())
+        fresh[dead] = F.normalize(split, dim=-1) if cosine else split
+    return fresh
+
+
+@_revived.register_fake
+def _(
+    embed: Tensor,
+    cluster_size: Tensor,
+    dead: Tensor,
+    rows: Tensor,
+    mask: Tensor | None,
+    policy: str,
+    cosine: bool,
+) -> Tensor:
+    return torch.empty_like(embed)
+
+
+def _split(
+    embed: Float[Tensor, "k d"], cluster_size: Float[Tensor, " k"], count: int, generator: torch.Generator
+) -> Float[Tensor, "{count} d"]:
+    """Near copies of the most used codes, in turn; of living ones only, unless none lives."""
+    order = cluster_size.argsort(descending=True, stable=True)[: max(1, len(embed) - count)]
+    source = embed[order[torch.arange(count, device=order.device) % len(order)]]
+    noise = torch.randn(source.shape, generator=generator).to(source.device)
+    return source + noise * _SPLIT_NOISE * source.square().mean().sqrt()
