@@ -258,8 +258,9 @@ def test_reading_processes_that_always_die_end_the_run(tmp_path, monkeypatch):
     from vqcore.trainer import tokenizer_config_of
 
     tokenizer = Tokenizer(tokenizer_config_of(config))
-    with Feed(config, open_data(config, tokenizer.modality, {})[0], tokenizer.modality, {}) as feed, pytest.raises(
-        DataError, match=r"step 1: reading processes died 3 times in a row .*data.workers"
+    with (
+        Feed(config, open_data(config, tokenizer.modality, {})[0], tokenizer.modality, {}) as feed,
+        pytest.raises(DataError, match=r"step 1: reading processes died 3 times in a row .*data.workers"),
     ):
         feed.next(0)
 
