@@ -90,3 +90,17 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_codebook():
         return max(sizes)
 
     assert kept(1000) <= 2000 * 5
+
+
+def test_what_is_not_finite_behind_the_mask_reaches_no_gradient():
+    torch.manual_seed(0)
+    quantizer = IBQ(IBQ.Config(codebook_size=16, latent_dim=4))
+    z = torch.randn(2, 3, 4)
+    z[0, 1, 2] = float("nan")
+    z.requires_grad_(True)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    mask[0, 1] = False
+    out = quantizer(z, mask)
+    (out.z_q[mask].sum() + sum(out.losses.values())).backward()
+    assert quantizer.embed.grad.isfinite().all() and z.grad.isfinite().all()
+    assert quantizer.embed.grad.abs().sum() > 0

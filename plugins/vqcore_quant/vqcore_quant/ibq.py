@@ -78,7 +78,8 @@ class IBQ(nn.Module):
         """Give every latent the code of the largest dot product. `mask` (True: valid) matters to losses and metrics."""
         valid = validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
-            latents = z.float()
+            # What is not finite behind the mask would reach the codebook's gradient through the softmax.
+            latents = torch.where(z.float().isfinite() | valid.unsqueeze(-1), z.float(), 0.0)
             z_q, codes = self._choose(latents)
             hard = F.embedding(rearrange(codes, "... 1 -> ..."), self.embed)
             quant = (
