@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from toys import run_config, run_tree, toy  # noqa: F401
 from vqcore import artefact
 from vqcore.commands.train import run as train_command
 from vqcore.errors import ConfigError, DataError, RunError
-from vqcore.rng import derive
 from vqcore.trainer import train
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -222,8 +220,6 @@ def test_saving_by_the_clock(tmp_path, monkeypatch):
 
 
 def test_a_reading_process_that_dies_is_started_again(tmp_path, monkeypatch, caplog):
-    import torch.utils.data as data
-
     from vqcore import trainer
 
     train(run_config(tmp_path / "whole"))
@@ -239,7 +235,6 @@ def test_a_reading_process_that_dies_is_started_again(tmp_path, monkeypatch, cap
                 child.join()
         return real(run, batches)
 
-    assert data.DataLoader is not None
     monkeypatch.setattr(trainer, "train_step", killing)
     train(run_config(tmp_path / "run", data__workers=1, run__steps=6))
     assert len(killed) == 1
@@ -306,7 +301,6 @@ def test_a_full_disk_ends_with_one_line_and_loses_nothing(tmp_path):
     big = {"name": "toy/quantizer", "codebook_size": 4096}
     train(run_config(tmp_path / "whole", model__quantizer=big))
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] in (resource.RLIM_INFINITY, -1)
 
 
 def test_a_file_that_vanishes_is_skipped_and_named(tmp_path, caplog):
@@ -458,7 +452,6 @@ def test_the_cache_keeps_what_fits():
         for key in range(3):
             cache.get(key, lambda key=key: make(key))
     assert made == [0, 1, 2, 2]
-    assert derive("a") == derive("a")
 
 
 class TestCodebookHealth:

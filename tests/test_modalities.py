@@ -674,3 +674,35 @@ def test_settings_come_from_a_config_file():
     assert (cfg.range, cfg.size) == ((0.0, 255.0), (28, 28))
     cfg = from_tree({"name": "rgb", "resample": "lanczos", "background": [0, 0, 0]}, schema=RGB.Config)
     assert (cfg.resample, cfg.background) == ("lanczos", (0, 0, 0))
+
+
+class TestColourJitter:
+    def _tensor(self, draw, strength=0.3):
+        from dataclasses import replace
+
+        from vqcore.modalities.rgb import RGB
+
+        rgb = RGB(RGB.Config(color_jitter=strength), size=16)
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8))
+        return rgb.tensor(picture, replace(rgb.view((16, 16), (16, 16), None), draw=draw))
+
+    def test_evaluation_sees_the_colours_as_they_are(self):
+        assert torch.equal(self._tensor(0), self._tensor(0, strength=0.0))
+
+    def test_it_follows_from_the_view_alone_and_stays_in_range(self):
+        plain, one, other = self._tensor(0), self._tensor(5), self._tensor(6)
+        assert torch.equal(one, self._tensor(5))
+        assert not torch.equal(one, other) and not torch.equal(one, plain)
+        assert one.min() >= -1 and one.max() <= 1
+
+    def test_each_channel_is_an_increasing_function_of_what_it_was(self):
+        plain, one = self._tensor(0).flatten(1), self._tensor(7).flatten(1)
+        for before, after in zip(plain, one):
+            assert (after[before.argsort(stable=True)].diff() >= -1e-6).all()
+
+    def test_training_views_differ_in_what_else_is_drawn(self):
+        from vqcore.modalities.rgb import RGB
+
+        rgb = RGB(RGB.Config(), size=16)
+        draws = {rgb.view((40, 40), (16, 16), np.random.default_rng(i)).draw for i in range(8)}
+        assert len(draws) == 8 and 0 not in draws

@@ -974,7 +974,7 @@ BAD = [
     # data
     (data, variant(Data, __len__=lambda s: 0), "length law: there is no sample"),
     (data, keyed(lambda i: "same"), "key law: 5 of 6 keys occur more than once"),
-    (data, keyed(lambda i: f"/root/{i}"), "key law: '/root/0' is no relative path"),
+    (data, keyed(lambda i: f"/data/{i}"), "key law: '/data/0' is no relative path"),
     (data, keyed(lambda i: f"../{i}"), "key law"),
     (data, keyed(lambda i: f"a\\{i}"), "key law"),
     (data, Renaming, "key law: other keys in a worker"),

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqcore import __version__, dist
-from vqcore.config import Config, to_tree
+from vqcore.config import Config, deciding, to_tree
 from vqcore.errors import CheckpointError, DataError, VqcoreError
 from vqcore.protocols import Data, Metric
 from vqcore.registry import registry
@@ -99,8 +99,8 @@ def protocol(
     return {
         "set": {"sha256": set_hash, "count": count},
         "sizes": [list(size) for size in sizes],
-        "modality": _deciding(modality),
-        "extra": {label: _deciding(cfg) for label, cfg in extra.items()},
+        "modality": deciding(modality),
+        "extra": {label: deciding(cfg) for label, cfg in extra.items()},
         "metrics": {label: to_tree(cfg) for label, cfg in metrics.items()},
     }
 
@@ -124,10 +124,6 @@ def directions(metrics: Mapping[str, Metric], losses: Iterable[str]) -> dict[str
     """Which way figures are better, "higher" or "lower", as far as it is known."""
     known = {label: getattr(metric, "better", None) for label, metric in metrics.items()}
     return {name: "lower" for name in losses} | {name: way for name, way in known.items() if way}
-
-
-def _deciding(cfg: Config) -> dict[str, Any]:
-    return {key: value for key, value in to_tree(cfg).items() if key not in cfg.training_only}
 
 
 def read(run: str | Path) -> dict[str, Any]:

@@ -150,6 +150,21 @@ def to_tree(config: Any) -> Any:
     return config
 
 
+def deciding(cfg: Config) -> dict[str, Any]:
+    """A component's settings that decide what it does with an input, as plain data.
+
+    Without those that matter in training only, and without those at their default: so a setting that a later version
+    adds changes nothing.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(cfg)}
+    given = {name: getattr(cfg, name) for name in defaults if name not in cfg.training_only}
+    return {
+        name: deciding(value) if isinstance(value, Config) else to_tree(value)
+        for name, value in given.items()
+        if name == "name" or value != defaults[name]
+    }
+
+
 def dump(config: Any) -> str:
     """A config as YAML, complete and resolved; loading it gives an equal object."""
     return _yaml(to_tree(config), default_flow_style=None, width=110)

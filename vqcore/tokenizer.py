@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqcore import artefact, foreign, hub
-from vqcore.config import Config, to_tree
+from vqcore.config import Config, deciding
 from vqcore.errors import CheckpointError, ConfigError, VqcoreError, listed
 from vqcore.protocols import DataSpec, Quantized
 from vqcore.registry import Registry, registry
@@ -221,9 +221,9 @@ class Tokenizer(nn.Module):
         names, shapes and fp32 bytes of `embed`, `encoder`, `proj` and the quantizer's `token_state`.
         """
         settings: dict[str, Any] = {
-            "modality": _deciding(self.cfg.modality),
-            "encoder": _deciding(self.cfg.model.encoder),
-            "quantizer": _deciding(self.cfg.model.quantizer),
+            "modality": deciding(self.cfg.modality),
+            "encoder": deciding(self.cfg.model.encoder),
+            "quantizer": deciding(self.cfg.model.quantizer),
         }
         digest = hashlib.sha256(f"vqcore-fingerprint-{FINGERPRINT_VERSION}".encode())
         digest.update(json.dumps(settings, sort_keys=True).encode())
@@ -371,14 +371,3 @@ def _to_grid(mask: Bool[Tensor, "b *size"], grid: torch.Size) -> Bool[Tensor, "b
         return valid.reshape(-1, *[1] * len(grid)).expand(-1, *grid)
     pool = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[len(grid) - 1]
     return pool(mask.float().unsqueeze(1), tuple(grid)).squeeze(1) > 0
-
-
-def _deciding(cfg: Config) -> dict[str, Any]:
-    """What was set differently from its default: so a setting that a later version adds changes no fingerprint."""
-    defaults = {f.name: f.default for f in fields(cfg)}
-    given = {name: getattr(cfg, name) for name in defaults if name not in cfg.training_only}
-    return {
-        name: _deciding(value) if isinstance(value, Config) else to_tree(value)
-        for name, value in given.items()
-        if name == "name" or value != defaults[name]
-    }
