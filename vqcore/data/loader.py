@@ -7,6 +7,8 @@ chosen the same way.
 """
 
 import logging
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -332,7 +334,7 @@ def _unchanged(answer: Any) -> Any:
 
 def _raising(loader: DataLoader) -> Iterator[Any]:
     """What the workers return. Our errors travel as values, because torch would wrap them in a traceback."""
-    answers = iter(loader)
+    answers = _begun(loader)
     try:
         for answer in answers:
             if isinstance(answer, VqcoreError):
@@ -341,6 +343,19 @@ def _raising(loader: DataLoader) -> Iterator[Any]:
     finally:
         # Workers end with the last reference; left to the garbage collector they take five seconds each.
         del answers
+
+
+def _begun(loader: DataLoader) -> Iterator[Any]:
+    """The loader's iterator, without the signal handler that torch installs with its first worker processes.
+
+    It raises wherever the program is when a worker dies, be it half-way through an optimizer's step. Without it a dead
+    worker is noticed, some seconds later, where its batch is awaited.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    answers = iter(loader)
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+    return answers
 
 
 def _expand(setting: str, size: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
