@@ -57,13 +57,28 @@ def build_optimizer(cfg: OptimSection, module: nn.Module, where: str = "optim") 
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups, if both have members: matrices and kernels decay, vectors (biases, norms, scales) do not."""
+    """Two groups, if both have members: matrices and kernels decay; vectors (biases, norms, scales) and tables do not.
+
+    A table is the weight of an `nn.Embedding`, or what a module names in its optional `without_decay`: rows that are
+    looked up, each a vector. A row that no sample asks for has no gradient, and decay alone would move it.
+    """
+    tables = set(_tables(module))
     trained = [p for p in module.parameters() if p.requires_grad]
+    decays = [p.ndim >= 2 and p not in tables for p in trained]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for p, does in zip(trained, decays, strict=True) if does],
+            "weight_decay": weight_decay,
+        },
+        {"params": [p for p, does in zip(trained, decays, strict=True) if not does], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _tables(module: nn.Module) -> Iterator[nn.Parameter]:
+    for inner in module.modules():
+        names = ("weight",) if isinstance(inner, nn.Embedding) else getattr(inner, "without_decay", ())
+        yield from (inner.get_parameter(name) for name in names)
 
 
 def learning_rate(cfg: OptimSection, step: int, *, horizon: int, total_batch: int) -> float:

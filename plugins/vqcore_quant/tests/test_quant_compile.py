@@ -129,10 +129,10 @@ def operators():
     weight, leaf = mask.float(), rows.clone().requires_grad_()
     yield assignment._nearest_op, (rows, embed, True, 8.0, 0.0)
     yield assignment._totals_op, (rows, j, 6, mask)
-    yield codes._count_everywhere, (torch.zeros(2, 3, dtype=torch.bool),)
-    yield gradients._snapshot, (embed,)
-    yield seeding._first_codes, (rows, mask, embed, size, torch.ones(1), 3, True, 8.0)
-    yield seeding._revived, (embed, size, size < 0, rows, mask, "batch_random", True)
+    yield codes._count_everywhere_op, (torch.zeros(2, 3, dtype=torch.bool),)
+    yield gradients._snapshot_op, (embed,)
+    yield seeding._first_codes_op, (rows, mask, embed, size, torch.ones(1), 3, True, 8.0)
+    yield seeding._revived_op, (embed, size, size < 0, rows, mask, "batch_random", True)
     yield entropy._entropies_op, (leaf, embed, torch.zeros(6), weight, 8.0, False)
     yield (
         entropy._entropies_backward_op,
@@ -145,6 +145,29 @@ def test_operators_are_what_they_declare(index):
     operator, arguments = list(operators())[index]
     results = torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
     assert set(results.values()) == {"SUCCESS"}
+
+
+WITHOUT_COMPILER = """
+import sys, torch
+from vqcore.testing.conformance import build
+for training in (True, False):
+    for normalize in (True, False):
+        node = {"codebook_size": 8, "latent_dim": 4, "kmeans_init": True, "normalize": normalize}
+        quantizer = build("quantizer", "quant/vq", node).train(training)
+        z = torch.randn(2, 20, 4, requires_grad=True)
+        out = quantizer(z)
+        (out.z_q.sum() + out.losses["vq/commit"]).backward()
+        quantizer.decode(out.codes)
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_using_a_codebook_loads_no_compiler():
+    """It would take longer than a short command."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["False"], done.stderr[-2000:]
 
 
 if __name__ == "__main__":

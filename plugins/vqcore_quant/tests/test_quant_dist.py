@@ -79,12 +79,14 @@ def work(rank, folder):
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=2,
-        timeout=datetime.timedelta(seconds=60),
+        # On a machine at its limits one process may begin minutes after the other.
+        timeout=datetime.timedelta(minutes=10),
     )
     part = slice(0, 2) if rank == 0 else slice(2, 5)
     results = {name: learn(build(settings), part, seed=1 + rank) for name, settings in CASES.items()}
     results["early"] = learn(early, part, seed=1 + rank)
     torch.save(results, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()  # nobody hangs up while the other still listens
     torch.distributed.destroy_process_group()
 
 

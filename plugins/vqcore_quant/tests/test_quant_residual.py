@@ -130,6 +130,18 @@ def test_levels_without_a_sample_do_not_learn():
     assert not all(learned)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_sample_that_is_not_finite_stops_levels_that_it_does_without_too(shared):
+    for seed in range(8):
+        quantizer = build(dropout=1.0, shared=shared)
+        before = copy.deepcopy(quantizer.state_dict())
+        z = latents(8, 10, 4)
+        z[3, 2, 1] = torch.nan
+        torch.manual_seed(seed)
+        assert quantizer(z).metrics["codes/nonfinite"] >= 1
+        assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
+
+
 def test_token_state_leaves_statistics_out():
     assert set(build().token_state()) == {f"levels.{i}.embed" for i in range(3)}
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vqcore import dist
+from vqcore_quant.operators import operator
 
 _BLOCK = 64
 _TILE = 4096
@@ -73,12 +74,9 @@ def _nearest(rows: Tensor, codebook: Tensor, cosine: bool, chunk_mib: float, tem
     return codes
 
 
-_nearest_op = torch.library.custom_op("vqcore_quant::nearest", _nearest, mutates_args=())
-
-
-@_nearest_op.register_fake
-def _(rows: Tensor, codebook: Tensor, cosine: bool, chunk_mib: float, temperature: float) -> Tensor:
-    return rows.new_empty(rows.shape[0], dtype=torch.int64)
+_nearest_op = operator(
+    "nearest", _nearest, fake=lambda rows, *_: rows.new_empty(rows.shape[0], dtype=torch.int64)
+)
 
 
 def _totals(rows: Tensor, codes: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -93,12 +91,9 @@ def _totals(rows: Tensor, codes: Tensor, k: int, mask: Tensor | None) -> tuple[T
     return both[:, 0].to(rows.dtype), both[:, 1:].to(rows.dtype)
 
 
-_totals_op = torch.library.custom_op("vqcore_quant::totals", _totals, mutates_args=())
-
-
-@_totals_op.register_fake
-def _(rows: Tensor, codes: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    return rows.new_empty(k), rows.new_empty(k, rows.shape[1])
+_totals_op = operator(
+    "totals", _totals, fake=lambda rows, _, k, *__: (rows.new_empty(k), rows.new_empty(k, rows.shape[1]))
+)
 
 
 def rows_within(mib: float, width: int) -> int:
@@ -126,5 +121,7 @@ def _queries(rows: Tensor, centre: Tensor | None) -> Tensor:
 def _first_largest(scores: Tensor) -> tuple[Tensor, Tensor]:
     # argmax is several times slower than amax on the CPU: find the block first, then the place inside it.
     value, block = scores.amax(2).max(1)
-    within = scores[torch.arange(len(scores), device=scores.device), block].argmax(1)
-    return value, block * scores.shape[2] + within
+    rows, blocks, size = scores.shape
+    place = torch.arange(0, rows * blocks, blocks, device=scores.device) + block
+    within = scores.flatten(0, 1).index_select(0, place).argmax(1)
+    return value, block * size + within

@@ -113,7 +113,7 @@ class Codes:
         follows = self.cfg.codebook == "ema"
         counts, sums = totals(rows if follows else rows[:, :0], codes, self.cfg.codebook_size, valid)
         tokens = counts.sum()
-        sound = sound & (tokens > 0) & sums.isfinite().all()
+        sound = sound & (tokens > 0) & ((0 * sums).sum() == 0)  # NaN if a sum is not finite
         self.size.lerp_(counts, (1 - self.cfg.decay) * sound)
         if follows:
             self._follow(counts, sums, sound)
@@ -138,8 +138,7 @@ class Codes:
     ) -> None:
         rate, used = (1 - self.cfg.decay) * sound, ((counts > 0) & sound).unsqueeze(1)
         if self.cfg.normalize:
-            means = torch.where(used, F.normalize(sums, dim=-1), F.normalize(self.embed, dim=-1))
-            self.embed.lerp_(means, rate)
+            self.embed.lerp_(F.normalize(torch.where(used, sums, self.embed), dim=-1), rate)
         if self.average is not None:
             self.average.lerp_(torch.where(sound, sums, 0), rate)
             total, eps = self.size.sum(), self.cfg.eps

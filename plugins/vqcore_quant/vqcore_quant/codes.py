@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vqcore import dist
+from vqcore_quant.operators import operator
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,9 @@ def count_nonfinite(
     broken = ~z.isfinite().all(-1)
     if mask is not None:
         broken = broken & mask
-    return _count_everywhere(broken) if everywhere else broken.sum().float()
+    return _count_everywhere_op(broken) if everywhere else broken.sum().float()
 
 
-@torch.library.custom_op("vqcore_quant::count_everywhere", mutates_args=())
 def _count_everywhere(broken: Tensor) -> Tensor:
     count = broken.sum()
     if count:
@@ -61,6 +61,6 @@ def _count_everywhere(broken: Tensor) -> Tensor:
     return dist.sum_(count.float())
 
 
-@_count_everywhere.register_fake
-def _(broken: Tensor) -> Tensor:
-    return broken.new_empty((), dtype=torch.float32)
+_count_everywhere_op = operator(
+    "count_everywhere", _count_everywhere, fake=lambda broken: broken.new_empty((), dtype=torch.float32)
+)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vqcore import dist
 from vqcore_quant.assignment import rows_within
+from vqcore_quant.operators import differentiable, operator
 
 _BUFFERS = 4
 """Matrices of one chunk's size that live at a time."""
@@ -56,14 +57,16 @@ def _entropies(
     return both[-2] / total, -torch.xlogy(share, share).sum(), share, scale
 
 
-_entropies_op = torch.library.custom_op("vqcore_quant::entropies", _entropies, mutates_args=())
-
-
-@_entropies_op.register_fake
-def _(
-    queries: Tensor, keys: Tensor, bias: Tensor, weight: Tensor, chunk_mib: float, everywhere: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return queries.new_empty(()), queries.new_empty(()), torch.empty_like(bias), queries.new_empty(())
+_entropies_op = operator(
+    "entropies",
+    _entropies,
+    fake=lambda queries, keys, bias, *_: (
+        queries.new_empty(()),
+        queries.new_empty(()),
+        torch.empty_like(bias),
+        queries.new_empty(()),
+    ),
+)
 
 
 def _entropies_backward(
@@ -92,22 +95,9 @@ def _entropies_backward(
     return to_queries, to_keys, to_bias
 
 
-_entropies_backward_op = torch.library.custom_op(
-    "vqcore_quant::entropies_backward", _entropies_backward, mutates_args=()
+_entropies_backward_op = operator(
+    "entropies_backward", _entropies_backward, fake=lambda *inputs: tuple(map(torch.empty_like, inputs[:3]))
 )
-
-
-@_entropies_backward_op.register_fake
-def _(
-    queries: Tensor,
-    keys: Tensor,
-    bias: Tensor,
-    weight: Tensor,
-    share: Tensor,
-    scale: Tensor,
-    chunk_mib: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(bias)
 
 
 def _softmax(part: Tensor, keys: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,4 +119,4 @@ def _backward(ctx: Any, sample: Tensor, batch: Tensor, _share: Tensor, _scale: T
         return *_entropies_backward_op(*inputs, share, scale, ctx.chunk_mib), None, None, None
 
 
-_entropies_op.register_autograd(_backward, setup_context=_remember)
+differentiable("entropies", _backward, _remember)

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vqcore_quant.operators import operator
+
 
 def straight_through(z: Float[Tensor, "*shape"], z_q: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Give `z_q` exactly, and its gradient to `z` unchanged (arXiv 1308.3432)."""
@@ -34,14 +36,11 @@ def snapshot(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     An operator, because a compiler would drop a plain copy and read the overwritten original in the backward pass.
     No gradient passes.
     """
-    return _snapshot(x.detach())
+    return _snapshot_op(x.detach())
 
 
-@torch.library.custom_op("vqcore_quant::snapshot", mutates_args=())
 def _snapshot(x: Tensor) -> Tensor:
     return x.clone()
 
 
-@_snapshot.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
+_snapshot_op = operator("snapshot", _snapshot, fake=torch.empty_like)

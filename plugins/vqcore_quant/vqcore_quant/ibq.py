@@ -65,6 +65,7 @@ class IBQ(nn.Module):
             )
 
     num_codebooks: ClassVar[int] = 1
+    without_decay: ClassVar[tuple[str, ...]] = ("embed",)
 
     def __init__(self, cfg: Config):
         super().__init__()

@@ -52,6 +52,8 @@ class Memcodes(nn.Module):
                     f"latent_dim={self.latent_dim} is not divisible by num_codebooks={self.num_codebooks}"
                 )
 
+    without_decay: ClassVar[tuple[str, ...]] = ("codes", "to_k.weight", "to_v.weight")
+
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg

@@ -22,6 +22,11 @@ def build_inner(cfg: Config, count: int) -> nn.ModuleList:
     return inner
 
 
+def broken(z: Float[Tensor, "b *grid d"], valid: Bool[Tensor, "b *grid"]) -> Bool[Tensor, "b *grid"]:
+    """Where a valid latent is not finite. Every part has to see it, since a step with such a latent teaches nothing."""
+    return valid & ~z.detach().isfinite().all(-1)
+
+
 def token_states(inner: nn.ModuleList, prefix: str) -> dict[str, Tensor]:
     """What decides the codes of the inner quantizers, named as in the state dict."""
     state: dict[str, Tensor] = {}

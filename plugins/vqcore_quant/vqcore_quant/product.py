@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import vqcore.config
 from vqcore.config import slot
 from vqcore.protocols import Quantized
-from vqcore_quant.nested import average, build_inner, each, token_states
+from vqcore_quant.nested import average, broken, build_inner, each, token_states
 from vqcore_quant.usage import latent_metrics, validity
 
 
@@ -55,7 +55,9 @@ class Product(nn.Module):
         """Quantize every group. `mask`: True is valid."""
         valid = validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
-            latents = rearrange(z.float(), "b ... (g d) -> g b ... d", g=self.cfg.groups)
+            # Added, not filled in, so that the gradient is not finite either.
+            spoilt = z.float() + torch.where(broken(z, valid), torch.nan, 0.0).unsqueeze(-1)
+            latents = rearrange(spoilt, "b ... (g d) -> g b ... d", g=self.cfg.groups)
             found, values, codes = (self._at_once if self.cfg.shared else self._in_turn)(latents, valid)
             parts = ((codes[g], latents[g] - values[g], valid) for g in range(self.cfg.groups))
             z_q = rearrange(values, "g b ... d -> b ... (g d)")

@@ -22,7 +22,7 @@ import vqcore.config
 from vqcore.config import slot
 from vqcore.protocols import Quantized
 from vqcore_quant.gradients import straight_through
-from vqcore_quant.nested import average, build_inner, each, token_states
+from vqcore_quant.nested import average, broken, build_inner, each, token_states
 from vqcore_quant.usage import latent_metrics, validity
 
 
@@ -70,7 +70,7 @@ class Residual(nn.Module):
         valid = validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
             latents, on = z.float(), self._on(z)
-            used = on.squeeze(-1) & valid
+            used = on.squeeze(-1) & valid | broken(z, valid)
             learn = self._at_once if self.cfg.shared and self.training else self._in_turn
             found = learn(latents, on, used)
             sums = found.values.detach().cumsum(0)

@@ -15,6 +15,7 @@ from torch import Tensor
 from vqcore import dist
 from vqcore_quant.draws import draw_rows, shared_generator
 from vqcore_quant.kmeans import kmeans
+from vqcore_quant.operators import operator
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def first_codes(
     Nothing changes either if there is no valid row, or one that is not finite. With fewer rows than codes some
     codes start as copies without latents, so that they count as dead; a warning says so.
     """
-    return _first_codes(rows, mask, embed, cluster_size, initted, iters, cosine, chunk_mib)
+    return _first_codes_op(rows, mask, embed, cluster_size, initted, iters, cosine, chunk_mib)
 
 
 @torch.no_grad()
@@ -54,10 +55,9 @@ def revived(
     cosine: bool,
 ) -> Float[Tensor, "k d"]:
     """The codes with the dead ones replaced: by valid rows (`batch_random`) or near copies of much used codes."""
-    return _revived(embed, cluster_size, dead, rows, mask, policy, cosine)
+    return _revived_op(embed, cluster_size, dead, rows, mask, policy, cosine)
 
 
-@torch.library.custom_op("vqcore_quant::first_codes", mutates_args=())
 def _first_codes(
     rows: Tensor,
     mask: Tensor | None,
@@ -86,21 +86,13 @@ def _first_codes(
     return means, counts, torch.ones_like(initted)
 
 
-@_first_codes.register_fake
-def _(
-    rows: Tensor,
-    mask: Tensor | None,
-    embed: Tensor,
-    cluster_size: Tensor,
-    initted: Tensor,
-    iters: int,
-    cosine: bool,
-    chunk_mib: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(embed), torch.empty_like(cluster_size), torch.empty_like(initted)
+_first_codes_op = operator(
+    "first_codes",
+    _first_codes,
+    fake=lambda rows, mask, *state_and_settings: tuple(torch.empty_like(x) for x in state_and_settings[:3]),
+)
 
 
-@torch.library.custom_op("vqcore_quant::revived", mutates_args=())
 def _revived(
     embed: Tensor,
     cluster_size: Tensor,
@@ -119,17 +111,7 @@ def _revived(
     return fresh
 
 
-@_revived.register_fake
-def _(
-    embed: Tensor,
-    cluster_size: Tensor,
-    dead: Tensor,
-    rows: Tensor,
-    mask: Tensor | None,
-    policy: str,
-    cosine: bool,
-) -> Tensor:
-    return torch.empty_like(embed)
+_revived_op = operator("revived", _revived, fake=lambda embed, *_: torch.empty_like(embed))
 
 
 def _split(

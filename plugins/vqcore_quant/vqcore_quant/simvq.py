@@ -56,6 +56,7 @@ class SimVQ(nn.Module):
             )
 
     num_codebooks: ClassVar[int] = 1
+    without_decay: ClassVar[tuple[str, ...]] = ("map.weight",)
 
     def __init__(self, cfg: Config):
         super().__init__()

@@ -126,6 +126,7 @@ class VQ(nn.Module):
         self.register_buffer("cluster_size", torch.zeros(embed.shape[:-1]))
         if (cfg.codebook == "learned" or cfg.orthogonal_weight > 0) and not cfg.freeze:
             self.embed = nn.Parameter(embed)
+            self.without_decay = ("embed",)
         else:
             self.register_buffer("embed", embed)
         averages = torch.zeros_like(embed) if cfg.codebook == "ema" and not cfg.normalize else None

@@ -49,6 +49,8 @@ _CLASSES: dict[str, str] = {
 }
 _OF_LEVELS = ("residual-fsq", "latent", "fsp")
 _OF_ONE_CODE = ("latent", "fsp")
+_OF_CODES = ("_codebook.embed", "code_transform.weight")
+"""How the library's names of parameters end that its codes are made of."""
 
 
 class VQP(nn.Module):
@@ -90,6 +92,7 @@ class VQP(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.inner = _build(cfg)
+        self.without_decay = tuple(name for name, _ in self.named_parameters() if name.endswith(_OF_CODES))
         self.dim, self.num_codebooks = cfg.latent_dim, cfg.num_codebooks
         self.codebook_size: int = cfg.codebook_size or int(torch.tensor(cfg.levels).prod())
 
