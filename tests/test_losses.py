@@ -71,11 +71,14 @@ def test_invalid_positions_count_nothing_whatever_they_hold(name):
     means = [each[i][mask[i]].mean() if mask[i].any() else 0.0 for i in range(4)]
     y_, x_, mask_ = torch.from_numpy(y), torch.from_numpy(x), torch.from_numpy(mask)
     assert float(pixel_loss(name, y_, x_, mask_)) == pytest.approx(np.mean(means), rel=1e-12)
-    if name != "cross_entropy":
-        holes = (~mask_).unsqueeze(1).expand_as(x_)
-        x_[holes] = 0.5 if name == "bce" else math.nan
+    holes = ~mask_ if name == "cross_entropy" else (~mask_).unsqueeze(1).expand_as(x_)
+    x_[holes] = 255 if name == "cross_entropy" else math.nan
     y_[(~mask_).unsqueeze(1).expand_as(y_)] = 1e6
-    assert float(pixel_loss(name, y_, x_, mask_)) == pytest.approx(np.mean(means), rel=1e-12)
+    y_.requires_grad_()
+    found = pixel_loss(name, y_, x_, mask_)
+    assert found.item() == pytest.approx(np.mean(means), rel=1e-12)
+    found.backward()
+    assert y_.grad.isfinite().all() and not y_.grad[(~mask_).unsqueeze(1).expand_as(y_)].any()
 
 
 @pytest.mark.parametrize("name", NAMES)

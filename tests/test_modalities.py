@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -309,6 +310,23 @@ class TestPicturesAsTensors:
         x = rgb.tensor(rgb.read(a), view_of(((3, 9), (24, 24)), (31, 41), (16, 16)))
         assert np.array_equal(np.asarray(rgb.show(x)), np.asarray(alone))
 
+    @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+    def test_training_crops_are_pillows_but_for_rounding(self, resample):
+        rgb = RGB(RGB.Config(resample=resample), size=(40, 56))
+        raw = rgb.read(next((ROOT / "data/photos/train").glob("*.jpg")))
+        for seed in range(8):
+            view = replace(rgb.view(raw.shape[:2], (40, 56), np.random.default_rng(seed)), flip=False)
+            trained, exact = (rgb.tensor(raw, replace(view, draw=draw)) for draw in (view.draw, 0))
+            off = ((trained - exact) * 127.5).round().abs()
+            assert off.max() <= 1 and off.mean() < 0.02
+            assert trained.is_contiguous()
+
+    def test_a_training_view_between_pixels_is_cut_by_pillow(self):
+        rgb = RGB(RGB.Config(), size=8)
+        view = View(start=(0.1, 0.1), stop=(0.9, 0.9), size=(8, 8))
+        raw = rgb.read(picture(23, 31))
+        assert torch.equal(rgb.tensor(raw, view), rgb.tensor(raw, replace(view, draw=1)))
+
     def test_the_deviation_of_imagenet(self):
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         a = picture()
@@ -410,6 +428,15 @@ class TestArrays:
         assert np.array_equal(x.numpy(), (a.astype(np.float64)[None] / 50 - 1).astype(np.float32))
         assert (float(x.min()), float(x.max())) == (-1, 1)
         assert np.allclose(modality.show(x), a, atol=1e-4) and modality.show(x).shape == (4, 5)
+
+    def test_what_is_shown_lies_in_the_declared_range(self):
+        """A decoder may say more than there is; values for metrics keep it."""
+        modality = array(channels=1, size=4, rank=1, range=(10.0, 20.0))
+        x = torch.tensor([[-1.5, -1.0, 0.5, 3.0]])
+        assert modality.show(x).tolist() == [10, 10, 17.5, 20]
+        assert modality.values(x[None]).flatten().tolist() == [7.5, 10, 17.5, 30]
+        free = array(channels=1, size=4, rank=1)
+        assert free.show(x).tolist() == [-1.5, -1, 0.5, 3]
 
     def test_slightly_outside_is_clipped(self):
         modality = array(channels=1, size=3, rank=1, range=(0.0, 1.0))
@@ -552,9 +579,11 @@ class TestResizingArrays:
     def test_training_crops_only_when_asked(self):
         rng = np.random.default_rng(0)
         still, moving = array(channels=1, size=(8, 8)), array(channels=1, size=(8, 8), min_crop_scale=0.3)
-        assert {still.view((16, 16), (8, 8), rng) for _ in range(20)} == {whole((8, 8))}
+        assert {still.view((16, 16), (8, 8), rng) for _ in range(20)} == {
+            replace(whole((8, 8)), extent=(16, 16))
+        }
         assert len({moving.view((16, 16), (8, 8), rng) for _ in range(20)}) > 10
-        assert moving.view((16, 16), (8, 8), None) == whole((8, 8))
+        assert moving.view((16, 16), (8, 8), None) == replace(whole((8, 8)), extent=(16, 16))
 
     def test_a_view_of_another_rank_is_not_for_this_array(self):
         modality = Array(Array.Config(channels=6, size=1), size=(32, 32))
@@ -678,12 +707,8 @@ def test_settings_come_from_a_config_file():
 
 class TestColourJitter:
     def _tensor(self, draw, strength=0.3):
-        from dataclasses import replace
-
-        from vqcore.modalities.rgb import RGB
-
         rgb = RGB(RGB.Config(color_jitter=strength), size=16)
-        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8))
+        picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
         return rgb.tensor(picture, replace(rgb.view((16, 16), (16, 16), None), draw=draw))
 
     def test_evaluation_sees_the_colours_as_they_are(self):
@@ -701,8 +726,6 @@ class TestColourJitter:
             assert (after[before.argsort(stable=True)].diff() >= -1e-6).all()
 
     def test_training_views_differ_in_what_else_is_drawn(self):
-        from vqcore.modalities.rgb import RGB
-
         rgb = RGB(RGB.Config(), size=16)
         draws = {rgb.view((40, 40), (16, 16), np.random.default_rng(i)).draw for i in range(8)}
         assert len(draws) == 8 and 0 not in draws

@@ -39,27 +39,31 @@ def check_loss(name: str, spec: DataSpec) -> None:
         )
 
 
-def pixel_loss(
-    name: str, y: Tensor, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None, *, width: float = 1.0
-) -> Float[Tensor, ""]:
-    """Mean over samples of their mean loss at valid positions; a sample without any counts as 0.
+def loss_map(name: str, y: Tensor, x: Tensor, *, width: float = 1.0) -> Float[Tensor, "b *size"]:
+    """The loss at every position, mean over channels.
 
     `y` is what the decoder says: logits `(b, labels, *size)` for cross_entropy, whose `x` are class ids; logits for
     bce, whose `x` lies in 0 to 1; else values like `x`. `width` is the beta of smooth_l1, the delta of huber.
     """
     if name == "cross_entropy":
-        each = F.cross_entropy(y, x.long(), reduction="none")
-    elif name == "cosine":
-        each = 1 - F.cosine_similarity(y, x, dim=1)
-    elif name == "bce":
-        each = _over_channels(F.binary_cross_entropy_with_logits(y, x, reduction="none"))
-    else:
-        options = {_WIDTH[name]: width} if name in _WIDTH else {}
-        each = _over_channels(_PLAIN[name](y, x, reduction="none", **options))
+        return F.cross_entropy(y, x.long(), reduction="none")
+    if name == "cosine":
+        return 1 - F.cosine_similarity(y, x, dim=1)
+    if name == "bce":
+        return _over_channels(F.binary_cross_entropy_with_logits(y, x, reduction="none"))
+    options = {_WIDTH[name]: width} if name in _WIDTH else {}
+    return _over_channels(_PLAIN[name](y, x, reduction="none", **options))
+
+
+def pixel_loss(
+    name: str, y: Tensor, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None, *, width: float = 1.0
+) -> Float[Tensor, ""]:
+    """Mean over samples of their mean `loss_map` at valid positions; a sample without any counts as 0."""
     if mask is None:
-        return each.mean()
-    # Not a product: what stands at an invalid position may be no number.
-    each = torch.where(mask, each, 0.0).flatten(1)
+        return loss_map(name, y, x, width=width).mean()
+    # What stands at an invalid position may be no number: then the gradient of its loss is none either, even times 0.
+    x = torch.where(mask if x.ndim == mask.ndim else mask.unsqueeze(1), x, 0)
+    each = torch.where(mask, loss_map(name, y, x, width=width), 0.0).flatten(1)
     return (each.sum(1) / mask.flatten(1).sum(1).clamp(min=1)).mean()
 
 

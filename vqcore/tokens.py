@@ -54,6 +54,7 @@ def tokenize_folder(
     size: tuple[int, ...],
     batch_size: int = 16,
     overwrite: bool = False,
+    refine: int = 0,
 ) -> Done:
     """Write the codes of every file below `source` (or of one file) below `target`, under the same relative names.
 
@@ -76,6 +77,7 @@ def tokenize_folder(
         "grid": list(grid),
         "size": list(size),
         "dtype": str(code_dtype(tokenizer.codebook_size)),
+        **({"refine": refine} if refine else {}),
     }
     _claim(target, manifest)
     done = Done()
@@ -88,7 +90,7 @@ def tokenize_folder(
             todo.append((path, target / key))
     with ProgressLine("tokenize", len(todo), unit="file") as line:
         for group in _groups(todo, batch_size):
-            _tokenize(tokenizer, group, size, done)
+            _tokenize(tokenizer, group, size, refine, done)
             line.update(done.written + len(done.failed))
     if done.failed and not done.written and not done.skipped:
         raise DataError(
@@ -139,7 +141,7 @@ def decode_folder(
 
 
 def _tokenize(
-    tokenizer: Tokenizer, group: list[tuple[Path, Path]], size: tuple[int, ...], done: Done
+    tokenizer: Tokenizer, group: list[tuple[Path, Path]], size: tuple[int, ...], refine: int, done: Done
 ) -> None:
     inputs, targets = [], []
     for path, target in group:
@@ -151,7 +153,8 @@ def _tokenize(
             done.failed.append(str(error))
     if not inputs:
         return
-    codes = tokenizer.encode(torch.cat(inputs)).cpu().numpy().astype(code_dtype(tokenizer.codebook_size))
+    codes = tokenizer.encode(torch.cat(inputs), refine=refine).cpu().numpy()
+    codes = codes.astype(code_dtype(tokenizer.codebook_size))
     for one, target in zip(codes, targets):
         save_array(target, one)
         done.written += 1
@@ -255,7 +258,7 @@ def _refuse_overlap(source: Path, target: Path) -> None:
 def _claim(target: Path, manifest: dict[str, Any]) -> None:
     there = _manifest(target)
     if there is not None:
-        differ = [key for key in manifest if manifest[key] != there.get(key)]
+        differ = sorted(k for k in manifest.keys() | there.keys() if manifest.get(k) != there.get(k))
         if differ:
             raise RunError(f"{target} holds other codes ({listed(differ)} differ). Choose another folder.")
         return

@@ -12,7 +12,7 @@ from vqcore.tokens import parse_size, tokenize_folder
 def run(args: argparse.Namespace) -> int:
     """Tokenize a folder or a file; files whose codes exist are skipped, unreadable ones named."""
     device = pick_device(args.device)
-    tokenizer = Tokenizer.load(args.run, device, encoder_only=True, weights=args.weights)
+    tokenizer = Tokenizer.load(args.run, device, encoder_only=not args.refine, weights=args.weights)
     size = parse_size(args.size, tokenizer.cfg.size)
     done = tokenize_folder(
         tokenizer,
@@ -21,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
         size=size,
         batch_size=args.batch_size,
         overwrite=args.overwrite,
+        refine=args.refine,
     )
     say(f"{done.written} written, {done.skipped} there already, {len(done.failed)} unreadable")
     say(
