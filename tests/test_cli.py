@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from toys import run_config, run_tree, toy  # noqa: F401
@@ -48,6 +49,28 @@ def photos(tmp_path):
     pictures(tmp_path / "train")
     pictures(tmp_path / "heldout", 3)
     return tmp_path
+
+
+def test_refined_codes_are_measured_and_kept_apart(photos, capsys):
+    assert main(["train", str(photo_tree(photos))]) == 0
+    run, figures = str(photos / "run"), []
+    for sweeps in (0, 2):
+        assert main(["eval", run, f"eval.refine={sweeps}", "--weights", "ema"]) == 0
+        report = json.loads((photos / "run/eval.json").read_text())
+        assert report["protocol"].get("refine", 0) == sweeps
+        figures.append(report["results"][0]["figures"])
+    assert figures[1]["psnr"] > figures[0]["psnr"] and figures[1]["loss"] == figures[0]["loss"]
+
+    source, target = str(photos / "heldout"), str(photos / "tokens")
+    assert main(["tokenize", run, source, target, "--refine", "2"]) == 0
+    tokenizer = Tokenizer.load(run)
+    x = tokenizer.read(photos / "heldout/p1.png")
+    assert np.array_equal(np.load(photos / "tokens/p1.npy"), tokenizer.encode(x, refine=2)[0])
+    assert not torch.equal(tokenizer.encode(x, refine=2), tokenizer.encode(x))
+    assert main(["decode", run, target, str(photos / "rebuilt")]) == 0
+    capsys.readouterr()
+    assert main(["tokenize", run, source, target]) == 2
+    assert "holds other codes (refine differ)" in capsys.readouterr().err
 
 
 def test_from_photographs_to_a_used_tokenizer(photos, capsys):
@@ -265,11 +288,11 @@ def test_overrides_may_stand_behind_options(photos):
     assert (photos / "run/checkpoints/step_1").is_dir()
 
 
-def test_eval_of_an_export_says_what_to_do(photos, capsys):
+def test_an_export_is_measured_and_never_overwritten(photos, capsys):
     assert main(["train", str(photo_tree(photos))]) == 0
     assert main(["export", str(photos / "run"), str(photos / "made")]) == 0
-    assert main(["eval", str(photos / "made")]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert main(["eval", str(photos / "made")]) == 0
+    assert "psnr" in capsys.readouterr().out
     assert main(["export", str(photos / "run"), str(photos / "made")]) == 2
     assert "exists already; nothing is overwritten" in capsys.readouterr().err
 

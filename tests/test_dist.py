@@ -1,5 +1,7 @@
 """Several processes under torchrun on gloo: ranks agree, and together they equal one process with the doubled batch."""
 
+import os
+import socket
 import subprocess
 import sys
 
@@ -190,3 +192,45 @@ class Dying:
 def vqcore_plugin():
     return Plugin(1, "dies once", (Component("hook", "dying", ":Dying", "dies once"),))
 '''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        (None, "error: data.path: x.npy: there is no such file."),
+        ((40, 3, 16, 16), "error: data: 17 samples in a row cannot be read; the last: "),
+    ],
+)
+def test_what_one_rank_finds_wrong_ends_all_of_them_with_one_line(tmp_path, shape, says):
+    """The second rank's own x.npy is missing or of another shape; nobody but the two stops anything."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for rank, size in enumerate(((40, 2, 16, 16), shape)):
+        (tmp_path / str(rank)).mkdir()
+        if size is not None:
+            np.save(tmp_path / str(rank) / "x.npy", rng.uniform(-1, 1, size).astype(np.float32))
+    run = {**TREE["run"], "dir": str(tmp_path / "run")}
+    (tmp_path / "run.yaml").write_text(yaml.dump({**TREE, "run": run}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "vqcore", "train", "../run.yaml"],
+            cwd=tmp_path / str(rank),
+            env={**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=240)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [2, 2], said
+    assert said[0] == "" and says in said[1] and len(said[1].splitlines()) == 1
+    assert not (tmp_path / "run").exists()

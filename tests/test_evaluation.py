@@ -14,11 +14,14 @@ from toys import run_config, run_tree, toy  # noqa: F401
 
 from vqcore import comparison
 from vqcore.cli import main
+from vqcore.config import from_tree
 from vqcore.data.sources import ArrayFile, Folder
 from vqcore.modalities.array import Array
 from vqcore.modalities.rgb import RGB
 from vqcore.protocols import DataSpec
+from vqcore.schema import TokenizerConfig
 from vqcore.ssim import SSIM, ssim_map
+from vqcore.tokenizer import Tokenizer
 from vqcore.trainer import train
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -280,6 +283,9 @@ def test_figures_are_compared_by_what_is_better():
     (title, rows), *others = comparison.rows(a, b).items()
     assert not others and title == "8, ema / model weights"
     assert [(row.name, row.better) for row in rows] == [("psnr", "b"), ("loss", "="), ("n", "")]
+    for value, better in ((1 + 1e-9, "="), (1 + 1e-5, "a"), (1 - 1e-5, "b"), (float("nan"), "")):
+        b["results"][0]["figures"]["loss"] = value
+        assert comparison.rows(a, b)[title][1].better == better
 
 
 @pytest.mark.parametrize(
@@ -303,6 +309,165 @@ def test_a_damaged_evaluation_is_named(runs, capsys):
         (runs[0] / "eval.json").write_text(content)
         assert main(["eval", "--compare", *map(str, runs)]) == 2
         assert f"Measure again: vqcore eval {runs[0]}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def alone(runs, tmp_path, monkeypatch):
+    """The first run, measured, and the same tokenizer exported."""
+    assert main(["eval", str(runs[0])]) == 0
+    assert main(["export", str(runs[0]), str(tmp_path / "made")]) == 0
+    monkeypatch.chdir(tmp_path)
+    return runs[0], tmp_path / "made"
+
+
+def test_an_exported_tokenizer_is_measured_as_its_run_was(alone, capsys):
+    """All but the losses, which need what only training has; and its folder is left as it is."""
+    run, made = alone
+    before = {path.name: path.stat().st_mtime_ns for path in made.iterdir()}
+    capsys.readouterr()
+    assert main(["eval", str(made)]) == 0
+    said = capsys.readouterr().out
+    assert f"{made}, 7 samples" in said and "psnr" in said and "figures  " not in said
+    assert main(["eval", str(made), "--json", "made.json"]) == 0
+    report, wanted = json.loads(Path("made.json").read_text()), report_of(run)
+    assert report["protocol"] == wanted["protocol"] and report["environment"] == wanted["environment"]
+    assert report["step"] == wanted["step"] == 2 and report["data"]["length"] == 7
+    (figures,), (others,) = ([r["figures"] for r in each["results"]] for each in (report, wanted))
+    losses = others.keys() - figures.keys()
+    assert losses == {"loss", "pixel/mse", "vq/commit"} and "psnr" in figures
+    assert figures == pytest.approx({k: v for k, v in others.items() if k not in losses}, rel=1e-6)
+    assert Path("made.png").is_file()
+    assert {path.name: path.stat().st_mtime_ns for path in made.iterdir()} == before
+
+
+def test_figures_of_a_run_go_where_json_says(alone):
+    run, _ = alone
+    before = report_of(run)
+    assert main(["eval", str(run), "data.length=5", "--json", "few.json"]) == 0
+    assert json.loads(Path("few.json").read_text())["protocol"]["set"]["count"] == 5
+    assert Path("few.png").is_file() and report_of(run) == before
+
+
+def test_metrics_of_training_come_along_and_may_be_changed(tmp_path, monkeypatch, capsys):
+    metrics = {"far": {"name": "mae"}, "near": {"name": "psnr"}}
+    train(run_config(tmp_path / "run", run__steps=2, eval__metrics=metrics, eval__sizes=[16]))
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "made")]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "made")]) == 0
+    said = capsys.readouterr().out
+    assert "far" in said and "near" in said and "16x16" in said
+    assert main(["eval", str(tmp_path / "made"), "eval.metrics=null", "eval.sizes=null"]) == 0
+    said = capsys.readouterr().out
+    assert "far" not in said and "psnr" in said and "8x8" in said
+
+
+def test_what_rides_along_comes_along(tmp_path, capsys):
+    extra = {"again": {"name": "array", "channels": 2, "size": [8, 8], "range": [-1, 1]}}
+    train(run_config(tmp_path / "run", run__steps=2, data__extra=extra))
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "made")]) == 0
+    assert main(["eval", str(tmp_path / "made"), "--json", str(tmp_path / "made.json")]) == 0
+    assert json.loads((tmp_path / "made.json").read_text())["protocol"]["extra"].keys() == {"again"}
+
+
+def test_a_checkpoint_of_a_run_belongs_to_it_and_a_tokenizer_beside_one_does_not(alone):
+    run, made = alone
+    (run / "eval.json").unlink()
+    assert main(["eval", str(run / "checkpoints/step_2")]) == 0
+    assert "loss" in report_of(run)["results"][0]["figures"]
+    (run / "eval.json").unlink()
+    assert main(["export", str(made), str(run / "out/made")]) == 0
+    assert main(["eval", str(run / "out/made")]) == 0
+    assert not (run / "eval.json").exists()
+
+
+def test_exported_tokenizers_side_by_side(runs, alone, capsys):
+    """Of a run the figures are read, an exported tokenizer is measured, on whatever data is named."""
+    run, made = alone
+    assert main(["export", str(runs[1]), "other"]) == 0
+    capsys.readouterr()
+    assert main(["eval", "--compare", str(run), str(made)]) == 0
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
+    assert lines["psnr"] == [f"{report_of(run)['results'][0]['figures']['psnr']:.5g}"] * 2 + ["+0", "equal"]
+    assert main(["eval", "--compare", str(made), "other", "data.length=3", "eval.sizes=[16]"]) == 0
+    said = capsys.readouterr().out
+    assert "16 x 16, model weights" in said and ["samples", "3", "3", "+0"] in [
+        s.split() for s in said.splitlines()
+    ]
+    assert main(["eval", "other", "--json", "other.json"]) == 0
+    assert main(["eval", "--compare", "other.json", str(run)]) == 0
+    assert main(["eval", "--compare", "other.json", str(made), "data.length=3"]) == 2
+    assert "other.json and " in (error := capsys.readouterr().err) and "set.count (7 / 3)" in error
+
+
+def of_photos(tmp_path, **data):
+    """A tokenizer of pictures whose provenance names this data."""
+    tree = {
+        "modality": {"name": "rgb"}, "size": [16, 16], "objective": {"name": "reconstruction"},
+        "model": run_tree("unused")["model"],
+    }  # fmt: skip
+    tokenizer = Tokenizer(from_tree(tree, schema=TokenizerConfig))
+    tokenizer.origin = {"data": data} if data else {}
+    tokenizer.save(tmp_path / "made")
+    return str(tmp_path / "made")
+
+
+def test_data_that_are_not_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "mine")
+    made = of_photos(tmp_path, name="folder", path="gone/train", eval_path="gone/val")
+    assert main(["eval", made]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.startswith("error: data.eval_path: gone/val: there is no such folder.")
+        and len(error.splitlines()) == 1
+    )
+    assert "That is what it was trained with; to measure it on data of yours: data.eval_path=FOLDER" in error
+    assert main(["eval", made, "data.eval_path=mein"]) == 2
+    error = capsys.readouterr().err
+    assert "Did you mean 'mine'?" in error and "FOLDER" not in error
+    assert main(["eval", made, "data.eval_path=mine", "--json", "mine.json"]) == 0
+    assert json.loads(Path("mine.json").read_text())["data"]["path"] == "gone/train"
+
+
+NOTHING = "there is nothing to evaluate on. Set data.eval_path, e.g. data.eval_path=my/photos"
+
+
+@pytest.mark.parametrize(
+    ("data", "says", "mended"),
+    [
+        ({}, NOTHING, ["data.eval_path=mine"]),
+        ({"name": "folder", "path": "gone"}, NOTHING, ["data.eval_path=mine"]),
+        (
+            {"name": "array", "path": "gone.npy", "eval_path": "gone.npy"},
+            "gone.npy: there is no such file. That",
+            None,
+        ),
+        ({"name": "nowhere/waves"}, "data.name: no plugin 'nowhere'", None),
+    ],
+)
+def test_data_of_another_kind_or_of_none(tmp_path, monkeypatch, capsys, data, says, mended):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "mine")
+    made = of_photos(tmp_path, **data)
+    assert main(["eval", made]) == 2
+    error = capsys.readouterr().err
+    assert says in error and len(error.splitlines()) == 1
+    assert ("data.name=folder data.path=FOLDER data.eval_path=FOLDER" in error) is (mended is None)
+    mended = mended or ["data.name=folder", "data.path=mine", "data.eval_path=mine"]
+    assert main(["eval", made, *mended]) == 0
+    assert "psnr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["modality.name=array", "modality={name: array}"])
+def test_the_modality_is_no_setting_of_an_evaluation(tmp_path, capsys, given):
+    assert main(["eval", of_photos(tmp_path), f"data.{given}"]) == 2
+    assert "a trained tokenizer is what it is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["{0}", "{0}/no/figures.json"])
+def test_figures_need_a_place(alone, tmp_path, capsys, name):
+    assert main(["eval", str(alone[1]), "--json", name.format(tmp_path)]) == 2
+    assert "is a folder or lies in none" in capsys.readouterr().err
 
 
 @pytest.mark.dist

@@ -127,6 +127,9 @@ def test_the_command_line_takes_hub_ids(server, tmp_path, capsys, monkeypatch):
     assert main(["tokenize", "me/tok", "in", "tokens"]) == 0
     assert main(["decode", "me/tok", "tokens", "out"]) == 0
     assert np.load(tmp_path / "out/a.npy").shape == (2, 8, 8)
+    assert main(["eval", "me/tok", "data.name=toy/waves", "--json", "figures.json"]) == 0
+    (result,) = json.loads((tmp_path / "figures.json").read_text())["results"]
+    assert result["fingerprint"] == make().fingerprint and result["figures"]["samples"] == 24
     assert main(["export", "me/tok", "mine", "--push", "me/copy"]) == 0
     assert set(server.files("me/copy")) == {
         "model.safetensors",

@@ -145,3 +145,55 @@ def test_positions_of_another_size_are_interpolated(tmp_path):
     )
     torch.testing.assert_close(large.tokenizer.encoder.pos_emb.detach(), expected)
     assert same(large.tokenizer, small, "proj")
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """Toy encoders and decoders that begin with published weights (sevens); who asked for them, in order."""
+    import vqcore_toy.parts
+
+    asked = []
+    for part in (vqcore_toy.parts.Encoder, vqcore_toy.parts.Decoder):
+
+        def fetch(self):
+            asked.append(type(self).__name__.lower())
+            torch.nn.init.constant_(self.linear.weight, 7.0)
+
+        monkeypatch.setattr(part, "fetch", fetch, raising=False)
+    return asked
+
+
+def test_published_weights_are_fetched_where_no_checkpoint_fills_the_part(tmp_path, base, fetched):
+    from vqcore.cli import main
+
+    begun = at_start(tmp_path / "new", base)
+    assert fetched == ["encoder", "decoder"]
+    assert all((getattr(begun, part).linear.weight == 7).all() for part in ("encoder", "decoder"))
+    begun = at_start(tmp_path / "new", base, model__encoder_ckpt=str(base))
+    assert fetched[2:] == ["decoder"] and same(begun, Tokenizer.load(base), "encoder")
+
+    del fetched[:]
+    at_start(tmp_path / "new", base, model__full_ckpt=str(base))
+    train(run_config(base, run__seed=7, run__steps=8))  # goes on
+    assert main(["eval", str(base)]) == 0
+    assert main(["export", str(base), str(tmp_path / "made")]) == 0
+    assert Tokenizer.load(tmp_path / "made", encoder_only=True).decoder is None
+    assert not fetched
+
+
+def test_a_tokenizer_made_by_hand_fetches_unless_told_otherwise(base, fetched):
+    cfg = Tokenizer.load(base).cfg
+    assert not Tokenizer(cfg, fetch=False).encoder.linear.weight.eq(7).any() and not fetched
+    assert Tokenizer(cfg).encoder.linear.weight.eq(7).all() and fetched == ["encoder", "decoder"]
+
+
+def test_weights_that_cannot_be_fetched_end_it_before_anything_is_written(tmp_path, monkeypatch):
+    import vqcore_toy.parts
+
+    def fetch(self):
+        raise CheckpointError("the weights are not here.")
+
+    monkeypatch.setattr(vqcore_toy.parts.Encoder, "fetch", fetch, raising=False)
+    with pytest.raises(CheckpointError, match=r"model.encoder: the weights are not here"):
+        train(run_config(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, EMA = "model.safetensors", "ema.safetensors"
 CONFIG, PROVENANCE, CARD = "config.yaml", "provenance.json", "README.md"
-ORIGIN = ("components", "data", "git", "step", "eval_loss", "figures", "command")
+ORIGIN = ("components", "data", "eval", "git", "step", "eval_loss", "figures", "command")
 """Entries of the provenance that go on being true when a tokenizer is loaded and saved elsewhere."""
 _STEP = re.compile(r"step_(\d+)")
 
@@ -266,18 +266,14 @@ def provenance(config: Any, **more: Any) -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": _git_commit(),
         "components": components,
-        **({"data": _data(config)} if hasattr(config, "data") else {}),
+        **({"data": _data(config), "eval": to_tree(config.eval)} if hasattr(config, "data") else {}),
         **more,
     }
 
 
 def _data(config: Any) -> dict[str, Any]:
     """What a run was trained on: its data section without the modality, which the artefact's config holds."""
-    return {
-        key: value
-        for key, value in to_tree(config.data).items()
-        if key not in ("modality", "extra", "workers")
-    }
+    return {key: value for key, value in to_tree(config.data).items() if key not in ("modality", "workers")}
 
 
 def _named(config: Any, path: str = "") -> Iterator[tuple[str, str, str]]:

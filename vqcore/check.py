@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vqcore import dist, values
-from vqcore.data.loader import EvalBatches, TrainBatches, sizes
+from vqcore.data.loader import TrainBatches, sizes
 from vqcore.errors import VqcoreError, listed
+from vqcore.evaluation import eval_batches
 from vqcore.findings import Finding
 from vqcore.metrics import bits_per_position
 from vqcore.protocols import Batch
@@ -141,18 +142,7 @@ def samples(run: "Run") -> Iterator[Finding]:
 
 
 def _read(run: "Run", data: Any) -> tuple[list[Batch], list[tuple[str, str]]]:
-    batches = EvalBatches(
-        data,
-        run.tokenizer.modality,
-        run.extra,
-        run.config.data,
-        size=tuple(run.tokenizer.cfg.size),
-        batch_size=FEW,
-        rank=0,
-        world=1,
-        limit=SAMPLES,
-        workers=0,
-    )
+    batches = eval_batches(run.tokenizer, run.config, data, run.extra, batch_size=FEW, limit=SAMPLES)
     loaded = list(batches)
     return [one.batch for one in loaded if one.batch is not None], [bad for one in loaded for bad in one.bad]
 

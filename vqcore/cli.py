@@ -28,11 +28,11 @@ class Verb:
 
 def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or recipe:NAME (vqcore config --list)")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help=OVERRIDE_HELP)
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help=OVERRIDE_HELP)
 
 
 def _eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", help="a run folder")
+    parser.add_argument("run", nargs="?", help=RUN_HELP)
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -40,7 +40,15 @@ def _eval(parser: argparse.ArgumentParser) -> None:
         help="e.g. data.eval_path=my/photos eval.sizes=[128,256]",
     )
     parser.add_argument(
-        "--compare", nargs=2, metavar="RUN", help="set two runs' figures side by side; measures nothing"
+        "--compare",
+        nargs=2,
+        metavar="RUN",
+        help="set two side by side: runs that were measured, files of --json, exported tokenizers (measured now)",
+    )
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="where figures and contact sheet go (default: eval.json and samples/eval.png in the run's folder)",
     )
     _weights(parser, "both")
 
@@ -57,6 +65,13 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="a folder (searched at any depth) or one file")
     parser.add_argument("output", help="folder for the codes: one .npy per sample, and tokens.json")
     parser.add_argument("--size", help="size to tokenize at, e.g. 256 or 256x192 (default: the nominal size)")
+    parser.add_argument(
+        "--refine",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="search for better codes in N sweeps: closer decodings at many times the cost (docs/refine.md)",
+    )
     _batches(parser)
 
 
@@ -88,14 +103,14 @@ def _export(parser: argparse.ArgumentParser) -> None:
 
 def _config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", help="a YAML file, or recipe:NAME")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help=OVERRIDE_HELP)
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help=OVERRIDE_HELP)
     parser.add_argument("--origin", action="store_true", help="say beside each value which layer gave it")
     parser.add_argument("--list", action="store_true", help="list the recipes that are installed")
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or recipe:NAME (vqcore config --list)")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help=OVERRIDE_HELP)
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help=OVERRIDE_HELP)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -142,7 +157,7 @@ VERBS = {
         "vqcore train cfgs/quickstart.yaml run.dir=runs/mine data.path=~/Pictures",
         _train,
     ),
-    "eval": Verb("measure a run's tokenizer", "vqcore eval runs/quickstart data.eval_path=~/Pictures", _eval),
+    "eval": Verb("measure a tokenizer", "vqcore eval runs/quickstart data.eval_path=~/Pictures", _eval),
     "report": Verb("write one page about a run, for a browser", "vqcore report runs/quickstart", _report),
     "tokenize": Verb(
         "turn files into codes", "vqcore tokenize runs/quickstart ~/Pictures tokens/pictures", _tokenize
@@ -192,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VqcoreError as error:
         if args.debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        if not error.elsewhere:
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; what was saved is complete.", file=sys.stderr)

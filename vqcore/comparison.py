@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from vqcore.protocols import Data, Metric
 from vqcore.registry import registry
 
 FILE = "eval.json"
+SAME = 1e-6
+"""Figures that differ by less, relatively, are equal: another order of the sums does as much."""
 _CHUNK = 1 << 20
 
 
@@ -94,6 +97,7 @@ def protocol(
     modality: Config,
     extra: Mapping[str, Config],
     metrics: Mapping[str, Config],
+    refine: int = 0,
 ) -> dict[str, Any]:
     """All that two evaluations must share for their figures to mean the same, as plain data."""
     return {
@@ -102,6 +106,7 @@ def protocol(
         "modality": deciding(modality),
         "extra": {label: deciding(cfg) for label, cfg in extra.items()},
         "metrics": {label: to_tree(cfg) for label, cfg in metrics.items()},
+        **({"refine": refine} if refine else {}),
     }
 
 
@@ -124,6 +129,12 @@ def directions(metrics: Mapping[str, Metric], losses: Iterable[str]) -> dict[str
     """Which way figures are better, "higher" or "lower", as far as it is known."""
     known = {label: getattr(metric, "better", None) for label, metric in metrics.items()}
     return {name: "lower" for name in losses} | {name: way for name, way in known.items() if way}
+
+
+def is_written(name: str) -> bool:
+    """Are the figures of this in a file, or should they be? So it is with a run and with the file itself."""
+    path = Path(name)
+    return path.is_file() or (path / FILE).is_file() or (path / "checkpoints").is_dir()
 
 
 def read(run: str | Path) -> dict[str, Any]:
@@ -224,8 +235,8 @@ def _pairs(ours: list[dict], theirs: list[dict]) -> list[tuple[dict, dict]]:
 
 
 def _judge(a: float, b: float, better: str | None) -> str:
-    if better is None:
+    if better is None or math.isnan(a + b):
         return ""
-    if a == b:
+    if math.isclose(a, b, rel_tol=SAME):
         return "="
     return "a" if (a > b) == (better == "higher") else "b"

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vqcore.errors import VqcoreError
+
 T = TypeVar("T")
 
 
@@ -110,6 +112,29 @@ def gathered(value: T) -> list[T]:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Let all processes pass the end of this block or none: what one finds wrong is raised in all of them.
+
+    Inside, no process may wait for another. The first process that found something says so (`VqcoreError.elsewhere`).
+    """
+    own: VqcoreError | None = None
+    try:
+        yield
+    except VqcoreError as error:
+        own = error
+    found = gathered(own)
+    first = next((number for number, error in enumerate(found) if error is not None), None)
+    if first is None:
+        return
+    if own is not None and first == rank():
+        raise own
+    theirs = found[first]
+    assert theirs is not None
+    theirs.elsewhere = True
+    raise theirs
 
 
 def barrier() -> None:

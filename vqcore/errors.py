@@ -11,6 +11,9 @@ from collections.abc import Iterable
 class VqcoreError(Exception):
     """Base of all errors that a user can cause and mend."""
 
+    elsewhere = False
+    """Did another process of this job find it? Then that one says so, and this one only ends."""
+
     def at(self, where: str) -> "VqcoreError":
         """The same error with the place it came from in front, e.g. `cfgs/a.yaml: model.encoder.name`."""
         return type(self)(f"{where}: {self}")

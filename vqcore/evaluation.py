@@ -61,24 +61,25 @@ def evaluate(
     metrics: Mapping[str, Metric],
     *,
     size: tuple[int, ...],
-    weights: Mapping[str, float],
+    weights: Mapping[str, float] | None,
     seed: int,
     step: int,
+    refine: int = 0,
     watch: Callable[[int], None] = lambda samples: None,
 ) -> dict[str, float]:
     """Figures over all samples of all processes, by name; sums are exact, so one process or many give the same.
 
-    `loss` is the weighted sum of the model's losses; `codes/usage` and `codes/perplexity` are over the whole set.
-    Call it with the tokenizer in eval mode. Raises `DataError` when there was no sample at all.
+    `loss` is the sum of the model's losses by `weights`; with None there are no losses, and the objective needs no
+    setup. The metrics measure what the codes decode to, after `refine` sweeps of search for better ones. `codes/usage`
+    and `codes/perplexity` are over the whole set. Call it with the tokenizer in eval mode. Raises `DataError` when
+    there was no sample at all.
     """
     totals = _Totals(tokenizer)
     for batch in batches:
         batch = batch.to(tokenizer.device)
-        rng = sample_generators(batch.keys, seed, "eval")
-        out = tokenizer.objective.losses(tokenizer, batch, player="model", step=step, rng=rng)
-        for name, value in out.terms.items():
-            totals.add(f"loss:{name}", value.double() * len(batch.x))
-        codes = tokenizer.encode(batch.x, batch.mask) if out.codes is None else out.codes
+        codes = None if weights is None else _add_losses(totals, tokenizer, batch, seed, step)
+        if codes is None or refine:
+            codes = tokenizer.encode(batch.x, batch.mask, refine=refine)
         rng = sample_generators(batch.keys, seed, "eval-decode")
         x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras)
         for label, metric in metrics.items():
@@ -92,6 +93,15 @@ def evaluate(
     if not sums["samples"]:
         raise DataError("no sample could be read for evaluation; the files are named above.")
     return _figures(sums, totals.codes.summed(), metrics, weights, tokenizer, size)
+
+
+def _add_losses(totals: "_Totals", tokenizer: Any, batch: Batch, seed: int, step: int) -> Tensor | None:
+    """Add a batch's losses; returns its codes if the objective had them."""
+    rng = sample_generators(batch.keys, seed, "eval")
+    out = tokenizer.objective.losses(tokenizer, batch, player="model", step=step, rng=rng)
+    for name, value in out.terms.items():
+        totals.add(f"loss:{name}", value.double() * len(batch.x))
+    return out.codes
 
 
 def measured(metric: Metric, tokenizer: Any, x_hat: Tensor, batch: Batch) -> Mapping[str, Tensor]:
@@ -119,13 +129,15 @@ def _figures(
     sums: Mapping[str, Tensor],
     codes: CodeCounts,
     metrics: Mapping[str, Metric],
-    weights: Mapping[str, float],
+    weights: Mapping[str, float] | None,
     tokenizer: Any,
     size: tuple[int, ...],
 ) -> dict[str, float]:
     samples = float(sums["samples"])
     terms = {k.removeprefix("loss:"): float(v) / samples for k, v in sums.items() if k.startswith("loss:")}
-    figures = {"loss": math.fsum(weights.get(name, 1.0) * value for name, value in terms.items()), **terms}
+    figures = {}
+    if weights is not None:
+        figures = {"loss": math.fsum(weights.get(k, 1.0) * value for k, value in terms.items()), **terms}
     for label, metric in metrics.items():
         prefix = f"metric:{label}:"
         own = {k.removeprefix(prefix): v for k, v in sums.items() if k.startswith(prefix)}
@@ -144,40 +156,60 @@ def _figures(
     )
 
 
+def eval_batches(
+    tokenizer: Tokenizer,
+    config: RunConfig,
+    data: Data,
+    extra: Mapping[str, Modality],
+    *,
+    size: tuple[int, ...] | None = None,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    shared: bool = False,
+) -> EvalBatches:
+    """Samples as an evaluation sees them, at the nominal size unless told otherwise, `limit` of them from all over.
+
+    This process has all of them and reads them itself, as suits a look at a few; `shared` gives every process its
+    share, read by `data.workers`.
+    """
+    return EvalBatches(
+        data,
+        tokenizer.modality,
+        extra,
+        config.data,
+        size=size or tuple(tokenizer.cfg.size),
+        batch_size=batch_size or config.eval.batch_size or config.data.batch_size,
+        rank=dist.rank() if shared else 0,
+        world=dist.world_size() if shared else 1,
+        limit=limit,
+        workers=None if shared else 0,
+    )
+
+
 def evaluate_data(
     tokenizer: Tokenizer,
     config: RunConfig,
     data: Data | None,
-    extra: dict,
+    extra: dict[str, Modality],
     size: tuple[int, ...],
     *,
     step: int,
+    losses: bool = True,
 ) -> dict[str, float]:
     """Figures of a tokenizer on one data set at one size. Unreadable files are skipped, named and counted."""
     assert data is not None
-    cfg = config.data
-    batches = EvalBatches(
-        data,
-        tokenizer.modality,
-        extra,
-        cfg,
-        size=size,
-        batch_size=config.eval.batch_size or cfg.batch_size,
-        rank=dist.rank(),
-        world=dist.world_size(),
-        limit=config.eval.samples,
-        workers=cfg.workers,
-    )
+    batches = eval_batches(tokenizer, config, data, extra, size=size, limit=config.eval.samples, shared=True)
     total = min(len(data), config.eval.samples or len(data))
     with ProgressLine("evaluate", -(-total // dist.world_size()), unit="sample") as line:
         return evaluate(
             tokenizer,
-            _readable(batches, BadSamples(data, cfg)),
+            _readable(batches, BadSamples(data, config.data)),
             build_metrics(config.eval.metrics, tokenizer),
             size=size,
-            weights=config.objective.weights,
+            weights=config.objective.weights if losses else None,
             seed=config.run.seed,
             step=step,
+            refine=config.eval.refine,
             watch=line.update,
         )
 
@@ -191,19 +223,8 @@ def _readable(batches: EvalBatches, bad: BadSamples) -> Iterator[Batch]:
 
 def sample_pictures(tokenizer: Tokenizer, config: RunConfig, data: Data, extra: dict[str, Modality]) -> Batch:
     """`eval.pictures` readable samples, from all over the set."""
-    batches = EvalBatches(
-        data,
-        tokenizer.modality,
-        extra,
-        config.data,
-        size=tuple(tokenizer.cfg.size),
-        batch_size=config.eval.pictures,
-        rank=0,
-        world=1,
-        limit=config.eval.pictures,
-        workers=0,
-    )
-    for loaded in batches:
+    count = config.eval.pictures
+    for loaded in eval_batches(tokenizer, config, data, extra, batch_size=count, limit=count):
         if loaded.batch is not None:
             return loaded.batch
     raise DataError(f"none of the samples to show can be read. The first: {': '.join(loaded.bad[0])}")

@@ -62,7 +62,7 @@ def load(
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such file.")
     found = catalogue.build("format", cfg, "format").read(path, allow_pickle=allow_pickle)
-    tokenizer = Tokenizer(found.config, encoder_only=encoder_only, registry_=registry_)
+    tokenizer = Tokenizer(found.config, encoder_only=encoder_only, fetch=False, registry_=registry_)
     tokenizer.fill(found.tensors, str(path))
     return tokenizer
 

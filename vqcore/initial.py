@@ -24,15 +24,15 @@ _MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
 
 def start_from(tokenizer: Tokenizer, model: ModelConfig) -> None:
-    """Fill a new tokenizer as its config says, and freeze what the config freezes.
+    """Fill a new tokenizer as its config says: from a checkpoint, and the other parts with what they begin with.
 
-    Raises `CheckpointError` for a checkpoint that cannot be read or of which nothing fits, and `ConfigError` when
+    Raises `CheckpointError` for weights that cannot be had or of which nothing fits, and `ConfigError` when
     `freeze_enc` could not keep the tokens.
     """
     key = "full_ckpt" if model.full_ckpt else "encoder_ckpt"
     path = model.full_ckpt or model.encoder_ckpt
     if path is None:
-        return
+        return tokenizer.fetch()
     try:
         folder = artefact.resolve(path)
         artefact.verify(folder)
@@ -50,6 +50,7 @@ def start_from(tokenizer: Tokenizer, model: ModelConfig) -> None:
     rest = [
         part for part in (*TOKENS, "decoder") if getattr(tokenizer, part) is not None and part not in taken
     ]
+    tokenizer.fetch(rest)
     if rest:
         say(f"model.{key}: {listed(rest)} as initialised. {_reasons(problems)}".rstrip())
 

@@ -50,20 +50,22 @@ def opened(config: RunConfig) -> Iterator[None]:
     """Make the folder, keep other processes out of it, and write config and provenance (rank 0 does all that)."""
     folder = config.run.folder
     with contextlib.ExitStack() as stack:
-        if dist.is_main():
-            try:
-                (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-                stack.enter_context(_locked(folder))
-                check(config)  # again, now that nobody else can have begun
-                artefact.write_text(folder / artefact.CONFIG, dump(config))
-                if not (folder / artefact.PROVENANCE).exists():
-                    made = artefact.provenance(
-                        config, world_size=dist.world_size(), threads=torch.get_num_threads()
-                    )
-                    artefact.write_text(folder / artefact.PROVENANCE, json.dumps(made, indent=2) + "\n")
-            except OSError as error:
-                raise RunError(f"run.dir={folder} cannot be written: {error.strerror or error}.") from error
-        dist.barrier()
+        with dist.together():
+            if dist.is_main():
+                try:
+                    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(_locked(folder))
+                    check(config)  # again, now that nobody else can have begun
+                    artefact.write_text(folder / artefact.CONFIG, dump(config))
+                    if not (folder / artefact.PROVENANCE).exists():
+                        made = artefact.provenance(
+                            config, world_size=dist.world_size(), threads=torch.get_num_threads()
+                        )
+                        artefact.write_text(folder / artefact.PROVENANCE, json.dumps(made, indent=2) + "\n")
+                except OSError as error:
+                    raise RunError(
+                        f"run.dir={folder} cannot be written: {error.strerror or error}."
+                    ) from error
         yield
 
 
@@ -104,11 +106,11 @@ def save(run: "Run", score: float | None, fingerprint: str) -> Path:
 
 def resume(run: "Run") -> None:
     """Take up the newest intact checkpoint; damaged ones are named and set aside. Without any, begin at step 0."""
-    if dist.is_main():
-        for left in (run.dir / "checkpoints").glob(".*"):
-            shutil.rmtree(left, ignore_errors=True)
-        _set_damaged_aside(run.dir)
-    dist.barrier()
+    with dist.together():
+        if dist.is_main():
+            for left in (run.dir / "checkpoints").glob(".*"):
+                shutil.rmtree(left, ignore_errors=True)
+            _set_damaged_aside(run.dir)
     found = artefact.checkpoints(run.dir)
     if found:
         _read_state(run, found[max(found)])
@@ -165,7 +167,7 @@ def _refuse_another_run(folder: Path, config: RunConfig) -> None:
     if differ:
         raise RunError(
             f"run.dir={folder} holds another run: {listed(differ, 5)} differ. "
-            "Choose another run.dir, or give that run's settings to go on with it."
+            f"Choose another run.dir, e.g. run.dir={folder}-2, or give that run's settings to go on with it."
         )
 
 

@@ -44,7 +44,7 @@ class DataConfig(Config):
     modality: Config = slot("modality")
     """What a sample is and how it is read, cropped, resized, normalised and shown."""
     extra: dict[str, Config] = slots("modality")
-    """Further modalities that ride along in `batch.extras` with the same crop."""
+    """Further modalities that ride along in `batch.extras` with the same crop; masks say what of the sample counts."""
     batch_size: int = 32
     """Samples in one batch of one process; `optim.accumulate` and the number of processes multiply it."""
     input_size: int | tuple[int, ...] | None = None
@@ -239,7 +239,7 @@ class OptimSection:
     args: dict[str, OptimArg] = field(default_factory=dict)
     """Further arguments of the optimizer, e.g. {momentum: 0.9} or {fused: true}."""
     weight_decay: float = 0.05
-    """Decay of matrices and convolution kernels; vectors (biases, norms, scales) have none."""
+    """Decay of matrices and convolution kernels; vectors (biases, norms, scales), embeddings and codes have none."""
     weight_decay_end: float | None = None
     """Decay at the end of the schedule, reached along half a cosine; by default it stays the same."""
     warmup: int = 0
@@ -320,11 +320,15 @@ class EvalSection:
     """Samples at once; by default data.batch_size."""
     samples: int | None = None
     """How many samples to measure; by default all."""
+    refine: int = 0
+    """Sweeps of search for better codes than the encoder's (docs/refine.md); metrics measure what they decode to."""
     pictures: int = 8
     """How many samples the contact sheet and the strip show."""
 
     def __post_init__(self) -> None:
         _positive(self, "pictures")
+        if self.refine < 0:
+            raise ValueError(f"refine={self.refine} is a number of sweeps; 0 is none")
         for name in ("every", "batch_size", "samples"):
             if getattr(self, name) is not None:
                 _positive(self, name)

@@ -96,9 +96,11 @@ def train(config: RunConfig) -> Run:
     torch.use_deterministic_algorithms(config.run.deterministic)
     device = pick_device(config.run.device)
     with dist.process_group(device):
-        runfolder.check(config)
+        with dist.together():
+            runfolder.check(config)
         run = build(config, device)
-        settle(check.cheap(run))
+        with dist.together():
+            settle(check.cheap(run))
         with runfolder.opened(config):
             runfolder.resume(run)
             error: BaseException | None = None
@@ -116,8 +118,16 @@ def train(config: RunConfig) -> Run:
 
 def build(config: RunConfig, device: torch.device) -> Run:
     """Data, tokenizer and objective of a config; raises what a user can mend before anything is written."""
+    with dist.together():
+        run = _built(config, device)
+    for name in ("model", *run.objective.players(run.steps)):
+        run.player(name)  # under DDP all processes meet here
+    return run
+
+
+def _built(config: RunConfig, device: torch.device) -> Run:
     tokenizer_config = tokenizer_config_of(config)
-    tokenizer = Tokenizer(tokenizer_config, seed=config.run.seed)
+    tokenizer = Tokenizer(tokenizer_config, seed=config.run.seed, fetch=False)
     extra = build_extra(config, tokenizer)
     data, eval_data = open_data(config, tokenizer.modality, extra)
     for size in (*sizes(config.data, tokenizer.spec), *eval_sizes(config, tokenizer)):
@@ -139,8 +149,6 @@ def build(config: RunConfig, device: torch.device) -> Run:
     if config.run.compile:
         for part in (tokenizer.encoder, tokenizer.quantizer, tokenizer.decoder):
             part.compile(dynamic=len(sizes(config.data, tokenizer.spec)) > 1)
-    for name in ("model", *tokenizer.objective.players(steps)):
-        run.player(name)
     return run
 
 

@@ -91,7 +91,7 @@ def _piecewise(config: RunConfig, first: str) -> Iterator[Finding]:
         wanted = config.data.input_size or config.data.input_size_max
         modality = registry().build("modality", config.data.modality, "data.modality", size=wanted)
         with part("model"):
-            tokenizer = Tokenizer(tokenizer_config_of(config), seed=config.run.seed)
+            tokenizer = Tokenizer(tokenizer_config_of(config), seed=config.run.seed, fetch=False)
             for size in (*sizes(config.data, tokenizer.spec), *eval_sizes(config, tokenizer)):
                 with part("model.encoder"):
                     check_size(tokenizer, size)

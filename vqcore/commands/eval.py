@@ -1,77 +1,73 @@
-"""`vqcore eval`: figures of a run on its evaluation data, or on other data by override; two runs compared."""
+"""`vqcore eval`: figures of a run or of an exported tokenizer, on its evaluation data or on others; two compared."""
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from vqcore import artefact, comparison, dist, pictures, runfolder
 from vqcore.assembly import build_extra, check_size, eval_sizes, open_eval_data, pick_device
-from vqcore.config import overridden, to_tree
+from vqcore.config import to_tree
 from vqcore.console import say
-from vqcore.errors import CheckpointError, ConfigError, DataError
+from vqcore.errors import ConfigError, DataError
 from vqcore.evaluation import build_metrics, evaluate_data, loss_names, metric_configs, sample_pictures
-from vqcore.schema import RunConfig
+from vqcore.protocols import Data, Modality
+from vqcore.subject import Subject, subject
 from vqcore.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a table and write `eval.json` and a contact sheet into the run's folder; or compare two such files."""
+    """Print a table and write JSON and a contact sheet, into a run's folder or where --json says; or compare two."""
     if args.compare:
         return _compare(args)
     if args.run is None:
         raise ConfigError("command line: which run? E.g. vqcore eval runs/quickstart, or --compare RUN RUN.")
-    checkpoint = artefact.resolve(args.run)
-    folder, config = _run_of(Path(args.run), checkpoint, args.overrides)
-    if not config.data.has_eval:
-        raise DataError("there is nothing to evaluate on. Set data.eval_path, e.g. data.eval_path=my/photos")
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    device = pick_device(config.run.device)
-    with dist.process_group(device):
-        report = measure(config, checkpoint, _weights(args.weights, checkpoint), device)
+    found = subject(args.run, args.overrides)
+    written = _written(found, args.json)
+    with _processes(found) as device:
+        report = measure(found, _weights(args.weights, found.weights), device)
         if dist.is_main():
-            _show(report, f"{checkpoint}, {report['protocol']['set']['count']} samples")
-            text = json.dumps({**report, "data": to_tree(config.data)}, indent=2)
-            artefact.write_text(folder / comparison.FILE, text + "\n")
-            sheet = _contact_sheet(config, checkpoint, report["results"][0]["weights"], folder, device)
-            say(f"\nfigures        {folder / comparison.FILE}")
-            say(f"contact sheet  {sheet} (original, rebuilt, token map)")
+            _show(report, f"{found.title}, {report['protocol']['set']['count']} samples")
+            if written is not None:
+                _write(found, report, device, *written)
     return 0
 
 
-def measure(
-    config: RunConfig, checkpoint: Path, weights: Sequence[str], device: torch.device
-) -> dict[str, Any]:
-    """Figures by weights and size, with the record of how they were measured. All processes call it together."""
-    results = []
+def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dict[str, Any]:
+    """Figures by weights and size, with the record of how they were measured. All processes call it together.
+
+    Losses need what only training has (discriminators, feature networks), so they are measured of runs alone.
+    """
+    config, results = found.config, []
     for kind in weights:
-        tokenizer = Tokenizer.load(checkpoint, device, weights=kind)
+        tokenizer = Tokenizer.load(found.weights, device, weights=kind)
         extra = build_extra(config, tokenizer)
-        data = open_eval_data(config, tokenizer.modality, extra)
+        data = _opened(found, tokenizer, extra)
         sizes = eval_sizes(config, tokenizer)
         for size in sizes:
             check_size(tokenizer, size)
-        step = runfolder.load_players(tokenizer, checkpoint)
+        losses = found.run is not None
+        step = runfolder.load_players(tokenizer, found.weights) if losses else tokenizer.origin.get("step", 0)
         for size in sizes:
-            figures = evaluate_data(tokenizer, config, data, extra, size, step=step)
-            found = {"weights": kind, "size": list(size), "fingerprint": tokenizer.fingerprint}
-            results.append({**found, "figures": figures})
+            figures = evaluate_data(tokenizer, config, data, extra, size, step=step, losses=losses)
+            made = {"weights": kind, "size": list(size), "fingerprint": tokenizer.fingerprint}
+            results.append({**made, "figures": figures})
     metrics = metric_configs(config.eval.metrics, tokenizer)
     components = {"modality": ("modality", config.data.modality.name)}
     components |= {label: ("metric", cfg.name) for label, cfg in metrics.items()}
     return {
-        "checkpoint": checkpoint.name,
+        "checkpoint": found.weights.name,
         "step": step,
         "results": results,
         "better": comparison.directions(
@@ -84,9 +80,52 @@ def measure(
             modality=config.data.modality,
             extra=config.data.extra,
             metrics=metrics,
+            refine=config.eval.refine,
         ),
         "environment": comparison.environment(components, seed=config.run.seed, device=device),
     }
+
+
+@contextlib.contextmanager
+def _processes(found: Subject) -> Iterator[torch.device]:
+    """This process as the settings want it, and the group that torchrun announced."""
+    run = found.config.run
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    device = pick_device(run.device)
+    with dist.process_group(device):
+        yield device
+
+
+def _opened(found: Subject, tokenizer: Tokenizer, extra: dict[str, Modality]) -> Data:
+    if not found.config.data.has_eval:
+        raise DataError("there is nothing to evaluate on. Set data.eval_path, e.g. data.eval_path=my/photos")
+    try:
+        return open_eval_data(found.config, tokenizer.modality, extra)
+    except DataError as error:
+        raise found.explained(error) from error
+
+
+def _written(found: Subject, json_file: str | None) -> tuple[Path, Path] | None:
+    """Where figures and contact sheet go: as told, else into the run's folder; nowhere for what stands alone."""
+    if json_file is None:
+        run = found.run
+        return None if run is None else (run / comparison.FILE, run / "samples" / "eval.png")
+    path = Path(json_file).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(
+            f"--json {json_file}: is a folder or lies in none; name a file in one that there is."
+        )
+    return path, path.with_suffix(".png")
+
+
+def _write(found: Subject, report: dict[str, Any], device: torch.device, figures: Path, sheet: Path) -> None:
+    text = json.dumps({**report, "data": to_tree(found.config.data)}, indent=2)
+    artefact.write_text(figures, text + "\n")
+    shown = _contact_sheet(found, report["results"][0]["weights"], device)
+    pictures.save_picture(shown, sheet)
+    say(f"\nfigures        {figures}")
+    say(f"contact sheet  {sheet} (original, rebuilt, token map)")
 
 
 def _weights(asked: str, checkpoint: Path) -> list[str]:
@@ -99,16 +138,12 @@ def _weights(asked: str, checkpoint: Path) -> list[str]:
     return [asked]
 
 
-def _contact_sheet(
-    config: RunConfig, checkpoint: Path, weights: str, folder: Path, device: torch.device
-) -> Path:
-    tokenizer = Tokenizer.load(checkpoint, device, weights=weights)
-    extra = build_extra(config, tokenizer)
-    data = open_eval_data(config, tokenizer.modality, extra)
-    batch = sample_pictures(tokenizer, config, data, extra).to(device)
-    path = folder / "samples" / "eval.png"
-    pictures.save_picture(pictures.contact_sheet(tokenizer, batch), path)
-    return path
+def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.Image:
+    tokenizer = Tokenizer.load(found.weights, device, weights=weights)
+    extra = build_extra(found.config, tokenizer)
+    data = open_eval_data(found.config, tokenizer.modality, extra)
+    batch = sample_pictures(tokenizer, found.config, data, extra).to(device)
+    return pictures.contact_sheet(tokenizer, batch)
 
 
 def _show(report: dict[str, Any], title: str) -> None:
@@ -120,12 +155,20 @@ def _show(report: dict[str, Any], title: str) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    if args.run is not None or args.overrides:
-        raise ConfigError(
-            "command line: --compare takes two runs that were measured already, and nothing else."
-        )
+    """Two evaluations side by side: what `vqcore eval` wrote of a run is read, what stands alone is measured now."""
+    overrides = [args.run, *args.overrides] if args.run else args.overrides  # they follow two names, not one
     names = tuple(args.compare)
-    a, b = (comparison.read(run) for run in names)
+    alone = [name for name in names if not comparison.is_written(name)]
+    if args.json or (overrides and not alone) or not all("=" in word for word in overrides):
+        raise ConfigError(
+            "command line: --compare takes two runs that were measured already, and nothing else; settings are for "
+            "exported tokenizers, which are measured now."
+        )
+    reports = {name: comparison.read(name) for name in names if name not in alone}
+    reports |= _measured({name: subject(name, overrides) for name in alone}, args.weights)
+    a, b = (reports[name] for name in names)
+    if not dist.is_main():
+        return 0
     comparison.refuse_unequal(a, b, names)
     for line in comparison.warnings(a, b):
         log.warning("%s", line)
@@ -137,6 +180,15 @@ def _compare(args: argparse.Namespace) -> int:
         ]
         print_table(title, ["", *names, "difference", "better"], lines)
     return 0
+
+
+def _measured(subjects: Mapping[str, Subject], weights: str) -> dict[str, dict[str, Any]]:
+    if not subjects:
+        return {}
+    with _processes(next(iter(subjects.values()))) as device:
+        return {
+            name: measure(found, _weights(weights, found.weights), device) for name, found in subjects.items()
+        }
 
 
 def _number(value: float | None) -> str:
@@ -158,21 +210,3 @@ def print_table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]])
     for line in (head, *lines):
         cells = (text.rjust(width) for text, width in zip(line[1:], widths[1:]))
         print("  " + "  ".join((line[0].ljust(widths[0]), *cells)).rstrip())
-
-
-def _run_of(folder: Path, weights: Path, overrides: list[str]) -> tuple[Path, RunConfig]:
-    """The run that a folder is, or that a checkpoint belongs to, and its config with overrides on top."""
-    for override in overrides:
-        section = override.partition("=")[0]
-        if section.split(".")[0] not in ("data", "eval", "run") or section.startswith("data.modality"):
-            raise ConfigError(
-                f"command line: {override}: a trained tokenizer is what it is; eval takes data.*, eval.* and run.*"
-            )
-    for place in (folder, weights.parent.parent):
-        path = place / artefact.CONFIG
-        if path.is_file() and (place / "checkpoints").is_dir():
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return place, overridden(tree, overrides, schema=RunConfig, file=str(path))
-    raise CheckpointError(
-        f"{folder} is no run folder; an exported tokenizer has no data section to evaluate on."
-    )

@@ -16,9 +16,8 @@ from torch import Tensor
 from vqcore import pictures
 from vqcore.assembly import build_extra, open_eval_data, pick_device
 from vqcore.config import from_tree
-from vqcore.data.loader import EvalBatches
 from vqcore.errors import DataError
-from vqcore.evaluation import measured, metric_configs
+from vqcore.evaluation import eval_batches, measured, metric_configs
 from vqcore.metrics import MAE, Accuracy, CodeCounts
 from vqcore.protocols import Batch, Data, Metric, Modality
 from vqcore.registry import registry
@@ -101,18 +100,7 @@ class _Pass:
     limit: int
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = EvalBatches(
-            self.data,
-            self.tokenizer.modality,
-            self.extra,
-            self.config.data,
-            size=tuple(self.tokenizer.cfg.size),
-            batch_size=self.config.eval.batch_size or self.config.data.batch_size,
-            rank=0,
-            world=1,
-            limit=self.limit,
-            workers=0,
-        )
+        batches = eval_batches(self.tokenizer, self.config, self.data, self.extra, limit=self.limit)
         for loaded in batches:
             if loaded.batch is not None:
                 yield loaded.batch.to(self.tokenizer.device)

@@ -174,7 +174,11 @@ def test_weights_of_a_folder(tmp_path):
     published |= {"first_conv": "patch_embed.proj", "classifier": "head"}
     config = {"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": published}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    encoder = build(f"local-dir:{tmp_path}", pretrained=True)
+    encoder = build(f"local-dir:{tmp_path}", pretrained=True, layer=2, frozen=True)
+    assert not torch.equal(encoder.model.cls_token, theirs.cls_token)
+    state, training = torch.random.get_rng_state(), encoder.model.training
+    encoder.fetch()
+    assert torch.equal(torch.random.get_rng_state(), state) and encoder.model.training is training
     for name, value in encoder.model.state_dict().items():
         assert torch.equal(value, theirs.state_dict()[name]), name
     assert encoder.mean.flatten().tolist() == pytest.approx([-0.8, -0.6, -0.4])
@@ -183,29 +187,32 @@ def test_weights_of_a_folder(tmp_path):
 
 
 @pytest.fixture
-def offline(monkeypatch):
-    """timm as it is without a connection and with an empty cache."""
-    create = timm.create_model
+def asked(monkeypatch):
+    """timm as it is without a connection and with an empty cache, and what it was asked for."""
+    create, names = timm.create_model, []
 
-    def without_weights(*args, pretrained=False, **settings):
+    def without_weights(name, pretrained=False, **settings):
         if pretrained:
+            names.append(name)
             raise FileNotFoundError("cannot find the requested files in the local cache.\nMore.")
-        return create(*args, pretrained=False, **settings)
+        return create(name, pretrained=False, **settings)
 
     monkeypatch.setattr(timm, "create_model", without_weights)
+    return names
 
 
-def test_a_saved_encoder_needs_no_connection(offline):
+def test_weights_are_asked_for_by_fetch_alone(asked):
     encoder = build("test_vit", pretrained=True)
     x = noise(1, 3, 64, 96)
+    encoder.load_state_dict(build("test_vit").state_dict())
+    assert torch.equal(encoder.eval()(x), build("test_vit").eval()(x)) and not asked
+    build("test_vit").fetch()
+    assert not asked
     with pytest.raises(
         CheckpointError, match=r"test_vit are not here \(cannot find .* cache\). Connect once"
     ):
-        encoder(x)
-    whole = torch.nn.ModuleDict({"encoder": encoder})
-    source = build("test_vit", pretrained=False)
-    whole.load_state_dict({f"encoder.{key}": value for key, value in source.state_dict().items()})
-    assert torch.equal(encoder.eval()(x), source.eval()(x))
+        encoder.fetch()
+    assert asked == ["test_vit"]
 
 
 def test_normalisation_is_no_weight():

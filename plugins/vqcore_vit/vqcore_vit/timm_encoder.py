@@ -1,10 +1,12 @@
 """Any image model of timm as the encoder: its dense features, pretrained or not, frozen or not.
 
-timm (https://github.com/huggingface/pytorch-image-models) is imported when an encoder is built. Prefix tokens (class,
-registers) are dropped; inputs are brought from the data's range to the mean and deviation that the weights expect.
+timm (https://github.com/huggingface/pytorch-image-models) is imported when an encoder is built, and asked for weights
+by `fetch`, so only where no checkpoint brings them. Prefix tokens (class, registers) are dropped; inputs are brought
+from the data's range to the mean and deviation that the weights expect.
 """
 
 import difflib
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -55,8 +57,8 @@ class TimmEncoder(nn.Module):
         if spec.rank != 2:
             raise ValueError(f"timm's models see 2 axes, the data has {spec.rank}")
         self.name, self.channels, self.frozen = cfg.model, spec.channels, cfg.frozen
-        self.model, self.missing = _create(cfg, spec)
-        self.register_load_state_dict_post_hook(_loaded)
+        self._pretrained = functools.partial(_create, cfg, spec, pretrained=True) if cfg.pretrained else None
+        self.model = _create(cfg, spec, pretrained=False)
         self.layers, self.stride = _only_up_to(self.model, cfg)
         mean, std = _statistics(self.model, spec) if cfg.normalize else (0.0, 1.0)
         self.register_buffer("mean", torch.as_tensor(mean), persistent=False)
@@ -66,6 +68,21 @@ class TimmEncoder(nn.Module):
             self._save_memory()
         self.model.requires_grad_(not cfg.frozen)
         self.train()
+
+    @torch.no_grad()
+    def fetch(self) -> None:
+        """Take over timm's weights, unless `pretrained` is off. Raises `CheckpointError` when they are not here."""
+        if self._pretrained is None:
+            return
+        try:
+            with torch.random.fork_rng(devices=[]):
+                theirs = self._pretrained().state_dict()
+        except OSError as error:
+            raise CheckpointError(
+                f"the weights of timm's {self.name} are not here ({_reason(error)}). Connect once, or start from "
+                "random ones: pretrained=false."
+            ) from error
+        self.model.load_state_dict({name: theirs[name] for name in self.model.state_dict()})
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Positions of the feature map along each axis. Raises `ValueError` for no multiple of the model's stride."""
@@ -81,11 +98,6 @@ class TimmEncoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b gh gw d"]:
         """Normalise, run the model, take one layer's features without prefix tokens."""
-        if self.missing:
-            raise CheckpointError(
-                f"the weights of timm's {self.name} are not here ({self.missing}). Connect once, or start from random "
-                "ones: pretrained=false."
-            )
         check_channels(x, self.channels)
         self.grid(tuple(x.shape[2:]))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -117,8 +129,8 @@ class TimmEncoder(nn.Module):
             return False, self._features(x, norm=False).shape[1]
 
 
-def _create(cfg: TimmEncoder.Config, spec: DataSpec) -> tuple[Any, str]:
-    """The model, and why its weights are missing if they are. Raises `ValueError` for what timm does not have."""
+def _create(cfg: TimmEncoder.Config, spec: DataSpec, *, pretrained: bool) -> Any:
+    """The model. Raises `ValueError` for what timm does not have, `OSError` for weights that are not here."""
     try:
         import timm
     except ImportError as error:
@@ -129,13 +141,15 @@ def _create(cfg: TimmEncoder.Config, spec: DataSpec) -> tuple[Any, str]:
     if cfg.drop_path:
         settings["drop_path_rate"] = cfg.drop_path
     try:
-        return _flexible(timm.create_model, cfg.model, cfg.pretrained, settings, spec.size), ""
+        return _flexible(timm.create_model, cfg.model, pretrained, settings, spec.size)
     except OSError as error:
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
-        if ":" in cfg.model or not cfg.pretrained:
-            raise ValueError(f"timm's {cfg.model} cannot be read: {reason}") from error
-    # A saved tokenizer brings the weights; a new one is refused at its first step.
-    return _flexible(timm.create_model, cfg.model, False, settings, spec.size), reason
+        if pretrained:
+            raise
+        raise ValueError(f"timm's {cfg.model} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
 
 
 def _flexible(
@@ -188,8 +202,3 @@ def _statistics(model: Any, spec: DataSpec) -> tuple[Tensor | float, Tensor | fl
         stats = stats.mean(1, keepdim=True)
     mean, std = stats[:, :, None, None] * (high - low)
     return mean + low, std
-
-
-def _loaded(module: TimmEncoder, incompatible: Any) -> None:
-    """Weights have come with a state dict: none are missing any more."""
-    module.missing = ""
