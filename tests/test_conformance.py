@@ -268,7 +268,11 @@ class TestDiary(conformance.HookConformance):
 
 def test_every_component_of_the_core_has_a_class_here():
     """Hooks of services and what other test files check with the kit are named with their reason."""
-    elsewhere = {"tensorboard": "tests/test_hooks.py", "wandb": "tests/test_hooks.py"}
+    elsewhere = {
+        "tensorboard": "tests/test_hooks.py",
+        "wandb": "tests/test_hooks.py",
+        "mask": "tests/test_modalities_mask.py",
+    }
     classes = [cls for cls in globals().values() if isinstance(cls, type) and hasattr(cls, "component")]
     covered = {(cls.kind, cls.component) for cls in classes}
     missing = [

@@ -94,6 +94,38 @@ def test_only_matrices_decay():
     assert {p.ndim for p in free["params"]} == {1} and free["weight_decay"] == 0.0
 
 
+def test_tables_do_not_decay_whether_embeddings_or_named():
+    class Table(nn.Module):
+        without_decay = ("rows", "inner.weight")
+
+        def __init__(self):
+            super().__init__()
+            self.rows, self.inner, self.other = (
+                nn.Parameter(torch.ones(3, 2)),
+                nn.Linear(2, 2),
+                nn.Linear(2, 2),
+            )
+
+    net = nn.Sequential(nn.Embedding(4, 2), Table())
+    decayed, free = parameter_groups(net, 0.1)
+    names = {p: name for name, p in net.named_parameters()}
+    assert [names[p] for p in decayed["params"]] == ["1.other.weight"]
+    assert {names[p] for p in free["params"]} == {
+        "0.weight",
+        "1.rows",
+        "1.inner.weight",
+        "1.inner.bias",
+        "1.other.bias",
+    }
+
+
+def test_a_table_that_is_not_there_is_a_mistake():
+    net = nn.Linear(2, 2)
+    net.without_decay = ("wieght",)
+    with pytest.raises(AttributeError, match="wieght"):
+        parameter_groups(net, 0.1)
+
+
 def test_ema_follows_its_formula_and_leaves_buffers_and_frozen_parts():
     net = nn.BatchNorm1d(2)
     net.bias.requires_grad_(False)

@@ -47,7 +47,16 @@ class TestFiles:
         modality = features(5, layout=layout)
         found = tensor(modality, tmp_path / "a.npy")
         assert found.dtype == torch.float32 and np.array_equal(found.numpy(), x)
-        assert np.array_equal(modality.show(found), stored)
+        shown = modality.show(found)
+        assert np.array_equal(shown, x.transpose(1, 2, 0) if layout == "tokens" else stored)
+        assert np.array_equal(tensor(modality, shown), found)
+
+    def test_tokens_come_back_as_a_map_whatever_its_sides_and_their_prefix(self):
+        modality = features((3, 5), layout="tokens", prefix_tokens=1)
+        x = torch.from_numpy(maps(height=3, width=5))
+        assert modality.show(x).shape == (3, 5, 6) and torch.equal(tensor(modality, modality.show(x)), x)
+        with pytest.raises(DataError, match=r"shape \(15, 6\)|make no square map"):
+            modality.read(maps(height=3, width=5).reshape(6, 15).T)
 
     def test_npz_and_safetensors_by_key(self, tmp_path):
         x = maps(height=4, width=4)

@@ -1,5 +1,8 @@
 """Instances: label maps and stacks, boxes, draws, and back into the picture."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from PIL import Image
 
 from vqcore.errors import DataError
 from vqcore.modalities.instance import Instance, paste
+from vqcore.modalities.pieces import Piece, tight
 from vqcore.protocols import View
 from vqcore.testing.conformance import ModalityConformance
 
@@ -142,6 +146,17 @@ class TestDraws:
         view = View(start=(0.0, 20 / 80), stop=(1.0, 0.5), size=(31, 16))
         assert np.array_equal(tensor(instances(), scene(), view)[0], (scene() == 3)[5:36, 20:36])
 
+    def test_a_view_has_one_entry_an_axis_and_its_draw_decides(self):
+        modality = instances(16)
+        raw, rng = modality.read(scene()), np.random.default_rng(0)
+        for view in (modality.view((60, 80), (16, 16), None), modality.view((60, 80), (16, 16), rng)):
+            assert (len(view.start), len(view.stop), view.extent) == (2, 2, (60, 80))
+        whole_picture = View(start=(0.0, 0.0), stop=(1.0, 1.0), size=(16, 16))
+        drawn = [modality.tensor(raw, replace(whole_picture, draw=draw)) for draw in range(1, 40)]
+        assert len({x.numpy().tobytes() for x in drawn}) == 3
+        assert torch.equal(modality.tensor(raw, replace(whole_picture, draw=7)), drawn[6])
+        assert torch.equal(modality.tensor(raw, whole_picture), modality.every(scene())[0][0])
+
     def test_a_crop_without_instances_is_ignored(self):
         view = View(start=(0.9, 0.0), stop=(1.0, 0.1), size=(31, 31))
         assert np.array_equal(tensor(instances(), scene(), view)[0], (scene() == 3)[5:36, 5:36])
@@ -176,3 +191,147 @@ class TestMasks:
         for found, label in zip(pasted, (3, 9, 200)):
             wanted = scene() == label
             assert (found & wanted).sum() / (found | wanted).sum() > 0.93
+
+
+def polygon(*corners):
+    return [number for corner in corners for number in corner]
+
+
+def annotated(*codes, height=60, width=80, **more):
+    """What a file of annotations holds."""
+    notes = [{"segmentation": code, "iscrowd": 0} for code in codes]
+    return {"image": {"height": height, "width": width}, "annotations": notes, **more}
+
+
+def whole(piece, extent):
+    """An instance in its picture."""
+    page = np.zeros(extent, bool)
+    top, left, bottom, right = piece.box
+    page[top:bottom, left:right] = piece.stretched((bottom - top, right - left))
+    return page
+
+
+RING = np.zeros((12, 16), bool)
+RING[1:9, 2:12], RING[3:6, 5:9], RING[11, 15] = True, False, True
+RING_COUNTS = [25, 8, 4, 8, 4, 8, 4, *[2, 3, 3, 4] * 4, 8, 4, 8, 4, 8, 50, 1]
+DISC = np.add.outer((np.arange(60) - 20) ** 2, (np.arange(80) - 20) ** 2) <= 15**2
+DISC_TEXT = "P:1f1:I4L4M2N2N2O0O2O0O2O0000000O20N100000001N101N101N2N2N3L4L7FQb2"
+
+
+class TestAnnotations:
+    @pytest.mark.parametrize(
+        "counts, mask",
+        [
+            ("i0840000JO11OO11OO11OO1150000^1I", RING),  # pycocotools 2.0.11 wrote the texts
+            (RING_COUNTS, RING),
+            (DISC_TEXT, DISC),
+            ("5220002O", np.pad([[1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]], ((1, 0), (1, 0))) > 0),
+        ],
+    )
+    def test_run_lengths(self, tmp_path, counts, mask):
+        code = {"size": list(mask.shape), "counts": counts}
+        (tmp_path / "a.json").write_text(json.dumps({"annotations": [{"segmentation": code}]}))
+        raw = instances().read(tmp_path / "a.json")
+        assert raw.extent == mask.shape and len(raw.found) == 1
+        assert np.array_equal(whole(raw.found[0], raw.extent), mask)
+
+    def test_polygons_fill_what_their_edges_enclose(self):
+        """Against the pixels whose centres lie inside, by the formula of each shape."""
+        rows, columns = np.mgrid[:60, :80] + 0.5
+        turn = np.linspace(0, 2 * np.pi, 90, endpoint=False)
+        disc = polygon(*zip(30.2 + 20 * np.cos(turn), 31.7 + 20 * np.sin(turn)))
+        triangle = polygon((40, 10), (75, 10), (40, 50))
+        raw = instances().read(annotated([disc], [triangle]))
+        wanted = [
+            (columns - 30.2) ** 2 + (rows - 31.7) ** 2 < 400,
+            (columns > 40) & (rows > 10) & ((columns - 40) / 35 + (rows - 10) / 40 < 1),
+        ]
+        for found, inside in zip(raw.found, wanted, strict=True):
+            page = whole(found, raw.extent)
+            assert (page != inside).sum() <= 0.02 * inside.sum()
+        assert [each.box for each in raw.found] == [(11, 10, 52, 51), (10, 40, 50, 75)]
+
+    def test_several_polygons_are_one_instance(self):
+        one, other = polygon((5, 5), (15, 5), (15, 15), (5, 15)), [[25, 5], [35, 5], [35, 25], [25, 25]]
+        (found,) = instances().read(annotated([one, other])).found
+        wanted = np.zeros((60, 80), bool)
+        wanted[5:15, 5:15], wanted[5:25, 25:35] = True, True
+        assert found.box == (5, 5, 25, 35) and np.array_equal(whole(found, (60, 80)), wanted)
+
+    def test_a_crop_cuts_polygons_as_it_cuts_their_pixels(self):
+        """A U whose prongs alone reach into the crop: two parts, and a box that goes no further than they do."""
+        u = polygon((10, 5), (20, 5), (20, 40), (60, 40), (60, 20), (70, 20), (70, 50), (10, 50))
+        (outline,) = instances().read(annotated([u])).found
+        pixels = tight(Piece(0, 0, whole(outline, (60, 80))))
+        for box in ((0, 0, 30, 80), (0, 15, 60, 65), (10, 0, 45, 30), (0, 25, 30, 55), (5, 10, 50, 70)):
+            cut, wanted = outline.cut(box), pixels.cut(box)
+            assert (cut is None) == (wanted is None)
+            if cut is not None:
+                assert cut.box == wanted.box
+                assert np.array_equal(whole(cut, (60, 80)), whole(wanted, (60, 80)))
+
+    def test_polygons_are_drawn_at_the_size_that_is_wanted(self):
+        """Nine pixels become 128: finer than the pixels stretched, which are stairs."""
+        triangle = polygon((4, 4), (13, 4), (4, 13))
+        fine = tensor(instances((128, 128)), annotated([triangle]))[0].numpy()
+        rows, columns = (np.mgrid[:128, :128] + 0.5) / 128
+        inside = rows + columns < 1
+        assert (fine != inside).mean() < 0.01
+
+    def test_beyond_the_picture_there_is_nothing(self):
+        half = polygon((-30, 10), (20, 10), (20, 40), (-30, 40))
+        outside = polygon((100, 10), (120, 10), (120, 40))
+        raw = instances().read(annotated([half], [outside]))
+        assert [each.box for each in raw.found] == [(10, 0, 40, 20)]
+
+    def test_masks_return_to_their_places(self):
+        modality = instances()
+        source = annotated([polygon((5, 5), (45, 12), (20, 50))], {"size": [60, 80], "counts": DISC_TEXT})
+        masks, boxes = modality.every(source)
+        found = modality.read(source).found
+        for page, each in zip(paste(masks, boxes, (60, 80)), found, strict=True):
+            wanted = whole(each, (60, 80))
+            assert (page & wanted).sum() / (page | wanted).sum() > 0.95
+
+    def test_layouts_of_coco_and_sa_1b(self, tmp_path):
+        code = {"size": [60, 80], "counts": DISC_TEXT}
+        crowd = {"segmentation": {"size": [60, 80], "counts": [0, 4800]}, "iscrowd": 1}
+        coco = {
+            "images": [{"id": 3, "height": 60, "width": 80}],
+            "annotations": [{"segmentation": code}, crowd],
+        }
+        sam = {"image": {"image_id": 3, "height": 60, "width": 80}, "annotations": [{"segmentation": code}]}
+        for content in (coco, sam, [{"segmentation": code}]):
+            (found,) = instances().read(content).found
+            assert np.array_equal(whole(found, (60, 80)), DISC)
+
+    @pytest.mark.parametrize(
+        "content, says",
+        [
+            ("[1, 2", "a.json: Expecting"),
+            ("7", "is a int; wanted is {image"),
+            ('{"anotations": []}', "has anotations; wanted is"),
+            ({"annotations": []}, "holds no instance; its annotations are empty"),
+            ({"images": [{}, {}], "annotations": [{}]}, "annotations of 2 pictures; one file a picture"),
+            (
+                {"annotations": [{"segmentation": [[1, 2, 3, 4, 5, 6]]}]},
+                "does not say how large the picture is",
+            ),
+            (annotated([[1, 2, 3, 4]]), r"annotations\[0\].segmentation: a polygon has 4 numbers"),
+            (annotated([[1, 2, 3, 4, 5, "a"]]), "no list of numbers"),
+            (annotated([[1, 2, 3, 4, 5, float("nan")]]), "a polygon holds nan"),
+            (annotated(None), "is NoneType; wanted are polygons"),
+            (annotated({"size": [60, 80], "counts": [1, 2]}), "add up to 3 where 60 x 80 = 4800"),
+            (annotated({"size": [80, 60], "counts": [4800]}), r"has size \[80, 60\] in a picture of 60 x 80"),
+            (annotated({"size": [60, 80], "counts": [4801, -1]}), "add up to 4800"),
+            (annotated({"size": [60, 80], "counts": "P:1f1:Q"}), "end in the middle of a number"),
+            (annotated({"size": [60, 80], "counts": "P:1 "}), "hold ' ', which is no digit"),
+            (annotated({"size": [60, 80]}), "no list of integers and no text"),
+            (annotated({"size": [60, 80], "counts": [4800]}), "holds no instance"),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, tmp_path, content, says):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(DataError, match=says):
+            instances().read(tmp_path / "a.json")

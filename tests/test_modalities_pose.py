@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from vqcore.errors import DataError
+from vqcore.errors import ConfigError, DataError
 from vqcore.modalities.pose import _SMPL_PAIRS, Pose, _stick_figure
+from vqcore.modalities.rgb import RGB
 from vqcore.protocols import View
 from vqcore.scores_signal import JointError, RotationError, rotation_matrices
 from vqcore.testing.conformance import ModalityConformance
@@ -247,3 +248,65 @@ class TestPicture:
             modality = pose(**settings)
             drawn = np.asarray(modality.picture(torch.randn(modality.spec.channels, 1)).convert("RGB"))
             assert drawn.std() > 1
+
+
+class TestBesideAPicture:
+    """Positions follow the crop of the picture that they are pixels of."""
+
+    def picture(self, joints, height=120, width=160):
+        """Black, with a bright dot of 5 x 5 pixels around each joint, each joint in a level of its own."""
+        grey = np.zeros((height, width), np.uint8)
+        for number, (across, down) in enumerate(joints, start=1):
+            left, top = int(across), int(down)
+            grey[top - 2 : top + 3, left - 2 : left + 3] = 40 * number
+        return np.repeat(grey[..., None], 3, -1)
+
+    def test_joints_stay_on_what_they_mark(self):
+        """Where the crop of the picture shows a dot, there is its joint."""
+        joints = np.array([[50.5, 40.5], [80.5, 60.5], [110.5, 50.5], [70.5, 90.5], [95.5, 35.5]], np.float32)
+        rgb = RGB(RGB.Config(resample="nearest", min_crop_scale=0.6, hflip=0.5), size=(96, 128))
+        modality, shares = pose(), pose(frame="shares")
+        picture, flips = rgb.read(self.picture(joints)), set()
+        for seed in range(12):
+            view = rgb.view((120, 160), (96, 128), np.random.default_rng(seed))
+            flips.add(view.flip)
+            grey = (rgb.tensor(picture, view)[0] + 1) * 127.5
+            found = modality.tensor(joints, view).view(5, 2)
+            assert torch.allclose(
+                shares.tensor(joints / np.float32([160, 120]), view).view(5, 2) * torch.tensor([128.0, 96.0]),
+                found,
+                atol=1e-3,
+            )
+            for number, (across, down) in enumerate(found.tolist(), start=1):
+                rows, columns = np.nonzero((grey - 40 * number).abs().numpy() < 4)
+                if len(rows):
+                    assert abs(columns.mean() + 0.5 - across) < 1.2 and abs(rows.mean() + 0.5 - down) < 1.2
+        assert flips == {False, True}
+
+    def test_a_mirror_swaps_sides(self):
+        view = View(start=(0.0, 0.5), stop=(0.5, 1.0), size=(10, 20), flip=True, extent=(40, 40))
+        joints = np.array([[20, 0], [40, 20], [30, 10], [30, 0], [20, 20]], np.float32)
+        found = pose(flip_pairs=((0, 1),)).tensor(joints, view).view(5, 2).tolist()
+        assert found == [[0, 10], [20, 0], [10, 5], [10, 0], [20, 10]]
+
+    @pytest.mark.parametrize(
+        "settings", [{"dims": 3}, {"frame": "body"}, {"value": "rotation-matrix"}, {"value": "angle"}]
+    )
+    def test_what_lies_in_no_picture_is_mirrored_only(self, settings):
+        modality = pose(**settings)
+        raw = np.random.default_rng(0).normal(size=(5, modality.width)).astype(np.float32)
+        for flip, own in ((False, WHOLE), (True, MIRROR)):
+            view = View(start=(0.2, 0.1), stop=(0.7, 0.9), size=(8, 8), flip=flip, extent=(20, 20))
+            assert torch.equal(modality.tensor(raw, view), modality.tensor(raw, own))
+
+    def test_pixels_of_a_picture_of_unknown_size_are_refused(self):
+        view = View(start=(0.2, 0.1), stop=(0.7, 0.9), size=(8, 8))
+        with pytest.raises(ConfigError, match=r"frame to shares or body"):
+            pose().tensor(points(), view)
+        assert pose(frame="shares").tensor(points(), view).shape == (10, 1)
+
+    def test_frames_that_cannot_be(self):
+        with pytest.raises(ValueError, match="frame=pixels with value=position, dims=3"):
+            pose(frame="pixels", dims=3)
+        with pytest.raises(ValueError, match="frame=shares with value=angle"):
+            pose(frame="shares", value="angle")

@@ -20,8 +20,9 @@ EARTH = ROOT / "data" / "earth" / "heldout"
 TILE = "asia/himalaya_n39_e070"
 BASE = ("rgb/base", "depth/base", "normal/base", "semseg/base", "edge/canny_base", "edge/sam_base")
 SMOKE = ("rgb", "depth", "normal", "semseg", "edge", "array", "fashion")
+SIZED = {"rgb", "depth", "normal", "semseg", "edge", "features", "vector"}
 PUBLISHED = {
-    "rgb/base": (16384, "mse", 50, 64),
+    "rgb/base": (1024, "mse", 50, 64),
     "depth/base": (8192, "smooth_l1", 20, 64),
     "normal/base": (8192, "mse", 20, 64),
     "semseg/base": (4096, "cross_entropy", 20, 80),
@@ -74,6 +75,26 @@ def test_multi_resolution_recipes_continue_their_base(name):
     assert config.data.modality == base.data.modality and config.objective == base.objective
     assert config.model.quantizer == base.model.quantizer
     assert (config.model.encoder.input_size_enc, config.model.decoder.input_size_dec) == (224, 224)
+
+
+@pytest.mark.parametrize("name", ["dinov2-b14", "imagebind-h14"])
+def test_vectors_of_pictures_of_several_sizes_continue_their_base(name):
+    base, config = recipe(f"vqvae/vector/{name}_base"), recipe(f"vqvae/vector/{name}_multires")
+    assert (config.run.epochs, config.data.batch_size, config.optim.base_lr) == (1, 16, 1e-4)
+    assert (config.optim.warmup, config.optim.warmup_epochs) == (0, None)
+    assert config.model.full_ckpt == base.run.dir != config.run.dir
+    assert config.model.bare == base.model.bare and config.objective == base.objective
+    assert (config.data.modality, config.data.input_size) == (base.data.modality, None)
+
+
+def test_every_modality_has_a_base_recipe_and_where_something_has_a_size_one_for_several():
+    folders = sorted(path for path in (ROOT / "cfgs" / "vqvae").iterdir() if path.is_dir())
+    fixed = {"pose", "instance", "audio"}  # nothing to vary, or no recipe of 4M's
+    assert {path.name for path in folders} == SIZED | fixed
+    for folder in folders:
+        bases = {path.stem.removesuffix("base") for path in folder.glob("*base.yaml")}
+        several = {path.stem.removesuffix("multires") for path in folder.glob("*multires.yaml")}
+        assert bases and several == (bases if folder.name in SIZED else set()), folder
 
 
 @pytest.mark.parametrize("name", SMOKE)

@@ -659,6 +659,14 @@ class Outside(Modality):
         return dataclasses.replace(super().view(extent, size, rng), stop=(1.5, 1.0))
 
 
+class Drawing(Modality):
+    """Hides what it drew behind the last axis."""
+
+    def view(self, extent, size, rng):
+        view = super().view(extent, size, rng)
+        return dataclasses.replace(view, start=(*view.start, 0.5), stop=(*view.stop, 1.0))
+
+
 def tensor_of(change):
     return variant(Modality, tensor=lambda self, raw, view: change(Modality.tensor(self, raw, view)))
 
@@ -948,6 +956,7 @@ BAD = [
     (modality, Global, "determinism law: equal generators"),
     (modality, View2, "view law: its size"),
     (modality, Outside, "view law: .* is no part"),
+    (modality, Drawing, "view law: start and stop have 3 and 3 entries for 2 axes"),
     (modality, tensor_of(lambda x: x[:1]), "shape law"),
     (modality, tensor_of(lambda x: x.double()), "type law: the tensor is torch.float64"),
     (modality, tensor_of(lambda x: x / 0), "finite law: the tensor"),

@@ -258,6 +258,35 @@ def test_wrong_classes_are_named():
         tokenizer.encode(torch.arange(8).repeat(1, 8, 1))
 
 
+def test_what_is_no_number_gets_no_codes():
+    x = torch.zeros(2, 2, 8, 8)
+    x[1, 0, 3, 4] = torch.nan
+    with pytest.raises(ValueError, match=r"holds nan at \[1, 0, 3, 4\]; its values are finite"):
+        make().encode(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_class_ids_of_any_integer_type(dtype):
+    tokenizer = make(kind="categorical", labels=5, channels=1, range=None)
+    x = torch.randint(5, (2, 8, 8))
+    assert torch.equal(tokenizer.encode(x.to(dtype)), tokenizer.encode(x))
+
+
+def test_one_sample_is_shown_at_a_time():
+    tokenizer = make()
+    with pytest.raises(ValueError, match="one sample is shown at a time, not 2"):
+        tokenizer.show(torch.zeros(2, 2, 8, 8))
+    assert tokenizer.show(torch.zeros(1, 2, 8, 8)).shape == tokenizer.show(torch.zeros(2, 8, 8)).shape
+    classes = make(kind="categorical", labels=5, channels=1, range=None)
+    for x in (
+        torch.zeros(1, 5, 8, 8),
+        torch.zeros(5, 8, 8),
+        torch.zeros(1, 8, 8).long(),
+        torch.zeros(8, 8).long(),
+    ):
+        assert classes.show(x).shape == (8, 8)
+
+
 def test_a_part_that_refuses_its_settings_is_named():
     with pytest.raises(ConfigError, match=r"^objective \(reconstruction\): loss=mse with categorical data"):
         make(kind="categorical", labels=5, channels=1, range=None).cfg and Tokenizer(

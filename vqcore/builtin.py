@@ -43,6 +43,12 @@ def vqcore_plugin() -> Plugin:
             Component(
                 "modality", "instance", "vqcore.modalities.instance:Instance", "masks of single instances"
             ),
+            Component(
+                "modality",
+                "mask",
+                "vqcore.modalities.mask:Mask",
+                "which positions of a sample beside it count",
+            ),
             Component("modality", "audio", "vqcore.modalities.audio:Audio", "waveforms"),
             Component(
                 "modality",
@@ -93,7 +99,7 @@ def vqcore_plugin() -> Plugin:
                 "vqcore.scores_signal:SISNR",
                 "scale-invariant signal-to-noise ratio in dB",
             ),
-            Component("metric", "mae", "vqcore.metrics:MAE", "mean absolute error in units of the data"),
+            Component("metric", "mae", "vqcore.metrics:MAE", "mean absolute error, a range being -1 to 1"),
             Component(
                 "metric", "accuracy", "vqcore.metrics:Accuracy", "share of positions with the right class"
             ),

@@ -22,7 +22,8 @@ class Finding:
     remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}{f' {self.remedy}' if self.remedy else ''}"
+        end = "" if not self.remedy or self.what.endswith((".", "?", "!")) else "."
+        return f"{self.where}: {self.what}{end} {self.remedy}".rstrip()
 
 
 def settle(findings: Iterable[Finding]) -> None:

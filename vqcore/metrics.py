@@ -152,8 +152,9 @@ class CodeWindow:
             return ""
         return (
             f"the codebook has collapsed: {usage:.1%} of {self.codebook_size} codes occur in the last {self.window:,} "
-            f"tokens (perplexity {figures['codes/perplexity']:.0f}). Try dead-code replacement, a smaller codebook, "
-            "a lower optim.lr, a smaller latent_dim, or quant/fsq; docs/quantizers.md says how to choose."
+            f"tokens (perplexity {figures['codes/perplexity']:.0f}). Try another optim.lr (too low shows "
+            "here, too), a smaller codebook, and for tables of codes dead-code replacement, a smaller latent_dim or "
+            "quant/fsq; docs/quantizers.md says how to choose."
         )
 
     def state(self) -> dict[str, Tensor]:

@@ -101,7 +101,8 @@ class View:
 
     `start` and `stop` are fractions of the sample's extent, one per axis; `flip` mirrors the last axis; `size` is the
     size of the result. `draw` is a random number that decides whatever else of a training sample is left to chance,
-    such as its colours; 0, as in evaluation: nothing is.
+    such as its colours or which of its instances it is; 0, as in evaluation: nothing is. `extent` is what the sample
+    measured that the view was drawn for, where the modality says so: what is counted in its pixels needs it.
     """
 
     start: tuple[float, ...]
@@ -109,6 +110,7 @@ class View:
     size: tuple[int, ...]
     flip: bool = False
     draw: int = 0
+    extent: tuple[int, ...] | None = None
 
 
 @runtime_checkable
@@ -118,6 +120,8 @@ class Encoder(Protocol):
     Laws: sample-wise (a sample's latents do not depend on its batch); deterministic in eval mode; `grid(size)` is the
     grid of its output and raises `ValueError`, with both numbers, for a size it cannot take. Optional, for decoders
     too: `interpolated`, names of tensors `(1, d, *grid)` that are interpolated when a checkpoint has another size.
+    Optional, for quantizers and decoders too: `fetch()`, which takes over published weights to begin with. Building
+    asks no hub for anything; `fetch` is called once, where no checkpoint fills the part. Raises `CheckpointError`.
     """
 
     dim: int
@@ -134,7 +138,8 @@ class Quantizer(Protocol):
     `dim` is the latent width it wants, `codebook_size` the number of values of one code, `num_codebooks` the length of
     the last axis of `codes`. `mask` is True at valid positions; the others count in no loss and no statistic.
     Optional: `grid_out(grid)` when it changes the grid; `token_state()`, the tensors that decide codes and their
-    decoding (default: its whole state dict).
+    decoding (default: its whole state dict); `without_decay`, names of parameters that codes are made of (any module
+    may have it: `vqcore.optim` takes them out of the weight decay).
     Laws: in eval mode `decode(codes)` equals `z_q` and no state changes; codes lie in `[0, codebook_size)`; losses and
     metrics have the same names at every call, in training and evaluation; gradients reach `z`; any grid of 1 to 3 axes;
     `decode` raises `ValueError` that names the code and the bound when one is out of range.
@@ -253,8 +258,9 @@ class Objective(Protocol):
     generator a sample, is the only source of chance besides the layers' own dropout; so what happens to a sample does
     not depend on the batch it is in. `decode` samples the decoder; `extras` is what rides along in the batch, if
     anything does. Optional: `needs_denoiser`, True for an objective that only works with denoisers (default: False,
-    and only with plain decoders). Under DDP every rank keeps its own buffers, and a player's every trained parameter
-    must take part in its losses.
+    and only with plain decoders). Optional: `error(tokenizer, z_q, x)`, where decoding draws nothing: the loss
+    `(b, *size)` at every position of what latents decode to, differentiable (`vqcore.refine` lowers it). Under DDP
+    every rank keeps its own buffers, and a player's every trained parameter must take part in its losses.
     """
 
     def setup(self, tokenizer: Any) -> None: ...
@@ -287,6 +293,11 @@ class Modality(Protocol):
     draws a crop, or with `rng=None` the one for evaluation. Optional: `mask(raw, view)`, the validity mask, when
     `spec.mask`; `picture(x)`, a PIL image of one sample for people where `show` is an array; `values(x)`, a batch in
     the units of the files (metres, logits stay logits) as float `(b, c, *size)`, for metrics with `in_units`.
+    Optional, for masks (`vqcore.data.validity`): `is_mask`, True for one that, where it rides along, says which
+    positions of the main sample are valid (above a half): it goes into `Batch.mask`, not into the extras, and its
+    attribute `mask_value`, if not None, stands where they are not. `hole_value` of a main modality, if not None: its
+    last channel says itself what is valid (1, else -1), its other channels have this value in holes, and its batches
+    carry no mask. `has_own_box`, True for a main modality whose tensor is not simply the part that the view names.
     """
 
     spec: DataSpec

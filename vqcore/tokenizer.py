@@ -25,6 +25,7 @@ from vqcore import artefact, foreign, hub
 from vqcore.config import Config, deciding
 from vqcore.errors import CheckpointError, ConfigError, VqcoreError, listed
 from vqcore.protocols import DataSpec, Quantized
+from vqcore.refine import refine as refined
 from vqcore.registry import Registry, registry
 from vqcore.rng import generator, seeded
 from vqcore.schema import TokenizerConfig
@@ -35,8 +36,9 @@ FINGERPRINT_VERSION = 2
 class Tokenizer(nn.Module):
     """Turns an input into a grid of codes and back.
 
-    `seed` fixes the initial weights, part by part. `encoder_only` leaves the decoder out. Raises `ConfigError` when a
-    part refuses its settings or two parts do not fit.
+    `seed` fixes the initial weights, part by part; parts that begin with published ones get them now, unless `fetch`
+    is False because others will fill them. `encoder_only` leaves the decoder out. Raises `ConfigError` when a part
+    refuses its settings or two parts do not fit.
     """
 
     objective: Any
@@ -50,6 +52,7 @@ class Tokenizer(nn.Module):
         *,
         seed: int = 0,
         encoder_only: bool = False,
+        fetch: bool = True,
         registry_: Registry | None = None,
     ):
         super().__init__()
@@ -80,6 +83,17 @@ class Tokenizer(nn.Module):
         self.__dict__["objective"] = build("objective", "objective", cfg.objective, spec=self.spec)
         if self.decoder is not None:
             _check_pair(self, registry_ or registry())
+        if fetch:
+            self.fetch()
+
+    def fetch(self, parts: Sequence[str] = ("encoder", "quantizer", "decoder")) -> None:
+        """Give parts the published weights they begin with, if they do (`fetch` in `vqcore.protocols`)."""
+        for name in parts:
+            if (fetch := getattr(getattr(self, name), "fetch", None)) is not None:
+                try:
+                    fetch()
+                except CheckpointError as error:
+                    raise error.at(f"model.{name}") from error
 
     @property
     def codebook_size(self) -> int:
@@ -126,7 +140,7 @@ class Tokenizer(nn.Module):
     def latents(self, x: Tensor) -> Float[Tensor, "b *grid d"]:
         """What the quantizer sees. `x` is float `(b, c, *size)`, or a class map `(b, *size)` of integers."""
         if self.embed is not None:
-            x = rearrange(self.embed(x), "b ... c -> b c ...")
+            x = rearrange(self.embed(x.long()), "b ... c -> b c ...")
         return self.proj(self.encoder(x))
 
     def quantize(
@@ -136,11 +150,18 @@ class Tokenizer(nn.Module):
         return self.quantizer(z, None if mask is None else _to_grid(mask, z.shape[1:-1]))
 
     @torch.no_grad()
-    def encode(self, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None) -> Int[Tensor, "b *grid q"]:
-        """The codes of a batch of inputs. Raises `ValueError` when `x` does not look like `spec`."""
+    def encode(
+        self, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None, *, refine: int = 0
+    ) -> Int[Tensor, "b *grid q"]:
+        """The codes of a batch of inputs. Raises `ValueError` when `x` does not look like `spec`.
+
+        `refine` sweeps search for codes that decode closer to `x`, at many times the cost (`vqcore.refine`).
+        """
         self.check_input(x)
+        x = x.to(self.device)
         with _evaluating(self):
-            return self.quantize(self.latents(x.to(self.device)), mask).codes
+            codes = self.quantize(self.latents(x), mask).codes
+            return refined(self, x, codes, refine, mask) if refine else codes
 
     def lookup(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
         """The quantized latents that codes stand for."""
@@ -170,10 +191,10 @@ class Tokenizer(nn.Module):
                 self, codes.to(self.device), size=size, rng=rng, extras=extras, **sampling
             )
 
-    def reconstruct(self, x: Tensor, **sampling: Any) -> Tensor:
+    def reconstruct(self, x: Tensor, *, refine: int = 0, **sampling: Any) -> Tensor:
         """`decode(encode(x))` at the size of `x`."""
         size = tuple(x.shape[-self.spec.rank :])
-        return self.decode(self.encode(x), size=size, **sampling)
+        return self.decode(self.encode(x, refine=refine), size=size, **sampling)
 
     def size_of(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """The input size that belongs to a grid, in proportion to the nominal one."""
@@ -190,7 +211,10 @@ class Tokenizer(nn.Module):
 
     def show(self, x_hat: Tensor) -> Any:
         """One sample for people: a PIL image, or an array in the modality's own units. Undoes `read`."""
-        if x_hat.shape[0] == 1 and x_hat.ndim > self.spec.rank + (self.spec.labels is None):
+        has_channels = self.spec.labels is None or x_hat.is_floating_point()
+        if x_hat.ndim > self.spec.rank + has_channels:
+            if len(x_hat) != 1:
+                raise ValueError(f"one sample is shown at a time, not {len(x_hat)}")
             x_hat = x_hat[0]
         if self.spec.labels is not None and x_hat.ndim > self.spec.rank:
             x_hat = x_hat.argmax(0)
@@ -211,6 +235,11 @@ class Tokenizer(nn.Module):
             )
         if spec.labels is not None and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < spec.labels:
             raise ValueError(f"class ids lie in 0..{spec.labels - 1}, found {int(x.min())}..{int(x.max())}")
+        if spec.labels is None and not (finite := x.isfinite()).all():
+            place = (~finite).nonzero()[0].tolist()
+            raise ValueError(
+                f"an input holds {x[tuple(place)].item()} at {place}; its values are finite numbers"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -298,7 +327,7 @@ class Tokenizer(nn.Module):
         folder = artefact.resolve(path, revision)
         made = artefact.verify(folder)
         cfg = artefact.read_config(folder, registry_)
-        tokenizer = cls(cfg, encoder_only=encoder_only, registry_=registry_)
+        tokenizer = cls(cfg, encoder_only=encoder_only, fetch=False, registry_=registry_)
         tokenizer.load_weights(folder, weights)
         if (
             weights != "model" or not (folder / artefact.EMA).exists()

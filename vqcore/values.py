@@ -42,7 +42,7 @@ def suspicions(run: "Run", batches: Sequence[Batch], source: str) -> Iterator[Su
         return
     low, high = channels.amin(1), channels.amax(1)
     if spec.labels is not None:
-        yield from _classes(spec, channels, source)
+        yield from _classes(spec, channels, source, batches)
         return
     yield from _range(run, float(low.min()), float(high.max()), source)
     still = low == high
@@ -55,7 +55,8 @@ def suspicions(run: "Run", batches: Sequence[Batch], source: str) -> Iterator[Su
             "It teaches nothing; is it read rightly?",
         )
     seen = f"{float(low.min()):.4g} to {float(high.max()):.4g}, mean {float(channels.mean()):.3g}"
-    yield "note", f"{source}: values {seen}, standard deviation {float(channels.std(correction=0)):.3g}", ""
+    spread = f"standard deviation {float(channels.std(correction=0)):.3g}{_share(batches)}"
+    yield "note", f"{source}: values {seen}, {spread}", ""
 
 
 def better_range(run: "Run", data: Any, count: int = 8) -> str:
@@ -89,6 +90,13 @@ def _by_channel(spec: DataSpec, batches: Sequence[Batch]) -> Tensor:
     return joined.double()
 
 
+def _share(batches: Sequence[Batch]) -> str:
+    """How much of batches with masks is valid."""
+    masks = [batch.mask for batch in batches if batch.mask is not None]
+    valid, total = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
+    return f"; {valid / total:.1%} of the positions are valid" if total else ""
+
+
 def _range(run: "Run", low: float, high: float, source: str) -> Iterator[Suspicion]:
     spec, better = run.tokenizer.spec, _usual(low, high)
     seen = f"{source}: values run from {low:.4g} to {high:.4g}"
@@ -116,7 +124,7 @@ def _range(run: "Run", low: float, high: float, source: str) -> Iterator[Suspici
         )
 
 
-def _classes(spec: DataSpec, channels: Tensor, source: str) -> Iterator[Suspicion]:
+def _classes(spec: DataSpec, channels: Tensor, source: str, batches: Sequence[Batch]) -> Iterator[Suspicion]:
     assert spec.labels is not None
     seen = channels.unique().long().tolist()
     wrong = [label for label in seen if not 0 <= label < spec.labels]
@@ -130,7 +138,7 @@ def _classes(spec: DataSpec, channels: Tensor, source: str) -> Iterator[Suspicio
     elif len(seen) == 1:
         yield "warning", f"{source}: only class {seen[0]} occurs", "Is the right file or key read?"
     else:
-        yield "note", f"{source}: {len(seen)} of {spec.labels} classes occur", ""
+        yield "note", f"{source}: {len(seen)} of {spec.labels} classes occur{_share(batches)}", ""
 
 
 def _usual(low: float, high: float) -> tuple[float, float]:

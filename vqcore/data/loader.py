@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vqcore.data.cache import Cache
+from vqcore.data.validity import check_masks, hidden, valid_of
 from vqcore.errors import ConfigError, DataError, VqcoreError, listed
 from vqcore.modalities.views import expand
-from vqcore.protocols import Batch, Data, DataSpec, Modality
+from vqcore.protocols import Batch, Data, DataSpec, Modality, View
 from vqcore.rng import derive, numpy_generator, permute
 from vqcore.schema import DataConfig
 
@@ -200,11 +201,17 @@ class BadSamples:
 
 
 class _Reader:
-    """Reads one sample with everything that rides along, all with one view."""
+    """Reads one sample with everything that rides along, all with one view; masks become part of the sample.
+
+    Raises `ConfigError` for a mask that does not fit the modality.
+    """
 
     def __init__(self, data: Data, modality: Modality, extra: Mapping[str, Modality], cache_mib: float = 0.0):
-        self.data, self.modality, self.extra = data, modality, extra
+        self.data, self.modality = data, modality
+        self.masks = {label: rides for label, rides in extra.items() if getattr(rides, "is_mask", False)}
+        self.extra = {label: rides for label, rides in extra.items() if label not in self.masks}
         self.cache = Cache(cache_mib)
+        check_masks(modality, self.masks)
 
     def read(self, index: int, size: tuple[int, ...], rng: np.random.Generator | None) -> Sample:
         raw = self._raw(index, "", self.modality)
@@ -214,7 +221,18 @@ class _Reader:
             label: rides.tensor(self._raw(index, label, rides), view) for label, rides in self.extra.items()
         }
         mask = self.modality.mask(raw, view) if self.modality.spec.mask else None  # type: ignore[attr-defined]
-        return Sample(self.modality.tensor(raw, view), self.data.key(index), extent, mask, extras)
+        sample = Sample(self.modality.tensor(raw, view), self.data.key(index), extent, mask, extras)
+        for label, rides in self.masks.items():
+            sample = self._masked(sample, label, rides, index, view)
+        return sample
+
+    def _masked(self, sample: Sample, label: str, rides: Any, index: int, view: View) -> Sample:
+        """A sample of which only what a mask calls valid is left."""
+        valid = valid_of(label, rides, self._raw(index, label, rides), view, sample.extent)
+        x = hidden(self.modality, sample.x, valid, rides.mask_value)
+        if getattr(self.modality, "hole_value", None) is not None:
+            return replace(sample, x=x)
+        return replace(sample, x=x, mask=valid if sample.mask is None else sample.mask & valid)
 
     def _raw(self, index: int, label: str, modality: Modality) -> Any:
         return self.cache.get((index, label), lambda: modality.read(self.data.get(index, label)))

@@ -152,8 +152,11 @@ class Array:
         return rearrange(x, "1 ... -> ...") if self.cfg.kind == "categorical" else x
 
     def show(self, x: Tensor) -> np.ndarray:
-        """One sample in the convention of the files; class scores become class ids."""
-        array = self._decode(self._single(x))
+        """One sample in the convention of the files, clipped to the declared range; class scores become class ids."""
+        x = self._single(x)
+        if self.cfg.range is not None:
+            x = x.clamp(-1, 1)
+        array = self._decode(x)
         if self.spec.rank == 1 and self.spec.size == (1,):
             return rearrange(array, "c 1 -> c")
         if len(array) == 1:
@@ -185,12 +188,13 @@ class Array:
         if array.ndim != rank + 1 or not array.size:
             raise DataError(
                 f"{name}: has shape {shape} where {channels} channels and {rank} axes are declared "
-                "(data.modality.channels, .rank)"
+                "(data.modality.channels, .rank; a size of [n] is one axis, of n two)"
             )
         if len(array) != channels:
-            last = "last" if self.cfg.channels_last else "first"
+            last, other, turned = ("last", 0, "false") if self.cfg.channels_last else ("first", -1, "true")
+            hint = f": set data.modality.channels_last={turned}" if shape[other] == channels else ""
             raise DataError(
-                f"{name}: has {len(array)} channels (shape {shape}, channels {last}); declared are {channels}"
+                f"{name}: has {len(array)} channels (shape {shape}, channels {last}); declared are {channels}{hint}"
             )
         return array
 

@@ -78,7 +78,7 @@ class Depth:
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None:
             raise ValueError("depth maps have no size of their own: set data.input_size")
-        self.cfg = cfg
+        self.cfg, self.hole_value = cfg, cfg.mask_value
         self.spec = DataSpec(
             channels=1 if cfg.mask_value is None else 2,
             size=expand(size, 2),

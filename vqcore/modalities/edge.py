@@ -45,7 +45,8 @@ class Edge:
     def read(self, source: Any) -> np.ndarray:
         """A file, picture or array `(h, w)` of 8 bits or booleans as `(1, h, w)`, 0 to 255.
 
-        Raises `DataError` when it is damaged, or has more bits or colours.
+        Raises `DataError` when it is damaged, has more bits or colours, or is brightest at 1: such a file has ones for
+        edges, and on a scale to 255 they would be none. One of zeros alone has no edge, which is fine.
         """
         raw = read_planes(source, (("Y",),), _grey)
         is_bool = isinstance(source, np.ndarray) and source.dtype == np.bool_
@@ -53,7 +54,13 @@ class Edge:
             raise DataError(
                 f"{name_of(source)}: holds values of type {raw.dtype}; edge maps are 8-bit, 0 to 255"
             )
-        return raw * np.uint8(255) if is_bool else raw
+        if is_bool:
+            return raw * np.uint8(255)
+        if raw.max() == 1:
+            raise DataError(
+                f"{name_of(source)}: holds 0 and 1 alone, where an edge is 255; save it again times 255"
+            )
+        return raw
 
     def extent(self, raw: np.ndarray) -> tuple[int, ...]:
         """Height and width in pixels."""
@@ -70,10 +77,12 @@ class Edge:
         return x.flip(-1) if view.flip else x
 
     def show(self, x: Float[Tensor, "*b 1 h w"]) -> Image.Image:
-        """One sample as an 8-bit grey picture; values outside [-1, 1] are clamped."""
+        """One sample as an 8-bit grey picture, which `read` takes; values outside [-1, 1] are clamped."""
         x = x.detach().cpu().float()
         x = rearrange(x if x.ndim == 3 else rearrange(x, "1 c h w -> c h w"), "1 h w -> h w")
-        return Image.fromarray(((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy())
+        levels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        # Nothing brighter than 1 of 255 is no edge; written so, it would be taken for a file of zeros and ones.
+        return Image.fromarray((levels * (levels.max() > 1)).numpy())
 
 
 def _grey(image: Image.Image) -> np.ndarray:

@@ -90,7 +90,7 @@ class Features:
         training_only: ClassVar[tuple[str, ...]] = ("hflip", "min_crop_scale")
 
         layout: Literal["chw", "hwc", "tokens"] = "chw"
-        """Order of the axes in the files; tokens is (positions, c), row by row, of a square map."""
+        """Order of the axes in the files; tokens is (positions, c), row by row, of a square map, or (h, w, c) of any."""
         prefix_tokens: int = 0
         """With layout tokens: how many come before the map (class token, registers); they are left out."""
         crop: Literal["cut", "resize"] = "cut"
@@ -175,8 +175,8 @@ class Features:
         return rearrange(self.scaling.undo(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
 
     def show(self, x: Float[Tensor, "*b c h w"]) -> np.ndarray:
-        """One map in the units and the layout of the files, without prefix tokens."""
-        pattern = {"chw": "c h w", "hwc": "h w c", "tokens": "(h w) c"}[self.cfg.layout]
+        """One map in the units of the files, which `read` takes: `(c, h, w)` if they have it so, else `(h, w, c)`."""
+        pattern = "c h w" if self.cfg.layout == "chw" else "h w c"
         return rearrange(self._single(x), f"c h w -> {pattern}").numpy()
 
     def picture(self, x: Float[Tensor, "*b c h w"]) -> Image.Image:
@@ -192,16 +192,18 @@ class Features:
 
     def _with_channels_first(self, array: np.ndarray, name: str) -> np.ndarray:
         layout, prefix = self.cfg.layout, self.cfg.prefix_tokens
-        if array.ndim != (2 if layout == "tokens" else 3) or not array.size:
-            axes = {"chw": "(channels, h, w)", "hwc": "(h, w, channels)", "tokens": "(positions, channels)"}[
-                layout
-            ]
+        if array.ndim not in ((2, 3) if layout == "tokens" else (3,)) or not array.size:
+            axes = {
+                "chw": "(channels, h, w)",
+                "hwc": "(h, w, channels)",
+                "tokens": "(positions, channels) or (h, w, channels)",
+            }[layout]
             raise DataError(
                 f"{name}: has shape {array.shape}, not {axes} as data.modality.layout={layout} says"
             )
         if layout == "chw":
             return array
-        if layout == "hwc":
+        if array.ndim == 3:
             return rearrange(array, "h w c -> c h w")
         side = round(max(0, len(array) - prefix) ** 0.5)
         if side * side + prefix != len(array):

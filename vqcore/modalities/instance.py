@@ -1,11 +1,11 @@
 """Masks of single instances, each cut to its own bounding box: `(1, h, w)` of zeros and ones, 64 x 64 by default.
 
 As 4M's SAM instances (arXiv 2406.09406): boxes that cover too small a share of the picture are dropped, the others are
-stretched to a square, and training draws one of a picture. Files hold label maps or stacks of masks, not pickled
-polygons. Evaluation takes the largest instance; `every` gives them all and `paste` puts them back where they were.
+stretched to a square, and training draws one of a picture. Files hold label maps, stacks of masks or annotations as
+JSON, not pickled polygons. Evaluation takes the largest; `every` gives them all and `paste` puts them back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,11 @@ from torch import Tensor
 
 from vqcore.data.npy import read_array
 from vqcore.errors import DataError
+from vqcore.modalities.annotations import read_annotations
+from vqcore.modalities.pieces import Box, Outline, Piece, stretched, tight
 from vqcore.modalities.planes import SUFFIXES, name_of, read_picture
 from vqcore.modalities.views import CropConfig, crop_view, expand, pixels
 from vqcore.protocols import DataSpec, View
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One instance: its mask within its tight box, whose first row and column these are."""
-
-    top: int
-    left: int
-    mask: Bool[np.ndarray, "h w"]
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """Top, left, bottom, right in pixels; the last two are exclusive."""
-        return self.top, self.left, self.top + self.mask.shape[0], self.left + self.mask.shape[1]
 
 
 @dataclass(frozen=True)
@@ -43,24 +31,25 @@ class Pieces:
     """The instances of a picture of this extent, from the largest box to the smallest."""
 
     extent: tuple[int, int]
-    found: tuple[Piece, ...]
+    found: tuple[Piece | Outline, ...]
 
 
 class Instance:
-    """One instance of a picture. A view's third fraction says which one; without it, the largest in the crop.
+    """One instance of a picture: the largest in a view, or in training one that `View.draw` decides.
 
     A view that leaves no instance is ignored: then the picture is not cropped.
     """
 
-    suffixes = (*SUFFIXES, ".npy")
+    suffixes = (*SUFFIXES, ".npy", ".json")
     metrics = ("iou",)
+    has_own_box = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(CropConfig):
         """Settings of instances."""
 
         ignore: tuple[int, ...] = (0,)
-        """Labels that are no instance: background, and perhaps 255 for void."""
+        """Labels that are no instance: background, and perhaps 255 for void. The lowest is the background of `show`."""
         threshold: int | None = None
         """Files are grey: what is brighter is the one instance. Null: every label is an instance of its own."""
         min_area: float = 0.0005
@@ -79,18 +68,25 @@ class Instance:
         self.spec = DataSpec(channels=1, size=nominal, kind="binary", range=(0.0, 1.0), loss="bce")
 
     def read(self, source: Any) -> Pieces:
-        """A label map (picture, `.npy` or array `(h, w)`) or a stack of masks (`.npy` or array `(n, h, w)`).
+        """A label map (picture, `.npy`, array `(h, w)`), a stack of masks (`.npy`, array `(n, h, w)`) or annotations.
 
         Of a colour picture the label is red + 256 green + 65536 blue, as in COCO's panoptic maps. In a stack
-        everything but 0 is inside. Raises `DataError` when there is no instance, or none large enough.
+        everything but 0 is inside. Annotations are a `.json` file or what is in one (`read_annotations`). Raises
+        `DataError` when there is no instance, or none large enough.
         """
-        is_array = isinstance(source, np.ndarray) or name_of(source).lower().endswith(".npy")
-        name = "array in memory" if isinstance(source, np.ndarray) else name_of(source)
-        if is_array:
-            array = source if isinstance(source, np.ndarray) else read_array(Path(source), name)
+        name, suffix = name_of(source), Path(source).suffix.lower() if isinstance(source, (str, Path)) else ""
+        if suffix == ".json" or isinstance(source, (Mapping, list)):
+            extent, found = read_annotations(source, name if suffix else "annotations in memory")
+            pieces = Pieces(extent, tuple(_sorted(found)))
+        elif suffix == ".npy" or isinstance(source, np.ndarray):
+            name = name if suffix else "array in memory"
+            pieces = self._pieces(read_array(Path(source), name) if suffix else source, name)
         else:
-            array = read_picture(source, _labels)
-        pieces = self._pieces(array, name)
+            pieces = self._pieces(read_picture(source, _labels), name)
+        return self._large(pieces, name)
+
+    def _large(self, pieces: Pieces, name: str) -> Pieces:
+        """Those that are large enough."""
         if not pieces.found:
             raise DataError(f"{name}: holds no instance; everything is background (data.modality.ignore)")
         large = tuple(each for each in pieces.found if _share(each, pieces.extent) >= self.cfg.min_area)
@@ -107,11 +103,10 @@ class Instance:
         return raw.extent
 
     def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
-        """A random resized crop, a flip and a draw among the instances, or the whole picture and the largest one."""
+        """A random resized crop, a flip and a draw, or the whole picture."""
         if rng is None:
-            return View(start=(0.0, 0.0, 0.0), stop=(1.0, 1.0, 1.0), size=size)
-        view = crop_view(self.cfg, extent, size, rng)
-        return replace(view, start=(*view.start, float(rng.random())), stop=(*view.stop, 1.0))
+            return View(start=(0.0, 0.0), stop=(1.0, 1.0), size=size, extent=tuple(extent))
+        return crop_view(self.cfg, extent, size, rng)
 
     def tensor(self, raw: Pieces, view: View) -> Float[Tensor, "1 h w"]:
         """The instance that a view names, its box stretched to the view's size: ones inside, zeros outside."""
@@ -123,24 +118,29 @@ class Instance:
             max(round(right), round(left) + 1),
         )
         found = self._within(raw, box) or list(raw.found)
-        pick = view.start[2] if len(view.start) > 2 else 0.0
-        x = _stretched(found[int(pick * len(found))].mask, view.size)
+        pick = int(np.random.default_rng(view.draw).integers(len(found))) if view.draw else 0
+        x = _tensor(found[pick].stretched(view.size))
         return x.flip(-1) if view.flip else x
 
     def every(self, source: Any) -> tuple[Float[Tensor, "n 1 h w"], Int[Tensor, "n 4"]]:
         """All instances of a picture at the nominal size, and their boxes: top, left, bottom, right, exclusive."""
         found = self.read(source).found
-        masks = torch.stack([_stretched(each.mask, self.spec.size) for each in found])
+        masks = torch.stack([_tensor(each.stretched(self.spec.size)) for each in found])
         return masks, torch.tensor([each.box for each in found])
 
     def show(self, x: Float[Tensor, "*b 1 h w"]) -> Image.Image:
-        """One mask as a grey picture, white where `x` is above a half."""
-        inside = rearrange(x.detach().cpu(), "... h w -> (...) h w")[0] > 0.5
-        return Image.fromarray(inside.numpy().astype(np.uint8) * 255)
+        """One mask as a label map, which `read` takes: the highest label of 8 bits where `x` is above a half.
 
-    def _within(self, raw: Pieces, box: tuple[int, int, int, int]) -> list[Piece]:
+        That is 255, white, on black, unless `ignore` says otherwise.
+        """
+        inside = rearrange(x.detach().cpu(), "... h w -> (...) h w")[0] > 0.5
+        ignored = [label for label in range(256) if label in self.cfg.ignore]
+        label = max(set(range(256)) - set(ignored), default=255)
+        return Image.fromarray(np.where(inside.numpy(), label, min(ignored, default=0)).astype(np.uint8))
+
+    def _within(self, raw: Pieces, box: Box) -> list[Piece | Outline]:
         """What lies in a box and is large enough there, the largest first."""
-        cut = [_cut(each, box) for each in raw.found]
+        cut = [each.cut(box) for each in raw.found]
         extent = (box[2] - box[0], box[3] - box[1])
         return _sorted(
             [each for each in cut if each is not None and _share(each, extent) >= self.cfg.min_area]
@@ -154,9 +154,9 @@ class Instance:
             )
         if array.ndim == 3:
             whole = [Piece(0, 0, mask != 0) for mask in array]
-            found = [each for each in map(_tight, whole) if each is not None]
+            found = [each for each in map(tight, whole) if each is not None]
         elif self.cfg.threshold is not None:
-            one = _tight(Piece(0, 0, array > self.cfg.threshold))
+            one = tight(Piece(0, 0, array > self.cfg.threshold))
             found = [] if one is None else [one]
         else:
             if array.min() < 0:
@@ -175,7 +175,7 @@ def paste(
     for page, mask, box in zip(canvas, masks, boxes):
         top, left, bottom, right = (int(edge) for edge in box)
         inside = (mask[0].detach().cpu() > 0.5).numpy()
-        page[top:bottom, left:right] = _stretched(inside, (bottom - top, right - left))[0].numpy() > 0
+        page[top:bottom, left:right] = stretched(inside, (bottom - top, right - left))
     return canvas
 
 
@@ -206,37 +206,18 @@ def _by_label(
     ]
 
 
-def _tight(piece: Piece) -> Piece | None:
-    """The same instance in its smallest box, or None when it is empty."""
-    rows, columns = np.flatnonzero(piece.mask.any(1)), np.flatnonzero(piece.mask.any(0))
-    if not rows.size:
-        return None
-    mask = piece.mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Piece(piece.top + int(rows[0]), piece.left + int(columns[0]), mask)
+def _sorted(pieces: Iterable[Piece | Outline]) -> list[Piece | Outline]:
+    return sorted(pieces, key=lambda each: (-_area(each), each.box))
 
 
-def _cut(piece: Piece, box: tuple[int, int, int, int]) -> Piece | None:
-    """What of an instance lies in a box, or None."""
-    top, left = max(piece.top, box[0]), max(piece.left, box[1])
-    bottom, right = min(piece.box[2], box[2]), min(piece.box[3], box[3])
-    if top >= bottom or left >= right:
-        return None
-    rows, columns = slice(top - piece.top, bottom - piece.top), slice(left - piece.left, right - piece.left)
-    return _tight(Piece(top, left, piece.mask[rows, columns]))
+def _area(piece: Piece | Outline) -> int:
+    top, left, bottom, right = piece.box
+    return (bottom - top) * (right - left)
 
 
-def _sorted(pieces: list[Piece]) -> list[Piece]:
-    return sorted(pieces, key=lambda each: (-each.mask.size, each.top, each.left))
+def _share(piece: Piece | Outline, extent: tuple[int, int]) -> float:
+    return _area(piece) / (extent[0] * extent[1])
 
 
-def _share(piece: Piece, extent: tuple[int, int]) -> float:
-    return piece.mask.size / (extent[0] * extent[1])
-
-
-def _stretched(mask: Bool[np.ndarray, "h w"], size: tuple[int, ...]) -> Float[Tensor, "1 height width"]:
-    """A mask at another size: one where the filtered mask is above half of its highest value."""
-    if mask.shape != size:
-        grey = Image.fromarray(mask.astype(np.uint8) * 255)
-        levels = np.asarray(grey.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-        mask = levels > levels.max() / 2  # half of 255, or of less where an instance is thinner than a pixel
+def _tensor(mask: Bool[np.ndarray, "h w"]) -> Float[Tensor, "1 h w"]:
     return rearrange(torch.from_numpy(mask.astype(np.float32)), "h w -> 1 h w")

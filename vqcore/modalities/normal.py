@@ -41,7 +41,7 @@ class Normal:
         unit: bool = True
         """Give every normal length 1 again. Off: as 4M, whose resized normals are as short as they come out."""
         tolerance: float | None = 0.1
-        """How far from 1 a length in a file may be; other files are refused. Null: any length will do."""
+        """How far from 1 a length in a file may be; other files are refused. Null: any length. 8 bits are off by 0.007."""
         mask_value: float | None = None
         """Value of holes in the tensor; then a validity channel is added. Null: they stay, and a mask goes beside."""
 
@@ -55,7 +55,7 @@ class Normal:
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None:
             raise ValueError("normals have no size of their own: set data.input_size")
-        self.cfg = cfg
+        self.cfg, self.hole_value = cfg, cfg.mask_value
         masked = cfg.mask_value is None
         self.spec = DataSpec(
             channels=3 if masked else 4, size=expand(size, 2), kind="unit-vector", mask=masked, loss="mse"
@@ -103,13 +103,16 @@ class Normal:
         return x if self.cfg.mask_value is None else torch.where(x[:, 3:] > 0, x[:, :3], torch.nan)
 
     def show(self, x: Float[Tensor, "*b c h w"]) -> Image.Image:
-        """One sample as an 8-bit picture, which `read` takes; holes of the validity channel are grey, which is zero."""
+        """One sample as an 8-bit picture, which `read` takes; holes are grey, which is zero.
+
+        Where files must hold unit vectors, shown ones have length 1, and what has no direction is a hole.
+        """
         x = x.detach().cpu().float()
         values = self.values(x if x.ndim == 4 else rearrange(x, "c h w -> 1 c h w"))
         n = rearrange(values, "1 c h w -> h w c").nan_to_num(0)
-        if self.cfg.unit:
+        if self.cfg.unit or self.cfg.tolerance is not None:
             length = n.norm(dim=-1, keepdim=True)
-            n = torch.where(length < SHORTEST, n, n / length.clamp(min=SHORTEST))
+            n = torch.where(length < SHORTEST, 0.0, n / length.clamp(min=SHORTEST))
         levels = ((n.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return Image.fromarray(levels.numpy())
 

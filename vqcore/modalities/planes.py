@@ -64,6 +64,11 @@ def read_picture(source: Any, convert: Callable[[Image.Image], T]) -> T:
                 return convert(_from_array(source))
             if isinstance(source, Image.Image):
                 return convert(source)
+            if not isinstance(source, (str, Path)) and not hasattr(source, "read"):
+                raise DataError(
+                    f"a {type(source).__name__} is no picture; read takes a path, a PIL image or a NumPy array, and "
+                    "tensors go to Tokenizer.encode as they are"
+                )
             with Image.open(source, formats=FORMATS) as image:
                 return convert(image)
     except UnidentifiedImageError as error:

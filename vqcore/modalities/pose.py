@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vqcore import config
 from vqcore.data.npy import read_array
-from vqcore.errors import DataError, did_you_mean, listed
+from vqcore.errors import ConfigError, DataError, did_you_mean, listed
 from vqcore.modalities.vector import barcode
 from vqcore.protocols import DataSpec, View
 from vqcore.scores_signal import rotation_matrices
@@ -35,7 +35,7 @@ _SIDES = ((0, 0, 0), (31, 119, 180), (214, 39, 40))
 
 
 class Pose:
-    """Joints of one body, or their rotations, as a vector; nothing is cropped."""
+    """Joints of one body, or their rotations, as a vector. Beside a picture 2-D joints follow its crop."""
 
     suffixes = (".npy", ".json")
 
@@ -43,7 +43,7 @@ class Pose:
     class Config(config.Config):
         """Settings of poses."""
 
-        training_only: ClassVar[tuple[str, ...]] = ("hflip", "flip_pairs", "bones", "y_up")
+        training_only: ClassVar[tuple[str, ...]] = ("hflip", "flip_pairs", "bones", "y_up", "frame")
 
         joints: int
         """Joints of a body."""
@@ -61,6 +61,9 @@ class Pose:
         """Subtracted from positions, in units of the files, e.g. half of the picture's sides; mirrors about it."""
         scale: float = 1.0
         """Units of the files that become 1, e.g. half of the picture's height; choose it so that poses fill -1..1."""
+        frame: Literal["pixels", "shares", "body"] | None = None
+        """Beside a picture: positions are its pixels, or shares of its sides, and follow its crop; or a body's own, and
+        do not. Null: pixels if dims is 2."""
         hflip: float = 0.0
         """Share of the training samples that are mirrored: x changes its sign, or what rotations do under it."""
         flip_pairs: tuple[tuple[int, int], ...] = ()
@@ -91,6 +94,11 @@ class Pose:
                 raise ValueError(
                     f"center={list(self.center)} has {len(self.center)} numbers for dims={self.dims}"
                 )
+            if self.frame in ("pixels", "shares") and (self.value, self.dims) != ("position", 2):
+                raise ValueError(
+                    f"frame={self.frame} with value={self.value}, dims={self.dims}: only positions with dims=2 lie "
+                    "in a picture"
+                )
             if not self.scale > 0:
                 raise ValueError(f"scale={self.scale} must be above 0")
             if not 0 <= self.hflip <= 1:
@@ -108,6 +116,8 @@ class Pose:
         self.center = np.zeros(self.width, np.float32)
         if cfg.center is not None:
             self.center = np.array(cfg.center, np.float32)
+        is_flat = (cfg.value, cfg.dims) == ("position", 2)
+        self.frame = cfg.frame or ("pixels" if is_flat else "body")
         self.swapped = np.arange(cfg.joints)
         for left, right in cfg.flip_pairs:
             self.swapped[[left, right]] = right, left
@@ -147,8 +157,14 @@ class Pose:
         return View(start=(0.0,), stop=(1.0,), size=(1,), flip=flip)
 
     def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c 1"]:
-        """The pose, mirrored if the view is; of a view that was drawn for something else only the mirror counts."""
-        pose = self._mirrored(raw) if view.flip else raw
+        """The pose, mirrored if the view is.
+
+        Of a picture's view, positions in its frame become positions in the crop: pixels at the view's size, or shares.
+        Of any other view that was drawn for something else only the mirror counts. Raises `ConfigError` when they are
+        pixels of a picture whose size is not known.
+        """
+        follows = len(view.size) == 2 and self.frame != "body"
+        pose = self._in_crop(raw, view) if follows else self._mirrored(raw) if view.flip else raw
         if self.cfg.value == "position":
             origin = self.center if self.cfg.root is None else pose[self.cfg.root]
             pose = (pose - origin) / np.float32(self.cfg.scale)
@@ -193,6 +209,22 @@ class Pose:
     def _single(self, x: Tensor) -> Float[Tensor, "j w"]:
         x = x.detach().cpu().float()
         return rearrange(self.values(x if x.ndim == 3 else rearrange(x, "c 1 -> 1 c 1")), "1 w j -> j w")
+
+    def _in_crop(self, pose: np.ndarray, view: View) -> np.ndarray:
+        """Positions in what a picture's view shows. The left edge is 0, so a mirror turns x into the width minus x."""
+        whole, part = (view.extent, view.size) if self.frame == "pixels" else ((1, 1), (1, 1))
+        if whole is None:
+            raise ConfigError(
+                "a pose in pixels cannot follow a crop of unknown pixels: data.modality does not say what its samples "
+                "measure (View.extent). Set data.extra.<label>.frame to shares or body."
+            )
+        across = np.array(part[::-1])
+        start, stop = np.array(view.start[::-1]), np.array(view.stop[::-1])
+        moved = (pose / np.array(whole[::-1]) - start) / (stop - start) * across
+        if view.flip:
+            moved = moved[self.swapped]
+            moved[:, 0] = across[0] - moved[:, 0]
+        return moved.astype(np.float32)
 
     def _mirrored(self, pose: np.ndarray) -> np.ndarray:
         pose = pose[self.swapped]

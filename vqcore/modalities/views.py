@@ -66,6 +66,7 @@ def view_of(box: Box, extent: tuple[int, ...], size: tuple[int, ...], flip: bool
         stop=tuple((a + side) / n for a, side, n in zip(start, sides, extent)),
         size=size,
         flip=flip,
+        extent=tuple(extent),
     )
 
 

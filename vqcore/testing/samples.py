@@ -77,6 +77,10 @@ def _check_other_size(modality: Any, raw: Any, size: tuple[int, ...]) -> None:
 
 def _check_view(view: View, size: tuple[int, ...]) -> None:
     assert view.size == size, f"view law: its size is {view.size}, {size} was asked for"
+    counts = len(view.start), len(view.stop)
+    assert counts == (len(size), len(size)), (
+        f"view law: start and stop have {counts[0]} and {counts[1]} entries for {len(size)} axes; it is one per axis"
+    )
     inside = all(0 <= low < high <= 1 + 1e-9 for low, high in zip(view.start, view.stop))
     assert inside and view.start, (
         f"view law: {view.start} to {view.stop} is no part of the sample; fractions lie in 0..1"

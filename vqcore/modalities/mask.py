@@ -1,0 +1,107 @@
+"""Masks: which positions of what they ride along with count; also a modality like any other, zeros and ones.
+
+4M's `mask_valid` (arXiv 2312.06647), of which only pure white counts: `threshold: 254`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from vqcore.errors import DataError
+from vqcore.modalities.planes import SUFFIXES, cut_planes, name_of, read_planes
+from vqcore.modalities.views import CropConfig, crop_view, expand
+from vqcore.protocols import DataSpec, View
+
+
+class Mask:
+    """Masks as `(1, h, w)` of ones, where a position is valid, and zeros. Riding along, it makes `Batch.mask`."""
+
+    suffixes = (*SUFFIXES, ".npy")
+    metrics = ("iou", "f1")
+    is_mask = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(CropConfig):
+        """Settings of masks."""
+
+        training_only: ClassVar[tuple[str, ...]] = (*CropConfig.training_only, "mask_value")
+
+        threshold: float = 0.0
+        """What is above it in a file is valid. 254: pure white of an 8-bit picture alone, as 4M."""
+        invert: bool = False
+        """The files mark what is not valid."""
+        pool: int = 1
+        """Blocks of pool x pool positions are valid where all of them are, e.g. whole patches of the encoder."""
+        mask_value: float | None = None
+        """Riding along: what the main sample's tensor holds where it is not valid. Null: it stays as it is."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.pool < 1:
+                raise ValueError(f"pool={self.pool} must be at least 1")
+
+    def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
+        if size is None:
+            raise ValueError("masks have no size of their own: set data.input_size")
+        self.cfg, self.mask_value = cfg, cfg.mask_value
+        self.spec = DataSpec(channels=1, size=expand(size, 2), kind="binary", range=(0.0, 1.0), loss="bce")
+
+    def read(self, source: Any) -> np.ndarray:
+        """A grey or palette picture, a `.npy` file or an array `(h, w)` as `(1, h, w)`: 1 where it is valid, else 0.
+
+        Raises `DataError` when it is damaged or coloured, or when nothing is valid.
+        """
+        raw = read_planes(source, (("Y",),), _levels)
+        valid = (raw > self.cfg.threshold) != self.cfg.invert
+        if not valid.any():
+            low, high = float(raw.min()), float(raw.max())
+            is_what = "above" if not self.cfg.invert else "at or below (invert)"
+            raise DataError(
+                f"{name_of(source)}: is an empty mask; its values run from {low:g} to {high:g}, and valid is what "
+                f"lies {is_what} threshold={self.cfg.threshold:g}"
+            )
+        return valid.astype(np.uint8)
+
+    def extent(self, raw: np.ndarray) -> tuple[int, ...]:
+        """Height and width in pixels."""
+        return raw.shape[1:]
+
+    def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
+        """A random resized crop and a flip, or with `rng=None` the largest centred box."""
+        return crop_view(self.cfg, extent, size, rng)
+
+    def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "1 h w"]:
+        """The part that a view names, at the view's size, nearest pixels; then in blocks."""
+        x = torch.from_numpy(cut_planes(raw, view, "nearest")).float()
+        x = x.flip(-1) if view.flip else x
+        pool, (height, width) = self.cfg.pool, view.size
+        if pool == 1:
+            return x
+        blocks = 1 - F.max_pool2d(1 - x, pool, ceil_mode=True)
+        return repeat(blocks, "c h w -> c (h p) (w q)", p=pool, q=pool)[:, :height, :width].contiguous()
+
+    def show(self, x: Float[Tensor, "*b 1 h w"]) -> Image.Image:
+        """One mask as a grey picture as in the files: white where `x` is above a half, with `invert` black."""
+        inside = rearrange(x.detach().cpu(), "... h w -> (...) h w")[0] > 0.5
+        return Image.fromarray((inside.numpy() != self.cfg.invert).astype(np.uint8) * 255)
+
+
+def _levels(image: Image.Image) -> np.ndarray:
+    """One plane of a grey picture, or the indices of a palette picture; of colours, if all channels agree."""
+    if image.mode == "RGB":
+        planes = rearrange(np.asarray(image), "h w c -> c h w")
+        if (planes == planes[:1]).all():
+            return planes[:1]
+    if image.mode not in ("1", "L", "P", "I", "F") and not image.mode.startswith("I;16"):
+        raise DataError(
+            f"holds colours or transparency (mode {image.mode}); a mask is a grey or palette picture"
+        )
+    kind = np.uint8 if image.mode in ("1", "L", "P") else np.float32
+    return rearrange(np.asarray(image).astype(kind), "h w -> 1 h w")
