@@ -124,6 +124,15 @@ def test_bytes_where_a_unit_range_is_declared(tmp_path, capsys):
     assert "-> The files hold 0." in said and "set data.modality.range=[0, 255]." in said
 
 
+def test_where_nothing_can_be_read_it_is_the_config(tmp_path):
+    data = arrays(tmp_path / "data")
+    data["modality"] = {"name": "array", "channels": 3, "size": [8, 8], "range": [0, 1]}
+    (wrong,) = graded(check.samples(built(tmp_path / "run", data=data)), "error")
+    assert "12 of 12 samples that were tried cannot be read" in wrong.what
+    assert "does data.modality say what they are? vqcore show array" in wrong.remedy
+    assert "Mend or remove" not in wrong.remedy
+
+
 def test_unreadable_files_are_named(tmp_path):
     data = arrays(tmp_path / "data", count=20, damaged=(3,)) | {"max_bad_share": 0.1}
     data["modality"] = {"name": "array", "channels": 2, "size": [8, 8], "range": [0, 1]}
@@ -212,6 +221,19 @@ def test_warnings_are_said_and_the_first_error_raised(caplog):
     with pytest.raises(ConfigError, match=r"^b: is wrong. Mend it. \(1 more"):
         settle([*found, found[1]])
     assert caplog.messages == ["warning: a: is odd."]
+
+
+@pytest.mark.parametrize(
+    "what, remedy, said",
+    [
+        ("is not finite", "Look there.", "a: is not finite. Look there."),
+        ("is odd.", "Is it right?", "a: is odd. Is it right?"),
+        ("no loss 'x'. Did you mean 'y'?", "There: y.", "a: no loss 'x'. Did you mean 'y'? There: y."),
+        ("is a fact", "", "a: is a fact"),
+    ],
+)
+def test_findings_and_remedies_are_sentences_of_their_own(what, remedy, said):
+    assert str(Finding("warning", "a", what, remedy)) == said
 
 
 def test_a_decoder_of_another_scale(tmp_path):

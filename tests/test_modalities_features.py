@@ -58,6 +58,22 @@ class TestFiles:
         with pytest.raises(DataError, match=r"shape \(15, 6\)|make no square map"):
             modality.read(maps(height=3, width=5).reshape(6, 15).T)
 
+    def test_beside_a_picture_a_map_has_the_stride_of_its_network(self):
+        """A picture of 48 x 64 and its map of positions of 16 pixels: every cell is the place that it stands for."""
+        raw = np.stack(np.meshgrid(np.arange(3.0), np.arange(4.0), indexing="ij")).astype(np.float32)
+        beside = features(48, channels=2, stride=16)
+        whole = View(start=(0.0, 0.0), stop=(1.0, 1.0), size=(48, 64), extent=(48, 64))
+        assert np.array_equal(beside.tensor(raw, whole), raw)
+        part = View(start=(0.0, 0.5), stop=(2 / 3, 1.0), size=(32, 32), extent=(48, 64), flip=True)
+        assert np.array_equal(beside.tensor(raw, part), raw[:, :2, :1:-1])
+        enlarged = View(start=(0.0, 0.0), stop=(1.0, 1.0), size=(96, 128), extent=(48, 64))
+        assert beside.tensor(raw, enlarged).shape == (2, 6, 8)
+        assert features(48, channels=2).tensor(raw, whole).shape == (2, 48, 64)
+        alone = beside.view((3, 4), (3, 4), None)
+        assert np.array_equal(beside.tensor(raw, alone), raw)
+        with pytest.raises(ValueError, match="stride=0"):
+            features(stride=0)
+
     def test_npz_and_safetensors_by_key(self, tmp_path):
         x = maps(height=4, width=4)
         np.savez(tmp_path / "one.npz", only=x)

@@ -179,6 +179,16 @@ class TestMasks:
         assert torch.equal(tensor(modality, modality.show(x)), x)
         assert np.array_equal(np.asarray(modality.show(0.2 + 0.6 * x)), np.asarray(x[0] * 255))
 
+    @pytest.mark.parametrize(
+        "ignore, ends", [((0, 255), [0, 254]), ((255,), [254, 255]), ((0, 300), [0, 255])]
+    )
+    def test_a_shown_mask_has_labels_that_mean_the_same(self, ignore, ends):
+        modality = instances(ignore=ignore)
+        x = tensor(instances(), scene())
+        shown = modality.show(x)
+        assert np.unique(shown).tolist() == ends
+        assert torch.equal(tensor(modality, shown), x)
+
     def test_thin_lines_survive_shrinking(self):
         line = np.eye(400, dtype=np.uint8)
         x = tensor(instances(), line)[0]

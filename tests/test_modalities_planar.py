@@ -258,6 +258,17 @@ class TestDepth:
             depth().read(tmp_path / "a.exr")
 
 
+@pytest.mark.parametrize("resample", ["nearest", "bilinear"])
+def test_integers_below_zero_are_heights_too(tmp_path, resample):
+    heights = np.array([[-400, 0, 800], [-9999, 100, -10]], np.int16)
+    np.save(tmp_path / "a.npy", heights)
+    modality = depth(scaling="linear", range=(-1000.0, 1000.0), invalid=(-9999.0,), resample=resample)
+    raw = modality.read(tmp_path / "a.npy")
+    shown, mask = modality.show(modality.tensor(raw, whole(2, 3))), modality.mask(raw, whole(2, 3))
+    assert mask.tolist() == [[True] * 3, [False, True, True]]
+    assert np.allclose(shown[mask], heights[mask], atol=0.1)
+
+
 class TestNormal:
     def test_eight_bits(self, tmp_path):
         levels = np.round((unit_vectors() + 1) * 127.5).astype(np.uint8)
@@ -318,6 +329,18 @@ class TestNormal:
     def test_show_gives_unit_vectors_whatever_a_decoder_says(self):
         x = torch.tensor([0.0, 0.3, 0.4]).reshape(3, 1, 1).expand(3, 2, 2)
         assert np.asarray(normal().show(x))[0, 0].tolist() == [128, 204, 230]
+
+    @pytest.mark.parametrize("settings", [{}, {"unit": False}, {"mask_value": 0.0}])
+    def test_what_it_shows_it_reads(self, settings):
+        # 0.0996 lies below the shortest length that has a direction, and its 8-bit levels above it.
+        modality = normal(**settings)
+        short = torch.tensor([0.09, 0.04, 0.0166]).reshape(3, 1, 1)
+        x = torch.stack([short[:, 0, 0], torch.tensor([0.0, 0.3, 0.4])], dim=-1).reshape(3, 1, 2)
+        x = x if modality.spec.channels == 3 else torch.cat([x, torch.ones(1, 1, 2)])
+        shown = modality.show(x)
+        assert np.asarray(shown)[0, 0].tolist() == [128, 128, 128]
+        raw = modality.read(shown)
+        assert modality.tensor(raw, whole(1, 2)).shape == x.shape
 
 
 class TestSemseg:
@@ -402,6 +425,28 @@ class TestSemseg:
         with pytest.raises(DataError, match=r"the id 3 at \[0, 0\] is no class"):
             modality.read(np.array([[3]]))
 
+    def test_minus_one_may_mean_none(self, tmp_path):
+        ids = np.array([[0, 1, -1, 2]])
+        np.save(tmp_path / "a.npy", ids)
+        modality = semseg(num_labels=3, ignore_label=-1)
+        for source in (ids, tmp_path / "a.npy", ids.astype(np.int8)):
+            raw = modality.read(source)
+            assert modality.tensor(raw, whole(1, 4)).tolist() == [[0, 1, 3, 2]]
+            assert modality.mask(raw, whole(1, 4)).tolist() == [[True, True, False, True]]
+        shown = modality.show(modality.tensor(modality.read(ids), whole(1, 4)))
+        assert isinstance(shown, np.ndarray) and np.array_equal(shown, ids)
+        assert semseg(num_labels=3, ignore_label=-1, resample="pillow-nearest").tensor(
+            raw, whole(1, 2)
+        ).shape == (1, 2)
+        for wrong in (-2, 3):
+            with pytest.raises(DataError, match=rf"the id {wrong} at \[0, 1\] is no class"):
+                modality.read(np.array([[0, wrong]]))
+
+    def test_what_has_no_colour_of_its_own_is_grey(self):
+        modality = semseg(num_labels=2, ignore_label=-1, palette=((1, 2, 3), (9, 8, 7)))
+        x = tensor_of(modality, np.array([[0, 1, -1]]))
+        assert np.asarray(modality.picture(x)).tolist() == [[[1, 2, 3], [9, 8, 7], [128, 128, 128]]]
+
     def test_resizing_invents_no_class(self):
         ids = np.zeros((30, 30), np.uint8)
         ids[:, 15:] = 5
@@ -431,6 +476,13 @@ class TestEdge:
         image = Image.open(earth("edge")).convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)
         levels = torch.from_numpy(np.array(image)).float().div(255).sub(0.5).div(0.5)
         assert torch.equal(x[0], levels[..., 0]) and torch.equal(x[0], levels[..., 2])
+
+    def test_a_picture_without_edges_is_one(self, tmp_path):
+        modality = edge()
+        assert (tensor_of(modality, np.zeros((4, 4), np.uint8)) == -1).all()
+        faint = torch.full((1, 4, 4), -0.99)
+        modality.show(faint).save(tmp_path / "a.png")
+        assert (tensor_of(modality, tmp_path / "a.png") == -1).all()
 
     def test_jpeg_may_tint_a_little(self, tmp_path):
         levels = (np.random.default_rng(0).random((32, 32)) < 0.1).astype(np.uint8) * 255
@@ -587,7 +639,37 @@ BAD = [
         "a negative id",
         lambda: semseg(num_labels=3),
         np.full((2, 2), -1),
-        r"integers from -1 to -1; they must lie in 0 to 65535",
+        r"the id -1 at \[0, 0\] is no class; .*data\.modality\.ignore_label",
+    ),
+    (
+        "a negative id where ids are shifted",
+        lambda: semseg(**COCO),
+        np.array([[3, -1]]),
+        r"the id -1 at \[0, 1\] is no class; .*shift",
+    ),
+    (
+        "numbers of 64 bits",
+        lambda: depth(),
+        np.array([[3, 2**40]]),
+        r"integers from 3 to 1099511627776; they must fit into 32 bits",
+    ),
+    (
+        "negative integers for normals",
+        lambda: normal(),
+        np.full((3, 8, 8), -1),
+        r"32-bit integers; normals are 8-bit",
+    ),
+    (
+        "zeros and ones for edges",
+        lambda: edge(),
+        np.eye(8, dtype=np.uint8),
+        "holds 0 and 1 alone, where an edge is 255; save it again times 255",
+    ),
+    (
+        "a palette's or a label map's ones for edges",
+        lambda: edge(),
+        Image.fromarray(np.eye(8, dtype=np.uint8)),
+        "holds 0 and 1 alone",
     ),
     (
         "nothing but ignored",
@@ -670,7 +752,11 @@ class TestBadInput:
             (lambda: Normal.Config(mask_value=-3.0), "mask_value=-3.0"),
             (lambda: Semseg.Config(num_labels=0), "num_labels=0"),
             (lambda: Semseg.Config(num_labels=300, shift=True), "num_labels=300 with shift"),
-            (lambda: Semseg.Config(num_labels=3, ignore_label=-1), "ignore_label=-1"),
+            (lambda: Semseg.Config(num_labels=3, ignore_label=70000), "ignore_label=70000"),
+            (
+                lambda: Semseg.Config(num_labels=3, shift=True, ignore_label=-1),
+                "ignore_label=-1 with shift=True",
+            ),
             (
                 lambda: Semseg.Config(num_labels=3, palette=((0, 0, 0),)),
                 "palette has 1 colours for num_labels=3",

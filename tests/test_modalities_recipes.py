@@ -1,10 +1,12 @@
 """The recipes of planar data and arrays: accepted, with the published settings; and their tokenizers on real files."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vqcore.assembly import tokenizer_config_of
@@ -75,6 +77,15 @@ def test_multi_resolution_recipes_continue_their_base(name):
     assert config.data.modality == base.data.modality and config.objective == base.objective
     assert config.model.quantizer == base.model.quantizer
     assert (config.model.encoder.input_size_enc, config.model.decoder.input_size_dec) == (224, 224)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cfgs" / "vqvae").glob("*/*base.yaml")), ids=lambda p: p.stem)
+def test_the_heads_of_recipes_count_their_parameters(path):
+    said = re.search(r"^# (\d+) M parameters", path.read_text(), re.MULTILINE)
+    assert said is not None
+    with torch.device("meta"):
+        state = tokenizer(str(path.relative_to(ROOT / "cfgs").with_suffix(""))).state_dict()
+    assert abs(sum(value.numel() for value in state.values()) / 1e6 - int(said[1])) < 1
 
 
 @pytest.mark.parametrize("name", ["dinov2-b14", "imagebind-h14"])

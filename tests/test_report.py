@@ -16,6 +16,8 @@ from vqcore import artefact, pictures, report
 from vqcore.cli import main
 from vqcore.config import from_tree
 from vqcore.errors import RunError
+from vqcore.modalities.depth import Depth
+from vqcore.protocols import Batch
 from vqcore.report import charts, gallery, record
 from vqcore.schema import RunConfig
 from vqcore.trainer import train
@@ -399,6 +401,32 @@ def test_original_and_rebuilt_have_one_scale():
         np.asarray(half).max() == 128 and np.asarray(pictures.array_picture(np.empty(0), x, x)).max() == 255
     )
     assert isinstance(half, Image.Image) and half.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    "grid, size", [((16,), (16, 4)), ((3,), (3, 1)), ((4, 6), (6, 4)), ((2, 4, 6), (24, 2))]
+)
+def test_a_token_map_is_large_enough_to_see(grid, size):
+    latents = torch.randn(2, *grid, 5)
+    maps = pictures.token_maps(latents)
+    assert [each.size for each in maps] == [size, size]
+    if len(grid) == 1:
+        rows = np.asarray(maps[0])
+        assert (rows == rows[:1]).all() and len(np.unique(rows[0], axis=0)) == len(rows[0])
+
+
+def test_positions_that_do_not_count_are_grey():
+    modality = Depth(Depth.Config(scaling="linear", range=(0.0, 10.0)), size=4)
+    raw = modality.read(np.array([[0.0, 5.0], [10.0, 5.0]], np.float32))
+    view = modality.view((2, 2), (2, 2), None)
+    batch = Batch(modality.tensor(raw, view)[None], ("a",), mask=modality.mask(raw, view)[None])
+    (shown,) = pictures.originals(modality, batch)
+    (bare,) = pictures.originals(modality, Batch(batch.x, ("a",)))
+    shown, bare = np.asarray(shown), np.asarray(bare)
+    assert shown[0, 0].tolist() == [128, 128, 128] and (bare[0, 0] == bare[0, 1]).all()
+    assert np.array_equal(shown[1], bare[1]) and np.array_equal(shown[0, 1], bare[0, 1])
+    vector = pictures.picture(modality, batch.x[0], mask=torch.zeros(7, dtype=torch.bool))
+    assert np.array_equal(np.asarray(vector), bare)
 
 
 def test_the_best_checkpoints_evaluation_is_shown(tmp_path):

@@ -123,7 +123,7 @@ def test_recipe(recipe, tmp_path, capsys):
     first = np.load(codes[0])
     assert first.shape == (*tokenizer.grid(), tokenizer.num_codebooks)
     assert first.max() < tokenizer.codebook_size
-    rebuilt = [path for path in (tmp_path / "rebuilt").rglob("*") if path.suffix in (".png", ".npy")]
+    rebuilt = [path for path in (tmp_path / "rebuilt").rglob("*") if path.suffix in (".png", ".npy", ".wav")]
     assert len(rebuilt) == len(codes) > 0
     assert rebuilt[0].suffix in tokenizer.modality.suffixes
     if config.data.modality.name != "array":  # whose rebuilt values may leave the declared range

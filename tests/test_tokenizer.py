@@ -52,6 +52,21 @@ def test_encode_changes_nothing_even_in_training_mode():
     assert all(torch.equal(v, before[k]) for k, v in tokenizer.state_dict().items())
 
 
+def test_values_far_outside_the_range_are_said_once(caplog):
+    tokenizer = make()
+    levels = torch.linspace(0, 255, 128).reshape(1, 2, 8, 8)
+    tokenizer.encode(levels / 127.5 - 1)
+    tokenizer.encode((levels / 127.5 - 1) * 2.9)
+    assert not caplog.messages
+    tokenizer.encode(levels)
+    tokenizer.encode(-levels)
+    (said,) = caplog.messages
+    assert "from 0 to 255 where this tokenizer knows -1 to 1" in said and "Tokenizer.read" in said
+    free = make(range=None)
+    free.encode(levels)
+    assert len(caplog.messages) == 1
+
+
 def test_class_maps_are_embedded_and_come_back_as_logits():
     tokenizer = make(kind="categorical", labels=5, channels=1, range=None)
     x = torch.randint(5, (2, 8, 8))

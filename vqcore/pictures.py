@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
-from jaxtyping import Float, Int
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from vqcore.modalities.colours import GREY
 from vqcore.protocols import Batch, Modality
 from vqcore.rng import sample_generators
 
@@ -33,16 +34,36 @@ _INKS = (
 )
 
 
-def picture(modality: Modality, x: Tensor, like: Tensor | None = None) -> Image.Image:
+def picture(
+    modality: Modality,
+    x: Tensor,
+    like: Tensor | None = None,
+    mask: Bool[Tensor, "*size"] | None = None,
+) -> Image.Image:
     """One sample `(c, *size)`, or a class map, as a picture: the modality's own idea of one if it has any.
 
-    `like` is the sample that it imitates: where a picture has to be scaled, both then have one scale.
+    `like` is the sample that it imitates: where a picture has to be scaled, both then have one scale. Where a picture
+    has a pixel for each position, those that `mask` calls invalid are grey.
     """
     own = getattr(modality, "picture", None)
     shown = own(x) if own else modality.show(x)
     if isinstance(shown, Image.Image):
-        return shown.convert("RGB")
-    return array_picture(np.asarray(shown), x, x if like is None else like)
+        shown = shown.convert("RGB")
+    else:
+        shown = array_picture(np.asarray(shown), x, x if like is None else like)
+    if mask is not None and mask.shape == (shown.height, shown.width):
+        shown.paste(GREY, mask=Image.fromarray(~mask.cpu().numpy()))
+    return shown
+
+
+def originals(modality: Modality, batch: Batch) -> list[Image.Image]:
+    """The samples of a batch as pictures."""
+    return [picture(modality, one, mask=mask) for one, mask in zip(batch.x.cpu(), masks(batch))]
+
+
+def masks(batch: Batch) -> Sequence[Bool[Tensor, "*size"] | None]:
+    """The mask of each sample of a batch."""
+    return [None] * len(batch.keys) if batch.mask is None else list(batch.mask)
 
 
 def array_picture(shown: np.ndarray, x: Tensor, like: Tensor) -> Image.Image:
@@ -91,7 +112,8 @@ def heat(unit: np.ndarray) -> np.ndarray:
 def token_maps(latents: Float[Tensor, "b *grid d"]) -> list[Image.Image]:
     """Each sample's codes as colours: the three main directions of the quantized latents become red, green and blue.
 
-    Equal codes have equal colours, and codes that stand for similar things have similar ones.
+    Equal codes have equal colours, and codes that stand for similar things have similar ones. A row of codes is a band
+    a quarter as high as it is long.
     """
     flat = rearrange(latents.detach().cpu().double(), "b ... d -> b (...) d")
     centred = flat - flat.mean((0, 1))
@@ -101,8 +123,9 @@ def token_maps(latents: Float[Tensor, "b *grid d"]) -> list[Image.Image]:
     spread = parts.std((0, 1)).clamp(min=1e-12)
     colours = ((parts / spread / 4 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     grid = latents.shape[1:-1]
-    height = grid[0] if len(grid) > 1 else 1
-    return [Image.fromarray(rearrange(one, "(h w) c -> h w c", h=height)) for one in colours]
+    height, times = (grid[0], 1) if len(grid) > 1 else (1, max(1, grid[0] // 4))
+    maps = repeat(colours, "b (h w) c -> b (h times) w c", h=height, times=times)
+    return [Image.fromarray(one) for one in maps]
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
@@ -128,7 +151,7 @@ def contact_sheet(tokenizer: Any, batch: Batch) -> Image.Image:
     codes = tokenizer.encode(batch.x, batch.mask)
     return sheet(
         [
-            ("original", [picture(tokenizer.modality, one) for one in batch.x.cpu()]),
+            ("original", originals(tokenizer.modality, batch)),
             ("rebuilt", rebuilt(tokenizer, batch, codes)),
             ("token map", token_maps(tokenizer.lookup(codes))),
         ]
@@ -154,8 +177,7 @@ class Strip:
         codes = tokenizer.encode(self.batch.x, self.batch.mask)
         row = sheet([(f"step {step}", rebuilt(tokenizer, self.batch, codes))])
         save_picture(row, self.folder / f"step_{step}.png")
-        originals = [picture(tokenizer.modality, one) for one in self.batch.x.cpu()]
-        rows = [sheet([("original", originals)])]
+        rows = [sheet([("original", originals(tokenizer.modality, self.batch))])]
         for path in sorted(self.folder.glob("step_*.png"), key=_step_of):
             with Image.open(path) as saved:
                 rows.append(saved.convert("RGB"))
@@ -180,7 +202,8 @@ def rebuilt(tokenizer: Any, batch: Batch, codes: Int[Tensor, "b *grid q"]) -> li
     rng = sample_generators(batch.keys, "picture")
     x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras).cpu()
     shown = x_hat.argmax(1) if tokenizer.spec.labels is not None else x_hat
-    return [picture(tokenizer.modality, one, like) for one, like in zip(shown, batch.x)]
+    each = zip(shown, batch.x, masks(batch))
+    return [picture(tokenizer.modality, one, like, mask) for one, like, mask in each]
 
 
 def _step_of(path: Path) -> int:

@@ -8,6 +8,7 @@ of it.
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from vqcore.registry import Registry, registry
 from vqcore.rng import generator, seeded
 from vqcore.schema import TokenizerConfig
 
+log = logging.getLogger(__name__)
 FINGERPRINT_VERSION = 2
 
 
@@ -59,6 +61,7 @@ class Tokenizer(nn.Module):
         build = _Builder(registry_ or registry(), seed)
         self.cfg = cfg
         self._frozen: tuple[str, ...] = ()
+        self._range_was_left = False
         self.origin: dict[str, Any] = {}
         self.modality = build("modality", "data.modality", cfg.modality, size=cfg.size)
         self.spec: DataSpec = self.modality.spec
@@ -158,6 +161,7 @@ class Tokenizer(nn.Module):
         `refine` sweeps search for codes that decode closer to `x`, at many times the cost (`vqcore.refine`).
         """
         self.check_input(x)
+        self._check_range(x)
         x = x.to(self.device)
         with _evaluating(self):
             codes = self.quantize(self.latents(x), mask).codes
@@ -239,6 +243,18 @@ class Tokenizer(nn.Module):
             place = (~finite).nonzero()[0].tolist()
             raise ValueError(
                 f"an input holds {x[tuple(place)].item()} at {place}; its values are finite numbers"
+            )
+
+    def _check_range(self, x: Tensor) -> None:
+        """Warn, once, of values that lie further outside the declared range than it is wide, as 0..255 do in -1..1."""
+        if self.spec.range is None or self._range_was_left or not x.numel():
+            return
+        (low, high), (least, most) = self.spec.range, map(float, x.aminmax())
+        if max(low - least, most - high) > high - low:
+            self._range_was_left = True
+            log.warning(
+                f"an input runs from {least:.4g} to {most:.4g} where this tokenizer knows {low:.4g} to {high:.4g}; its "
+                "codes mean little. Tokenizer.read makes inputs of files, pictures and arrays."
             )
 
     @property

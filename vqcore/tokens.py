@@ -108,7 +108,7 @@ def decode_folder(
     overwrite: bool = False,
     force: bool = False,
 ) -> Done:
-    """Decode every `.npy` of codes below `source` (or one file) into `target`: PNG for pictures, `.npy` for the rest.
+    """Decode every `.npy` of codes below `source` (or one file) into `target`: PNG, WAV, or `.npy` for the rest.
 
     Raises `DataError` when the codes were made by another tokenizer (unless `force`) or cannot be its codes.
     """
@@ -133,7 +133,8 @@ def decode_folder(
                 path.relative_to(source if source.is_dir() else source.parent).with_suffix("")
                 for path in group
             ]
-            fresh = [(p, s) for p, s in zip(group, stems) if overwrite or not _written(target, s)]
+            kinds = (".png", ".npy", getattr(tokenizer.modality, "written", ".npy"))
+            fresh = [(p, s) for p, s in zip(group, stems) if overwrite or not _written(target, s, kinds)]
             done.skipped += len(group) - len(fresh)
             _decode(tokenizer, fresh, target, size, done)
             line.update(done.written + done.skipped)
@@ -179,7 +180,7 @@ def _decode(
         except ValueError as error:
             raise DataError(f"{members[0][1]}: {error}.") from error
         for one, (_, stem) in zip(x_hat, members):
-            _save_shown(target / stem, tokenizer.show(one))
+            _save_shown(tokenizer.modality, target / stem, tokenizer.show(one))
             done.written += 1
 
 
@@ -206,18 +207,23 @@ def save_array(path: Path, array: np.ndarray) -> None:
     aside.replace(path)
 
 
-def _save_shown(stem: Path, shown: Any) -> None:
-    if not isinstance(shown, Image.Image):
+def _save_shown(modality: Any, stem: Path, shown: Any) -> None:
+    """Write what `show` gave: as the modality writes it, if it does, else a picture as PNG and the rest as `.npy`."""
+    if hasattr(modality, "write"):
+        write, suffix = modality.write, modality.written
+    elif isinstance(shown, Image.Image):
+        write, suffix = Image.Image.save, ".png"
+    else:
         save_array(stem.with_name(f"{stem.name}.npy"), np.asarray(shown))
         return
     stem.parent.mkdir(parents=True, exist_ok=True)
-    aside = stem.with_name(f".{stem.name}.incomplete")
-    shown.save(aside, format="PNG")
-    aside.replace(stem.with_name(f"{stem.name}.png"))
+    aside = stem.with_name(f".{stem.name}.incomplete{suffix}")
+    write(shown, aside)
+    aside.replace(stem.with_name(f"{stem.name}{suffix}"))
 
 
-def _written(target: Path, stem: Path) -> bool:
-    return any((target / stem.parent / f"{stem.name}{suffix}").exists() for suffix in (".png", ".npy"))
+def _written(target: Path, stem: Path, suffixes: Sequence[str]) -> bool:
+    return any((target / stem.parent / f"{stem.name}{suffix}").exists() for suffix in suffixes)
 
 
 def _files(source: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -2,8 +2,8 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from vqcore import dist, memory
 from vqcore.errors import VqcoreError, did_you_mean, listed
 from vqcore.findings import Finding, Grade
-from vqcore.optim import learning_rate
+from vqcore.optim import peak_rate
 from vqcore.protocols import Batch, Losses
 from vqcore.rng import sample_generators
 
@@ -29,7 +29,9 @@ def model_findings(run: "Run", batch: Batch) -> list[Finding]:
     with _watched(run) as seen:
         for player in run.objective.players(run.steps):
             try:
-                terms |= dict(_losses(run, batch, player).terms)
+                with warnings.catch_warnings():  # of shapes that differ; that is said below, and better
+                    warnings.filterwarnings("ignore", "Using a target size", UserWarning)
+                    terms |= dict(_losses(run, batch, player).terms)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 what = f"fails on a batch {tuple(batch.x.shape)}: {_reason(error)}"
                 way = f"Up to there: {seen.way}." if seen.passed else ""
@@ -74,7 +76,7 @@ def weight_findings(run: "Run", terms: dict[str, Tensor]) -> Iterator[Finding]:
 
 def learns(run: "Run", batch: Batch) -> Iterator[Finding]:
     """One optimizer step on one batch must lower that batch's loss."""
-    player, rate = run.player("model"), _peak_rate(run)
+    player, rate = run.player("model"), peak_rate(run.config.optim, total_batch(run))
     batch = batch.to(run.device)
     run.tokenizer.train()
     with torch.no_grad():
@@ -143,10 +145,6 @@ def _loss(run: "Run", batch: Batch) -> float:
 
 def _chance(run: "Run", batch: Batch) -> list[torch.Generator]:
     return sample_generators(batch.keys, run.seed, "check")
-
-
-def _peak_rate(run: "Run") -> float:
-    return learning_rate(replace(run.config.optim, warmup=0), 0, horizon=1, total_batch=total_batch(run))
 
 
 def needs(run: "Run", batch: Batch) -> Iterator[Finding]:

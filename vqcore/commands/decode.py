@@ -1,4 +1,4 @@
-"""`vqcore decode`: codes become files again: pictures as PNG, everything else as `.npy`."""
+"""`vqcore decode`: codes become files again: pictures as PNG, sounds as WAV, everything else as `.npy`."""
 
 import argparse
 from pathlib import Path

@@ -50,6 +50,7 @@ class Audio:
 
     suffixes = SUFFIXES
     metrics = ("si-snr", "mae")
+    written = ".wav"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SoundConfig):
@@ -111,6 +112,15 @@ class Audio:
         """One sound in -1..1: `(n,)` if it has one channel, else `(channels, n)`."""
         sound = self._single(x).clamp(-1, 1).numpy()
         return sound[0] if len(sound) == 1 else sound
+
+    def write(self, shown: Float[np.ndarray, "n"] | Float[np.ndarray, "c n"], path: Path) -> None:
+        """A sound that `show` gave as a WAV file of 16 bits at the declared rate."""
+        levels = np.clip(np.round(np.atleast_2d(shown) * 2.0**15), -(2**15), 2**15 - 1)
+        with wave.open(str(path), "wb") as file:
+            file.setnchannels(len(levels))
+            file.setsampwidth(2)
+            file.setframerate(self.cfg.rate)
+            file.writeframes(rearrange(levels, "c n -> (n c)").astype("<i2").tobytes())
 
     def picture(self, x: Float[Tensor, "*b c n"]) -> Image.Image:
         """The waveform (-1 to 1) above its spectrogram (up to half the rate, -90 to 0 dB), channels mixed."""

@@ -87,10 +87,10 @@ class Features:
     class Config(FeatureConfig):
         """Settings of feature maps."""
 
-        training_only: ClassVar[tuple[str, ...]] = ("hflip", "min_crop_scale")
+        training_only: ClassVar[tuple[str, ...]] = ("hflip", "min_crop_scale", "stride")
 
         layout: Literal["chw", "hwc", "tokens"] = "chw"
-        """Order of the axes in the files; tokens is (positions, c), row by row, of a square map, or (h, w, c) of any."""
+        """Order of the axes in the files; tokens is (positions, c), row by row, of a square map, or (h, w, c)."""
         prefix_tokens: int = 0
         """With layout tokens: how many come before the map (class token, registers); they are left out."""
         crop: Literal["cut", "resize"] = "cut"
@@ -99,9 +99,13 @@ class Features:
         """With crop resize: smallest share of a map that a training crop keeps."""
         hflip: float = 0.0
         """Share of the training samples mirrored left to right: nearly, not quite, the mirrored picture's features."""
+        stride: int = 1
+        """Beside a picture: its pixels, after the crop, for one position of the map, e.g. 16 for CLIP-B/16."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            if self.stride < 1:
+                raise ValueError(f"stride={self.stride} must be at least 1")
             if self.prefix_tokens < 0:
                 raise ValueError(f"prefix_tokens={self.prefix_tokens} is negative")
             if self.prefix_tokens and self.layout != "tokens":
@@ -158,14 +162,20 @@ class Features:
         return view_of((start, size), extent, size, flip)
 
     def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c h w"]:
-        """The part of a map that a view names, interpolated only if it has another size than the view."""
+        """The part of a map that a view names, interpolated only if it has another size than the view.
+
+        Of a view that was drawn for something else the size is divided by `stride`.
+        """
         (top, left), (bottom, right) = pixels(view, self.extent(raw))
         top, left = min(round(top), raw.shape[1] - 1), min(round(left), raw.shape[2] - 1)
         part = raw[:, top : max(round(bottom), top + 1), left : max(round(right), left + 1)]
         x = torch.from_numpy(np.array(part))
-        if x.shape[1:] != view.size:
+        size = view.size
+        if view.extent != self.extent(raw):
+            size = tuple(max(1, side // self.cfg.stride) for side in size)
+        if x.shape[1:] != size:
             batch = rearrange(x, "c h w -> 1 c h w")
-            batch = F.interpolate(batch, view.size, mode="bilinear", align_corners=False, antialias=True)
+            batch = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
             x = rearrange(batch, "1 c h w -> c h w")
         x = self.scaling.apply(x)
         return x.flip(-1) if view.flip else x

@@ -41,7 +41,7 @@ class Normal:
         unit: bool = True
         """Give every normal length 1 again. Off: as 4M, whose resized normals are as short as they come out."""
         tolerance: float | None = 0.1
-        """How far from 1 a length in a file may be; other files are refused. Null: any length. 8 bits are off by 0.007."""
+        """How far from 1 a length in a file may be, else it is refused (8 bits are off by 0.007). Null: any length."""
         mask_value: float | None = None
         """Value of holes in the tensor; then a validity channel is added. Null: they stay, and a mask goes beside."""
 
@@ -67,8 +67,11 @@ class Normal:
         Raises `DataError` when it is damaged, has other channels or bits, or holds vectors that are not unit.
         """
         raw = read_planes(source, (("R", "G", "B"), ("X", "Y", "Z"), ("N.X", "N.Y", "N.Z")), _three_channels)
-        if raw.dtype == np.uint16:
-            raise DataError(f"{name_of(source)}: holds 16-bit integers; normals are 8-bit pictures or floats")
+        if raw.dtype not in (np.uint8, np.float32):
+            bits = 8 * raw.dtype.itemsize
+            raise DataError(
+                f"{name_of(source)}: holds {bits}-bit integers; normals are 8-bit pictures or floats"
+            )
         length = np.linalg.norm(_vectors(raw), axis=0)
         valid = np.isfinite(length) & (length >= SHORTEST)
         if not valid.any():

@@ -112,7 +112,7 @@ def cut(image: Image.Image, view: View, resample: str) -> Image.Image:
 def cut_planes(planes: np.ndarray, view: View, resample: str) -> np.ndarray:
     """The part of planes `(c, h, w)` that a view names, at the view's size, in the type they have.
 
-    Only 16-bit integers become floats under a filter that averages.
+    Only integers of more than 8 bits become floats under a filter that averages.
     """
     if resample == "nearest":
         rows, columns = (
@@ -120,7 +120,7 @@ def cut_planes(planes: np.ndarray, view: View, resample: str) -> np.ndarray:
             for start, stop, n, m in zip(*pixels(view, planes.shape[1:]), planes.shape[1:], view.size)
         )
         return planes[:, rows[:, None], columns]
-    if planes.dtype == np.uint16 and resample != "pillow-nearest":
+    if planes.dtype in (np.uint16, np.int32) and resample != "pillow-nearest":
         planes = planes.astype(np.float32)
     return np.stack([np.asarray(cut(Image.fromarray(plane), view, resample)) for plane in planes])
 
@@ -144,7 +144,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_planes(array: np.ndarray, channels: int, name: str) -> np.ndarray:
-    """An array as planes: integers of 8 or 16 bits, or single-precision floats."""
+    """An array as planes: integers of 8, 16 or, with a sign, 32 bits, or single-precision floats."""
     shape = array.shape
     if array.ndim == 2:
         array = rearrange(array, "h w -> 1 h w")
@@ -156,10 +156,14 @@ def _to_planes(array: np.ndarray, channels: int, name: str) -> np.ndarray:
         return array.astype(np.float32)
     if array.dtype.kind not in "biu":
         raise DataError(f"{name}: holds values of type {array.dtype}; only real numbers can be read")
-    if array.dtype.kind != "b" and not 0 <= array.min() <= array.max() < 2**16:
-        low, high = int(array.min()), int(array.max())
-        raise DataError(f"{name}: holds integers from {low} to {high}; they must lie in 0 to {2**16 - 1}")
-    return array.astype(np.uint8 if array.dtype in (np.bool_, np.uint8) else np.uint16)
+    if array.dtype in (np.bool_, np.uint8):
+        return array.astype(np.uint8)
+    low, high = int(array.min()), int(array.max())
+    if not -(2**31) <= low <= high < 2**31:
+        raise DataError(
+            f"{name}: holds integers from {low} to {high}; they must fit into 32 bits with a sign"
+        )
+    return array.astype(np.uint16 if low >= 0 and high < 2**16 else np.int32)
 
 
 def _read_exr(path: Path, channels: tuple[tuple[str, ...], ...]) -> np.ndarray:

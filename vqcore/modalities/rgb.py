@@ -104,19 +104,21 @@ class RGB:
 
     def tensor(self, raw: UInt8[np.ndarray, "height width 3"], view: View) -> Float[Tensor, "3 h w"]:
         """The part of a picture that a view names, at the view's size, in [-1, 1]."""
-        levels = _levels(raw, view, self.cfg.resample)
+        # In NumPy: on arrays this small torch's threads cost more than they give.
+        x = _levels(raw, view, self.cfg.resample).astype(np.float32)
         # Division by 255, then mean, then deviation, in this order: published encoders saw these floats.
-        x = levels.float().div_(255)
+        x /= 255
         if self.cfg.color_jitter and view.draw:
-            x = _jittered(x, self.cfg.color_jitter, np.random.default_rng(view.draw))
-        x = x.sub_(self._mean).div_(self._std)
-        return x.flip(-1) if view.flip else x
+            _jitter(x, self.cfg.color_jitter, np.random.default_rng(view.draw))
+        x -= self._mean
+        x /= self._std
+        return torch.from_numpy(np.ascontiguousarray(x[..., ::-1]) if view.flip else x)
 
     def show(self, x: Float[Tensor, "*b 3 h w"]) -> Image.Image:
         """One sample as a picture; values that no picture has are clamped."""
         x = x.detach().cpu().float()
         x = rearrange(x, "1 c h w -> c h w") if x.ndim == 4 else x
-        share = x * self._std + self._mean
+        share = x * torch.from_numpy(self._std) + torch.from_numpy(self._mean)
         levels = (share.clamp(0, 1) * 255).round().to(torch.uint8)
         return Image.fromarray(rearrange(levels, "c h w -> h w c").contiguous().numpy())
 
@@ -140,27 +142,29 @@ class RGB:
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def _levels(raw: UInt8[np.ndarray, "height width 3"], view: View, resample: str) -> UInt8[Tensor, "3 h w"]:
+def _levels(
+    raw: UInt8[np.ndarray, "height width 3"], view: View, resample: str
+) -> UInt8[np.ndarray, "3 h w"]:
     """The part of a picture that a view names, at the view's size: by torch in training, by Pillow otherwise."""
     box = pixels(view, raw.shape[:2])
     whole = all(edge.is_integer() for edges in box for edge in edges)
     if not view.draw or resample not in FAST or not whole:
-        resized = torch.from_numpy(np.array(cut(Image.fromarray(raw), view, resample)))
-        return rearrange(resized, "h w c -> c h w").contiguous()
+        resized = np.array(cut(Image.fromarray(raw), view, resample))
+        return np.ascontiguousarray(rearrange(resized, "h w c -> c h w"))
     (top, left), (bottom, right) = (map(int, edges) for edges in box)
     part = rearrange(torch.from_numpy(raw[top:bottom, left:right]), "h w c -> 1 c h w")
-    resized = interpolate(part, size=view.size, mode=resample, antialias=True)
-    return rearrange(resized, "1 c h w -> c h w").contiguous()
+    return interpolate(part, size=view.size, mode=resample, antialias=True)[0].numpy()
 
 
-def _jittered(x: Float[Tensor, "3 h w"], strength: float, rng: np.random.Generator) -> Float[Tensor, "3 h w"]:
-    """A picture in 0..1 in another light: contrast around its mean, then brightness, then each channel by itself."""
+def _jitter(x: Float[np.ndarray, "3 h w"], strength: float, rng: np.random.Generator) -> None:
+    """Put a picture in 0..1 into another light: contrast around its mean, brightness, then each channel by itself."""
     contrast, *gains = rng.uniform(-1, 1, 4) * strength * np.array([1, 1 / 3, 1 / 3, 1 / 3]) + 1
     shift = rng.uniform(-1, 1) * strength / 3
     moved = float(x.mean()) * (1 - contrast) + shift
-    gain = _column(gains)
-    return x.mul_(gain * contrast).add_(gain * moved).clamp_(0, 1)
+    x *= _column(gains) * np.float32(contrast)
+    x += _column(gains) * np.float32(moved)
+    np.clip(x, 0, 1, out=x)
 
 
-def _column(values: Sequence[float]) -> Float[Tensor, "3 1 1"]:
-    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+def _column(values: Sequence[float]) -> Float[np.ndarray, "3 1 1"]:
+    return np.array(values, dtype=np.float32).reshape(3, 1, 1)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqcore.errors import DataError
-from vqcore.modalities.colours import class_colours, coloured
+from vqcore.modalities.colours import GREY, class_colours, coloured
 from vqcore.modalities.planes import cut_planes, name_of, read_planes
 from vqcore.modalities.views import CropConfig, crop_view, expand
 from vqcore.protocols import DataSpec, View
@@ -38,7 +38,7 @@ class Semseg:
         shift: bool = False
         """As 4M: 1 is added to the ids in the files, and 255 (none) becomes 0."""
         ignore_label: int | None = None
-        """Id in the files that counts in no loss and no metric."""
+        """Id in the files that counts in no loss and no metric; -1 and the like need .npy files, pictures have none."""
         resample: Literal["nearest", "pillow-nearest"] = "nearest"
         """How it is resized. pillow-nearest as 4M: ties between two pixels may round otherwise."""
         palette: tuple[tuple[int, int, int], ...] | None = None
@@ -52,8 +52,11 @@ class Semseg:
                 raise ValueError(
                     f"num_labels={self.num_labels} with shift: shifted ids are those of 8-bit files"
                 )
-            if self.ignore_label is not None and not 0 <= self.ignore_label < 2**16:
-                raise ValueError(f"ignore_label={self.ignore_label} must lie in 0..{2**16 - 1}")
+            least = 0 if self.shift else -(2**31)
+            if self.ignore_label is not None and not least <= self.ignore_label < 2**16:
+                raise ValueError(
+                    f"ignore_label={self.ignore_label} with shift={self.shift} must lie in {least}..{2**16 - 1}"
+                )
             for colour in self.palette or ():
                 if not all(0 <= value <= 255 for value in colour):
                     raise ValueError(f"palette holds {list(colour)}; colours lie in 0..255")
@@ -64,17 +67,18 @@ class Semseg:
         if size is None:
             raise ValueError("class maps have no size of their own: set data.input_size")
         self.cfg = cfg
-        own_class = cfg.ignore_label is not None and not cfg.shift and cfg.ignore_label >= cfg.num_labels
+        is_class = cfg.ignore_label is None or cfg.shift or 0 <= cfg.ignore_label < cfg.num_labels
         self.spec = DataSpec(
             channels=1,
             size=expand(size, 2),
             kind="categorical",
             range=None,
-            labels=cfg.num_labels + own_class,
+            labels=cfg.num_labels + (not is_class),
             mask=cfg.ignore_label is not None,
             loss="cross_entropy",
         )
-        self._colours = np.array(cfg.palette, np.uint8) if cfg.palette else class_colours(256)
+        colours = (*cfg.palette, *[GREY] * (256 - len(cfg.palette))) if cfg.palette else class_colours(256)
+        self._colours = np.array(colours, np.uint8)
 
     def read(self, source: Any) -> np.ndarray:
         """A file, picture or array `(h, w)` of class ids as `(1, h, w)`, ids as in the file.
@@ -84,7 +88,8 @@ class Semseg:
         raw = read_planes(source, (("Y",),), _ids_of)
         if raw.dtype.kind == "f":
             raise DataError(f"{name_of(source)}: holds floats; class ids are integers")
-        wrong = self._ids(raw) >= self.spec.labels
+        ids = self._ids(raw)
+        wrong = (ids < 0) | (ids >= self.spec.labels)
         if wrong.any():
             place = tuple(int(axis) for axis in np.argwhere(wrong)[0])
             raise DataError(
@@ -112,12 +117,15 @@ class Semseg:
         """Where the tensor of this view has a label that counts."""
         return torch.from_numpy(self._cut(raw, view) != self.cfg.ignore_label)
 
-    def show(self, x: Tensor) -> Image.Image:
+    def show(self, x: Tensor) -> Image.Image | Int[np.ndarray, "h w"]:
         """One sample, class ids or scores, as a palette picture of ids as in the files; above 255 as 16-bit grey.
 
-        A palette picture looks coloured, and `read` takes its ids.
+        A palette picture looks coloured, and `read` takes its ids. With a negative `ignore_label`, which no picture can
+        hold, an array.
         """
         ids = self._file_ids(x)
+        if (self.cfg.ignore_label or 0) < 0:
+            return ids.astype(np.int32)
         if ids.max() > LAST:
             return Image.fromarray(ids.astype(np.uint16))
         image = Image.fromarray(ids.astype(np.uint8)).convert("L")
@@ -134,12 +142,12 @@ class Semseg:
         return np.ascontiguousarray(part[:, ::-1] if view.flip else part)
 
     def _ids(self, raw: np.ndarray) -> np.ndarray:
-        """From ids in files to those of the tensor; what is no class is at least `labels`."""
+        """From ids in files to those of the tensor; what is no class lies outside 0 .. labels - 1."""
         ids = raw.astype(np.int64)
         if self.cfg.shift:
-            return np.where(ids == LAST, 0, ids + 1)
-        if self.cfg.ignore_label is not None and self.cfg.ignore_label >= self.cfg.num_labels:
-            ids = np.where(ids == self.cfg.num_labels, 2**16, ids)
+            return np.where(ids == LAST, 0, ids + (ids >= 0))
+        if self.spec.labels != self.cfg.num_labels:
+            ids = np.where(ids == self.cfg.num_labels, -1, ids)
             return np.where(raw == self.cfg.ignore_label, self.cfg.num_labels, ids)
         return ids
 

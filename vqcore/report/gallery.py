@@ -193,14 +193,14 @@ def _show(found: Gallery, passes: _Pass, metric: Metric, chosen: Mapping[str, st
     for (batch, _, x_hat), tokens, each in zip(ordered, maps, wrong):
         (key,), modality = batch.keys, tokenizer.modality
         shown = x_hat[0].cpu() if tokenizer.spec.labels is None else x_hat[0].argmax(0).cpu()
-        original = batch.x[0].cpu()
+        original, (mask,) = batch.x[0].cpu(), pictures.masks(batch)
         found.shown.append(
             Shown(
                 key=key,
                 group=chosen[key],
                 figure=_figure(metric, tokenizer, batch, x_hat),
-                original=pictures.picture(modality, original),
-                rebuilt=pictures.picture(modality, shown, original),
+                original=pictures.picture(modality, original, mask=mask),
+                rebuilt=pictures.picture(modality, shown, original, mask),
                 error=pictures.error_picture(each, found.top),
                 tokens=tokens,
             )
