@@ -259,7 +259,7 @@ def test_sub_pixels_are_those_of_torch():
     ("size", "patch", "scale"), [((48,), 4, 2), ((64, 96), 8, 4), ((32, 32), 8, 8), ((16, 16, 16), 4, 2)]
 )
 def test_sub_pixels_start_without_a_pattern(size, patch, scale):
-    """At first every block of scale x scale sub-pixels is flat, and so is what constant latents become."""
+    """At first every block of scale x scale sub-pixels is flat."""
     torch.manual_seed(0)
     convs = {"out_conv": "conv", "out_conv_channels": 4, "out_conv_scale": scale, "out_conv_depth": 1}
     cfg = ViTDecoder.Config(width=24, depth=0, num_heads=2, patch_size=patch, grid_convs=1, **convs)
@@ -267,15 +267,10 @@ def test_sub_pixels_start_without_a_pattern(size, patch, scale):
     grid, rank = tuple(side // patch for side in size), len(size)
     with torch.no_grad():
         x_hat = decoder(noise(2, *grid, 5))
-        assert x_hat.std() > 1e-2
-        for axis in range(2, 2 + rank):
-            blocks = x_hat.unflatten(axis, (-1, scale))
-            assert (blocks - blocks.select(axis + 1, 0).unsqueeze(axis + 1)).abs().max() < 1e-6
-        decoder.pos_emb.zero_()
-        flat = decoder(noise(1, *[1] * rank, 5).expand(1, *grid, 5))
-    inside = flat[(..., *[slice(2 * patch, -2 * patch)] * rank)]
-    if inside.numel():
-        assert inside.flatten(2).std(-1).max() < 1e-6 < flat.flatten(2).std(-1).min()
+    assert x_hat.std() > 1e-2
+    for axis in range(2, 2 + rank):
+        blocks = x_hat.unflatten(axis, (-1, scale))
+        assert (blocks - blocks.select(axis + 1, 0).unsqueeze(axis + 1)).abs().max() < 1e-6
 
 
 def test_sub_pixels_start_as_widely_spread_as_before():

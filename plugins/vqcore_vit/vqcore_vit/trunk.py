@@ -17,7 +17,7 @@ from vqcore.config import Config
 from vqcore.protocols import DataSpec
 from vqcore_vit.attention import Backend
 from vqcore_vit.blocks import EPS, MLP, Block, linear
-from vqcore_vit.convs import ConvNeXtBlock, GridConv, OutputConvs, start_flat, unpatch
+from vqcore_vit.convs import ConvNeXtBlock, GridConv, OutputConvs, unpatch
 from vqcore_vit.positions import resize_positions, sincos_positions
 
 SIZES = {"s": (512, 8, 8), "b": (768, 12, 12), "l": (1024, 24, 16)}
@@ -186,8 +186,6 @@ def add_output(module: Any, cfg: DecoderConfig, spec: DataSpec) -> None:
         sizes = {"depth": cfg.out_conv_depth, "scale": cfg.out_conv_scale}
         module.out_conv = OutputConvs(spec.rank, channels, spec.out_channels, **sizes)
     module.out_proj = linear(width, channels * math.prod(module.laid))
-    if cfg.out_conv == "conv":
-        start_flat(module.out_proj, math.prod(module.laid))
 
 
 def write_output(module: Any, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b c *size"]:
