@@ -258,7 +258,7 @@ def test_a_checkpoint_cut_in_half(photos, capsys):
     [
         (["eval", "nowhere"], "nowhere: there is no such run or tokenizer."),
         (["tokenize", "nowhere", "a", "b"], "nowhere: there is no such run or tokenizer."),
-        (["show", "encodr"], "no component 'encodr'."),
+        (["show", "encodr"], "no component or section 'encodr'."),
         (["show", "toy/encodr"], "Did you mean 'toy/encoder'?"),
         (["plugins", "toi"], "no plugin 'toi'. Did you mean 'toy'?"),
         (["config"], "name a config"),

@@ -825,7 +825,7 @@ def test_settings_come_with_type_default_and_text():
         ("mode", "one of a, b", "a", ""),
         ("pair", "a list of 2 numbers", "[0.9, 1.0e-05]", "Two of them."),
         ("mixed", "a list (an integer, text)", "[1, x]", "One of each."),
-        ("inner", "Inner", "{deep: 1}", "Nested."),
+        ("inner", "a mapping of settings", "{deep: 1}", "Nested."),
         ("part", "an encoder", "required", "A component."),
     ]
 

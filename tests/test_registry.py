@@ -12,7 +12,7 @@ import pytest
 from vqcore import __version__
 from vqcore.cli import main
 from vqcore.config import load
-from vqcore.errors import PluginApiError, PluginConflict, PluginLoadError, UnknownName
+from vqcore.errors import PluginApiError, PluginConflict, PluginLoadError, UnknownName, UnknownPlugin
 from vqcore.registry import Registry, registry
 from vqcore.schema import RunConfig
 from vqcore.testing.checks import check_plugin
@@ -209,13 +209,13 @@ MANIFESTS = {
     ),
     "Bad-Id": (
         "reserved",
-        UnknownName,
+        UnknownPlugin,
         "plugin 'Bad-Id' (acme-reserved 1.0) cannot be used: "
         "the id 'Bad-Id' is not made of a-z and 0-9, beginning with a letter.",
     ),
     "local": (
         "reserved",
-        UnknownName,
+        UnknownPlugin,
         "plugin 'local' (acme-reserved 1.0) cannot be used: "
         "the id 'local' is vqcore's own; acme-reserved must choose another.",
     ),
@@ -273,7 +273,7 @@ ERRORS = {
         ("good",),
         ("good/grid", "god/grid"),
         (),
-        KEY.format("encoder") + "no plugin 'god'. Did you mean 'good'? Installed: core, good.",
+        KEY.format("encoder") + "no plugin 'god'. Did you mean 'good'?",
     ),
     "a plugin of ours that is not installed": (
         ("good",),
@@ -289,14 +289,15 @@ ERRORS = {
             "data={name: array, path: a.npy, modality: {name: array, channels: 1}}",
             "model.encoder.name=vitt/x",
         ),
-        "command line: model.encoder.name: no plugin 'vitt'. Did you mean 'vit'? Installed: core.",
+        "command line: model.encoder.name: no plugin 'vitt'. Did you mean 'vit'?",
     ),
     "a name that only --plugin could bring": (
         ("good",),
         ("good/vq", "local/vq"),
         (),
         KEY.format("quantizer")
-        + "no plugin 'local': its components come from a file of yours, given with --plugin FILE.",
+        + "no plugin 'local': its components come from a file of yours. Give it with --plugin FILE; "
+        "in Python, before anything else: vqcore.registry.registry().add_file('FILE')",
     ),
     "unknown component": (
         ("good",),
@@ -387,7 +388,8 @@ ERRORS = {
         ("good",),
         (),
         ("run.epochs=2",),
-        f"{FILE}: run: give either steps or epochs.",
+        "command line: run: give either steps or epochs. "
+        f"run.steps comes from {FILE}; run.steps=null takes it back.",
     ),
     "conflict": (
         ("good", "duplicate"),
@@ -520,8 +522,11 @@ def test_a_file_as_a_plugin(installed, tmp_path):
     assert catalogue.load("encoder", "local/mine").__name__ == "Mine"
     assert [f.name for f in catalogue.components("encoder")] == ["local/mine"]
     assert check_plugin(catalogue, "local") == []
+    catalogue.add_file(str(file))  # the same again
+    other = tmp_path / "other.py"
+    other.write_text(MINE.replace("my own", "another"))
     with pytest.raises(PluginLoadError, match="one file at a time"):
-        catalogue.add_file(str(file))
+        catalogue.add_file(str(other))
 
 
 @pytest.mark.parametrize(
@@ -610,10 +615,10 @@ def test_show_prints_origin_and_every_setting(installed, capsys):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("grid", "no component 'grid'. Did you mean 'good/grid'? Installed: "),
-        ("good/gird", "no component 'good/gird'. Did you mean 'good/grid'? Installed: "),
+        ("grid", "no component or section 'grid'. Did you mean 'good/grid'? vqcore show, without a name, "),
+        ("good/gird", "no component or section 'good/gird'. Did you mean 'good/grid'? vqcore show"),
         ("good", "'good' is a plugin, no component. It has: good/grid, good/fsq, good/vq, good/flat, "),
-        ("god/grid", "no plugin 'god'. Did you mean 'good'? Installed: "),
+        ("god/grid", "no plugin 'god'. Did you mean 'good'?\n"),
     ],
 )
 def test_show_helps_to_the_right_name(installed, capsys, name, message):

@@ -1119,6 +1119,13 @@ def changed_decode(change):
     return variant(Objective, decode=decode)
 
 
+def changed_error(change):
+    def error(self, tokenizer, z_q, x):
+        return change(Objective.error(self, tokenizer, z_q, x), z_q)
+
+    return variant(Objective, error=error)
+
+
 def marking(value, tokenizer):
     with torch.no_grad():
         tokenizer.proj.weight += 1e-3  # decoding does not need it
@@ -1143,6 +1150,10 @@ OBJECTIVES = [
     (changed_decode(lambda x, k: x + torch.rand(())), "determinism law: decode"),
     (changed_decode(lambda x, k: x * len(x)), "batch law: decoding"),
     (changed_decode(marking), "decode changes no state"),
+    (changed_error(lambda e, z: e.mean((1, 2))), "shape law: error"),
+    (changed_error(lambda e, z: e / 0), "finite law: error"),
+    (changed_error(lambda e, z: e.detach() + 0 * z.sum()), "gradient law: error"),
+    (changed_error(lambda e, z: e + e.mean()), "batch law: the error"),
 ]  # fmt: skip
 
 

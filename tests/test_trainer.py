@@ -224,7 +224,8 @@ def test_a_run_may_be_lengthened_but_not_changed(tmp_path):
     assert saved["run"]["steps"] == 8
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     changed = run_config(tmp_path / "run", run__steps=8, optim__horizon=8, optim__lr=0.02, data__batch_size=5)
-    with pytest.raises(RunError, match=r"holds another run: data.batch_size, optim.lr differ"):
+    differ = r"holds another run: data.batch_size 4 there, 5 here; optim.lr 0.01 there, 0.02 here\. .*run-2"
+    with pytest.raises(RunError, match=differ):
         train(changed)
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 

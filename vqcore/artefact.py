@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from vqcore import __version__, card, foreign, hub
 from vqcore.config import Config, dump, from_tree, to_tree
-from vqcore.errors import CheckpointError, RunError, VqcoreError, did_you_mean
+from vqcore.errors import CheckpointError, RunError, UnknownPlugin, VqcoreError, did_you_mean
 from vqcore.registry import Registry, registry
 from vqcore.schema import TokenizerConfig
 
@@ -149,8 +149,28 @@ def read_config(folder: Path, registry_: Registry | None = None) -> TokenizerCon
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         return from_tree(tree, schema=TokenizerConfig, file=str(path), registry_=registry_)
+    except UnknownPlugin as error:
+        raise made_with(folder, error, registry_) from error
     except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}.") from error
+
+
+def made_with(folder: Path, error: UnknownPlugin, registry_: Registry | None = None) -> UnknownPlugin:
+    """The error with the distribution that the folder's provenance names for the first component that is missing."""
+    try:
+        recorded = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["components"].values()
+        missing = [made for made in recorded if not _is_installed(made["name"], registry_ or registry())]
+        whose = f"{missing[0]['distribution']} {missing[0]['version']}".strip()
+    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError):
+        return error
+    told = f"{error} '{missing[0]['name']}' was of {whose}"
+    if "sha256" in missing[0]:
+        return UnknownPlugin(f"{told} (SHA-256 {missing[0]['sha256'][:16]}).")
+    return UnknownPlugin(f"{told}: install that, then the same command goes on.")
+
+
+def _is_installed(name: str, catalogue: Registry) -> bool:
+    return "/" not in name or name.partition("/")[0] in catalogue.ids()
 
 
 def verify(folder: Path) -> dict[str, Any]:

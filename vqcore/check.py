@@ -8,7 +8,6 @@ steps, so throw that away.
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,8 @@ from vqcore.data.loader import TrainBatches, sizes
 from vqcore.errors import VqcoreError, listed
 from vqcore.evaluation import eval_batches
 from vqcore.findings import Finding
-from vqcore.metrics import bits_per_position
+from vqcore.metrics import bits_per_position, learns_codes
+from vqcore.optim import peak_rate, rate_in_words
 from vqcore.protocols import Batch
 from vqcore.rng import generator
 from vqcore.schema import DataConfig
@@ -41,7 +41,12 @@ def cheap(run: "Run") -> list[Finding]:
         batch = first_batch(run)
     except VqcoreError as error:
         return [Finding("error", "data", str(error), "vqcore check looks at the samples one by one.")]
-    return [*value_findings(run, [batch], "the first batch"), *model_findings(run, batch), *codebook(run)]
+    return [
+        *value_findings(run, [batch], "the first batch"),
+        *model_findings(run, batch),
+        *codebook(run),
+        *rates(run),
+    ]
 
 
 def full(run: "Run") -> Iterator[Finding]:
@@ -62,6 +67,7 @@ def full(run: "Run") -> Iterator[Finding]:
     shaped = model_findings(run, batch)
     yield from parameters(run)
     yield from tokens(run)
+    yield from rates(run)
     yield from shaped
     yield from codebook(run)
     if any(finding.grade == "error" for finding in shaped):
@@ -121,12 +127,14 @@ def samples(run: "Run") -> Iterator[Finding]:
         asked = min(SAMPLES, len(data))
         if bad:
             grave = len(bad) > run.config.data.max_bad_share * asked
+            wrong = _mismatch(run) if len(bad) == asked else ""
             yield Finding(
                 "error" if grave else "warning",
                 where,
                 f"{len(bad)} of {asked} samples that were tried cannot be read: {listed((k for k, _ in bad), 5)}. "
                 f"{bad[0][0]}: {bad[0][1]}.",
                 values.better_range(run, data)
+                or wrong
                 or "Mend or remove them; training skips and names them"
                 f" up to a share of data.max_bad_share={run.config.data.max_bad_share:g}.",
             )
@@ -139,6 +147,14 @@ def samples(run: "Run") -> Iterator[Finding]:
     if per_step > len(run.data):
         what = f"a step takes {per_step} samples and there are {len(run.data)}: each is seen more than once in it"
         yield Finding("warning", "data.batch_size", what, f"Set it to {len(run.data)} or less.")
+
+
+def _mismatch(run: "Run") -> str:
+    """What to do where no sample at all can be read: then it is not the samples."""
+    name = run.config.data.modality.name
+    return (
+        f"Not one of them can: does data.modality say what they are? vqcore show {name} lists its settings."
+    )
 
 
 def _read(run: "Run", data: Any) -> tuple[list[Batch], list[tuple[str, str]]]:
@@ -167,7 +183,7 @@ def value_findings(run: "Run", batches: list[Batch], source: str) -> Iterator[Fi
 def codebook(run: "Run") -> Iterator[Finding]:
     """More codes than a step has tokens, or than the whole training set has."""
     tokenizer, cfg = run.tokenizer, run.config
-    if not _learns_codes(tokenizer.quantizer):
+    if not learns_codes(tokenizer.quantizer):
         return
     size = sizes(cfg.data, tokenizer.spec)[-1]
     per_sample, codes = math.prod(tokenizer.grid(size)), tokenizer.codebook_size
@@ -182,14 +198,6 @@ def codebook(run: "Run") -> Iterator[Finding]:
         what = f"{codes:,} codes and {in_step:,} tokens in a step: it takes {steps} steps to meet them all"
         remedy = f"Raise data.batch_size or optim.accumulate until a step has about {codes:,} tokens."
         yield Finding("warning" if grave else "note", where, what, remedy if grave else "")
-
-
-def _learns_codes(quantizer: Any) -> bool:
-    """Has it a table with one row a code? (Implicit codebooks, as of FSQ, have no codes that could die.)"""
-    tensors = (
-        chain(quantizer.parameters(), quantizer.buffers()) if isinstance(quantizer, torch.nn.Module) else ()
-    )
-    return any(tensor.ndim >= 2 and quantizer.codebook_size in tensor.shape for tensor in tensors)
 
 
 def parameters(run: "Run") -> Iterator[Finding]:
@@ -223,6 +231,24 @@ def tokens(run: "Run") -> Iterator[Finding]:
     yield Finding("note", "model.quantizer", text)
     passes = run.steps * total_batch(run) / len(run.data)
     yield Finding("note", "run.steps", f"{run.steps:,} steps are {passes:.3g} passes over the training set")
+
+
+def rates(run: "Run") -> Iterator[Finding]:
+    """Every player's peak learning rate in numbers; a warm-up that leaves little or nothing of the run."""
+    batch = total_batch(run)
+    for name in run.objective.players(run.steps):
+        cfg = run.player(name).cfg
+        where = f"optim.players.{name}" if name in run.config.optim.players else "optim"
+        whose = "" if name == "model" else f" for {name}"
+        yield Finding("note", where, f"{rate_in_words(cfg, batch)}{whose}")
+        if 2 * cfg.warmup > run.steps:
+            short = f"{where}.warmup={cfg.warmup} of run.steps={run.steps}"
+            if cfg.warmup < run.steps:
+                what = f"{short}: more than half of the run is warm-up"
+            else:
+                reached = peak_rate(cfg, batch) * run.steps / cfg.warmup
+                what = f"{short}: the rate rises to the end, to {reached:.3g}, and never falls"
+            yield Finding("warning", where, what, f"E.g. {where}.warmup={run.steps // 20}.")
 
 
 def _count(number: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vqcore import __version__
+from vqcore.blame import culprit
 from vqcore.errors import VqcoreError
 from vqcore.registry import registry
 
@@ -122,7 +123,9 @@ def _plugins(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="a component, e.g. vit/encoder or rgb")
+    parser.add_argument(
+        "name", nargs="?", help="a component, e.g. vit/encoder or rgb, or a section of a config, e.g. optim"
+    )
 
 
 def _weights(parser: argparse.ArgumentParser, *more: str) -> None:
@@ -177,7 +180,9 @@ VERBS = {
         "check a config and print it whole", "vqcore config cfgs/quickstart.yaml --origin", _config
     ),
     "plugins": Verb("list what is installed", "vqcore plugins --check", _plugins),
-    "show": Verb("explain a component and its settings", "vqcore show vit/encoder", _show),
+    "show": Verb(
+        "explain the settings of a component or of a section of a config", "vqcore show vit/encoder", _show
+    ),
 }
 
 
@@ -216,11 +221,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
         sys.stderr.close()
         return 141
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        print(
-            "this is a bug of vqcore or of a plugin; please report it with the lines above.", file=sys.stderr
-        )
+        whose = culprit(error)
+        print(f"this is a bug of {whose}; please report it with the lines above.", file=sys.stderr)
         return 1
 
 

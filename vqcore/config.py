@@ -233,11 +233,11 @@ def settings(cls: type) -> list[Setting]:
     hints = typing.get_type_hints(cls)
     found = []
     for f in dataclasses.fields(cls):
-        if f.name == "name":
+        if f.name == "name" and issubclass(cls, Config):
             continue
         kind = f.metadata.get("slot") or f.metadata.get("slots")
         if kind:
-            type_name = a_kind(kind) if "slot" in f.metadata else f"a mapping from labels to {kind}s"
+            type_name = a_kind(kind) if "slot" in f.metadata else f"a mapping from labels to {_many(kind)}"
         else:
             type_name = _type_name(hints[f.name])
         default: Any = f.metadata.get("default", f.default)
@@ -389,7 +389,7 @@ class _Builder:
         try:
             return cls(**values)
         except ValueError as error:
-            raise self._refused(path, fields, str(error).rstrip(".")) from error
+            raise self._refused(cls, path, values, str(error).rstrip(".")) from error
 
     def layer(self, path: str) -> str:
         """Which layer gave a key: itself, all that is below it, or the nearest node above; else the file."""
@@ -490,8 +490,8 @@ class _Builder:
     def _typed(self, annotation: Any, value: Any, path: str) -> Any:
         """The value as the type that its setting wants; nothing is converted but what YAML cannot say.
 
-        Lists become tuples, an integer a float where a float is wanted, and a text a number or a truth value
-        where one of these is wanted (the environment knows only text).
+        Lists become tuples, an integer a float where a float is wanted, a float without a fraction an integer, and a
+        text a number or a truth value where one of these is wanted (the environment knows only text).
         """
         origin, args = typing.get_origin(annotation), typing.get_args(annotation)
         if origin in (typing.Union, types.UnionType):
@@ -511,6 +511,8 @@ class _Builder:
         plain = _from_text(value) if annotation in (int, float, bool) and isinstance(value, str) else value
         if annotation is float and type(plain) in (int, float):
             return float(plain)
+        if annotation is int and type(plain) is float and plain.is_integer():
+            return int(plain)  # YAML knows 1e4 for a float only
         if annotation in (int, bool, str, type(None)) and type(plain) is annotation:
             return plain
         raise _Mismatch(path, value, annotation)
@@ -535,12 +537,23 @@ class _Builder:
         hint = hint or f" Settings: {listed(k for k in known if k != 'name') or 'none'}."
         return ConfigError(f"{self.layer(here)}: {here} is not {whose}.{hint}")
 
-    def _refused(self, path: str, names: Iterable[str], text: str) -> ConfigError:
-        """What a dataclass says of a bad value; a text that begins with `setting=` tells the layer."""
+    def _refused(self, cls: type, path: str, values: Mapping[str, Any], text: str) -> ConfigError:
+        """What a dataclass says of bad values; of those that its text names, the command line's are to blame.
+
+        A text that begins with `setting=` speaks of that one; in any other, what a file gives can be taken back.
+        """
         first = re.match(r"\w+(?==)", text)
-        if first and first[0] in names:
+        if first and first[0] in _hints(cls):
             return ConfigError(f"{self.layer(_join(path, first[0]))}: {_join(path, text)}.")
-        return self._error(path, f": {text}.")
+        named = dict.fromkeys(re.findall(r"\w+", text))
+        keys = {_join(path, name): name for name in named if values.get(name) is not None}
+        given = {key: self.origin[key] for key in keys if key in self.origin}
+        if COMMAND_LINE not in given.values():
+            return self._error(path, f": {text}.")
+        theirs = {key: layer for key, layer in given.items() if layer != COMMAND_LINE}
+        free = [key for key in theirs if type(None) in typing.get_args(_hints(cls)[keys[key]])]
+        remedy = "".join(f" {key} comes from {theirs[key]}; {key}=null takes it back." for key in free)
+        return ConfigError(f"{COMMAND_LINE}: {path}: {text}.{remedy}")
 
     def _error(self, path: str, text: str) -> ConfigError:
         layer = self.layer(path.partition("[")[0])
@@ -747,11 +760,17 @@ def _type_name(annotation: Any, many: bool = False) -> str:
     if origin is dict:
         inner = f"from names to {_type_name(args[1], many=True)}"
         return f"mappings {inner}" if many else f"a mapping {inner}"
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return "settings" if many else "a mapping of settings"
     words = {int: ("an integer", "integers"), float: ("a number", "numbers"), str: ("text", "texts")}
     words[bool] = ("true or false", "truth values")
     return (
         words[annotation][many] if annotation in words else getattr(annotation, "__name__", str(annotation))
     )
+
+
+def _many(kind: str) -> str:
+    return f"{kind[:-1]}ies" if kind.endswith("y") else kind if kind == "data" else f"{kind}s"
 
 
 def _from_text(text: str) -> Any:

@@ -1,5 +1,6 @@
 """What a run says while it runs: one moving line on a terminal, plain lines now and then elsewhere."""
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from rich.progress import (
 )
 
 from vqcore import dist
+from vqcore.registry import registry
 
 
 class ProgressLine:
@@ -77,6 +79,12 @@ class ProgressLine:
             left = f"{_clock((self.total - done) / rate)} left" if rate else ""
             parts = (f"{self.label} {done}/{self.total}", pace, left, self.figures)
             print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+
+def command(*words: object) -> str:
+    """A command to paste into a shell: `vqcore`, the words, and the `--plugin` file where this process has one."""
+    given = ("--plugin", registry().file) if registry().file else ()
+    return shlex.join(["vqcore", *map(str, words), *given])
 
 
 def say(text: str) -> None:

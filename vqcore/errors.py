@@ -27,6 +27,10 @@ class UnknownName(VqcoreError):
     """No installed component has this name, or it is of another kind."""
 
 
+class UnknownPlugin(UnknownName):
+    """No installed plugin has this id."""
+
+
 class PluginConflict(VqcoreError):
     """Two distributions claim one plugin id."""
 
@@ -51,9 +55,9 @@ class RunError(VqcoreError):
     """A run folder cannot be used: not writable, or it holds something else."""
 
 
-def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """` Did you mean 'x'?` with the closest option, or nothing when none is close."""
-    close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
+def did_you_mean(word: str, options: Iterable[str], cutoff: float = 0.6) -> str:
+    """` Did you mean 'x'?` with the closest option, or nothing when none is as close as `cutoff` (1: the same)."""
+    close = difflib.get_close_matches(word, list(options), n=1, cutoff=cutoff)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

@@ -138,14 +138,10 @@ def _figures(
     figures = {}
     if weights is not None:
         figures = {"loss": math.fsum(weights.get(k, 1.0) * value for k, value in terms.items()), **terms}
-    for label, metric in metrics.items():
-        prefix = f"metric:{label}:"
-        own = {k.removeprefix(prefix): v for k, v in sums.items() if k.startswith(prefix)}
-        for name, value in metric.summary(own).items():
-            figures[f"{label}/{name}" if name else label] = value
     grid = tokenizer.grid(size)
     return (
         figures
+        | summaries(sums, metrics)
         | codes.figures()
         | {
             "samples": samples,
@@ -154,6 +150,17 @@ def _figures(
             "bits_per_pixel": bits_per_position(tokenizer.bits_per_token, grid, size),
         }
     )
+
+
+def summaries(sums: Mapping[str, Tensor], metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """What metrics make of the sums `metric:LABEL:NAME` over a whole set, by label."""
+    figures = {}
+    for label, metric in metrics.items():
+        prefix = f"metric:{label}:"
+        own = {k.removeprefix(prefix): v for k, v in sums.items() if k.startswith(prefix)}
+        for name, value in metric.summary(own).items():
+            figures[f"{label}/{name}" if name else label] = value
+    return figures
 
 
 def eval_batches(
@@ -195,15 +202,19 @@ def evaluate_data(
     *,
     step: int,
     losses: bool = True,
+    seen: Callable[[Batch], None] = lambda batch: None,
 ) -> dict[str, float]:
-    """Figures of a tokenizer on one data set at one size. Unreadable files are skipped, named and counted."""
+    """Figures of a tokenizer on one data set at one size. Unreadable files are skipped, named and counted.
+
+    `seen` is called with every batch of this process.
+    """
     assert data is not None
     batches = eval_batches(tokenizer, config, data, extra, size=size, limit=config.eval.samples, shared=True)
     total = min(len(data), config.eval.samples or len(data))
     with ProgressLine("evaluate", -(-total // dist.world_size()), unit="sample") as line:
         return evaluate(
             tokenizer,
-            _readable(batches, BadSamples(data, config.data)),
+            _readable(batches, BadSamples(data, config.data), seen),
             build_metrics(config.eval.metrics, tokenizer),
             size=size,
             weights=config.objective.weights if losses else None,
@@ -214,10 +225,11 @@ def evaluate_data(
         )
 
 
-def _readable(batches: EvalBatches, bad: BadSamples) -> Iterator[Batch]:
+def _readable(batches: EvalBatches, bad: BadSamples, seen: Callable[[Batch], None]) -> Iterator[Batch]:
     for loaded in batches:
         bad.add(loaded.bad)
         if loaded.batch is not None:
+            seen(loaded.batch)
             yield loaded.batch
 
 

@@ -26,19 +26,24 @@ def optimizers() -> dict[str, Any]:
     }
 
 
+def optimizer_class(name: str, where: str = "optim") -> Any:
+    """The optimizer of this name. Raises `ConfigError` for an unknown one, or one that does not fit the loop."""
+    known = optimizers()
+    if name not in known:
+        reason = f" ({name} {_UNFIT[name]})" if name in _UNFIT else ""
+        raise ConfigError(
+            f"{where}.name: torch.optim has no '{name}' that fits{reason}."
+            f"{did_you_mean(name, known)} There are: {listed(known, 20)}."
+        )
+    return known[name]
+
+
 def build_optimizer(cfg: OptimSection, module: nn.Module, where: str = "optim") -> torch.optim.Optimizer:
     """The optimizer that a config names over a module's trained parameters; `where` is the config's key for errors.
 
     Its rate starts at 0; the loop sets it at every step. Raises `ConfigError` for an unknown name or argument.
     """
-    known = optimizers()
-    if cfg.name not in known:
-        reason = f" ({cfg.name} {_UNFIT[cfg.name]})" if cfg.name in _UNFIT else ""
-        raise ConfigError(
-            f"{where}.name: torch.optim has no '{cfg.name}' that fits{reason}."
-            f"{did_you_mean(cfg.name, known)} There are: {listed(known, 20)}."
-        )
-    cls = known[cfg.name]
+    cls = optimizer_class(cfg.name, where)
     takes = inspect.signature(cls).parameters
     unknown = [name for name in cfg.args if name not in takes]
     if unknown:
@@ -81,10 +86,20 @@ def _tables(module: nn.Module) -> Iterator[nn.Parameter]:
         yield from (inner.get_parameter(name) for name in names)
 
 
+def peak_rate(cfg: OptimSection, total_batch: int) -> float:
+    """The rate at the end of the warm-up: `lr`, or `base_lr` scaled to the samples of a step."""
+    return cfg.lr if cfg.lr is not None else (cfg.base_lr or 0.0) * total_batch / 256
+
+
+def rate_in_words(cfg: OptimSection, total_batch: int) -> str:
+    """The peak rate in numbers: `lr 6.25e-05 = base_lr 0.001 x 16/256`."""
+    scaled = "" if cfg.lr is not None else f" = base_lr {cfg.base_lr:g} x {total_batch}/256"
+    return f"lr {peak_rate(cfg, total_batch):.4g}{scaled}"
+
+
 def learning_rate(cfg: OptimSection, step: int, *, horizon: int, total_batch: int) -> float:
     """The rate of step number `step` (from 0): linear warm-up, then half a cosine to `min_lr` at the horizon."""
-    peak = cfg.lr if cfg.lr is not None else (cfg.base_lr or 0.0) * total_batch / 256
-    done = step + 1
+    peak, done = peak_rate(cfg, total_batch), step + 1
     if done <= cfg.warmup:
         return peak * done / cfg.warmup
     return _half_cosine(peak, cfg.min_lr, (step - cfg.warmup) / max(1, horizon - cfg.warmup))

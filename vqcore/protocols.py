@@ -292,7 +292,9 @@ class Modality(Protocol):
     `read` takes a path or an object already in memory and raises `DataError` or `OSError` for a damaged one. `view`
     draws a crop, or with `rng=None` the one for evaluation. Optional: `mask(raw, view)`, the validity mask, when
     `spec.mask`; `picture(x)`, a PIL image of one sample for people where `show` is an array; `values(x)`, a batch in
-    the units of the files (metres, logits stay logits) as float `(b, c, *size)`, for metrics with `in_units`.
+    the units of the files (metres, logits stay logits) as float `(b, c, *size)`, for metrics with `in_units`;
+    `write(shown, path)`, which writes what `show` gave to a path that ends in `written`, one of the `suffixes`, where
+    PNG for pictures and `.npy` for the rest are not what people want.
     Optional, for masks (`vqcore.data.validity`): `is_mask`, True for one that, where it rides along, says which
     positions of the main sample are valid (above a half): it goes into `Batch.mask`, not into the extras, and its
     attribute `mask_value`, if not None, stands where they are not. `hole_value` of a main modality, if not None: its
@@ -339,7 +341,9 @@ class Metric(Protocol):
     `measure` returns sums over the samples of a batch (float64 tensors by name); the caller adds them up over batches
     and processes; `summary` turns the totals into figures by name ("" for the one that has the metric's own name).
     Optional: `in_units`, True for a metric that means something in the units of the files only (a relative error of
-    depths): it gets `modality.values` of both. `better`, "higher" or "lower", of the figure that has the metric's name.
+    depths): it gets `modality.values` of both. `of_constant`, True for one that says something of a prediction that is
+    the same everywhere: `vqcore eval` shows it beside the figure. `better`, "higher" or "lower", of the figure that
+    has the metric's name.
     """
 
     def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> Mapping[str, Tensor]: ...

@@ -31,6 +31,7 @@ from vqcore.errors import (
     PluginConflict,
     PluginLoadError,
     UnknownName,
+    UnknownPlugin,
     VqcoreError,
     did_you_mean,
     listed,
@@ -119,7 +120,7 @@ class Registry:
         """The one distribution behind an id; raises `UnknownName` or `PluginConflict`."""
         origins = self._origins.get(id, [])
         if not origins:
-            raise UnknownName(self._no_plugin(id))
+            raise UnknownPlugin(self._no_plugin(id))
         if len(origins) > 1:
             claims = " and ".join(str(origin) for origin in origins)
             others = ",".join(origin.distribution for origin in origins[1:])
@@ -238,17 +239,23 @@ class Registry:
         ]
 
     def add_file(self, path: str) -> None:
-        """Read a manifest from a Python file; its names are `local/...`. For the command line only."""
+        """Read a manifest from a Python file, as `--plugin FILE` does; its names are `local/...`.
+
+        In Python, `registry().add_file("mine.py")` stands before `Tokenizer.load` of what was made with that file.
+        Reading the same file again changes nothing; raises `PluginLoadError` for a second one.
+        """
         source = Path(path)
         if not source.is_file():
             raise PluginLoadError(f"--plugin {path}: there is no such file.")
         if source.suffix != ".py":
             raise PluginLoadError(f"--plugin {path}: it must be a Python file whose name ends in .py.")
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        if "local" in self._files and self._origins["local"][0].digest == digest:
+            return
         if "local" in self._files:
             raise PluginLoadError(
                 f"--plugin {path}: one file at a time; put the components into one manifest."
             )
-        digest = hashlib.sha256(source.read_bytes()).hexdigest()
         origin = Origin("local", str(source), "", "vqcore_local", digest)
         spec = importlib.util.spec_from_file_location("vqcore_local", source)
         assert spec and spec.loader
@@ -261,6 +268,11 @@ class Registry:
             raise PluginLoadError(f"--plugin {path}: the file does not run: {_reason(error)}.") from error
         self._plugins["local"] = _record(origin, module)
         self._files["local"], self._origins["local"] = module, [origin]
+
+    @property
+    def file(self) -> str:
+        """The `--plugin` file that was read, or nothing."""
+        return self._origins["local"][0].distribution if "local" in self._files else ""
 
     def _import(self, origin: Origin, module: str) -> ModuleType:
         if module == origin.module and origin.id in self._files:
@@ -281,15 +293,19 @@ class Registry:
                 f"VQCORE_DISABLED_PLUGINS holds {origin.distribution}."
             )
         if id == "local":
-            return "no plugin 'local': its components come from a file of yours, given with --plugin FILE."
+            return (
+                "no plugin 'local': its components come from a file of yours. Give it with --plugin FILE; "
+                "in Python, before anything else: vqcore.registry.registry().add_file('FILE')"
+            )
         if id in OURS:
             distribution, folder = OURS[id]
             return (
                 f"no plugin '{id}' is installed. It comes with {distribution}: "
                 f"in a checkout of vqcore, run: pip install ./{folder}"
             )
-        hint = did_you_mean(id, [*self._origins, *OURS])
-        return f"no plugin '{id}'.{hint} Installed: {listed(sorted(set(self._origins)))}."
+        hint = did_you_mean(id, [*self._origins, *OURS], cutoff=0.7)  # ids are short: unet is not quant
+        hint = hint or f" Installed: {listed(sorted(set(self._origins)))}."
+        return f"no plugin '{id}'.{hint}"
 
 
 @functools.cache

@@ -6,6 +6,7 @@ goes on.
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import shutil
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vqcore import artefact, dist
-from vqcore.config import dump, from_tree, leaves, to_tree
+from vqcore.config import dump, from_tree, inline, leaves, to_tree
 from vqcore.console import say
 from vqcore.errors import CheckpointError, RunError, VqcoreError, listed
 from vqcore.rng import seeded
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 STATE, STATE_TENSORS = "state.json", "state.safetensors"
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 _LOCK = ".lock"
+SHOWN = 5
+"""How many settings are shown, with their values, where a folder holds another run."""
 
 
 def check(config: RunConfig) -> None:
@@ -161,14 +164,27 @@ def _refuse_another_run(folder: Path, config: RunConfig) -> None:
         saved: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise RunError(f"{path} cannot be read: {error}.") from error
-    differ = config_differences(
-        config, _with_defaults(saved if isinstance(saved, dict) else {}), FREE_ON_RESUME
-    )
-    if differ:
+    theirs = _with_defaults(saved if isinstance(saved, dict) else {})
+    if differ := config_differences(config, theirs, FREE_ON_RESUME):
+        there, here = dict(leaves(theirs)), dict(leaves(to_tree(config)))
+        told = [f"{key} {_value(there, key)} there, {_value(here, key)} here" for key in differ[:SHOWN]]
+        more = len(differ) - len(told)
+        rest = f"; {more} more {'setting differs' if more == 1 else 'settings differ'}" if more else ""
         raise RunError(
-            f"run.dir={folder} holds another run: {listed(differ, 5)} differ. "
-            f"Choose another run.dir, e.g. run.dir={folder}-2, or give that run's settings to go on with it."
+            f"run.dir={folder} holds another run: {'; '.join(told)}{rest}. "
+            f"Choose another run.dir, e.g. run.dir={_free(folder)}, or give that run's settings to go on with it."
         )
+
+
+def _value(tree: dict[str, Any], key: str) -> str:
+    text = inline(tree[key]) if key in tree else "not set"
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _free(folder: Path) -> Path:
+    """The first of `folder-2`, `folder-3` ... that does not exist."""
+    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in names if not path.exists())
 
 
 def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import yaml
 
 from vqcore import artefact
 from vqcore.config import inline, overridden, to_tree
-from vqcore.errors import ConfigError, UnknownName, VqcoreError
+from vqcore.errors import ConfigError, UnknownName, UnknownPlugin, VqcoreError
 from vqcore.schema import RunConfig
 
 _UNRECORDED = {"name": "folder", "path": ""}
@@ -79,7 +79,10 @@ def _alone(folder: Path, overrides: Sequence[str]) -> RunConfig:
 def _config(tree: dict[str, Any], overrides: Sequence[str], file: Path) -> RunConfig:
     """The config with overrides on top; another `data.name` replaces all of `data` but the modality."""
     kept = f"data.modality={inline(tree['data']['modality'])}"
-    return overridden(tree, [*overrides, kept], schema=RunConfig, file=str(file))
+    try:
+        return overridden(tree, [*overrides, kept], schema=RunConfig, file=str(file))
+    except UnknownPlugin as error:
+        raise artefact.made_with(file.parent, error) from error
 
 
 def _explained(error: VqcoreError, overrides: Sequence[str]) -> VqcoreError:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vqcore import artefact, check, dist, initial, pictures, report, runfolder
 from vqcore.assembly import build_extra, check_size, eval_sizes, open_data, pick_device, tokenizer_config_of
-from vqcore.console import ProgressLine, say
+from vqcore.console import ProgressLine, command, say
 from vqcore.data.loader import sizes
 from vqcore.errors import RunError, listed
 from vqcore.evaluation import build_metrics, evaluate_data, sample_pictures
@@ -27,8 +27,8 @@ from vqcore.feed import Feed
 from vqcore.findings import settle
 from vqcore.hooks.guarded import GuardedHooks
 from vqcore.interrupt import StopSignals
-from vqcore.metrics import CodeWindow
-from vqcore.optim import Ema
+from vqcore.metrics import CodeWindow, learns_codes
+from vqcore.optim import Ema, rate_in_words
 from vqcore.players import Player
 from vqcore.profiling import Profile
 from vqcore.protocols import Batch, Data, Modality
@@ -144,7 +144,12 @@ def _built(config: RunConfig, device: torch.device) -> Run:
     config = replace(config, optim=_in_steps(config, len(data)))
     run = Run(config, config.run.folder, device, tokenizer, data, extra, eval_data, steps)
     run.ema = Ema(tokenizer, config.ema.decay) if config.ema.decay else None
-    run.window = CodeWindow(tokenizer.codebook_size, tokenizer.num_codebooks)
+    run.window = CodeWindow(
+        tokenizer.codebook_size,
+        tokenizer.num_codebooks,
+        learned=learns_codes(tokenizer.quantizer),
+        tokens=len(data) * math.prod(tokenizer.grid(sizes(config.data, tokenizer.spec)[-1])),
+    )
     run.hooks = _hooks(config)
     if config.run.compile:
         for part in (tokenizer.encoder, tokenizer.quantizer, tokenizer.decoder):
@@ -186,6 +191,8 @@ def _train(run: Run) -> None:
     if dist.is_main():
         strip = pictures.Strip(run.dir / "samples", _fixed_samples(run), run.step)
     run.hooks.vqcore_run_started(run=run)
+    batch = total_batch(config)
+    say(f"{run.dir}: {run.steps} steps of {batch} samples, {rate_in_words(config.optim, batch)}")
     with (
         StopSignals() as signals,
         Profile(run.dir / "profile", config.run.profile, run.device) as profile,
@@ -430,7 +437,7 @@ def _write_report(run: Run) -> None:
         try:
             report.write(run.dir)
         except Exception as error:  # whatever a plugin's pictures raise: the run itself is done
-            log.warning("the report could not be written (%s); try: vqcore report %s", error, run.dir)
+            log.warning("the report could not be written (%s); try: %s", error, command("report", run.dir))
 
 
 def _explain(run: Run, error: BaseException) -> None:

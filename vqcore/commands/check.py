@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import json
-import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -11,6 +10,7 @@ from dataclasses import asdict, replace
 from vqcore import artefact, check, runfolder
 from vqcore.assembly import check_size, eval_sizes, pick_device, tokenizer_config_of
 from vqcore.config import load
+from vqcore.console import command
 from vqcore.data.loader import sizes
 from vqcore.errors import VqcoreError
 from vqcore.evaluation import build_metrics
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
             f"\n{args.config}: {_number(counts['error'], 'error')}, {_number(counts['warning'], 'warning')}"
         )
         if not counts["error"]:
-            print(f"next      vqcore train {shlex.join([args.config, *args.overrides])}")
+            print(f"next      {command('train', args.config, *args.overrides)}")
     return 2 if counts["error"] else 0
 
 

@@ -2,9 +2,12 @@
 
 import argparse
 
-from vqcore.config import dump, inline, leaves, load, recipes, to_tree
+from vqcore.config import Loaded, dump, inline, leaves, load, recipes, to_tree
 from vqcore.errors import ConfigError
 from vqcore.schema import RunConfig
+
+_EVERYWHERE = ("adamw", "adam", "sgd")
+"""Optimizers that every torch has: asking it takes seconds."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -16,9 +19,26 @@ def run(args: argparse.Namespace) -> int:
     if not args.config:
         raise ConfigError("name a config: vqcore config FILE.yaml (or --list the recipes).")
     loaded = load(args.config, args.overrides, schema=RunConfig)
+    _check_optimizers(loaded)
     if not args.origin:
         print(dump(loaded.config), end="")
         return 0
     for key, value in leaves(to_tree(loaded.config)):
         print(f"{key}={inline(value)}  # {loaded.layer(key)}")
     return 0
+
+
+def _check_optimizers(loaded: Loaded) -> None:
+    """Raise `ConfigError` for a name that torch does not know; the schema cannot, since torch keeps the list."""
+    optim = loaded.config.optim
+    names = {"optim": optim.name} | {
+        f"optim.players.{label}": own.name for label, own in optim.players.items()
+    }
+    for where, name in names.items():
+        if name is not None and name not in _EVERYWHERE:
+            from vqcore.optim import optimizer_class
+
+            try:
+                optimizer_class(name, where)
+            except ConfigError as error:
+                raise error.at(loaded.layer(f"{where}.name")) from error

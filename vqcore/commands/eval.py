@@ -16,10 +16,12 @@ from rich.table import Table
 
 from vqcore import artefact, comparison, dist, pictures, runfolder
 from vqcore.assembly import build_extra, check_size, eval_sizes, open_eval_data, pick_device
+from vqcore.baseline import Constant, constant_figures
 from vqcore.config import to_tree
 from vqcore.console import say
 from vqcore.errors import ConfigError, DataError
 from vqcore.evaluation import build_metrics, evaluate_data, loss_names, metric_configs, sample_pictures
+from vqcore.metrics import collapse
 from vqcore.protocols import Data, Modality
 from vqcore.subject import Subject, subject
 from vqcore.tokenizer import Tokenizer
@@ -49,7 +51,8 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
 
     Losses need what only training has (discriminators, feature networks), so they are measured of runs alone.
     """
-    config, results = found.config, []
+    config, results = found.config, list[dict[str, Any]]()
+    constants: dict[tuple[int, ...], dict[str, float]] = {}
     for kind in weights:
         tokenizer = Tokenizer.load(found.weights, device, weights=kind)
         extra = build_extra(config, tokenizer)
@@ -60,16 +63,31 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
         losses = found.run is not None
         step = runfolder.load_players(tokenizer, found.weights) if losses else tokenizer.origin.get("step", 0)
         for size in sizes:
-            figures = evaluate_data(tokenizer, config, data, extra, size, step=step, losses=losses)
-            made = {"weights": kind, "size": list(size), "fingerprint": tokenizer.fingerprint}
-            results.append({**made, "figures": figures})
+            constant = Constant(tokenizer.spec)
+            figures = evaluate_data(
+                tokenizer, config, data, extra, size, step=step, losses=losses, seen=constant.add
+            )
+            if size not in constants:  # it is the same whatever the weights
+                constants[size] = constant_figures(constant, tokenizer, config, data, extra, size)
+            results.append(_result(tokenizer, kind, size, figures, constants[size]))
+    how = _how(found, tokenizer, data, extra, sizes, figures)
+    return {"checkpoint": found.weights.name, "step": step, "results": results, **how}
+
+
+def _how(
+    found: Subject,
+    tokenizer: Tokenizer,
+    data: Data,
+    extra: dict[str, Modality],
+    sizes: Sequence[tuple[int, ...]],
+    figures: Mapping[str, float],
+) -> dict[str, Any]:
+    """The record of how figures were measured: what decides them, and where."""
+    config = found.config
     metrics = metric_configs(config.eval.metrics, tokenizer)
     components = {"modality": ("modality", config.data.modality.name)}
     components |= {label: ("metric", cfg.name) for label, cfg in metrics.items()}
     return {
-        "checkpoint": found.weights.name,
-        "step": step,
-        "results": results,
         "better": comparison.directions(
             build_metrics(config.eval.metrics, tokenizer), loss_names(figures, metrics)
         ),
@@ -82,8 +100,22 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
             metrics=metrics,
             refine=config.eval.refine,
         ),
-        "environment": comparison.environment(components, seed=config.run.seed, device=device),
+        "environment": comparison.environment(components, seed=config.run.seed, device=tokenizer.device),
     }
+
+
+def _result(
+    tokenizer: Tokenizer,
+    weights: str,
+    size: tuple[int, ...],
+    figures: dict[str, float],
+    constant: dict[str, float],
+) -> dict[str, Any]:
+    """What is kept of one evaluation; a warning where its codes have collapsed."""
+    if (warning := collapse(figures, tokenizer.codebook_size)) and dist.is_main():
+        log.warning("warning: %s %s: %s", "x".join(map(str, size)), weights, warning)
+    made = {"weights": weights, "size": list(size), "fingerprint": tokenizer.fingerprint}
+    return {**made, "figures": figures, "constant": constant}
 
 
 @contextlib.contextmanager
@@ -147,11 +179,20 @@ def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.
 
 
 def _show(report: dict[str, Any], title: str) -> None:
-    results = report["results"]
-    heads = [f"{'x'.join(map(str, r['size']))} {r['weights']}" for r in results]
-    names = list(dict.fromkeys(name for r in results for name in r["figures"]))
-    lines = [[name, *(_number(r["figures"].get(name)) for r in results)] for name in names]
-    print_table(title, ["", *heads], lines)
+    columns: dict[str, Mapping[str, float]] = {}
+    for result in report["results"]:
+        size = "x".join(map(str, result["size"]))
+        columns[f"{size} {result['weights']}"] = result["figures"]
+    for result in report["results"]:
+        if result["constant"]:
+            columns[f"{'x'.join(map(str, result['size']))} constant"] = result["constant"]
+    names = list(dict.fromkeys(name for figures in columns.values() for name in figures))
+    lines = [[name, *(_number(figures.get(name)) for figures in columns.values())] for name in names]
+    print_table(title, ["", *columns], lines)
+    if any(result["constant"] for result in report["results"]):
+        say(
+            "  constant: what the mean of each channel (class maps: the most frequent class) scores everywhere"
+        )
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -1,22 +1,30 @@
-"""`vqcore show NAME`: what a component is, where it comes from and every setting it has."""
+"""`vqcore show NAME`: every setting of a component, which is said to be what and whose, or of a config's section."""
 
 import argparse
+import dataclasses
 import inspect
 import textwrap
+import typing
 from typing import Any
 
 from vqcore.config import REQUIRED, settings
 from vqcore.errors import UnknownName, did_you_mean, listed
 from vqcore.registry import Registry, registry
+from vqcore.schema import RunConfig
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every component of this name (a name may serve in several kinds)."""
+    """Print every component of this name (a name may serve in several kinds), else the section of this name."""
     catalogue = registry()
+    if args.name is None:
+        _list(catalogue)
+        return 0
     id, _, short = args.name.rpartition("/")
     id = id or "core"
     found = [c for c in catalogue.plugin(id).components if short in (c.name, *c.renamed_from)]
-    if not found:
+    if not found and args.name in sections():
+        _section(args.name)
+    elif not found:
         raise UnknownName(_no_component(catalogue, args.name))
     for component in found:
         cls: Any = catalogue.load(component.kind, args.name)
@@ -25,22 +33,57 @@ def run(args: argparse.Namespace) -> int:
         print(f"from {catalogue.origin(id)}, {component.target}, {_place(cls)}\n")
         if cls.__doc__:
             print(textwrap.indent(inspect.cleandoc(cls.__doc__), "  ") + "\n")
-        for setting in settings(cls.Config):
-            required = setting.default == REQUIRED
-            default = REQUIRED if required else f"default {setting.default}"
-            print(f"  {setting.name}: {setting.type}, {default}")
-            print(textwrap.indent(textwrap.fill(setting.text, 96), "      "))
+        _settings(cls.Config)
     return 0
+
+
+def sections() -> dict[str, type]:
+    """The sections of a config file by name, and the dataclass behind each."""
+    hints = typing.get_type_hints(RunConfig)
+    return {
+        name: hint
+        for name, hint in hints.items()
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    }
+
+
+def _section(name: str) -> None:
+    """A section, and what nests in its mappings (`optim.players`)."""
+    cls: Any = sections()[name]
+    print(f"{name}  (a section of a config)  {inspect.cleandoc(cls.__doc__)}\n")
+    _settings(cls)
+    for key, hint in typing.get_type_hints(cls).items():
+        inner = typing.get_args(hint)[-1:]
+        if typing.get_origin(hint) is dict and inner[0].__module__ == cls.__module__:
+            print(f"\n{name}.{key}.NAME  {inspect.cleandoc(inner[0].__doc__)}\n")
+            _settings(inner[0])
+
+
+def _settings(cls: type) -> None:
+    for setting in settings(cls):
+        default = REQUIRED if setting.default == REQUIRED else f"default {setting.default}"
+        print(f"  {setting.name}: {setting.type}, {default}")
+        print(textwrap.indent(textwrap.fill(setting.text, 96), "      "))
+
+
+def _list(catalogue: Registry) -> None:
+    """All that there is to show: the sections, then the components by kind."""
+    print(textwrap.fill(f"sections of a config: {', '.join(sections())}", 110, subsequent_indent="  "))
+    names: dict[str, list[str]] = {}
+    for found in catalogue.components():
+        names.setdefault(found.component.kind, []).append(found.name)
+    for kind, own in names.items():
+        print(textwrap.fill(f"{kind}: {', '.join(own)}", 110, subsequent_indent="  "))
 
 
 def _no_component(catalogue: Registry, name: str) -> str:
     if name in catalogue.ids():
         inside = [found.name for found in catalogue.components() if found.origin.id == name]
         return f"'{name}' is a plugin, no component. It has: {listed(inside, 40)}."
-    names = sorted({found.name for found in catalogue.components()})
+    names = sorted({*(found.name for found in catalogue.components()), *sections()})
     same = [other for other in names if other.rpartition("/")[2] == name]
     hint = f" Did you mean '{same[0]}'?" if same else did_you_mean(name, names)
-    return f"no component '{name}'.{hint} Installed: {listed(names, 40)}."
+    return f"no component or section '{name}'.{hint} vqcore show, without a name, lists what there is."
 
 
 def _place(cls: type) -> str:

@@ -1,12 +1,14 @@
 """`vqcore tokenize`: files become codes, one `.npy` a sample, in the smallest unsigned integer that holds them."""
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from vqcore.assembly import pick_device
-from vqcore.console import say
+from vqcore.console import command, say
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens import parse_size, tokenize_folder
+from vqcore.tokens import MANIFEST, parse_size, tokenize_folder
 
 
 def run(args: argparse.Namespace) -> int:
@@ -14,18 +16,34 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     tokenizer = Tokenizer.load(args.run, device, encoder_only=not args.refine, weights=args.weights)
     size = parse_size(args.size, tokenizer.cfg.size)
-    done = tokenize_folder(
-        tokenizer,
-        Path(args.input).expanduser(),
-        Path(args.output).expanduser(),
-        size=size,
-        batch_size=args.batch_size,
-        overwrite=args.overwrite,
-        refine=args.refine,
-    )
+    target = Path(args.output).expanduser()
+    with _nothing_left(target):
+        done = tokenize_folder(
+            tokenizer,
+            Path(args.input).expanduser(),
+            target,
+            size=size,
+            batch_size=args.batch_size,
+            overwrite=args.overwrite,
+            refine=args.refine,
+        )
     say(f"{done.written} written, {done.skipped} there already, {len(done.failed)} unreadable")
     say(
         f"codes     {args.output}  (grid {' x '.join(map(str, tokenizer.grid(size)))}, q {tokenizer.num_codebooks})"
     )
-    say(f"next      vqcore decode {args.run} {args.output} rebuilt")
+    say(f"next      {command('decode', args.run, args.output, 'rebuilt')}")
     return 0
+
+
+@contextlib.contextmanager
+def _nothing_left(target: Path) -> Iterator[None]:
+    """Where tokenizing fails before there are codes, take away the manifest, and the folder if it was made for it."""
+    existed, claimed = target.exists(), (target / MANIFEST).exists()
+    try:
+        yield
+    except BaseException:
+        if not claimed and [path.name for path in target.glob("*")] == [MANIFEST]:
+            (target / MANIFEST).unlink()
+            if not existed:
+                target.rmdir()
+        raise

@@ -5,14 +5,13 @@ import signal
 
 from vqcore import dist
 from vqcore.config import load
-from vqcore.console import say
+from vqcore.console import command, say
 from vqcore.schema import RunConfig
 
 
 def run(args: argparse.Namespace) -> int:
     """Train to the end and say where to look."""
     config = load(args.config, args.overrides, schema=RunConfig).config
-    from vqcore.metrics import WINDOW
     from vqcore.trainer import train
 
     finished = train(config)
@@ -23,16 +22,14 @@ def run(args: argparse.Namespace) -> int:
         for name, value in finished.last_evaluation.items():
             say(f"  {name:24} {value:.4g}")
     if dist.is_main() and finished.window:
-        used = finished.window.figures()
-        say(
-            f"  codebook used            {used['codes/usage']:.1%} of it by the last {WINDOW:,} training tokens"
-        )
+        used, held = finished.window.figures()["codes/usage"], finished.window.held
+        say(f"  codebook used            {used:.1%} of it by the last {held:,} training tokens")
     say(f"\nrun folder     {finished.dir}")
     say(f"pictures       {finished.dir / 'samples' / 'strip.png'} (as it learned)")
     if finished.last_evaluation:
         say(f"               {finished.dir / 'samples' / 'sheet.png'} (original, rebuilt, token map)")
     say(f"report         {finished.dir / 'report.html'} (curves, best and worst samples, codes)")
-    say(f"next           vqcore eval {finished.dir}")
-    say(f"               vqcore tokenize {finished.dir} FOLDER tokens")
-    say(f"               vqcore export {finished.dir} my-tokenizer")
+    say(f"next           {command('eval', finished.dir)}")
+    say(f"               {command('tokenize', finished.dir, 'FOLDER', 'tokens')}")
+    say(f"               {command('export', finished.dir, 'my-tokenizer')}")
     return 0

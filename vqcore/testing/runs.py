@@ -147,6 +147,8 @@ def check_objective(
     for name, player in players.items():
         _check_player(objective, tokenizer, batch, name, player, modules, waived)
     _check_decode(objective, tokenizer, batch, modules)
+    if hasattr(objective, "error"):
+        _check_error(objective, tokenizer, batch)
 
 
 def _modules(objective: Any, tokenizer: Any) -> list[nn.Module]:
@@ -227,6 +229,20 @@ def _check_decode(objective: Any, tokenizer: Any, batch: Batch, modules: list[nn
     close(alone, x_hat, "batch law: decoding a sample changes in a batch", share=1e-3)
     for old, module in zip(before, modules):
         same_state(old, state_of(module), "decode changes no state")
+
+
+def _check_error(objective: Any, tokenizer: Any, batch: Batch) -> None:
+    """`error` says where a sample is wrong, sample by sample, and how it changes with the latents."""
+    with torch.no_grad():
+        z = tokenizer.lookup(tokenizer.encode(batch.x))
+    z.requires_grad_()
+    each = objective.error(tokenizer, z, batch.x)
+    wanted = (len(batch.x), *batch.x.shape[-tokenizer.spec.rank :])
+    assert tuple(each.shape) == wanted, f"shape law: error gives {tuple(each.shape)}, not {wanted}"
+    finite(each, "error")
+    (slope,) = torch.autograd.grad(each[0].sum(), z, allow_unused=True)
+    assert slope is not None and slope[0].any(), "gradient law: error does not depend on the latents"
+    assert not slope[1:].any(), "batch law: the error of a sample depends on others"
 
 
 def check_hook(hook: Any) -> None:
