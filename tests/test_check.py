@@ -96,6 +96,14 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path, capsys):
     assert any("data.eval_path" in line for line in errors)
 
 
+def test_refinement_that_cannot_be_is_an_error(tmp_path, capsys):
+    drawn = written(tmp_path, eval__refine=2, objective={"name": "toy/adversary"})
+    assert main(["check", str(drawn)]) == 2
+    assert (
+        "eval.refine: codes cannot be refined with the objective 'toy/adversary'" in capsys.readouterr().out
+    )
+
+
 def test_a_folder_with_another_run_is_an_error(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("precious")

@@ -369,6 +369,27 @@ def test_what_rides_along_comes_along(tmp_path, capsys):
     assert json.loads((tmp_path / "made.json").read_text())["protocol"]["extra"].keys() == {"again"}
 
 
+def test_what_rode_along_is_not_asked_of_other_samples(tmp_path, capsys):
+    rgb, mask = tmp_path / "rgb", tmp_path / "mask"
+    levels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    for folder, array in ((rgb, levels), (mask, levels[..., 0])):
+        folder.mkdir()
+        Image.fromarray(array).save(folder / "a.png")
+    data = {
+        "name": "folder", "path": str(rgb), "eval_path": str(rgb), "modality": {"name": "rgb"}, "input_size": 16,
+        "batch_size": 1, "workers": 0, "extra": {"valid": {"name": "mask"}}, "extra_path": {"valid": str(mask)},
+        "eval_extra_path": {"valid": str(mask)},
+    }  # fmt: skip
+    train(run_config(tmp_path / "run", run__steps=1, data=data))
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "made")]) == 0
+    (mask / "a.png").unlink()
+    mask.rmdir()
+    made = ["eval", str(tmp_path / "made"), "--json", str(tmp_path / "made.json")]
+    assert main(made) == 2
+    assert main([*made, f"data.eval_path={rgb}"]) == 0
+    assert json.loads((tmp_path / "made.json").read_text())["protocol"]["extra"] == {}
+
+
 def test_a_checkpoint_of_a_run_belongs_to_it_and_a_tokenizer_beside_one_does_not(alone):
     run, made = alone
     (run / "eval.json").unlink()

@@ -95,11 +95,9 @@ def test_what_is_not_valid_counts_nothing(tmp_path):
     tokenizer, x = tokenizer_of(tmp_path), samples(2, 16, 16)
     mask = torch.ones(2, 16, 16, dtype=torch.bool)
     mask[:, :, 9:] = False
-    broken = torch.where(mask.unsqueeze(1), x, torch.nan)
     start = tokenizer.encode(x, mask)
-    with torch.no_grad():
-        found = refine(tokenizer, broken, start, 1, mask)
-        assert torch.equal(found, refine(tokenizer, x, start, 1, mask))
+    found = refine(tokenizer, torch.where(mask.unsqueeze(1), x, 9.0), start, 1, mask)
+    assert torch.equal(found, refine(tokenizer, x, start, 1, mask))
     assert not torch.equal(found, start)
 
 
@@ -143,6 +141,22 @@ def test_every_position_has_its_turn_and_neighbours_have_different_ones(grid):
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(grid) - 1]
     near = pool(F.pad(turns.unsqueeze(1).float(), (1, 1) * len(grid)), 3, stride=1) * 3 ** len(grid)
     assert near.max() < 1.5  # no position sees two that move at once
+
+
+def test_inference_mode(tmp_path):
+    tokenizer, x = tokenizer_of(tmp_path), samples(2, 16, 16)
+    with torch.inference_mode():
+        found = tokenizer.encode(x + 0, refine=1)
+    assert torch.equal(found, tokenizer.encode(x, refine=1))
+
+
+def test_what_cannot_be_refined_is_refused(tmp_path):
+    tokenizer, x = tokenizer_of(tmp_path), samples(1, 16, 16)
+    with pytest.raises(ValueError, match="refine=-1 is a number of sweeps"):
+        tokenizer.encode(x, refine=-1)
+    tokenizer.decoder = None
+    with pytest.raises(ConfigError, match="loaded with encoder_only=True"):
+        tokenizer.encode(x, refine=1)
 
 
 def test_an_objective_that_draws_is_refused(tmp_path):

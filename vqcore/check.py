@@ -14,12 +14,13 @@ import torch
 
 from vqcore import dist, values
 from vqcore.data.loader import TrainBatches, sizes
-from vqcore.errors import VqcoreError, listed
+from vqcore.errors import ConfigError, VqcoreError, listed
 from vqcore.evaluation import eval_batches
 from vqcore.findings import Finding
 from vqcore.metrics import bits_per_position, learns_codes
 from vqcore.optim import peak_rate, rate_in_words
 from vqcore.protocols import Batch
+from vqcore.refine import check_refine
 from vqcore.rng import generator
 from vqcore.schema import DataConfig
 from vqcore.trial import learns, model_findings, needs, total_batch
@@ -46,6 +47,7 @@ def cheap(run: "Run") -> list[Finding]:
         *model_findings(run, batch),
         *codebook(run),
         *rates(run),
+        *refinement(run),
     ]
 
 
@@ -68,6 +70,7 @@ def full(run: "Run") -> Iterator[Finding]:
     yield from parameters(run)
     yield from tokens(run)
     yield from rates(run)
+    yield from refinement(run)
     yield from shaped
     yield from codebook(run)
     if any(finding.grade == "error" for finding in shaped):
@@ -231,6 +234,16 @@ def tokens(run: "Run") -> Iterator[Finding]:
     yield Finding("note", "model.quantizer", text)
     passes = run.steps * total_batch(run) / len(run.data)
     yield Finding("note", "run.steps", f"{run.steps:,} steps are {passes:.3g} passes over the training set")
+
+
+def refinement(run: "Run") -> Iterator[Finding]:
+    """Whether `eval.refine` can do what it is asked for."""
+    if not run.config.eval.refine:
+        return
+    try:
+        check_refine(run.tokenizer)
+    except ConfigError as error:
+        yield Finding("error", "eval.refine", str(error), "Set eval.refine=0.")
 
 
 def rates(run: "Run") -> Iterator[Finding]:

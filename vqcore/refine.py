@@ -40,25 +40,27 @@ def refine(
     """Codes that decode at least as close to `x`, in the objective's own loss; where `mask` is False nothing counts.
 
     A sweep visits every position once: `3 ** axes` steps, each of which decodes twice and differentiates once. Raises
-    `ConfigError` when the objective cannot say its error (`can_refine`). The tokenizer must be in eval mode.
+    `ConfigError` where nothing says the error (`check_refine`). The tokenizer must be in eval mode.
     """
-    if not can_refine(tokenizer):
-        raise ConfigError(
-            f"codes cannot be refined with the objective '{tokenizer.cfg.objective.name}': it has no error to lower, "
-            "since its decoding is drawn. Leave refine at 0."
-        )
-
-    if mask is not None:  # what stands there may be no number, and its gradient would not be one either
-        x = torch.where(mask if x.ndim == mask.ndim else mask.unsqueeze(1), x, 0)
+    check_refine(tokenizer)
+    with torch.inference_mode(False):  # its tensors cannot be differentiated, those made here can
+        target, mask, codes = x.clone(), None if mask is None else mask.clone(), codes.clone()
 
     def error(z: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *size"]:
-        each = tokenizer.objective.error(tokenizer, z, x)
+        each = tokenizer.objective.error(tokenizer, z, target)
         return each if mask is None else torch.where(mask, each, 0.0)
 
+    with torch.inference_mode(False), torch.no_grad():
+        return _search(tokenizer, error, codes, sweeps, x.ndim - 1 - (tokenizer.spec.labels is None))
+
+
+def _search(
+    tokenizer: Any, error: ErrorOf, codes: Int[Tensor, "b *grid q"], sweeps: int, rank: int
+) -> Int[Tensor, "b *grid q"]:
     step = _step(error, tokenizer.lookup(codes))
     best, least = codes, torch.full((len(codes),), torch.inf, device=codes.device)
     for _ in range(sweeps):
-        for turn in _turns(codes.shape[1:-1], x.ndim - 1 - (tokenizer.spec.labels is None), codes.device):
+        for turn in _turns(codes.shape[1:-1], rank, codes.device):
             z = tokenizer.lookup(codes)
             before, slope = _slope(error, z)
             best, least = _better(codes, before, best, least)
@@ -70,9 +72,17 @@ def refine(
     return best
 
 
-def can_refine(tokenizer: Any) -> bool:
-    """Whether the objective says what a decoding gets wrong, and there is a decoder to ask."""
-    return tokenizer.decoder is not None and hasattr(tokenizer.objective, "error")
+def check_refine(tokenizer: Any) -> None:
+    """Raise `ConfigError` unless there is a decoder to ask, and an objective that says what it gets wrong."""
+    if tokenizer.decoder is None:
+        raise ConfigError(
+            "codes are refined by what they decode to; this tokenizer was loaded with encoder_only=True."
+        )
+    if not hasattr(tokenizer.objective, "error"):
+        raise ConfigError(
+            f"codes cannot be refined with the objective '{tokenizer.cfg.objective.name}': it has no error to lower, "
+            "since its decoding is drawn. Leave refine at 0."
+        )
 
 
 def _better(codes: Tensor, error: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,10 @@ _ELSEWHERE = (
 )
 
 
+_BESIDE = ("data.extra", "data.extra_path", "data.eval_extra_path")
+"""What rides along. Other samples do not have it, unless the overrides say where."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """The folder of the weights, the run they belong to (None: they stand alone), and how they are measured."""
@@ -61,8 +65,12 @@ def subject(name: str, overrides: Sequence[str] = ()) -> Subject:
 
 def _alone(folder: Path, overrides: Sequence[str]) -> RunConfig:
     made, cfg = artefact.verify(folder), artefact.read_config(folder)
+    data = made.get("data") or _UNRECORDED
+    given = {override.partition("=")[0] for override in overrides}
+    if "data.eval_path" in given and not any(key.startswith(_BESIDE) for key in given):
+        data = {key: value for key, value in data.items() if f"data.{key}" not in _BESIDE}
     tree = {
-        "data": {**(made.get("data") or _UNRECORDED), "modality": to_tree(cfg.modality)},
+        "data": {**data, "modality": to_tree(cfg.modality)},
         "model": to_tree(cfg.model),
         "objective": to_tree(cfg.objective),
         "eval": made.get("eval", {}),

@@ -158,10 +158,13 @@ class Tokenizer(nn.Module):
     ) -> Int[Tensor, "b *grid q"]:
         """The codes of a batch of inputs. Raises `ValueError` when `x` does not look like `spec`.
 
-        `refine` sweeps search for codes that decode closer to `x`, at many times the cost (`vqcore.refine`).
+        The encoder sees all of `x`: where `mask` is False, too, values must be finite. `refine` sweeps search for codes
+        that decode closer to `x`, at many times the cost (`vqcore.refine`).
         """
+        if refine < 0:
+            raise ValueError(f"refine={refine} is a number of sweeps; 0 is none")
         self.check_input(x)
-        self._check_range(x)
+        self._check_range(x, mask)
         x = x.to(self.device)
         with _evaluating(self):
             codes = self.quantize(self.latents(x), mask).codes
@@ -245,9 +248,13 @@ class Tokenizer(nn.Module):
                 f"an input holds {x[tuple(place)].item()} at {place}; its values are finite numbers"
             )
 
-    def _check_range(self, x: Tensor) -> None:
+    def _check_range(self, x: Tensor, mask: Bool[Tensor, "b *size"] | None) -> None:
         """Warn, once, of values that lie further outside the declared range than it is wide, as 0..255 do in -1..1."""
-        if self.spec.range is None or self._range_was_left or not x.numel():
+        if self.spec.range is None or self._range_was_left:
+            return
+        if mask is not None:
+            x = x.movedim(1, -1)[mask.to(x.device)]
+        if not x.numel():
             return
         (low, high), (least, most) = self.spec.range, map(float, x.aminmax())
         if max(low - least, most - high) > high - low:
