@@ -58,6 +58,17 @@ class TestFiles:
         with pytest.raises(DataError, match=r"shape \(15, 6\)|make no square map"):
             modality.read(maps(height=3, width=5).reshape(6, 15).T)
 
+    @pytest.mark.parametrize("prefix", [0, 5])
+    def test_a_batch_of_tokens_is_refused(self, tmp_path, prefix):
+        modality = features(layout="tokens", prefix_tokens=prefix)
+        tokens = np.ones((prefix + 16, 6), np.float32)
+        np.save(tmp_path / "a.npy", tokens[None])
+        with pytest.raises(DataError, match=r"a\.npy: has shape \(1, .* a batch axis; save one map a file"):
+            modality.read(tmp_path / "a.npy")
+        assert modality.read(tokens).shape == (6, 4, 4)
+        flat = features((1, prefix + 16), layout="tokens", prefix_tokens=prefix)
+        assert flat.read(tokens[None]).shape == (6, 1, prefix + 16)  # a map of one row, where one is wanted
+
     def test_beside_a_picture_a_map_has_the_stride_of_its_network(self):
         """A picture of 48 x 64 and its map of positions of 16 pixels: every cell is the place that it stands for."""
         raw = np.stack(np.meshgrid(np.arange(3.0), np.arange(4.0), indexing="ij")).astype(np.float32)

@@ -245,6 +245,25 @@ class TestAnnotations:
         assert raw.extent == mask.shape and len(raw.found) == 1
         assert np.array_equal(whole(raw.found[0], raw.extent), mask)
 
+    def test_compressed_counts_may_be_bytes(self):
+        """pycocotools.mask.encode returns them so."""
+        (found,) = instances().read(annotated({"size": [60, 80], "counts": DISC_TEXT.encode()})).found
+        assert np.array_equal(whole(found, (60, 80)), DISC)
+        with pytest.raises(DataError, match="which is no digit"):
+            instances().read(annotated({"size": [60, 80], "counts": b"P:1\xff"}))
+
+    def test_crowds_and_empty_ones_alone_are_no_instance(self, tmp_path):
+        crowd = {"segmentation": {"size": [60, 80], "counts": [0, 4800]}, "iscrowd": 1}
+        content = annotated({"size": [60, 80], "counts": [4800]})
+        content["annotations"].append(crowd)
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        says = "holds no instance; all of its 2 annotations are crowds or empty"
+        for source, name in ((content, "annotations in memory"), (tmp_path / "a.json", "a.json")):
+            with pytest.raises(DataError, match=f"{name}: {says}"):
+                instances().read(source)
+        with pytest.raises(DataError, match=r"annotations in memory: the largest of 1 .*min_area=0\.9"):
+            instances(min_area=0.9).read(annotated({"size": [60, 80], "counts": DISC_TEXT}))
+
     def test_polygons_fill_what_their_edges_enclose(self):
         """Against the pixels whose centres lie inside, by the formula of each shape."""
         rows, columns = np.mgrid[:60, :80] + 0.5
@@ -338,6 +357,19 @@ class TestAnnotations:
             (annotated({"size": [60, 80], "counts": "P:1 "}), "hold ' ', which is no digit"),
             (annotated({"size": [60, 80]}), "no list of integers and no text"),
             (annotated({"size": [60, 80], "counts": [4800]}), "holds no instance"),
+            ({"images": None, "annotations": [{}]}, "a.json: does not say how large the picture is"),
+            ({"images": {"a": {}, "b": {}}, "annotations": [{}]}, "a.json: its images are a dict"),
+            ({"annotations": [{"segmentation": {"size": None}}]}, "a.json: does not say how large"),
+            ({"annotations": [{"segmentation": {"size": 5}}]}, "a.json: does not say how large"),
+            (annotated([[1, 2, 3, 4, 5, 6]], height=10**30), "a.json: a picture of 10{30} x 80 pixels"),
+            (annotated([[1, 2, 3, 4, 5, 6]], height=None), "a.json: a picture of None x 80 pixels"),
+            (annotated({"size": None, "counts": [4800]}), r"a.json: .* has size None in a picture"),
+            (annotated({"size": 5, "counts": [4800]}), r"a.json: .* has size 5 in a picture"),
+            (annotated({"size": [60, 80], "counts": [10**30]}), "a.json: .* add up to 10{30} where"),
+            (annotated({"size": [60, 80], "counts": [2**63, 2**63, 4800]}), "a.json: .* add up to 18446744"),
+            (annotated({"size": [60, 80], "counts": "o" * 40 + "0"}), "a.json: .* add up to"),
+            (annotated([[1, 2, 3, 4, 5, 10**400]]), "a.json: .* no list of numbers"),
+            (annotated([[1, 2, 3, 4, 5, 1e300]]), "a.json: .* a polygon holds 1e[+]300"),
         ],
     )
     def test_what_is_wrong_is_said(self, tmp_path, content, says):

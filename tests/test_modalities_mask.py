@@ -74,6 +74,36 @@ class TestFiles:
         assert mask_of(grey, 2)[0].tolist() == [[0, 1], [1, 1]]
         assert mask_of(grey, 2, threshold=128.0, invert=True)[0].tolist() == [[1, 0], [0, 1]]
 
+    @pytest.mark.parametrize("invert", [False, True])
+    def test_what_is_not_finite_is_never_valid(self, tmp_path, invert):
+        levels = np.array([[0.0, 1.0, np.nan], [np.inf, -np.inf, 0.0]], np.float32)
+        wanted = np.array([[invert, not invert, 0], [0, 0, invert]])
+        np.save(tmp_path / "a.npy", levels)
+        assert np.array_equal(mask_of(tmp_path / "a.npy", (2, 3), invert=invert)[0], wanted)
+        with pytest.raises(DataError, match="is an empty mask; none of its values is finite"):
+            mask_of(np.full((2, 3), np.nan), (2, 3), invert=invert)
+
+    @pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "RGB"])
+    @pytest.mark.parametrize("suffix", ["png", "tif"])
+    def test_a_mask_is_turned_upright_as_its_picture_is(self, tmp_path, mode, suffix):
+        valid = holes(4, 6)
+        # Pillow maps plain TIFFs into memory, with their sides exchanged for orientations 5 to 8.
+        packed = {"compression": "tiff_lzw"} if suffix == "tif" else {}
+        grey = Image.fromarray(valid.astype(np.uint8) * 255)
+        if mode == "I;16":
+            grey = Image.fromarray(valid.astype(np.uint16) * 65535)
+        for orientation in range(1, 9):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            picture = Image.fromarray(np.repeat(valid[..., None].astype(np.uint8) * 255, 3, -1))
+            picture.save(tmp_path / "photo.png", exif=exif)
+            path = tmp_path / f"mask.{suffix}"
+            (grey if mode == "I;16" else grey.convert(mode)).save(path, exif=exif, **packed)
+            upright = RGB(RGB.Config(), size=4).read(tmp_path / "photo.png")[..., 0] > 0
+            assert np.array_equal(Mask(Mask.Config(), size=4).read(path)[0], upright), orientation
+            if mode == "RGB":
+                assert np.array_equal(RGB(RGB.Config(), size=4).read(path)[..., 0] > 0, upright), orientation
+
     def test_blocks_are_valid_where_all_of_them_is(self):
         valid = holes(8, 10)
         found = mask_of(valid, (8, 10), pool=4)[0].numpy()

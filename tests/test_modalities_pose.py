@@ -299,6 +299,19 @@ class TestBesideAPicture:
             view = View(start=(0.2, 0.1), stop=(0.7, 0.9), size=(8, 8), flip=flip, extent=(20, 20))
             assert torch.equal(modality.tensor(raw, view), modality.tensor(raw, own))
 
+    @pytest.mark.parametrize("frame", ["pixels", "shares", "body"])
+    def test_nobody_stays_zero(self, frame):
+        view = View(start=(0.2, 0.1), stop=(0.7, 0.9), size=(8, 8), flip=True, extent=(20, 20))
+        modality = pose(frame=frame, missing="zeros", center=(10.0, 10.0))
+        for each in (view, WHOLE, MIRROR):
+            assert not modality.show(tensor(modality, [], each)).any()
+        somebody = np.zeros((5, 2), np.float32)
+        somebody[3] = 4.0
+        assert modality.show(modality.tensor(somebody, view)).any(1).all()
+        # Without the setting zeros are positions as any other.
+        kept = pose(frame=frame, center=(10.0, 10.0))
+        assert kept.show(kept.tensor(np.zeros((5, 2), np.float32), view)).any()
+
     def test_pixels_of_a_picture_of_unknown_size_are_refused(self):
         view = View(start=(0.2, 0.1), stop=(0.7, 0.9), size=(8, 8))
         with pytest.raises(ConfigError, match=r"frame to shares or body"):

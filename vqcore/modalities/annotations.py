@@ -6,16 +6,19 @@ one before the last.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from vqcore.errors import DataError, listed
 from vqcore.modalities.pieces import Outline, Piece, outline, tight
+
+FAR = 2**20
+"""Sides and coordinates beyond this are of no picture; Pillow draws polygons with integers of 32 bits."""
 
 
 def read_annotations(source: Any, name: str) -> tuple[tuple[int, int], list[Piece | Outline]]:
@@ -40,7 +43,13 @@ def read_annotations(source: Any, name: str) -> tuple[tuple[int, int], list[Piec
             pieces.append(
                 _piece(each.get("segmentation"), extent, f"{name}: annotations[{number}].segmentation")
             )
-    return extent, [each for each in pieces if each is not None]
+    found = [each for each in pieces if each is not None]
+    if not found:
+        raise DataError(
+            f"{name}: holds no instance; all of its {len(given)} annotations are crowds or empty "
+            f"(nothing within {extent[0]} x {extent[1]} pixels)"
+        )
+    return extent, found
 
 
 def _loaded(path: Path, name: str) -> Any:
@@ -52,20 +61,26 @@ def _loaded(path: Path, name: str) -> Any:
 
 def _extent(found: Any, given: Sequence[Mapping[str, Any]], name: str) -> tuple[int, int]:
     """Height and width of the picture, from where COCO, SA-1B or a run-length code says it."""
-    image = found.get("image") if isinstance(found, Mapping) else None
-    images = found.get("images", []) if isinstance(found, Mapping) else []
+    image: Any = found.get("image") if isinstance(found, Mapping) else None
+    images = (found.get("images") if isinstance(found, Mapping) else None) or []
+    if not isinstance(images, list):
+        raise DataError(f"{name}: its images are a {type(images).__name__}; wanted is a list of one picture")
     if image is None and len(images) > 1:
         raise DataError(
             f"{name}: holds the annotations of {len(images)} pictures; one file a picture is wanted"
         )
     image = images[0] if image is None and images else image
     if isinstance(image, Mapping) and "height" in image and "width" in image:
-        size = [image["height"], image["width"]]
+        size: Any = [image["height"], image["width"]]
     else:
         codes = [each["segmentation"] for each in given if isinstance(each.get("segmentation"), Mapping)]
-        size = codes[0].get("size", []) if codes else []
-    if len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size):
-        return size[0], size[1]
+        size = codes[0].get("size") if codes else None
+    if isinstance(size, (list, tuple)) and len(size) == 2:
+        if all(isinstance(side, int) and 0 < side <= FAR for side in size):
+            return size[0], size[1]
+        raise DataError(
+            f"{name}: a picture of {size[0]} x {size[1]} pixels; sides are integers of 1 to {FAR}"
+        )
     raise DataError(
         f"{name}: does not say how large the picture is; add image: {{height: ..., width: ...}} beside annotations"
     )
@@ -85,12 +100,13 @@ def _ring(numbers: Any, where: str) -> Float[np.ndarray, "_ 2"]:
     """A polygon from x and y in turn, or from pairs of them."""
     try:
         ring = np.asarray(numbers, dtype=np.float64).reshape(-1)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{where}: a polygon is no list of numbers ({error})") from error
     if len(ring) < 6 or len(ring) % 2:
         raise DataError(f"{where}: a polygon has {len(ring)} numbers; it needs x and y of 3 points or more")
-    if not np.isfinite(ring).all():
-        raise DataError(f"{where}: a polygon holds {ring[~np.isfinite(ring)][0]}")
+    near = np.abs(ring) <= FAR
+    if not near.all():
+        raise DataError(f"{where}: a polygon holds {ring[~near][0]}; coordinates lie in -{FAR} to {FAR}")
     return rearrange(ring, "(n xy) -> n xy", xy=2)
 
 
@@ -98,13 +114,14 @@ def _from_runs(code: Mapping[str, Any], extent: tuple[int, int], where: str) -> 
     """The instance of a run-length code, drawn in the columns that it covers alone."""
     counts = _counts(code.get("counts"), where)
     height, width = extent
-    if list(code.get("size", extent)) != [height, width]:
-        raise DataError(f"{where}: has size {code['size']} in a picture of {height} x {width}")
-    if counts.min(initial=0) < 0 or counts.sum() != height * width:
+    size = code.get("size", extent)
+    if not isinstance(size, Iterable) or list(size) != [height, width]:
+        raise DataError(f"{where}: has size {size} in a picture of {height} x {width}")
+    if min(counts, default=0) < 0 or sum(counts) != height * width:
         raise DataError(
-            f"{where}: its counts add up to {counts.sum()} where {height} x {width} = {height * width} are pixels"
+            f"{where}: its counts add up to {sum(counts)} where {height} x {width} = {height * width} are pixels"
         )
-    ends = counts.cumsum()
+    ends = np.cumsum(np.array(counts, dtype=np.int64))
     starts, stops = ends[:-1:2], ends[1::2]
     starts, stops = starts[stops > starts], stops[stops > starts]
     if not starts.size:
@@ -117,15 +134,17 @@ def _from_runs(code: Mapping[str, Any], extent: tuple[int, int], where: str) -> 
     return tight(Piece(0, left, rearrange(mask, "(w h) -> h w", h=height)))
 
 
-def _counts(given: Any, where: str) -> Int[np.ndarray, " _"]:
+def _counts(given: Any, where: str) -> list[int]:
+    if isinstance(given, bytes):
+        given = given.decode("ascii", errors="replace")  # as pycocotools hands them out
     if isinstance(given, str):
         return _decompressed(given, where)
     if not isinstance(given, Sequence) or not all(isinstance(each, int) for each in given):
         raise DataError(f"{where}: its counts are no list of integers and no text")
-    return np.array(given, dtype=np.int64)
+    return list(given)
 
 
-def _decompressed(text: str, where: str) -> Int[np.ndarray, " _"]:
+def _decompressed(text: str, where: str) -> list[int]:
     counts: list[int] = []
     value = shift = 0
     for letter in text:
@@ -144,4 +163,4 @@ def _decompressed(text: str, where: str) -> Int[np.ndarray, " _"]:
         value = shift = 0
     if shift:
         raise DataError(f"{where}: its counts end in the middle of a number")
-    return np.array(counts, dtype=np.int64)
+    return counts

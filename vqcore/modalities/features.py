@@ -5,6 +5,7 @@ there. `crop: resize` resizes all the same. Values stay as they are in the files
 the feature tokenizers of 4M (arXiv 2312.06647 and 2406.09406) see them so, under a smooth L1 loss.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -87,7 +88,7 @@ class Features:
     class Config(FeatureConfig):
         """Settings of feature maps."""
 
-        training_only: ClassVar[tuple[str, ...]] = ("hflip", "min_crop_scale", "stride")
+        training_only: ClassVar[tuple[str, ...]] = ("hflip", "min_crop_scale")
 
         layout: Literal["chw", "hwc", "tokens"] = "chw"
         """Order of the axes in the files; tokens is (positions, c), row by row, of a square map, or (h, w, c)."""
@@ -214,6 +215,13 @@ class Features:
         if layout == "chw":
             return array
         if array.ndim == 3:
+            # Maps of height 1 are told apart from batches of one by the size that is wanted.
+            one, count = array.shape[0] == 1 < self.spec.size[0], array.shape[1] - prefix
+            if layout == "tokens" and one and count > 1 and math.isqrt(count) ** 2 == count:
+                raise DataError(
+                    f"{name}: has shape {array.shape}, whose first axis is a batch axis; save one map a file, "
+                    "(positions, channels)"
+                )
             return rearrange(array, "h w c -> c h w")
         side = round(max(0, len(array) - prefix) ** 0.5)
         if side * side + prefix != len(array):

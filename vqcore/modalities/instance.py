@@ -76,7 +76,8 @@ class Instance:
         """
         name, suffix = name_of(source), Path(source).suffix.lower() if isinstance(source, (str, Path)) else ""
         if suffix == ".json" or isinstance(source, (Mapping, list)):
-            extent, found = read_annotations(source, name if suffix else "annotations in memory")
+            name = name if suffix else "annotations in memory"
+            extent, found = read_annotations(source, name)
             pieces = Pieces(extent, tuple(_sorted(found)))
         elif suffix == ".npy" or isinstance(source, np.ndarray):
             name = name if suffix else "array in memory"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqcore.errors import DataError
-from vqcore.modalities.planes import SUFFIXES, cut_planes, name_of, read_planes
+from vqcore.modalities.planes import SUFFIXES, cut_planes, name_of, read_planes, upright
 from vqcore.modalities.views import CropConfig, crop_view, expand
 from vqcore.protocols import DataSpec, View
 
@@ -31,7 +31,7 @@ class Mask:
     class Config(CropConfig):
         """Settings of masks."""
 
-        training_only: ClassVar[tuple[str, ...]] = (*CropConfig.training_only, "mask_value")
+        training_only: ClassVar[tuple[str, ...]] = CropConfig.training_only
 
         threshold: float = 0.0
         """What is above it in a file is valid. 254: pure white of an 8-bit picture alone, as 4M."""
@@ -56,12 +56,16 @@ class Mask:
     def read(self, source: Any) -> np.ndarray:
         """A grey or palette picture, a `.npy` file or an array `(h, w)` as `(1, h, w)`: 1 where it is valid, else 0.
 
-        Raises `DataError` when it is damaged or coloured, or when nothing is valid.
+        Pictures are turned upright by their EXIF orientation. NaN and infinity are never valid. Raises `DataError`
+        when it is damaged or coloured, or when nothing is valid.
         """
         raw = read_planes(source, (("Y",),), _levels)
-        valid = (raw > self.cfg.threshold) != self.cfg.invert
+        finite = np.isfinite(raw)
+        if not finite.any():
+            raise DataError(f"{name_of(source)}: is an empty mask; none of its values is finite")
+        valid = ((raw > self.cfg.threshold) != self.cfg.invert) & finite
         if not valid.any():
-            low, high = float(raw.min()), float(raw.max())
+            low, high = float(raw[finite].min()), float(raw[finite].max())
             is_what = "above" if not self.cfg.invert else "at or below (invert)"
             raise DataError(
                 f"{name_of(source)}: is an empty mask; its values run from {low:g} to {high:g}, and valid is what "
@@ -94,7 +98,9 @@ class Mask:
 
 
 def _levels(image: Image.Image) -> np.ndarray:
-    """One plane of a grey picture, or the indices of a palette picture; of colours, if all channels agree."""
+    """One upright plane of a grey picture, or the indices of a palette picture; of colours, if all channels agree."""
+    turn = upright(image)
+    image = image if turn is None else image.transpose(turn)
     if image.mode == "RGB":
         planes = rearrange(np.asarray(image), "h w c -> c h w")
         if (planes == planes[:1]).all():

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from einops import rearrange
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vqcore.data.npy import read_array
 from vqcore.errors import DataError
@@ -29,6 +29,16 @@ Smooth = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 """Pillow's filters, for what may be averaged."""
 Filter = Literal["nearest", "pillow-nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 """`nearest` takes the pixel under each new centre, exactly. Pillow's own adds up roundings, which differ by type."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -78,6 +88,12 @@ def read_picture(source: Any, convert: Callable[[Image.Image], T]) -> T:
     except _DAMAGE as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{name}: {reason}") from error
+
+
+def upright(image: Image.Image) -> Image.Transpose | None:
+    """What turns a picture upright, from its EXIF orientation; None if it is."""
+    image.load()  # turns a TIFF by itself, and then no longer says that it lies
+    return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def read_planes(source: Any, channels: tuple[tuple[str, ...], ...], convert: Callable) -> np.ndarray:

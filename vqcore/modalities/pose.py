@@ -43,7 +43,7 @@ class Pose:
     class Config(config.Config):
         """Settings of poses."""
 
-        training_only: ClassVar[tuple[str, ...]] = ("hflip", "flip_pairs", "bones", "y_up", "frame")
+        training_only: ClassVar[tuple[str, ...]] = ("hflip", "flip_pairs", "bones", "y_up")
 
         joints: int
         """Joints of a body."""
@@ -160,11 +160,13 @@ class Pose:
         """The pose, mirrored if the view is.
 
         Of a picture's view, positions in its frame become positions in the crop: pixels at the view's size, or shares.
-        Of any other view that was drawn for something else only the mirror counts. Raises `ConfigError` when they are
+        Of any other view that was drawn for something else only the mirror counts. Zeros for nobody (`missing`) stay
+        where they are. Raises `ConfigError` when they are
         pixels of a picture whose size is not known.
         """
         follows = len(view.size) == 2 and self.frame != "body"
-        pose = self._in_crop(raw, view) if follows else self._mirrored(raw) if view.flip else raw
+        is_nobody = self.cfg.missing == "zeros" and not raw.any()
+        pose = raw if is_nobody else self._moved(raw, view, follows)
         if self.cfg.value == "position":
             origin = self.center if self.cfg.root is None else pose[self.cfg.root]
             pose = (pose - origin) / np.float32(self.cfg.scale)
@@ -209,6 +211,11 @@ class Pose:
     def _single(self, x: Tensor) -> Float[Tensor, "j w"]:
         x = x.detach().cpu().float()
         return rearrange(self.values(x if x.ndim == 3 else rearrange(x, "c 1 -> 1 c 1")), "1 w j -> j w")
+
+    def _moved(self, pose: np.ndarray, view: View, follows: bool) -> np.ndarray:
+        if follows:
+            return self._in_crop(pose, view)
+        return self._mirrored(pose) if view.flip else pose
 
     def _in_crop(self, pose: np.ndarray, view: View) -> np.ndarray:
         """Positions in what a picture's view shows. The left edge is 0, so a mirror turns x into the width minus x."""

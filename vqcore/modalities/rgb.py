@@ -17,25 +17,15 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vqcore.errors import DataError
-from vqcore.modalities.planes import SUFFIXES, Smooth, cut, read_picture
+from vqcore.modalities.planes import SUFFIXES, Smooth, cut, read_picture, upright
 from vqcore.modalities.views import CropConfig, crop_view, expand, pixels
 from vqcore.protocols import DataSpec, View
 
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What undoes each EXIF orientation."""
 FAST = ("bilinear", "bicubic")
 """Filters that torch has for 8-bit pictures."""
 WINDOW = 11
@@ -123,7 +113,7 @@ class RGB:
         return Image.fromarray(rearrange(levels, "c h w -> h w c").contiguous().numpy())
 
     def _to_rgb(self, image: Image.Image) -> Image.Image:
-        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = upright(image)
         # Before Pillow 11.3 a 16-bit PNG has mode I.
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
             levels = (np.asarray(image).astype(np.uint32) + 128) // 257
