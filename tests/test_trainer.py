@@ -9,7 +9,7 @@ import torch
 import yaml
 from toys import run_config, toy  # noqa: F401
 
-from vqcore import artefact, runfolder
+from vqcore import artefact, dist, runfolder
 from vqcore.errors import CheckpointError, ConfigError, DataError, RunError
 from vqcore.tokenizer import Tokenizer
 from vqcore.trainer import train
@@ -413,3 +413,13 @@ def test_evaluation_without_a_readable_sample_says_so(tmp_path):
     run = train(run_config(tmp_path / "run", run__steps=1))
     with pytest.raises(DataError, match="no sample could be read for evaluation"):
         evaluate(run.tokenizer.eval(), [], {}, size=(8, 8), weights={}, seed=0, step=0)
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), ConfigError("a mistake")])
+def test_what_goes_wrong_together_is_raised_as_it_is(monkeypatch, error):
+    told = []
+    monkeypatch.setattr("vqcore.dist.gathered", lambda own: told.append(own) or [own])
+    with pytest.raises(type(error)) as caught, dist.together():
+        raise error
+    assert caught.value is error
+    assert "a bug" in str(told[0]) or told[0] is error  # the others hear of it, and wait for nobody

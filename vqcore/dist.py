@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vqcore.errors import VqcoreError
+from vqcore.errors import RunError, VqcoreError
 
 T = TypeVar("T")
 
@@ -118,14 +118,20 @@ def gathered(value: T) -> list[T]:
 def together() -> Iterator[None]:
     """Let all processes pass the end of this block or none: what one finds wrong is raised in all of them.
 
-    Inside, no process may wait for another. The first process that found something says so (`VqcoreError.elsewhere`).
+    Inside, no process may wait for another. The first process that found something says so (`VqcoreError.elsewhere`);
+    a bug's traceback is that of its own process.
     """
     own: VqcoreError | None = None
+    bug: Exception | None = None
     try:
         yield
     except VqcoreError as error:
         own = error
+    except Exception as error:
+        bug, own = error, RunError(f"process {rank()} ended with {type(error).__name__}: {error}")
     found = gathered(own)
+    if bug is not None:
+        raise bug
     first = next((number for number, error in enumerate(found) if error is not None), None)
     if first is None:
         return
