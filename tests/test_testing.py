@@ -254,6 +254,15 @@ class Modality:
         return Image.new("RGB", (4, 4))
 
 
+class Writing(Modality):
+    """Writes what it shows itself."""
+
+    written = ".npy"
+
+    def write(self, shown, path):
+        np.save(path, shown)
+
+
 SAMPLE = np.tanh(noise(2, 16, 16).numpy())
 
 
@@ -975,6 +984,9 @@ BAD = [
     (modality, variant(Modality, show=lambda s, x: x.numpy() * 0.5), "round-trip law: read"),
     (modality, variant(Modality, show=lambda s, x: "text"), "round-trip law: read does not take"),
     (modality, Sloping, "flip law"),
+    (modality, variant(Writing, written=".wav"), "write law: it writes .wav and reads .npy"),
+    (modality, variant(Writing, write=lambda s, shown, path: None), "write law: there is no a.npy"),
+    (modality, variant(Writing, write=lambda s, shown, path: path.write_text("no")), "write law: read does not take"),
     (modality, variant(Modality, suffixes=(".NPY",)), "suffix law"),
     (modality, variant(Modality, read=trusting), "damage law: read takes a damaged file"),
     (modality, variant(Modality, read=crashing), "damage law: a damaged file .* raises ValueError"),
@@ -1034,6 +1046,10 @@ def test_each_law_catches_who_breaks_it(check, make, text):
 
 
 # Waivers
+
+
+def test_a_modality_that_writes_passes():
+    checks.check_modality(Writing(), SAMPLE)
 
 
 def test_a_waiver_lets_one_law_go_and_no_other():

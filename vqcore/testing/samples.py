@@ -57,6 +57,8 @@ def check_modality(
     if "size" not in waived and half != spec.size:
         _check_other_size(modality, raw, half)
     _check_show(modality, raw, fixed, tolerance, waived)
+    if hasattr(modality, "write"):
+        _check_write(modality, raw, fixed)
     _check_reading(modality, source, fixed)
     for name in modality.metrics:
         try:
@@ -137,6 +139,20 @@ def _check_show(modality: Any, raw: Any, view: View, tolerance: float, waived: M
         mirrored = modality.tensor(raw, replace(view, flip=not view.flip))
         back = _again(modality, mirrored, replace(view, flip=not view.flip))
         _near(back, x, tolerance, "flip law: a sample that is mirrored twice is not the sample")
+
+
+def _check_write(modality: Any, raw: Any, view: View) -> None:
+    """What is written by a name it reads is there, and `read` takes it."""
+    kind = modality.written
+    assert kind in modality.suffixes, f"write law: it writes {kind} and reads {', '.join(modality.suffixes)}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{kind}"
+        modality.write(modality.show(modality.tensor(raw, view)), path)
+        assert path.is_file(), f"write law: there is no {path.name} after write"
+        try:
+            modality.read(path)
+        except (DataError, OSError) as error:
+            raise AssertionError(f"write law: read does not take what write writes: {error}") from error
 
 
 def _again(modality: Any, x: Tensor, view: View) -> Tensor:
