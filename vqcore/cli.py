@@ -68,7 +68,7 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", help="size to tokenize at, e.g. 256 or 256x192 (default: the nominal size)")
     parser.add_argument(
         "--refine",
-        type=_count,
+        type=_sweeps,
         default=0,
         metavar="N",
         help="search for better codes in N sweeps: closer decodings at many times the cost (docs/refine.md)",
@@ -136,6 +136,13 @@ def _weights(parser: argparse.ArgumentParser, *more: str) -> None:
         help=f"the trained weights, their running average, {'both, ' if more else ''}"
         "or (auto) the average where there is one",
     )
+
+
+def _sweeps(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
 
 
 def _count(text: str) -> int:

@@ -6,7 +6,7 @@ profile is: CMYK is converted by the plain formula, and an RGB file keeps its nu
 first is taken.
 
 Evaluation, and whatever a finished tokenizer is given, is resized by Pillow. Training crops are resized by torch's
-8-bit filters of the same definition: a third of the time, and the same levels but for rounding (at most one).
+8-bit filters of the same definition: faster, and the same levels but for rounding (at most one).
 """
 
 from collections.abc import Sequence
