@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from vqcore.config import from_tree
+from vqcore.data import loader
 from vqcore.data.listing import Listing
 from vqcore.data.loader import BadSamples, EvalBatches, Sample, TrainBatches, collate, nominal_size, sizes
 from vqcore.data.sources import ArrayFile, Folder
@@ -355,6 +356,44 @@ class TestTrainBatches:
         assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
         x = alone[0].batch.x
         assert x.shape == (4, 3, 32, 32) and -1 <= float(x.min()) < float(x.max()) <= 1
+
+    def test_without_workers_batches_are_read_some_at_a_time(self, tmp_path, monkeypatch):
+        parts, read = arrays(tmp_path, 10, batch_size=2), []
+        monkeypatch.setattr(parts[1], "tensor", lambda *a, f=parts[1].tensor: read.append(1) or f(*a))
+        counts = [len(read) for _ in train(parts, 40)]
+        # One batch, then two, four, and eight at a time; never beyond the last step.
+        assert sorted(set(counts)) == [2 * n for n in (1, 3, 7, 15, 23, 31, 39, 40)]
+        assert counts[:8] == [2, 6, 6, 14, 14, 14, 14, 30]
+
+    def test_large_batches_are_read_one_by_one(self, tmp_path, monkeypatch):
+        parts, read = arrays(tmp_path, 10, batch_size=2), []
+        monkeypatch.setattr(parts[1], "tensor", lambda *a, f=parts[1].tensor: read.append(1) or f(*a))
+        monkeypatch.setattr(loader, "AHEAD_MIB", 2.5 * 2 * 144 * 4 / 2**20)  # two and a half batches
+        assert [len(read) for _ in train(parts, 6)] == [2, 6, 6, 10, 10, 12]
+
+    def test_less_is_read_only_where_nothing_rides_along(self, tmp_path, monkeypatch):
+        Image.effect_noise((96, 64), 80).convert("RGB").save(tmp_path / "a.png")
+        modality = RGB.Config(min_crop_scale=1.0, ratio=(1.0, 1.0))
+        cfg = Folder.Config(path=str(tmp_path), modality=modality, input_size=16, batch_size=1)
+        asked: list[str] = []
+
+        class Watched(RGB):
+            def read(self, source):
+                asked.append("read")
+                return super().read(source)
+
+            def read_reduced(self, source, size):
+                asked.append(f"reduced to {size}")
+                return super().read_reduced(source, size)
+
+        rgb = Watched(modality, size=16)
+        data = Folder(cfg, split="train", modality=rgb, extra={})
+        (loaded,) = train((data, rgb, cfg), 1, workers=0)
+        assert asked == ["reduced to (16, 16)"] and loaded.batch.size.tolist() == [[64, 96]]
+        asked.clear()
+        monkeypatch.setattr(Folder, "get", lambda self, index, label="": tmp_path / "a.png")
+        list(train((data, rgb, cfg), 1, extra={"again": RGB(modality, size=16)}, workers=0))
+        assert asked == ["read"]
 
     def test_taking_up_again_skips_what_was_done(self, tmp_path):
         parts = arrays(tmp_path, 7, batch_size=2)

@@ -333,7 +333,7 @@ def test_a_file_that_vanishes_is_skipped_and_named(tmp_path, caplog):
 class TestOptimizers:
     @pytest.mark.parametrize("name, args", [
         ("adamw", {"fused": True}), ("sgd", {"momentum": 0.9}), ("adafactor", {}), ("nadam", {}), ("asgd", {}),
-        ("rprop", {}), ("rmsprop", {}),
+        ("rprop", {}), ("rmsprop", {}), ("muon", {}), ("muon", {"fused": True}),
     ])  # fmt: skip
     def test_any_of_them_trains_and_resumes_to_the_bit(self, tmp_path, name, args):
         changes = {"optim__name": name, "optim__args": args, "optim__horizon": 6}
@@ -346,7 +346,7 @@ class TestOptimizers:
         ({"optim__name": "adamwx"}, r"optim.name: torch.optim has no 'adamwx' .*Did you mean 'adamw'\?"),
         ({"optim__name": "lbfgs"}, r"lbfgs evaluates a step several times"),
         ({"optim__args": {"mometum": 0.9}, "optim__name": "sgd"}, r"takes no 'mometum'. Did you mean 'momentum'\?"),
-        ({"optim__name": "muon"}, r"optim.name=muon: .*2D"),
+        ({"optim__name": "muon", "optim__args": {"rms": 0.0}}, r"optim.name=muon: rms=0.0 must be above 0"),
         ({"optim__name": "adamw", "optim__args": {"eps": "much"}}, r"optim.name=adamw"),
     ])  # fmt: skip
     def test_a_wrong_one_is_refused_before_anything_is_written(self, tmp_path, changes, message):

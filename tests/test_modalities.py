@@ -13,8 +13,17 @@ from PIL import Image
 from vqcore.config import from_tree
 from vqcore.errors import DataError
 from vqcore.modalities.array import Array
-from vqcore.modalities.rgb import RGB
-from vqcore.modalities.views import centred_box, pixels, resized_crop_box, scaled_box, view_of
+from vqcore.modalities.rgb import RGB, Reduced
+from vqcore.modalities.views import (
+    CropConfig,
+    centred_box,
+    crop_view,
+    pixels,
+    resized_crop_box,
+    scaled_box,
+    smallest_crop,
+    view_of,
+)
 from vqcore.protocols import View
 from vqcore.testing.checks import check_modality
 
@@ -100,6 +109,32 @@ class TestViews:
             assert max(s / t for s, t in zip(sides, size)) < 1.1 * min(s / t for s, t in zip(sides, size))
             shares.append(math.prod(sides) / largest)
         assert 0.45 < min(shares) < 0.55 and 0.95 < max(shares) <= 1
+
+    def test_no_crop_is_smaller_than_the_smallest(self):
+        rng = np.random.default_rng(0)
+        ratios = [(1.0, 1.0), (0.75, 4 / 3), (0.2, 0.5), (2.0, 3.0)]
+        for turn in range(400):
+            cfg = CropConfig(min_crop_scale=float(rng.uniform(0.05, 1)), ratio=ratios[turn % 4])
+            extent, size = (tuple(map(int, rng.integers(1, 300, 2))) for _ in range(2))
+            least = smallest_crop(cfg, extent, size)
+            for _ in range(5):
+                view = crop_view(cfg, extent, size, rng)
+                start, stop = pixels(view, extent)
+                assert all(b - a >= side for a, b, side in zip(start, stop, least)), (cfg, extent, size)
+
+    def test_the_smallest_crop_by_hand(self):
+        assert smallest_crop(CropConfig(min_crop_scale=0.25, ratio=(1.0, 1.0)), (400, 400), (8, 8)) == (
+            200,
+            200,
+        )
+        assert smallest_crop(CropConfig(min_crop_scale=1.0, ratio=(1.0, 1.0)), (400, 800), (8, 8)) == (
+            400,
+            400,
+        )
+        assert smallest_crop(CropConfig(min_crop_scale=0.25, ratio=(1.0, 4.0)), (400, 400), (8, 8)) == (
+            100,
+            200,
+        )
 
 
 class TestReadingPictures:
@@ -220,6 +255,77 @@ class TestReadingPictures:
         frames = [Image.fromarray(picture(seed=seed)) for seed in range(3)]
         frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
         assert np.array_equal(pixels_of(tmp_path / "a.webp"), picture(seed=0))
+
+
+class TestReadingLess:
+    """For training: pictures at a whole fraction of their size, where no crop needs more."""
+
+    def rgb(self, **settings) -> RGB:
+        return RGB(RGB.Config(min_crop_scale=1.0, ratio=(1.0, 1.0), hflip=0.0, **settings), size=16)
+
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+    @pytest.mark.parametrize(("size", "factor"), [(16, 4), (33, 2), (40, 1), (5, 14)])
+    def test_by_the_largest_factor_that_leaves_enough(self, tmp_path, suffix, size, factor):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(picture(74, 101)).save(path)
+        found = self.rgb().read_reduced(path, (size, size))
+        if factor == 1:
+            assert np.array_equal(found, self.rgb().read(path))
+            return
+        assert isinstance(found, Reduced) and found.extent == (74, 101) == self.rgb().extent(found)
+        height, width = found.levels.shape[:2]
+        # JPEG shrinks by 1, 2, 4 or 8, and the rest by whole factors.
+        least = 2 ** int(math.log2(min(factor, 8))) if suffix == "jpg" else factor
+        assert -(-74 // factor) <= height <= -(-74 // least) and -(-101 // factor) <= width <= -(
+            -101 // least
+        )
+        assert height >= size
+
+    def test_means_of_blocks_where_the_file_is_exact(self):
+        a = picture(64, 96)
+        found = self.rgb().read_reduced(a, (16, 16))
+        assert np.abs(found.levels - a.reshape(16, 4, 24, 4, 3).mean((1, 3))).max() <= 1
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+    def test_pictures_that_lie_stand_up(self, tmp_path, orientation, suffix):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"a.{suffix}"
+        smooth = Image.fromarray(picture(6, 4)).resize((96, 64), Image.Resampling.BICUBIC)
+        smooth.save(path, exif=exif)
+        full, found = self.rgb().read(path), self.rgb().read_reduced(path, (16, 16))
+        assert found.extent == full.shape[:2] == ((64, 96) if orientation < 5 else (96, 64))
+        reduced = np.asarray(Image.fromarray(full).reduce(4)).astype(float)
+        assert np.abs(found.levels - reduced).mean() < 4
+
+    def test_a_crop_of_it_is_nearly_that_of_the_whole(self):
+        rgb = RGB(RGB.Config(min_crop_scale=0.4), size=64)
+        for path in sorted((ROOT / "data/photos/train").glob("*.jpg"))[:5]:
+            whole_, less = rgb.read(path), rgb.read_reduced(path, (64, 64))
+            assert isinstance(less, Reduced)
+            for seed in range(4):
+                view = rgb.view(rgb.extent(less), (64, 64), np.random.default_rng(seed))
+                off = (rgb.tensor(whole_, view) - rgb.tensor(less, view)).square().mean()
+                assert (
+                    10 * math.log10(4 / off) > 27
+                )  # dB; half a pixel of the reduced picture shows in hard edges
+
+    def test_filters_that_torch_lacks_read_everything(self):
+        rgb = self.rgb(resample="lanczos")
+        assert np.array_equal(rgb.read_reduced(picture(90, 90), (16, 16)), picture(90, 90))
+
+    def test_what_evaluation_makes_of_it_has_the_right_shape(self):
+        rgb = self.rgb()
+        less = rgb.read_reduced(picture(90, 70), (16, 16))
+        assert rgb.tensor(less, rgb.view(rgb.extent(less), (16, 16), None)).shape == (3, 16, 16)
+
+    def test_a_damaged_file_is_named(self, tmp_path):
+        path = tmp_path / "cut.jpg"
+        Image.fromarray(picture(90, 90)).save(path)
+        path.write_bytes(path.read_bytes()[:900])
+        with pytest.raises(DataError, match=r"cut\.jpg"):
+            self.rgb().read_reduced(path, (16, 16))
 
 
 class TestDamagedPictures:

@@ -263,6 +263,20 @@ class Writing(Modality):
         np.save(path, shown)
 
 
+class Halving(Modality):
+    """Reads for training what it would make of a sample anyway."""
+
+    def read_reduced(self, source, size):
+        raw = self.read(source)
+        return raw, F.avg_pool2d(torch.from_numpy(raw)[None], raw.shape[1] // size[0])[0].numpy()
+
+    def extent(self, raw):
+        return super().extent(raw[0] if isinstance(raw, tuple) else raw)
+
+    def tensor(self, raw, view):
+        return super().tensor(raw[1] if isinstance(raw, tuple) else raw, view)
+
+
 SAMPLE = np.tanh(noise(2, 16, 16).numpy())
 
 
@@ -987,6 +1001,8 @@ BAD = [
     (modality, variant(Writing, written=".wav"), "write law: it writes .wav and reads .npy"),
     (modality, variant(Writing, write=lambda s, shown, path: None), "write law: there is no a.npy"),
     (modality, variant(Writing, write=lambda s, shown, path: path.write_text("no")), "write law: read does not take"),
+    (modality, variant(Modality, read_reduced=lambda s, source, size: s.read(source)[:, ::2]), "reduced law: read says"),
+    (modality, variant(Modality, read_reduced=lambda s, source, size: -s.read(source)), "reduced law: .* is off by"),
     (modality, variant(Modality, suffixes=(".NPY",)), "suffix law"),
     (modality, variant(Modality, read=trusting), "damage law: read takes a damaged file"),
     (modality, variant(Modality, read=crashing), "damage law: a damaged file .* raises ValueError"),
@@ -1050,6 +1066,10 @@ def test_each_law_catches_who_breaks_it(check, make, text):
 
 def test_a_modality_that_writes_passes():
     checks.check_modality(Writing(), SAMPLE)
+
+
+def test_a_modality_that_reads_less_for_training_passes():
+    checks.check_modality(Halving(), SAMPLE)
 
 
 def test_a_waiver_lets_one_law_go_and_no_other():

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from vqcore.errors import ConfigError, did_you_mean, listed
+from vqcore.muon import Muon
 from vqcore.schema import OptimSection
 
 _UNFIT = {"lbfgs": "evaluates a step several times", "sparseadam": "takes sparse gradients only"}
 
 
 def optimizers() -> dict[str, Any]:
-    """The optimizers of torch.optim by lower-case name, but those that do not fit the loop."""
+    """The optimizers of torch.optim by lower-case name, but those that do not fit the loop; `muon` is our own."""
     found = {name.lower(): cls for name, cls in vars(torch.optim).items() if inspect.isclass(cls)}
+    found["muon"] = Muon
     base = torch.optim.Optimizer
     return {
         name: cls
@@ -74,6 +76,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
         {
             "params": [p for p, does in zip(trained, decays, strict=True) if does],
             "weight_decay": weight_decay,
+            "matrices": True,
         },
         {"params": [p for p, does in zip(trained, decays, strict=True) if not does], "weight_decay": 0.0},
     ]

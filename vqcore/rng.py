@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -61,11 +62,16 @@ def permute(index: int, length: int, key: int) -> int:
     low = (1 << half) - 1
     while True:
         left, right = index >> half, index & low
-        for turn in range(8):
-            left, right = right, left ^ (_mix(_mix(key + turn) + right) & low)
+        for key_of_round in _round_keys(key):
+            left, right = right, left ^ (_mix(key_of_round + right) & low)
         index = left << half | right
         if index < length:
             return index
+
+
+@lru_cache(maxsize=16)
+def _round_keys(key: int) -> tuple[int, ...]:
+    return tuple(_mix(key + turn) for turn in range(8))
 
 
 def _mix(value: int) -> int:

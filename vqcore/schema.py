@@ -227,7 +227,8 @@ class OptimSection:
     """Optimizer and learning-rate schedule: linear warm-up from 0, then half a cosine down to min_lr."""
 
     name: str = "adamw"
-    """Any optimizer of torch.optim in lower case: adamw (arXiv 1711.05101), sgd, adafactor, muon ..."""
+    """Any optimizer of torch.optim in lower case: adamw (arXiv 1711.05101), sgd, adafactor ...; muon (arXiv 2502.16982)
+    takes matrices and kernels, and leaves the rest to adamw."""
     lr: float | None = None
     """Peak learning rate as it is; give this or base_lr."""
     base_lr: float | None = None

@@ -35,6 +35,8 @@ def _bytes(value: Any) -> int | None:
     """Memory of what a modality's `read` returns; None where it cannot be told."""
     if isinstance(value, (np.ndarray, Tensor)):
         return int(value.nbytes)
+    if isinstance(value, (int, float)):
+        return 8
     if isinstance(value, Image.Image):
         return value.width * value.height * len(value.getbands()) * (4 if value.mode in ("I", "F") else 1)
     if isinstance(value, (tuple, list)):

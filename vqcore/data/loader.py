@@ -6,6 +6,7 @@ has its size, each sample of an epoch its crop. A sample that cannot be read is 
 chosen the same way.
 """
 
+import itertools
 import logging
 import signal
 import threading
@@ -27,6 +28,8 @@ from vqcore.rng import derive, numpy_generator, permute
 from vqcore.schema import DataConfig
 
 log = logging.getLogger(__name__)
+AHEAD, AHEAD_MIB = 8, 32
+"""Batches that a process without readers reads in one go, and the memory they may take."""
 REPLACEMENTS = 16
 """Other samples tried in the place of an unreadable one before the run gives up."""
 Bad = tuple[str, str]
@@ -116,14 +119,18 @@ class TrainBatches:
         workers: int | None = None,
     ):
         self.sizes = sizes(cfg, modality.spec)
-        reader = _Reader(data, modality, extra, cfg.cache_mib)
+        reader = _Reader(data, modality, extra, cfg.cache_mib, self.sizes[-1])
         dataset = _TrainSet(reader, self.sizes, seed, cfg.batch_size, accumulate, rank, world)
-        self._loader = _loader(
-            dataset, _Steps(start_step, steps, accumulate), cfg.workers if workers is None else workers
-        )
+        self._requests = _Steps(start_step, steps, accumulate)
+        workers = cfg.workers if workers is None else workers
+        self._answers: Iterable[Loaded | VqcoreError]
+        if workers:
+            self._answers = _loader(dataset, self._requests, workers)
+        else:
+            self._answers = _Ahead(dataset, self._requests)
 
     def __iter__(self) -> Iterator[Loaded]:
-        yield from _raising(self._loader)
+        yield from _raising(self._answers)
 
 
 class EvalBatches:
@@ -203,18 +210,27 @@ class BadSamples:
 class _Reader:
     """Reads one sample with everything that rides along, all with one view; masks become part of the sample.
 
-    Raises `ConfigError` for a mask that does not fit the modality.
+    `most` is the largest size that is asked for, if samples need no more detail than that takes. Raises `ConfigError`
+    for a mask that does not fit the modality.
     """
 
-    def __init__(self, data: Data, modality: Modality, extra: Mapping[str, Modality], cache_mib: float = 0.0):
+    def __init__(
+        self,
+        data: Data,
+        modality: Modality,
+        extra: Mapping[str, Modality],
+        cache_mib: float = 0.0,
+        most: tuple[int, ...] | None = None,
+    ):
         self.data, self.modality = data, modality
+        self.most = most if hasattr(modality, "read_reduced") and not extra else None
         self.masks = {label: rides for label, rides in extra.items() if getattr(rides, "is_mask", False)}
         self.extra = {label: rides for label, rides in extra.items() if label not in self.masks}
         self.cache = Cache(cache_mib)
         check_masks(modality, self.masks)
 
     def read(self, index: int, size: tuple[int, ...], rng: np.random.Generator | None) -> Sample:
-        raw = self._raw(index, "", self.modality)
+        raw = self._main(index)
         extent = self.modality.extent(raw)
         view = self.modality.view(extent, size, rng)
         extras = {
@@ -233,6 +249,13 @@ class _Reader:
         if getattr(self.modality, "hole_value", None) is not None:
             return replace(sample, x=x)
         return replace(sample, x=x, mask=valid if sample.mask is None else sample.mask & valid)
+
+    def _main(self, index: int) -> Any:
+        # Beside what rides along, samples stay whole: a crop must begin where theirs does, to the pixel.
+        if self.most is None:
+            return self._raw(index, "", self.modality)
+        reduced: Any = self.modality
+        return self.cache.get((index, ""), lambda: reduced.read_reduced(self.data.get(index), self.most))
 
     def _raw(self, index: int, label: str, modality: Modality) -> Any:
         return self.cache.get((index, label), lambda: modality.read(self.data.get(index, label)))
@@ -335,6 +358,30 @@ class _Shares:
             yield [place * self.count // self.total for place in mine[start : start + self.batch_size]]
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """What a training set answers to requests, read in this process: one batch, then two in one go, four, eight.
+
+    A training step empties the processor's caches, so that a batch alone takes half as long again to make.
+    """
+
+    dataset: _TrainSet
+    requests: Iterable[tuple[int, int]]
+
+    def __iter__(self) -> Iterator[Loaded | VqcoreError]:
+        requests, count = iter(self.requests), 1
+        while answers := [self.dataset[request] for request in itertools.islice(requests, count)]:
+            most = max((_bytes(answer) for answer in answers), default=0)
+            yield from answers
+            count = max(1, min(2 * count, AHEAD, int(AHEAD_MIB * 2**20) // max(1, most)))
+
+
+def _bytes(answer: Loaded | VqcoreError) -> int:
+    batch = answer.batch if isinstance(answer, Loaded) else None
+    held = () if batch is None else (batch.x, batch.mask, *batch.extras.values())
+    return sum(one.nbytes for one in held if isinstance(one, Tensor))
+
+
 def _loader(dataset: Any, requests: Any, workers: int) -> DataLoader:
     return DataLoader(
         dataset,
@@ -350,9 +397,9 @@ def _unchanged(answer: Any) -> Any:
     return answer
 
 
-def _raising(loader: DataLoader) -> Iterator[Any]:
-    """What the workers return. Our errors travel as values, because torch would wrap them in a traceback."""
-    answers = _begun(loader)
+def _raising(source: Iterable[Any]) -> Iterator[Any]:
+    """What was read, by workers or here. Our errors travel as values: torch would wrap them in a traceback."""
+    answers = _begun(source)
     try:
         for answer in answers:
             if isinstance(answer, VqcoreError):
@@ -363,14 +410,14 @@ def _raising(loader: DataLoader) -> Iterator[Any]:
         del answers
 
 
-def _begun(loader: DataLoader) -> Iterator[Any]:
-    """The loader's iterator, without the signal handler that torch installs with its first worker processes.
+def _begun(source: Iterable[Any]) -> Iterator[Any]:
+    """The iterator of a loader, without the signal handler that torch installs with its first worker processes.
 
     It raises wherever the program is when a worker dies, be it half-way through an optimizer's step. Without it a dead
     worker is noticed, some seconds later, where its batch is awaited.
     """
     before = signal.getsignal(signal.SIGCHLD)
-    answers = iter(loader)
+    answers = iter(source)
     if before is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, before)
     return answers

@@ -5,13 +5,15 @@ grey is divided by 257 (of 16-bit colour Pillow keeps the upper byte), EXIF orie
 profile is: CMYK is converted by the plain formula, and an RGB file keeps its numbers. Of several frames the
 first is taken.
 
-Evaluation, and whatever a finished tokenizer is given, is resized by Pillow. Training crops are resized by torch's
-8-bit filters of the same definition: faster, and the same levels but for rounding (at most one).
+Evaluation, and whatever a finished tokenizer is given, is read in full and resized by Pillow. For training, pictures
+are read at a whole fraction of their size where no crop needs more detail (JPEG decodes such a fraction in a part of
+the time), and crops are resized by torch's 8-bit filters of the same definition: the same levels but for rounding (at
+most one).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +25,23 @@ from torch.nn.functional import interpolate
 
 from vqcore.errors import DataError
 from vqcore.modalities.planes import SUFFIXES, Smooth, cut, read_picture, upright
-from vqcore.modalities.views import CropConfig, crop_view, expand, pixels
+from vqcore.modalities.views import CropConfig, crop_view, expand, pixels, smallest_crop
 from vqcore.protocols import DataSpec, View
 
 FAST = ("bilinear", "bicubic")
 """Filters that torch has for 8-bit pictures."""
 WINDOW = 11
 """Pixels that structural similarity needs along each axis; smaller pictures are measured without it."""
+
+
+class Reduced(NamedTuple):
+    """A picture in less detail: 8-bit RGB `(height, width, 3)`, and the height and width that it has in full."""
+
+    levels: UInt8[np.ndarray, "height width 3"]
+    extent: tuple[int, ...]
+
+
+Raw = UInt8[np.ndarray, "height width 3"] | Reduced
 
 
 class RGB:
@@ -84,25 +96,50 @@ class RGB:
         """
         return read_picture(source, lambda image: np.array(self._to_rgb(image)))
 
-    def extent(self, raw: UInt8[np.ndarray, "height width 3"]) -> tuple[int, ...]:
-        """Height and width in pixels."""
-        return raw.shape[:2]
+    def read_reduced(self, source: Any, size: tuple[int, ...]) -> Raw:
+        """As `read`, but a picture of which no training crop for `size` needs more is shrunk by a whole factor."""
+
+        def convert(image: Image.Image) -> Raw:
+            # A picture may lie on its side, which is known for sure only once it is loaded: enough for both.
+            factor = min(self._spare(extent, size) for extent in (image.size, image.size[::-1]))
+            if factor < 2:
+                return np.array(self._to_rgb(image))
+            width, height = image.size
+            image.draft(None, (width // factor, height // factor))  # JPEG only; others stay as they are
+            drafted = image.size
+            rgb = self._to_rgb(image)
+            extent = (height, width) if rgb.size == drafted else (width, height)
+            return Reduced(np.array(rgb.reduce(factor // round(width / drafted[0]))), extent)
+
+        return read_picture(source, convert)
+
+    def _spare(self, extent: tuple[int, ...], size: tuple[int, ...]) -> int:
+        """How many times longer than `size` the smallest training crop is, in whole numbers."""
+        if self.cfg.resample not in FAST:
+            return 1
+        return min(side // wanted for side, wanted in zip(smallest_crop(self.cfg, extent, size), size))
+
+    def extent(self, raw: Raw) -> tuple[int, ...]:
+        """Height and width in pixels, in full."""
+        return raw.extent if isinstance(raw, Reduced) else raw.shape[:2]
 
     def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
         """A random resized crop and a flip, or with `rng=None` the largest centred box."""
         return crop_view(self.cfg, extent, size, rng)
 
-    def tensor(self, raw: UInt8[np.ndarray, "height width 3"], view: View) -> Float[Tensor, "3 h w"]:
+    def tensor(self, raw: Raw, view: View) -> Float[Tensor, "3 h w"]:
         """The part of a picture that a view names, at the view's size, in [-1, 1]."""
         # In NumPy: on arrays this small torch's threads cost more than they give.
-        x = _levels(raw, view, self.cfg.resample).astype(np.float32)
+        levels = _levels(raw, view, self.cfg.resample)
+        x = (levels[..., ::-1] if view.flip else levels).astype(np.float32, order="C")
         # Division by 255, then mean, then deviation, in this order: published encoders saw these floats.
-        x /= 255
         if self.cfg.color_jitter and view.draw:
-            _jitter(x, self.cfg.color_jitter, np.random.default_rng(view.draw))
+            _jitter(x, self.cfg.color_jitter, view.draw)
+        else:
+            x /= 255
         x -= self._mean
         x /= self._std
-        return torch.from_numpy(np.ascontiguousarray(x[..., ::-1]) if view.flip else x)
+        return torch.from_numpy(x)
 
     def show(self, x: Float[Tensor, "*b 3 h w"]) -> Image.Image:
         """One sample as a picture; values that no picture has are clamped."""
@@ -132,27 +169,31 @@ class RGB:
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def _levels(
-    raw: UInt8[np.ndarray, "height width 3"], view: View, resample: str
-) -> UInt8[np.ndarray, "3 h w"]:
-    """The part of a picture that a view names, at the view's size: by torch in training, by Pillow otherwise."""
-    box = pixels(view, raw.shape[:2])
-    whole = all(edge.is_integer() for edges in box for edge in edges)
+def _levels(raw: Raw, view: View, resample: str) -> UInt8[np.ndarray, "3 h w"]:
+    """The part of a picture that a view names, at the view's size: by torch in training, by Pillow otherwise.
+
+    A crop of a reduced picture begins and ends at the nearest whole pixels.
+    """
+    levels, reduced = (raw.levels, True) if isinstance(raw, Reduced) else (raw, False)
+    box = pixels(view, levels.shape[:2])
+    whole = reduced or all(edge.is_integer() for edges in box for edge in edges)
     if not view.draw or resample not in FAST or not whole:
-        resized = np.array(cut(Image.fromarray(raw), view, resample))
+        resized = np.array(cut(Image.fromarray(levels), view, resample))
         return np.ascontiguousarray(rearrange(resized, "h w c -> c h w"))
-    (top, left), (bottom, right) = (map(int, edges) for edges in box)
-    part = rearrange(torch.from_numpy(raw[top:bottom, left:right]), "h w c -> 1 c h w")
+    (top, left), (bottom, right) = (map(round, edges) for edges in box)
+    part = torch.from_numpy(levels[top:bottom, left:right]).permute(2, 0, 1)[None]
     return interpolate(part, size=view.size, mode=resample, antialias=True)[0].numpy()
 
 
-def _jitter(x: Float[np.ndarray, "3 h w"], strength: float, rng: np.random.Generator) -> None:
-    """Put a picture in 0..1 into another light: contrast around its mean, brightness, then each channel by itself."""
-    contrast, *gains = rng.uniform(-1, 1, 4) * strength * np.array([1, 1 / 3, 1 / 3, 1 / 3]) + 1
-    shift = rng.uniform(-1, 1) * strength / 3
-    moved = float(x.mean()) * (1 - contrast) + shift
-    x *= _column(gains) * np.float32(contrast)
-    x += _column(gains) * np.float32(moved)
+def _jitter(x: Float[np.ndarray, "3 h w"], strength: float, draw: int) -> None:
+    """Levels from 0 to 255 as 0 to 1 in another light: contrast around the mean, brightness, each channel by itself."""
+    # Twelve bits of the draw each: a generator of its own would take as long as all the arithmetic.
+    contrast, shift, *gains = ((draw >> 12 * n & 4095) / 2047.5 - 1 for n in range(5))
+    contrast, shift = 1 + strength * contrast, strength / 3 * shift
+    moved = float(x.mean()) / 255 * (1 - contrast) + shift
+    gains = [1 + strength / 3 * gain for gain in gains]
+    x *= _column([gain * contrast / 255 for gain in gains])
+    x += _column([gain * moved for gain in gains])
     np.clip(x, 0, 1, out=x)
 
 

@@ -4,7 +4,7 @@ A box is `(start, sides)` in whole pixels; a `View` holds it as fractions, so th
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -47,7 +47,7 @@ def crop_view(
         return view_of(centred_box(extent, size), extent, size)
     box = resized_crop_box(extent, size, rng, cfg.min_crop_scale, cfg.ratio)
     flip = bool(rng.random() < cfg.hflip)
-    return replace(view_of(box, extent, size, flip=flip), draw=int(rng.integers(1, 2**63)))
+    return view_of(box, extent, size, flip=flip, draw=int(rng.integers(1, 2**63)))
 
 
 def expand(size: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
@@ -58,7 +58,9 @@ def expand(size: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
     return sides
 
 
-def view_of(box: Box, extent: tuple[int, ...], size: tuple[int, ...], flip: bool = False) -> View:
+def view_of(
+    box: Box, extent: tuple[int, ...], size: tuple[int, ...], flip: bool = False, draw: int = 0
+) -> View:
     """A box as fractions of the extent."""
     start, sides = box
     return View(
@@ -66,6 +68,7 @@ def view_of(box: Box, extent: tuple[int, ...], size: tuple[int, ...], flip: bool
         stop=tuple((a + side) / n for a, side, n in zip(start, sides, extent)),
         size=size,
         flip=flip,
+        draw=draw,
         extent=tuple(extent),
     )
 
@@ -111,9 +114,24 @@ def resized_crop_box(
         sides = (round(math.sqrt(area / drawn)), round(math.sqrt(area * drawn)))
         if 0 < sides[0] <= height and 0 < sides[1] <= width:
             return _anywhere(extent, sides, rng)
-    nearest = min(max(width / height, aspect * ratio[0]), aspect * ratio[1])
-    sides = (min(height, max(1, round(width / nearest))), min(width, max(1, round(height * nearest))))
+    sides = _sides_within(extent, aspect * ratio[0], aspect * ratio[1])
     return tuple((n - side) // 2 for n, side in zip(extent, sides)), sides
+
+
+def smallest_crop(cfg: CropConfig, extent: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
+    """Sides that no training crop of a picture falls below, by more than the rounding to whole pixels."""
+    height, width = extent
+    low, high = (size[1] / size[0] * factor for factor in cfg.ratio)
+    area = height * width * cfg.min_crop_scale
+    drawn = (math.floor(math.sqrt(area / high)), math.floor(math.sqrt(area * low)))
+    return tuple(map(min, drawn, _sides_within(extent, low, high)))
+
+
+def _sides_within(extent: tuple[int, ...], low: float, high: float) -> tuple[int, int]:
+    """The largest sides of a box whose aspect w/h lies between `low` and `high`."""
+    height, width = extent
+    nearest = min(max(width / height, low), high)
+    return min(height, max(1, round(width / nearest))), min(width, max(1, round(height * nearest)))
 
 
 def _largest(extent: tuple[int, ...], size: tuple[int, ...], scale: float) -> tuple[int, ...]:

@@ -23,6 +23,8 @@ MODALITY_WAIVABLE = ("round-trip", "flip", "size")
 """Laws that not every modality can keep: one may show less than it reads, or have one size only."""
 METRIC_WAIVABLE = ("mask",)
 """Laws that not every metric keeps: one may need whole samples."""
+REDUCED = 0.05
+"""How far a training sample may be off on average when less was read, as a share of its range."""
 KEYS = 1000
 """Keys that are compared with each other."""
 
@@ -59,6 +61,8 @@ def check_modality(
     _check_show(modality, raw, fixed, tolerance, waived)
     if hasattr(modality, "write"):
         _check_write(modality, raw, fixed)
+    if hasattr(modality, "read_reduced"):
+        _check_reduced(modality, source, drawn)
     _check_reading(modality, source, fixed)
     for name in modality.metrics:
         try:
@@ -75,6 +79,20 @@ def _check_other_size(modality: Any, raw: Any, size: tuple[int, ...]) -> None:
         return
     found = tuple(x.shape[x.ndim - len(size) :])
     assert found == size, f"size law: a view of {size} gives a tensor of {found}"
+
+
+def _check_reduced(modality: Any, source: Any, drawn: Sequence[View]) -> None:
+    """What is read for training measures the same, and gives nearly the same training samples."""
+    raw, reduced = modality.read(source), modality.read_reduced(source, modality.spec.size)
+    extents = modality.extent(raw), modality.extent(reduced)
+    assert extents[0] == extents[1], f"reduced law: read says {extents[0]}, read_reduced {extents[1]}"
+    for view in drawn:
+        x, less = modality.tensor(raw, view).double(), modality.tensor(reduced, view).double()
+        assert x.shape == less.shape, f"reduced law: tensors are {tuple(x.shape)} and {tuple(less.shape)}"
+        off, most = float((x - less).abs().mean()), REDUCED * float((x.max() - x.min()).clamp(min=1e-6))
+        assert off <= most, (
+            f"reduced law: a training sample is off by {off:.3g} on average, more than {most:.3g}"
+        )
 
 
 def _check_view(view: View, size: tuple[int, ...]) -> None:
