@@ -133,6 +133,19 @@ def test_what_vqcore_eval_measured_is_shown(run):
     assert "eval.json is about step_2, not about " in found.said and "trained weights" not in found.said
 
 
+def test_with_refined_codes_samples_and_sheet_are_those_of_the_search(run):
+    plain = gallery.collect(record.read(run), 512)
+    assert main(["eval", str(run), "eval.refine=2"]) == 0
+    sheet = (run / "samples/eval.png").read_bytes()
+    assert main(["eval", str(run)]) == 0
+    assert (run / "samples/eval.png").read_bytes() != sheet
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"refine: 0", "refine: 2", config))
+    found = gallery.collect(record.read(run), 512)
+    assert sum(one.figure for one in found.shown) != sum(one.figure for one in plain.shown)
+    assert found.counts != plain.counts
+
+
 def test_best_and_worst_are_the_best_and_worst(run):
     """The oracle: the first metric of each reconstruction alone, one after the other."""
     found = gallery.collect(record.read(run), 512)

@@ -423,7 +423,7 @@ def evaluate_run(run: Run) -> dict[str, float]:
             got = evaluate_data(run.tokenizer, run.config, run.eval_data, run.extra, size, step=run.step)
             figures |= {prefix + name: value for name, value in got.items()}
         if dist.is_main():
-            shown = pictures.contact_sheet(run.tokenizer, _fixed_samples(run))
+            shown = pictures.contact_sheet(run.tokenizer, _fixed_samples(run), run.config.eval.refine)
             pictures.save_picture(shown, run.dir / "samples" / "sheet.png")
             _pictured(run, "sheet", run.dir / "samples" / "sheet.png")
     run.last_evaluation = figures

@@ -175,7 +175,7 @@ def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.
     extra = build_extra(found.config, tokenizer)
     data = open_eval_data(found.config, tokenizer.modality, extra)
     batch = sample_pictures(tokenizer, found.config, data, extra).to(device)
-    return pictures.contact_sheet(tokenizer, batch)
+    return pictures.contact_sheet(tokenizer, batch, found.config.eval.refine)
 
 
 def _show(report: dict[str, Any], title: str) -> None:

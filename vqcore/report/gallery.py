@@ -105,6 +105,9 @@ class _Pass:
             if loaded.batch is not None:
                 yield loaded.batch.to(self.tokenizer.device)
 
+    def encode(self, batch: Batch) -> Tensor:
+        return self.tokenizer.encode(batch.x, batch.mask, refine=self.config.eval.refine)
+
     def decode(self, batch: Batch, codes: Tensor) -> Tensor:
         rng = sample_generators(batch.keys, self.config.run.seed, "eval-decode")
         size = tuple(self.tokenizer.cfg.size)
@@ -117,7 +120,7 @@ def _measure(passes: _Pass) -> tuple[str, Metric, dict[str, float], CodeCounts]:
     figures: dict[str, float] = {}
     counts = CodeCounts(tokenizer.codebook_size, tokenizer.num_codebooks)
     for batch in passes:
-        codes = tokenizer.encode(batch.x, batch.mask)
+        codes = passes.encode(batch)
         x_hat = passes.decode(batch, codes)
         counts.add(codes)
         for index, key in enumerate(batch.keys):
@@ -179,7 +182,7 @@ def _show(found: Gallery, passes: _Pass, metric: Metric, chosen: Mapping[str, st
         for index, key in enumerate(batch.keys):
             if key in chosen and key not in kept:
                 one = _single(batch, index)
-                codes = tokenizer.encode(one.x, one.mask)
+                codes = passes.encode(one)
                 kept[key] = one, codes, passes.decode(one, codes)
     ordered = [kept[key] for key in chosen]
     maps = pictures.token_maps(torch.cat([tokenizer.lookup(codes) for _, codes, _ in ordered]))
