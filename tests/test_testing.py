@@ -690,8 +690,15 @@ class Drawing(Modality):
         return dataclasses.replace(view, start=(*view.start, 0.5), stop=(*view.stop, 1.0))
 
 
-def tensor_of(change):
-    return variant(Modality, tensor=lambda self, raw, view: change(Modality.tensor(self, raw, view)))
+def tensor_of(change, **members):
+    return variant(
+        Modality, tensor=lambda self, raw, view: change(Modality.tensor(self, raw, view)), **members
+    )
+
+
+def one_channel_less(self, raw, view):
+    x = Halving.tensor(self, raw, view)
+    return x[:1] if isinstance(raw, tuple) else x
 
 
 class Flickering(Modality):
@@ -881,6 +888,8 @@ BAD = [
     (encoder, Weighted, "state law: the result differs after"),
     (encoder, variant(Encoder, forward=clamps), "purity law"),
     (encoder, Cropping, "grid law: .* but the latents are"),
+    (encoder, variant(Encoder, fetch="weights"), "protocol law: fetch is no method"),
+    (encoder, variant(Encoder, without_decay=("rows",)), "protocol law: without_decay names rows"),
     # decoder
     (decoder, variant(Decoder, forward=lambda s, z: Decoder.forward(s, z)[..., :7]), "shape law: the output"),
     (decoder, variant(Decoder, forward=centred), "batch law: a sample's output"),
@@ -1003,6 +1012,9 @@ BAD = [
     (modality, variant(Writing, write=lambda s, shown, path: path.write_text("no")), "write law: read does not take"),
     (modality, variant(Modality, read_reduced=lambda s, path, size: s.read(path)[:, ::2]), "reduced law: read says"),
     (modality, variant(Modality, read_reduced=lambda s, path, size: -s.read(path)), "reduced law: .* is off by"),
+    (modality, variant(Halving, tensor=one_channel_less), "reduced law: tensors are"),
+    (modality, tensor_of(lambda x: x, hole_value=0.0), "hole law: the last channel"),
+    (modality, tensor_of(lambda x: torch.stack([x[0], x[1].sign()]), hole_value=0.0), "hole law: .* values than 0.0"),
     (modality, variant(Modality, suffixes=(".NPY",)), "suffix law"),
     (modality, variant(Modality, read=trusting), "damage law: read takes a damaged file"),
     (modality, variant(Modality, read=crashing), "damage law: a damaged file .* raises ValueError"),

@@ -77,6 +77,10 @@ def check_members(kind: str, obj: Any) -> None:
     """The object has every member its kind requires."""
     lacks = missing_members(kind, obj)
     assert not lacks, f"protocol law: {type(obj).__name__} lacks {', '.join(lacks)}, which every {kind} has"
+    assert callable(getattr(obj, "fetch", print)), "protocol law: fetch is no method"
+    own = {name for name, _ in obj.named_parameters()} if isinstance(obj, nn.Module) else set()
+    strange = [name for name in getattr(obj, "without_decay", ()) if name not in own]
+    assert not strange, f"protocol law: without_decay names {strange[0]}, which is no parameter"
 
 
 def check_waived(waived: Mapping[str, str] | None, waivable: tuple[str, ...]) -> Mapping[str, str]:

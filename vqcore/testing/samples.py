@@ -127,6 +127,14 @@ def _check_tensor(modality: Any, raw: Any, view: View) -> None:
         slack = 1e-3 * (spec.range[1] - spec.range[0])
         inside = spec.range[0] - slack <= low <= high <= spec.range[1] + slack
         assert inside, f"range law: values {low:.3g}..{high:.3g}, the spec says {spec.range}"
+    if getattr(modality, "hole_value", None) is not None:
+        valid, values = x[-1], x[:-1]
+        assert bool((valid.abs() == 1).all()), (
+            "hole law: the last channel is not 1 where it is valid and -1 elsewhere"
+        )
+        holes = (valid < 0).expand_as(values)
+        filled = bool((values[holes] == modality.hole_value).all())
+        assert filled, f"hole law: there are other values than {modality.hole_value} in holes"
     if spec.mask:
         mask = modality.mask(raw, view)
         good = mask.dtype == torch.bool and tuple(mask.shape) == view.size
