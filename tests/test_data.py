@@ -365,11 +365,45 @@ class TestTrainBatches:
         assert sorted(set(counts)) == [2 * n for n in (1, 3, 7, 15, 23, 31, 39, 40)]
         assert counts[:8] == [2, 6, 6, 14, 14, 14, 14, 30]
 
-    def test_large_batches_are_read_one_by_one(self, tmp_path, monkeypatch):
+    def test_they_stop_at_a_memory_and_at_a_time(self, tmp_path, monkeypatch):
         parts, read = arrays(tmp_path, 10, batch_size=2), []
         monkeypatch.setattr(parts[1], "tensor", lambda *a, f=parts[1].tensor: read.append(1) or f(*a))
-        monkeypatch.setattr(loader, "AHEAD_MIB", 2.5 * 2 * 144 * 4 / 2**20)  # two and a half batches
+        monkeypatch.setattr(loader, "AHEAD_MIB", 1.5 * 2 * 144 * 4 / 2**20)  # one and a half batches
         assert [len(read) for _ in train(parts, 6)] == [2, 6, 6, 10, 10, 12]
+        monkeypatch.undo()
+        monkeypatch.setattr(loader, "AHEAD_S", 0.0)
+        monkeypatch.setattr(parts[1], "tensor", lambda *a, f=parts[1].tensor: read.append(1) or f(*a))
+        read.clear()
+        assert [len(read) for _ in train(parts, 4)] == [2, 4, 6, 8]
+
+    def test_a_bug_comes_where_its_batch_was_asked_for(self, tmp_path, monkeypatch):
+        parts, asked = arrays(tmp_path, 10, batch_size=1), []
+
+        def tensor(*given, f=parts[1].tensor):
+            asked.append(1)
+            if len(asked) == 6:
+                raise ValueError("a bug in a sample")
+            return f(*given)
+
+        monkeypatch.setattr(parts[1], "tensor", tensor)
+        batches = iter(train(parts, 20))
+        assert len([next(batches) for _ in range(5)]) == 5
+        with pytest.raises(ValueError, match="a bug"):
+            next(batches)
+
+    def test_a_child_with_its_own_read_is_read_as_it_says(self, tmp_path):
+        Image.effect_noise((96, 64), 80).convert("RGB").save(tmp_path / "a.png")
+
+        class Black(RGB):
+            def read(self, source):
+                return super().read(source) * 0
+
+        modality = RGB.Config(min_crop_scale=1.0, ratio=(1.0, 1.0))
+        cfg = Folder.Config(path=str(tmp_path), modality=modality, input_size=16, batch_size=1)
+        black = Black(modality, size=16)
+        data = Folder(cfg, split="train", modality=black, extra={})
+        (loaded,) = train((data, black, cfg), 1, workers=0)
+        assert float(loaded.batch.x.max()) == -1
 
     def test_less_is_read_only_where_nothing_rides_along(self, tmp_path, monkeypatch):
         Image.effect_noise((96, 64), 80).convert("RGB").save(tmp_path / "a.png")

@@ -261,6 +261,16 @@ def test_reading_processes_that_always_die_end_the_run(tmp_path, monkeypatch):
         feed.next(0)
 
 
+def test_nothing_is_read_beyond_the_last_step(tmp_path, monkeypatch):
+    from vqcore.data import loader
+
+    asked = []
+    read = loader._TrainSet.__getitem__
+    monkeypatch.setattr(loader._TrainSet, "__getitem__", lambda self, at: asked.append(at[0]) or read(self, at))
+    train(run_config(tmp_path / "run", run__steps=13, run__save_every=13))
+    assert [step for step in asked if asked.count(step) == 1] == list(range(1, 13))  # the first was tried as well
+
+
 FULL = """
 import resource, sys
 sys.path[:0] = {paths!r}

@@ -276,9 +276,8 @@ class TestReadingLess:
         height, width = found.levels.shape[:2]
         # JPEG shrinks by 1, 2, 4 or 8, and the rest by whole factors.
         least = 2 ** int(math.log2(min(factor, 8))) if suffix == "jpg" else factor
-        assert -(-74 // factor) <= height <= -(-74 // least) and -(-101 // factor) <= width <= -(
-            -101 // least
-        )
+        assert least <= found.factor <= factor
+        assert (height, width) == (-(-74 // found.factor), -(-101 // found.factor))
         assert height >= size
 
     def test_means_of_blocks_where_the_file_is_exact(self):
@@ -298,6 +297,37 @@ class TestReadingLess:
         assert found.extent == full.shape[:2] == ((64, 96) if orientation < 5 else (96, 64))
         reduced = np.asarray(Image.fromarray(full).reduce(4)).astype(float)
         assert np.abs(found.levels - reduced).mean() < 4
+
+    @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+    def test_nearly_square_pictures_that_lie_have_their_own_extent(self, tmp_path, orientation):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for width, height in ((97, 100), (100, 97), (480, 473)):
+            Image.fromarray(picture(height, width)).save(tmp_path / "a.jpg", exif=exif)
+            assert self.rgb().read_reduced(tmp_path / "a.jpg", (16, 16)).extent == (width, height)
+
+    @pytest.mark.parametrize("side", [351, 479, 223, 97])
+    @pytest.mark.parametrize("suffix", ["jpg", "png"])
+    def test_nothing_moves_in_pictures_that_no_factor_divides(self, tmp_path, side, suffix):
+        edges = (np.array([0.25, 0.5, 0.75, 0.9]) * side).round()
+        row = np.where(np.searchsorted(edges, np.arange(side), side="right") % 2, 230, 20).astype(np.uint8)
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(np.stack([np.tile(row, (side, 1))] * 3, 2)).save(path, quality=95)
+        rgb = RGB(RGB.Config(min_crop_scale=1.0, ratio=(1.0, 1.0), hflip=0.0), size=32)
+        view = replace(rgb.view((side, side), (32, 32), np.random.default_rng(0)), flip=False)
+        whole_, less = (
+            rgb.tensor(raw, view)[0, 16] for raw in (rgb.read(path), rgb.read_reduced(path, (32, 32)))
+        )
+        # Where a profile crosses the middle, to a fraction of a pixel: the sum of a step is its place.
+        for first, last in ((0, 12), (12, 20), (20, 26), (26, 32)):
+            moved = (whole_[first:last] - less[first:last]).sum() / 1.65
+            assert abs(float(moved)) < 0.35, (first, float(moved))  # edges lie at whole pixels of the reduced one
+
+    def test_a_picture_of_the_callers_stays_as_it_is(self, tmp_path):
+        Image.fromarray(picture(200, 120)).save(tmp_path / "a.jpg")
+        with Image.open(tmp_path / "a.jpg") as held:
+            assert self.rgb().read_reduced(held, (16, 16)).extent == (200, 120)
+            assert held.size == (120, 200)
 
     def test_a_crop_of_it_is_nearly_that_of_the_whole(self):
         rgb = RGB(RGB.Config(min_crop_scale=0.4), size=64)

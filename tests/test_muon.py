@@ -1,9 +1,12 @@
 """`optim.name: muon` against torch's Muon and AdamW, each on the part that is its own."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from vqcore import muon
 from vqcore.muon import Muon, orthogonal
 from vqcore.optim import build_optimizer, parameter_groups
 from vqcore.schema import OptimSection
@@ -56,6 +59,22 @@ def test_the_iteration_is_the_published_one(shape, rank):
         gram = x @ x.T
         x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
     assert torch.allclose(orthogonal(m[None])[0].double(), x, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+@pytest.mark.parametrize("noise", [0.0, 1e-4, 1e-2])
+def test_rounding_does_not_grow(steps, noise):
+    draw = torch.Generator().manual_seed(0)
+    m = torch.randn(64, 1, generator=draw) @ torch.randn(1, 576, generator=draw)
+    m = m + noise * torch.randn(64, 576, generator=draw)
+    x = m.double() / m.norm()
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    off = (orthogonal(m[None], steps)[0].double() - x).norm() / x.norm()
+    assert (
+        float(off) < 0.05
+    )  # of rank one, ten steps blow up what is 0 but for rounding; published or gathered alike
 
 
 def test_directions_stay():
@@ -147,6 +166,52 @@ def test_a_loaded_state_goes_on_to_the_bit():
         give_gradients(parts, seed)
         second.step()
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+def test_a_copy_goes_on_alike():
+    module = mixed()
+    optimizer = build(module)
+    for seed in range(2):
+        give_gradients(module, seed)
+        optimizer.step()
+    twin, again = copy.deepcopy((module, optimizer))
+    for one, its in ((module, optimizer), (twin, again)):
+        give_gradients(one, 2)
+        its.step()
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), twin.parameters(), strict=True))
+
+
+def test_tensors_of_one_row_are_no_matrices():
+    module = nn.Linear(4, 3)
+    module.positions = nn.Parameter(torch.randn(1, 4, 2, 2))
+    groups = parameter_groups(module, 0.1)
+    assert [(len(g["params"]), g["weight_decay"], g.get("matrices", False)) for g in groups] == [
+        (1, 0.1, True), (1, 0.1, False), (1, 0.0, False)
+    ]  # fmt: skip
+    assert groups[1]["params"][0] is module.positions
+
+
+def test_stacks_are_bounded(monkeypatch):
+    sizes, whole, parts = [], mixed(), mixed()
+    give_gradients(whole, 0)
+    give_gradients(parts, 0)
+    build(whole).step()
+    monkeypatch.setattr(muon, "_STACKED", 100)
+    monkeypatch.setattr(muon, "orthogonal", lambda m, n: sizes.append(m.numel()) or orthogonal(m, n))
+    build(parts).step()
+    assert max(sizes) == 6 * 36  # one kernel alone is larger
+    assert sorted(sizes) == [72, 72, 72, 216]
+    assert all(
+        torch.allclose(a, b, atol=1e-6) for a, b in zip(whole.parameters(), parts.parameters(), strict=True)
+    )
+
+
+def test_matrices_without_gradients_are_left():
+    module = nn.Linear(3, 3)
+    module.bias.grad = torch.ones(3)
+    before = module.weight.detach().clone()
+    build(module).step()
+    assert torch.equal(module.weight, before)
 
 
 def test_matrices_alone_need_no_adamw():

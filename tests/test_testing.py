@@ -737,6 +737,10 @@ def trusting(self, source):
     return source if isinstance(source, np.ndarray) else SAMPLE
 
 
+def trusting_less(self, source, size):
+    return trusting(self, source)
+
+
 def crashing(self, source):
     return source if isinstance(source, np.ndarray) else np.load(source)
 
@@ -1013,6 +1017,7 @@ BAD = [
     (modality, variant(Modality, read_reduced=lambda s, path, size: s.read(path)[:, ::2]), "reduced law: read says"),
     (modality, variant(Modality, read_reduced=lambda s, path, size: -s.read(path)), "reduced law: .* is off by"),
     (modality, variant(Halving, tensor=one_channel_less), "reduced law: tensors are"),
+    (modality, variant(Halving, read_reduced=trusting_less), "damage law: read_reduced takes a damaged file"),
     (modality, tensor_of(lambda x: x, hole_value=0.0), "hole law: the last channel"),
     (modality, tensor_of(lambda x: torch.stack([x[0], x[1].sign()]), hole_value=0.0), "hole law: .* values than 0.0"),
     (modality, variant(Modality, suffixes=(".NPY",)), "suffix law"),

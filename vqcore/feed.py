@@ -22,14 +22,24 @@ DEATHS = 3
 
 
 class Feed:
-    """Batches by step; `offset` is how far the stream runs ahead of the steps. A context manager."""
+    """Batches by step, up to step `steps` of the run; `offset` is how far the stream runs ahead of the steps.
 
-    def __init__(self, config: RunConfig, data: Data, modality: Modality, extra: Mapping[str, Modality]):
-        self.config = config
+    A context manager.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: Data,
+        modality: Modality,
+        extra: Mapping[str, Modality],
+        steps: int = sys.maxsize,
+    ):
+        self.config, self.steps = config, steps
         self.source = (data, modality, extra)
         self.bad = BadSamples(data, config.data)
         self.stream: Any = None
-        self.position = -1
+        self.position = self.stop = -1
 
     def __enter__(self) -> "Feed":
         return self
@@ -49,7 +59,7 @@ class Feed:
         """The batches of a step, one per accumulated part. Raises `DataError` when nothing can be read."""
         for _ in range(DEATHS):
             try:
-                return self._take(step + offset)
+                return self._take(step + offset, self.steps + offset)
             except RuntimeError as error:
                 # The only sign that torch gives: the process was killed, mostly for memory.
                 if "DataLoader worker" not in str(error):
@@ -62,10 +72,10 @@ class Feed:
             "Is there too little memory? Try fewer data.workers, or 0."
         ) from last
 
-    def _take(self, position: int) -> list[Batch]:
-        if self.stream is None or position != self.position:
+    def _take(self, position: int, stop: int) -> list[Batch]:
+        if self.stream is None or (position, stop) != (self.position, self.stop):
             self.close()
-            self.stream, self.position = iter(self._batches(position)), position
+            self.stream, self.position, self.stop = iter(self._batches(position, stop)), position, stop
         batches = []
         for _ in range(self.config.optim.accumulate):
             loaded = next(self.stream)
@@ -74,13 +84,13 @@ class Feed:
         self.position += 1
         return batches
 
-    def _batches(self, position: int) -> TrainBatches:
+    def _batches(self, position: int, stop: int) -> TrainBatches:
         return TrainBatches(
             *self.source,
             self.config.data,
             seed=self.config.run.seed,
             start_step=position,
-            steps=sys.maxsize,
+            steps=stop,
             accumulate=self.config.optim.accumulate,
             rank=dist.rank(),
             world=dist.world_size(),

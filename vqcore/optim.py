@@ -64,20 +64,19 @@ def build_optimizer(cfg: OptimSection, module: nn.Module, where: str = "optim") 
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups, if both have members: matrices and kernels decay; vectors (biases, norms, scales) and tables do not.
+    """Up to three groups: matrices and kernels; positions; vectors (biases, norms, scales) and tables, without decay.
 
     A table is the weight of an `nn.Embedding`, or what a module names in its optional `without_decay`: rows that are
-    looked up, each a vector. A row that no sample asks for has no gradient, and decay alone would move it.
+    looked up, each a vector. A row that no sample asks for has no gradient, and decay alone would move it. Positions,
+    and whatever else has one row `(1, ...)`, stand apart because they are no `matrices` (see `vqcore.muon`).
     """
     tables = set(_tables(module))
     trained = [p for p in module.parameters() if p.requires_grad]
     decays = [p.ndim >= 2 and p not in tables for p in trained]
+    decaying = [p for p, does in zip(trained, decays, strict=True) if does]
     groups = [
-        {
-            "params": [p for p, does in zip(trained, decays, strict=True) if does],
-            "weight_decay": weight_decay,
-            "matrices": True,
-        },
+        {"params": [p for p in decaying if len(p) > 1], "weight_decay": weight_decay, "matrices": True},
+        {"params": [p for p in decaying if len(p) <= 1], "weight_decay": weight_decay},
         {"params": [p for p, does in zip(trained, decays, strict=True) if not does], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

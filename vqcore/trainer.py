@@ -196,7 +196,7 @@ def _train(run: Run) -> None:
     with (
         StopSignals() as signals,
         Profile(run.dir / "profile", config.run.profile, run.device) as profile,
-        Feed(config, run.data, run.tokenizer.modality, run.extra) as feed,
+        Feed(config, run.data, run.tokenizer.modality, run.extra, run.steps) as feed,
         ProgressLine("train", run.steps, done=run.step) as line,
     ):
         clock = time.monotonic()

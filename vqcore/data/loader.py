@@ -10,6 +10,8 @@ import itertools
 import logging
 import signal
 import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,8 +30,8 @@ from vqcore.rng import derive, numpy_generator, permute
 from vqcore.schema import DataConfig
 
 log = logging.getLogger(__name__)
-AHEAD, AHEAD_MIB = 8, 32
-"""Batches that a process without readers reads in one go, and the memory they may take."""
+AHEAD, AHEAD_MIB, AHEAD_S = 8, 32, 1.0
+"""Batches that a process without readers reads in one go, unless they reach this memory or time."""
 REPLACEMENTS = 16
 """Other samples tried in the place of an unreadable one before the run gives up."""
 Bad = tuple[str, str]
@@ -223,7 +225,7 @@ class _Reader:
         most: tuple[int, ...] | None = None,
     ):
         self.data, self.modality = data, modality
-        self.most = most if hasattr(modality, "read_reduced") and not extra else None
+        self.most = most if _reads_less(modality) and not extra else None
         self.masks = {label: rides for label, rides in extra.items() if getattr(rides, "is_mask", False)}
         self.extra = {label: rides for label, rides in extra.items() if label not in self.masks}
         self.cache = Cache(cache_mib)
@@ -362,7 +364,8 @@ class _Shares:
 class _Ahead:
     """What a training set answers to requests, read in this process: one batch, then two in one go, four, eight.
 
-    A training step empties the processor's caches, so that a batch alone takes half as long again to make.
+    A training step empties the processor's caches, so that a batch alone takes half as long again to make. An error
+    comes where its batch was asked for.
     """
 
     dataset: _TrainSet
@@ -370,10 +373,41 @@ class _Ahead:
 
     def __iter__(self) -> Iterator[Loaded | VqcoreError]:
         requests, count = iter(self.requests), 1
-        while answers := [self.dataset[request] for request in itertools.islice(requests, count)]:
-            most = max((_bytes(answer) for answer in answers), default=0)
-            yield from answers
-            count = max(1, min(2 * count, AHEAD, int(AHEAD_MIB * 2**20) // max(1, most)))
+        while True:
+            held, error = self._some(itertools.islice(requests, count))
+            if not held and error is None:
+                return
+            while held:
+                yield held.popleft()
+            if error is not None:
+                raise error
+            count = min(2 * count, AHEAD)
+
+    def _some(
+        self, requests: Iterable[tuple[int, int]]
+    ) -> tuple[deque[Loaded | VqcoreError], Exception | None]:
+        """Answers to the first requests, within memory and time, and what then went wrong, if anything did."""
+        held: deque[Loaded | VqcoreError] = deque()
+        room, start = AHEAD_MIB * 2**20, time.monotonic()
+        for request in requests:
+            try:
+                held.append(self.dataset[request])
+            except Exception as error:  # a bug; the batches before it are good
+                return held, error
+            room -= _bytes(held[-1])
+            if room <= 0 or time.monotonic() - start > AHEAD_S:
+                break
+        return held, None
+
+
+def _reads_less(modality: Modality) -> bool:
+    """Whether `read_reduced` is the class's own, and not that of a parent whose other methods it has replaced."""
+    known = [set(vars(kind)) for kind in type(modality).__mro__]
+    depth = {
+        name: next((place for place, names in enumerate(known) if name in names), len(known))
+        for name in ("read_reduced", "read", "extent", "tensor")
+    }
+    return hasattr(modality, "read_reduced") and depth["read_reduced"] <= min(depth.values())
 
 
 def _bytes(answer: Loaded | VqcoreError) -> int:

@@ -39,6 +39,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each EXIF orientation."""
+SIDEWAYS = tuple(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
+"""What exchanges width and height."""
 _DAMAGE = (
     OSError,
     SyntaxError,

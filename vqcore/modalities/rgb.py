@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vqcore.errors import DataError
-from vqcore.modalities.planes import SUFFIXES, Smooth, cut, read_picture, upright
+from vqcore.modalities.planes import SIDEWAYS, SUFFIXES, Smooth, cut, read_picture, upright
 from vqcore.modalities.views import CropConfig, crop_view, expand, pixels, smallest_crop
 from vqcore.protocols import DataSpec, View
 
@@ -35,10 +35,14 @@ WINDOW = 11
 
 
 class Reduced(NamedTuple):
-    """A picture in less detail: 8-bit RGB `(height, width, 3)`, and the height and width that it has in full."""
+    """A picture in less detail: 8-bit RGB, and the height and width that it has in full.
 
-    levels: UInt8[np.ndarray, "height width 3"]
-    extent: tuple[int, ...]
+    A pixel stands for `factor x factor` of the full picture's; those at the end may reach beyond it.
+    """
+
+    levels: UInt8[np.ndarray, "rows columns 3"]
+    extent: tuple[int, int]
+    factor: int
 
 
 Raw = UInt8[np.ndarray, "height width 3"] | Reduced
@@ -105,11 +109,16 @@ class RGB:
             if factor < 2:
                 return np.array(self._to_rgb(image))
             width, height = image.size
-            image.draft(None, (width // factor, height // factor))  # JPEG only; others stay as they are
-            drafted = image.size
-            rgb = self._to_rgb(image)
-            extent = (height, width) if rgb.size == drafted else (width, height)
-            return Reduced(np.array(rgb.reduce(factor // round(width / drafted[0]))), extent)
+            if not isinstance(source, Image.Image):  # what the caller holds stays as it is
+                image.draft(None, (width // factor, height // factor))  # JPEG only
+            drafted = round(width / image.width)
+            turn = upright(image)
+            if drafted == 1:
+                width, height = image.size  # a TIFF turns by itself
+            rest = factor // drafted
+            levels = np.array(self._to_rgb(image).reduce(rest))
+            extent = (width, height) if turn in SIDEWAYS else (height, width)
+            return Reduced(levels, extent, drafted * rest)
 
         return read_picture(source, convert)
 
@@ -172,14 +181,18 @@ class RGB:
 def _levels(raw: Raw, view: View, resample: str) -> UInt8[np.ndarray, "3 h w"]:
     """The part of a picture that a view names, at the view's size: by torch in training, by Pillow otherwise.
 
-    A crop of a reduced picture begins and ends at the nearest whole pixels.
+    A training crop of a reduced picture begins and ends at the nearest whole pixels.
     """
-    levels, reduced = (raw.levels, True) if isinstance(raw, Reduced) else (raw, False)
-    box = pixels(view, levels.shape[:2])
-    whole = reduced or all(edge.is_integer() for edges in box for edge in edges)
-    if not view.draw or resample not in FAST or not whole:
-        resized = np.array(cut(Image.fromarray(levels), view, resample))
-        return np.ascontiguousarray(rearrange(resized, "h w c -> c h w"))
+    if isinstance(raw, Reduced) and view.draw:
+        levels = raw.levels
+        box = pixels(view, tuple(side / raw.factor for side in raw.extent))
+    else:
+        levels = raw.levels if isinstance(raw, Reduced) else raw
+        box = pixels(view, levels.shape[:2])
+        whole = all(edge.is_integer() for edges in box for edge in edges)
+        if not view.draw or resample not in FAST or not whole:
+            resized = np.array(cut(Image.fromarray(levels), view, resample))
+            return np.ascontiguousarray(rearrange(resized, "h w c -> c h w"))
     (top, left), (bottom, right) = (map(round, edges) for edges in box)
     part = torch.from_numpy(levels[top:bottom, left:right]).permute(2, 0, 1)[None]
     return interpolate(part, size=view.size, mode=resample, antialias=True)[0].numpy()

@@ -4,6 +4,7 @@ A box is `(start, sides)` in whole pixels; a `View` holds it as fractions, so th
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,7 +74,7 @@ def view_of(
     )
 
 
-def pixels(view: View, extent: tuple[int, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def pixels(view: View, extent: Sequence[int | float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Start and stop of a view in pixels: whole numbers for the extent it was drawn for."""
     # A millionth of a pixel is more than the division in `view_of` can lose and less than anything can show.
     start = tuple(round(a * n, 6) for a, n in zip(view.start, extent))

@@ -1,9 +1,10 @@
 """The laws of what is around a tokenizer: modalities, data sources, metrics."""
 
+import functools
 import math
 import pickle
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -213,7 +214,10 @@ def _check_reading(modality: Any, source: Any, view: View) -> None:
             path = Path(folder) / f"damaged{suffix}"
             path.write_bytes(b"\x00not a sample")
             for given, what in ((path, "a damaged file"), (path.with_stem("absent"), "a missing file")):
-                _refuses(modality, given, f"{what} ({suffix})")
+                _refuses("read", modality.read, given, f"{what} ({suffix})")
+                if hasattr(modality, "read_reduced"):
+                    less = functools.partial(modality.read_reduced, size=view.size)
+                    _refuses("read_reduced", less, given, f"{what} ({suffix})")
     for bad in (np.nan, np.inf):
         holed = _with_value(source, bad)
         if holed is None:
@@ -225,16 +229,16 @@ def _check_reading(modality: Any, source: Any, view: View) -> None:
         finite(x, f"read takes an array that holds {bad}, and it reaches the tensor")
 
 
-def _refuses(modality: Any, given: Any, what: str) -> None:
+def _refuses(name: str, read: Callable[[Any], Any], given: Any, what: str) -> None:
     try:
-        modality.read(given)
+        read(given)
     except (DataError, OSError):
         return
     except Exception as error:
         raise AssertionError(
             f"damage law: {what} raises {type(error).__name__}: {error}; a DataError or OSError lets the run skip it"
         ) from error
-    raise AssertionError(f"damage law: read takes {what}")
+    raise AssertionError(f"damage law: {name} takes {what}")
 
 
 def _with_value(source: Any, value: float) -> np.ndarray | None:
