@@ -2,10 +2,10 @@
 
     python benchmarks/train.py cfgs/quickstart.yaml [key=value ...]
 
-Both take turns in one process on one and the same model: `--pairs` pairs of `--steps` steps each. Reported are median
-and quartiles of the ratio of wall-clock time and of CPU time (without the reading processes'), whole to bare, and
-beside it bare to bare, which says what the machine can tell apart. A goal of 3 % is met when the upper quartile of the
-wall-clock time is below 1.03.
+Both take turns, step by step, in one process on one model: `--pairs` pairs of `--steps` steps each. Reported
+are median and quartiles of the ratio of wall-clock time and of CPU time (without the reading processes'), whole to
+bare, and beside it bare to bare, which says what the machine can tell apart. A goal of 3 % is met when the upper
+quartile of the wall-clock time is below 1.03.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--pairs", type=int, default=31)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=16, help="a multiple of what is read in one go")
     args = parser.parse_args()
     config = load(args.config, args.overrides, schema=RunConfig).config
     with tempfile.TemporaryDirectory() as folder:
@@ -49,34 +50,37 @@ def main() -> None:
 
 
 def _measure(run: Run, feed: Feed, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, float]:
-    """Ratios `(pairs, 2)` of wall-clock and CPU time, whole to bare and bare to bare, and seconds of the bare steps."""
-    kept = [feed.next(step) for step in range(args.steps)]
+    """Ratios `(pairs, 2)` of wall-clock and CPU time, whole to bare and bare to bare, and seconds of a bare step."""
     averages, line = _Averages(), ProgressLine("benchmark", 1 << 30, interval_s=1e9)
-
-    def bare() -> None:
-        for batches in kept:
-            train_step(run, batches)
-            run.step += 1
+    count = 0
 
     def whole() -> None:
-        for _ in range(args.steps):
-            averages.add(train_step(run, feed.next(run.step)))
-            run.step += 1
-            shown = _log(run, averages, feed) if run.step % run.config.run.log_every == 0 else None
-            line.update(run.step, shown)
+        nonlocal count
+        averages.add(train_step(run, feed.next(count)))
+        count, run.step = count + 1, run.step + 1
+        shown = _log(run, averages, feed) if count % run.config.run.log_every == 0 else None
+        line.update(count, shown)
 
-    bare_s = [_seconds(bare) for _ in range(3)]
-    wholes, selves = [], []
-    feed.next(run.step)  # the reading processes start here, not in what is measured
-    for pair in range(args.pairs):
-        feed.position = run.step  # the stream goes on; which samples come does not matter here
-        first, second = (whole, bare) if pair % 2 else (bare, whole)
-        times = {one: _seconds(one) for one in (first, second)}
-        wholes.append(times[whole] / times[bare])
-        again = _seconds(bare)
-        selves.append(again / times[bare])
-        bare_s.append(again)
-    return np.array(wholes), np.array(selves), float(np.median(bare_s, axis=0)[0])
+    for _ in range(max(args.steps, -(-len(run.data) // run.config.data.batch_size))):
+        whole()  # threads, caches and reading processes have begun, and data.cache_mib is filled
+    kept = [feed.next(count + step) for step in range(args.steps)]
+    count += args.steps
+
+    def bare(step: int) -> None:
+        train_step(run, kept[step])
+        run.step += 1
+
+    pairs = []
+    for _ in range(args.pairs):
+        times = np.zeros((3, 2))
+        for step in range(args.steps):
+            kinds: list[Callable[[], None]] = [whole, partial(bare, step), partial(bare, step)]
+            for turn in range(3):
+                kind = (turn + step) % 3
+                times[kind] += _seconds(kinds[kind])
+        pairs.append(times)
+    wholes, first, second = np.array(pairs).transpose(1, 0, 2)
+    return wholes / first, second / first, float(np.median(first[:, 0])) / args.steps
 
 
 def _seconds(work: Callable[[], None]) -> np.ndarray:
@@ -89,7 +93,7 @@ def _seconds(work: Callable[[], None]) -> np.ndarray:
 def _report(args: argparse.Namespace, wholes: np.ndarray, selves: np.ndarray, bare_s: float) -> None:
     print(f"{Path(args.config)} {' '.join(args.overrides)}")
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
-    print(f"{bare_s / args.steps * 1e3:.1f} ms a bare step, {threads} threads, load {load:.1f}")
+    print(f"{bare_s * 1e3:.1f} ms a bare step, {threads} threads, load {load:.1f}")
     for name, ratios in (("whole / bare", wholes), ("bare / bare", selves)):
         for clock, values in zip(("wall", "CPU"), ratios.T, strict=True):
             low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -389,15 +390,27 @@ class _Ahead:
         """Answers to the first requests, within memory and time, and what then went wrong, if anything did."""
         held: deque[Loaded | VqcoreError] = deque()
         room, start = AHEAD_MIB * 2**20, time.monotonic()
-        for request in requests:
-            try:
-                held.append(self.dataset[request])
-            except Exception as error:  # a bug; the batches before it are good
-                return held, error
-            room -= _bytes(held[-1])
-            if room <= 0 or time.monotonic() - start > AHEAD_S:
-                break
+        with _one_thread():
+            for request in requests:
+                try:
+                    held.append(self.dataset[request])
+                except Exception as error:  # a bug; the batches before it are good
+                    return held, error
+                room -= _bytes(held[-1])
+                if room <= 0 or time.monotonic() - start > AHEAD_S:
+                    break
         return held, None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What `DataLoader` does in its workers: samples are so small that threads wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _reads_less(modality: Modality) -> bool:

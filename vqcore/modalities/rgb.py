@@ -138,23 +138,32 @@ class RGB:
 
     def tensor(self, raw: Raw, view: View) -> Float[Tensor, "3 h w"]:
         """The part of a picture that a view names, at the view's size, in [-1, 1]."""
-        # In NumPy: on arrays this small torch's threads cost more than they give.
         levels = _levels(raw, view, self.cfg.resample)
-        x = (levels[..., ::-1] if view.flip else levels).astype(np.float32, order="C")
-        # Division by 255, then mean, then deviation, in this order: published encoders saw these floats.
+        x = (levels.flip(-1) if view.flip else levels).float()
         if self.cfg.color_jitter and view.draw:
-            _jitter(x, self.cfg.color_jitter, view.draw)
-        else:
-            x /= 255
-        x -= self._mean
-        x /= self._std
-        return torch.from_numpy(x)
+            return self._jitter(x, view.draw)
+        # In this order: published encoders saw these floats.
+        return x.div_(255).sub_(self._mean).div_(self._std)
+
+    def _jitter(self, x: Float[Tensor, "3 h w"], draw: int) -> Float[Tensor, "3 h w"]:
+        """Levels 0 to 255 as values in another light: contrast around the mean, brightness, each channel by itself."""
+        strength = self.cfg.color_jitter
+        # Twelve bits of the draw each: a generator of its own would take as long as all the arithmetic.
+        contrast, shift, *gains = ((draw >> 12 * n & 4095) / 2047.5 - 1 for n in range(5))
+        contrast, shift = 1 + strength * contrast, strength / 3 * shift
+        moved = float(x.mean()) / 255 * (1 - contrast) + shift
+        gains = [1 + strength / 3 * gain for gain in gains]
+        scale, offset = [gain * contrast / 255 for gain in gains], [gain * moved for gain in gains]
+        # One tensor, because tensors of three numbers cost nearly as much as samples.
+        both = torch.tensor((scale, offset)).view(2, 3, 1, 1)
+        x = x.mul_(both[0]).add_(both[1]).clamp_(0, 1)
+        return x.sub_(self._mean).div_(self._std)
 
     def show(self, x: Float[Tensor, "*b 3 h w"]) -> Image.Image:
         """One sample as a picture; values that no picture has are clamped."""
         x = x.detach().cpu().float()
         x = rearrange(x, "1 c h w -> c h w") if x.ndim == 4 else x
-        share = x * torch.from_numpy(self._std) + torch.from_numpy(self._mean)
+        share = x * self._std + self._mean
         levels = (share.clamp(0, 1) * 255).round().to(torch.uint8)
         return Image.fromarray(rearrange(levels, "c h w -> h w c").contiguous().numpy())
 
@@ -178,7 +187,7 @@ class RGB:
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def _levels(raw: Raw, view: View, resample: str) -> UInt8[np.ndarray, "3 h w"]:
+def _levels(raw: Raw, view: View, resample: str) -> UInt8[Tensor, "3 h w"]:
     """The part of a picture that a view names, at the view's size: by torch in training, by Pillow otherwise.
 
     A training crop of a reduced picture begins and ends at the nearest whole pixels.
@@ -192,23 +201,11 @@ def _levels(raw: Raw, view: View, resample: str) -> UInt8[np.ndarray, "3 h w"]:
         whole = all(edge.is_integer() for edges in box for edge in edges)
         if not view.draw or resample not in FAST or not whole:
             resized = np.array(cut(Image.fromarray(levels), view, resample))
-            return np.ascontiguousarray(rearrange(resized, "h w c -> c h w"))
+            return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
     (top, left), (bottom, right) = (map(round, edges) for edges in box)
     part = torch.from_numpy(levels[top:bottom, left:right]).permute(2, 0, 1)[None]
-    return interpolate(part, size=view.size, mode=resample, antialias=True)[0].numpy()
+    return interpolate(part, size=view.size, mode=resample, antialias=True)[0].contiguous()
 
 
-def _jitter(x: Float[np.ndarray, "3 h w"], strength: float, draw: int) -> None:
-    """Levels from 0 to 255 as 0 to 1 in another light: contrast around the mean, brightness, each channel by itself."""
-    # Twelve bits of the draw each: a generator of its own would take as long as all the arithmetic.
-    contrast, shift, *gains = ((draw >> 12 * n & 4095) / 2047.5 - 1 for n in range(5))
-    contrast, shift = 1 + strength * contrast, strength / 3 * shift
-    moved = float(x.mean()) / 255 * (1 - contrast) + shift
-    gains = [1 + strength / 3 * gain for gain in gains]
-    x *= _column([gain * contrast / 255 for gain in gains])
-    x += _column([gain * moved for gain in gains])
-    np.clip(x, 0, 1, out=x)
-
-
-def _column(values: Sequence[float]) -> Float[np.ndarray, "3 1 1"]:
-    return np.array(values, dtype=np.float32).reshape(3, 1, 1)
+def _column(values: Sequence[float]) -> Float[Tensor, "3 1 1"]:
+    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)

@@ -110,8 +110,9 @@ def resized_crop_box(
     height, width = extent
     aspect = size[1] / size[0]
     for _ in range(TRIES):
-        area = height * width * rng.uniform(min_scale, 1.0)
-        drawn = aspect * math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        scale, factor = rng.random(2).tolist()
+        area = height * width * (min_scale + (1 - min_scale) * scale)
+        drawn = aspect * ratio[0] * (ratio[1] / ratio[0]) ** factor
         sides = (round(math.sqrt(area / drawn)), round(math.sqrt(area * drawn)))
         if 0 < sides[0] <= height and 0 < sides[1] <= width:
             return _anywhere(extent, sides, rng)
@@ -143,4 +144,6 @@ def _largest(extent: tuple[int, ...], size: tuple[int, ...], scale: float) -> tu
 
 
 def _anywhere(extent: tuple[int, ...], sides: tuple[int, ...], rng: np.random.Generator) -> Box:
-    return tuple(int(rng.integers(0, n - side + 1)) for n, side in zip(extent, sides)), sides
+    shares = rng.random(len(extent)).tolist()
+    places = (n - side for n, side in zip(extent, sides))
+    return tuple(min(last, int((last + 1) * share)) for last, share in zip(places, shares)), sides
