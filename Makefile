@@ -31,7 +31,7 @@ help:
 
 quickstart: .venv/light
 	@echo
-	@echo "== Training on 37 files of photographs (data/photos/train), a fixed number of steps, about 3 minutes =="
+	@echo "== Training on 37 files of photographs (data/photos/train), a fixed number of steps, about 2 to 3 minutes =="
 	$(BIN)/vqcore train cfgs/quickstart.yaml
 	@echo
 	@echo "== Measuring on 7 photographs it has not seen (data/photos/heldout) =="
