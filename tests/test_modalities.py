@@ -321,7 +321,8 @@ class TestReadingLess:
         # Where a profile crosses the middle, to a fraction of a pixel: the sum of a step is its place.
         for first, last in ((0, 12), (12, 20), (20, 26), (26, 32)):
             moved = (whole_[first:last] - less[first:last]).sum() / 1.65
-            assert abs(float(moved)) < 0.35, (first, float(moved))  # edges lie at whole pixels of the reduced one
+            # A crop's edges lie at whole pixels of the reduced picture.
+            assert abs(float(moved)) < 0.35, (first, float(moved))
 
     def test_a_picture_of_the_callers_stays_as_it_is(self, tmp_path):
         Image.fromarray(picture(200, 120)).save(tmp_path / "a.jpg")
