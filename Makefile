@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 .PHONY: help quickstart test test-slow lint format clean
 
 help:
-	@echo "make quickstart  train, measure and use a tokenizer on bundled photographs (about 5 minutes)"
+	@echo "make quickstart  train, measure and use a tokenizer on bundled photographs (about 6 minutes)"
 	@echo "make test        the test suite (at most 5 minutes on two cores)"
 	@echo "make test-slow   the long tests"
 	@echo "make lint        ruff and mypy;  make format mends what ruff can"

@@ -1,6 +1,7 @@
 """Sources and batches: what is read, in which order, and that nothing but seed, epoch and step decides it."""
 
 import logging
+import math
 import os
 import pickle
 from collections import Counter
@@ -359,6 +360,7 @@ class TestTrainBatches:
 
     def test_without_workers_batches_are_read_some_at_a_time(self, tmp_path, monkeypatch):
         parts, read = arrays(tmp_path, 10, batch_size=2), []
+        monkeypatch.setattr(loader, "AHEAD_S", math.inf)
         monkeypatch.setattr(parts[1], "tensor", lambda *a, f=parts[1].tensor: read.append(1) or f(*a))
         counts = [len(read) for _ in train(parts, 40)]
         # One batch, then two, four, and eight at a time; never beyond the last step.

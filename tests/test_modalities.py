@@ -338,9 +338,8 @@ class TestReadingLess:
             for seed in range(4):
                 view = rgb.view(rgb.extent(less), (64, 64), np.random.default_rng(seed))
                 off = (rgb.tensor(whole_, view) - rgb.tensor(less, view)).square().mean()
-                assert (
-                    10 * math.log10(4 / off) > 27
-                )  # dB; half a pixel of the reduced picture shows in hard edges
+                # dB: half a pixel of the reduced picture shows in hard edges.
+                assert 10 * math.log10(4 / off) > 27
 
     def test_filters_that_torch_lacks_read_everything(self):
         rgb = self.rgb(resample="lanczos")

@@ -296,7 +296,8 @@ class Modality(Protocol):
     `write(shown, path)`, which writes what `show` gave to a path that ends in `written`, one of the `suffixes`, where
     PNG for pictures and `.npy` for the rest are not what people want; `read_reduced(source, size)`, as `read` but only
     in the detail that training views of that size or smaller need, asked for training where nothing rides along
-    (`extent` is still the whole sample's).
+    (`extent` is still the whole sample's). A child class that replaces `read`, `extent` or `tensor` alone is read in
+    full.
     Optional, for masks (`vqcore.data.validity`): `is_mask`, True for one that, where it rides along, says which
     positions of the main sample are valid (above a half): it goes into `Batch.mask`, not into the extras, and its
     attribute `mask_value`, if not None, stands where they are not. `hole_value` of a main modality, if not None: its

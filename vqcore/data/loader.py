@@ -365,8 +365,8 @@ class _Shares:
 class _Ahead:
     """What a training set answers to requests, read in this process: one batch, then two in one go, four, eight.
 
-    A training step empties the processor's caches, so that a batch alone takes half as long again to make. An error
-    comes where its batch was asked for.
+    A training step empties the processor's caches, so that a batch alone takes longer to make. An error comes
+    where its batch was asked for.
     """
 
     dataset: _TrainSet
