@@ -22,11 +22,11 @@ from vqcore_quant.assignment import nearest
 from vqcore_quant.kmeans import kmeans
 
 from vqcore.assembly import open_data
-from vqcore.config import from_tree
-from vqcore.data.loader import TrainBatches
+from vqcore.compose.build import from_tree
+from vqcore.data.batches import TrainBatches
 from vqcore.errors import DataError
-from vqcore.evaluation import eval_batches
-from vqcore.metrics import PSNR
+from vqcore.evaluate.measure import eval_batches
+from vqcore.metrics.pixels import PSNR
 from vqcore.protocols import Data
 from vqcore.registry import registry
 from vqcore.rng import generator

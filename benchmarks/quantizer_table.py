@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from vqcore.config import load
+from vqcore.compose.layers import load
 from vqcore.schema import RunConfig
 from vqcore.trainer import train
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from vqcore_quant.vq import VQ
 
-from vqcore.optim import parameter_groups
+from vqcore.run.optim import parameter_groups
 
 STEPS, SEEDS, CLUSTERS, DIM, CODES, LR, BETAS = 600, 6, 48, 8, 64, 1e-3, (0.9, 0.99)
 

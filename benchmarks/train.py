@@ -23,11 +23,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `vqcore train` sets th
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 import torch
 
-from vqcore.config import load
+from vqcore.compose.layers import load
 from vqcore.console import ProgressLine
-from vqcore.feed import Feed
+from vqcore.data.feed import Feed
+from vqcore.run.state import Run, build
+from vqcore.run.step import train_step
 from vqcore.schema import RunConfig
-from vqcore.trainer import Run, _Averages, _log, build, train_step
+from vqcore.trainer import _Averages, _log
 
 
 def main() -> None:

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toys import tokenizer_of
 
-from vqcore.assembly import tokenizer_config_of
-from vqcore.config import load
+from vqcore.compose.layers import load
 from vqcore.errors import VqcoreError
 from vqcore.schema import RunConfig
-from vqcore.tokenizer import Tokenizer
 
 pytest.importorskip("vqcore_vit")
 pytest.importorskip("vqcore_quant")
@@ -82,6 +81,6 @@ BAD = {
 def test_bad_input_is_named(recipe, overrides, array, says):
     config = load(str(SMOKE / f"{recipe}.yaml"), list(overrides), schema=RunConfig).config
     with pytest.raises((VqcoreError, ValueError), match=says) as caught:
-        tokenizer = Tokenizer(tokenizer_config_of(config))
+        tokenizer = tokenizer_of(config)
         tokenizer.encode(tokenizer.read(array))
     assert "\n" not in str(caught.value)

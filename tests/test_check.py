@@ -1,11 +1,8 @@
 """Checks before a run: each mistake a user can make is found, named and given a remedy; nothing is written."""
 
-import ctypes
-import gc
 import json
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,13 +12,18 @@ import yaml
 from torch import nn
 from toys import run_config, run_tree, toy  # noqa: F401
 
-from vqcore import check, memory, trial, values
+from vqcore.check.checks import cheap, first_batch, full
+from vqcore.check.findings import Finding, settle
+from vqcore.check.model import learns
+from vqcore.check.plan import codebook
+from vqcore.check.samples import samples
+from vqcore.check.values import suspicions
 from vqcore.cli import main
 from vqcore.errors import ConfigError
-from vqcore.findings import Finding, settle
 from vqcore.objectives import Reconstruction
 from vqcore.protocols import Batch, DataSpec
-from vqcore.trainer import build, train
+from vqcore.run.state import build
+from vqcore.trainer import train
 
 pytestmark = pytest.mark.usefixtures("toy")
 CPU = torch.device("cpu")
@@ -135,7 +137,7 @@ def test_bytes_where_a_unit_range_is_declared(tmp_path, capsys):
 def test_where_nothing_can_be_read_it_is_the_config(tmp_path):
     data = arrays(tmp_path / "data")
     data["modality"] = {"name": "array", "channels": 3, "size": [8, 8], "range": [0, 1]}
-    (wrong,) = graded(check.samples(built(tmp_path / "run", data=data)), "error")
+    (wrong,) = graded(samples(built(tmp_path / "run", data=data)), "error")
     assert "12 of 12 samples that were tried cannot be read" in wrong.what
     assert "does data.modality say what they are? vqcore show array" in wrong.remedy
     assert "Mend or remove" not in wrong.remedy
@@ -144,10 +146,10 @@ def test_where_nothing_can_be_read_it_is_the_config(tmp_path):
 def test_unreadable_files_are_named(tmp_path):
     data = arrays(tmp_path / "data", count=20, damaged=(3,)) | {"max_bad_share": 0.1}
     data["modality"] = {"name": "array", "channels": 2, "size": [8, 8], "range": [0, 1]}
-    found = list(check.samples(built(tmp_path / "run", data=data)))
+    found = list(samples(built(tmp_path / "run", data=data)))
     (warning,) = graded(found, "warning")
     assert "1 of 20 samples" in warning.what and "s03" in warning.what and not graded(found, "error")
-    found = list(check.samples(built(tmp_path / "run", data={**data, "max_bad_share": 0.01})))
+    found = list(samples(built(tmp_path / "run", data={**data, "max_bad_share": 0.01})))
     assert "s03" in graded(found, "error")[0].what
 
 
@@ -158,7 +160,7 @@ def suspicions(x, mask=None, range_=(-1.0, 1.0), **spec):
         config=SimpleNamespace(data=SimpleNamespace(modality=None)),
         data=None,
     )
-    return list(values.suspicions(run, [Batch(x, ("k",) * len(x), mask)], "4 samples"))
+    return list(suspicions(run, [Batch(x, ("k",) * len(x), mask)], "4 samples"))
 
 
 def spoiled(index, value):
@@ -212,14 +214,14 @@ def test_a_misspelt_weight_is_refused_by_the_cheap_part(tmp_path):
     with pytest.raises(
         ConfigError, match=r"objective.weights: no loss is called 'vq/comit'. Did you mean 'vq/commit'"
     ):
-        settle(check.cheap(run))
+        settle(cheap(run))
 
 
 def test_the_cheap_part_changes_nothing(tmp_path):
     run = built(tmp_path / "run")
     before = {key: value.clone() for key, value in run.tokenizer.state_dict().items()}
     chance = torch.get_rng_state()
-    assert not graded(check.cheap(run), "error")
+    assert not graded(cheap(run), "error")
     assert torch.equal(chance, torch.get_rng_state()) and not (tmp_path / "run").exists()
     assert all(torch.equal(value, before[key]) for key, value in run.tokenizer.state_dict().items())
 
@@ -248,7 +250,7 @@ def test_a_decoder_of_another_scale(tmp_path):
     run = built(tmp_path / "run", model__decoder={"name": "toy/decoder", "patch": 2})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about broadcasting
-        (wrong,) = graded(check.cheap(run), "error")
+        (wrong,) = graded(cheap(run), "error")
     assert wrong.where == "model.decoder (toy/decoder)"
     assert "(4, 2, 4, 4) where the data asks for (4, 2, 8, 8)" in wrong.what
     assert "x (4, 2, 8, 8) -> encoder (4, 2, 2, 6) -> proj (4, 2, 2, 3) -> codes (4, 2, 2, 1)" in wrong.what
@@ -257,7 +259,7 @@ def test_a_decoder_of_another_scale(tmp_path):
 def test_a_part_that_fails_is_named(tmp_path, monkeypatch):
     run = built(tmp_path / "run")
     run.tokenizer.proj = nn.Linear(7, 3)
-    (wrong,) = graded(check.cheap(run), "error")
+    (wrong,) = graded(cheap(run), "error")
     assert (
         wrong.where == "model (proj)"
         and "RuntimeError" in wrong.what
@@ -269,7 +271,7 @@ def test_a_part_that_fails_is_named(tmp_path, monkeypatch):
 def test_more_codes_than_tokens(tmp_path, codes, grade):
     """A step has 4 samples of 4 tokens, the set 24 samples."""
     run = built(tmp_path / "run", model__quantizer={"name": "toy/quantizer", "codebook_size": codes})
-    assert [finding.grade for finding in check.codebook(run)] == ([grade] if grade else [])
+    assert [finding.grade for finding in codebook(run)] == ([grade] if grade else [])
 
 
 def test_a_much_too_large_codebook(tmp_path):
@@ -278,17 +280,17 @@ def test_a_much_too_large_codebook(tmp_path):
         model__quantizer={"name": "toy/quantizer", "codebook_size": 200},
         data__length=1000,
     )
-    (finding,) = check.codebook(run)
+    (finding,) = codebook(run)
     assert (
         finding.grade == "warning" and "200 codes and 16 tokens in a step: it takes 13 steps" in finding.what
     )
     implicit = built(tmp_path / "run", model__quantizer={"name": "quant/fsq", "levels": [8, 8, 8]})
-    assert not list(check.codebook(implicit))
+    assert not list(codebook(implicit))
 
 
 def test_one_step_lowers_the_loss(tmp_path):
     run = built(tmp_path / "run")
-    (finding,) = trial.learns(run, check.first_batch(run))
+    (finding,) = learns(run, first_batch(run))
     assert finding.grade == "note" and "takes the loss from" in finding.what
 
 
@@ -309,7 +311,7 @@ def test_a_loss_that_teaches_nothing(tmp_path, monkeypatch, change, where, says)
 
     monkeypatch.setattr(Reconstruction, "losses", losses)
     run = built(tmp_path / "run")
-    wrong = graded(trial.learns(run, check.first_batch(run)), "error")[-1]
+    wrong = graded(learns(run, first_batch(run)), "error")[-1]
     assert wrong.where == where and says in str(wrong)
 
 
@@ -317,14 +319,14 @@ def test_a_part_without_gradient_is_named(tmp_path):
     run = built(tmp_path / "run", model__quantizer={"name": "toy/quantizer"})
     forward = run.tokenizer.encoder.forward
     run.tokenizer.encoder.forward = lambda x: forward(x).detach()
-    wrong = graded(trial.learns(run, check.first_batch(run)), "error")
+    wrong = graded(learns(run, first_batch(run)), "error")
     assert [finding.where for finding in wrong] == ["model.encoder"]
 
 
 def test_too_high_a_rate_without_warmup(tmp_path):
     high = {"optim__lr": 1000.0}
     run = built(tmp_path / "run", **high)
-    (finding,) = trial.learns(run, check.first_batch(run))
+    (finding,) = learns(run, first_batch(run))
     assert finding.grade in ("warning", "error") and "from" in finding.what
 
 
@@ -333,86 +335,5 @@ def test_players_and_denoisers_are_checked_too(tmp_path):
         {"objective__name": "toy/adversary"},
         {"objective__name": "toy/denoising", "model__decoder": {"name": "toy/denoiser"}},
     ):
-        found = list(check.full(built(tmp_path / "run", **changes)))
+        found = list(full(built(tmp_path / "run", **changes)))
         assert not graded(found, "error"), graded(found, "error")
-        assert any("for tensors" in finding.what for finding in found)
-
-
-# ---------------------------------------------------------------------------------------------- the memory
-
-
-def network(width=512):
-    torch.manual_seed(0)
-    layers = [nn.Linear(64, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width), nn.GELU()]
-    model = nn.Sequential(*layers, nn.Linear(width, 64))
-    return model, torch.optim.AdamW(model.parameters())
-
-
-def steps(model, optimizer, tokens=400):
-    def step(count):
-        optimizer.zero_grad(set_to_none=True)
-        model(torch.ones(count, tokens, 64)).square().mean().backward()
-        optimizer.step()
-
-    return step
-
-
-def test_peak_memory_is_exact_in_tensors():
-    step = steps(*network(), tokens=50)
-    foretold = memory.foretell(step, 16, CPU)
-    with memory.Ledger() as ledger:
-        step(16)
-    assert foretold.total - foretold.held == max(ledger.moments)
-
-
-def test_small_steps_that_peak_in_the_optimizer():
-    """Two steps that both peak in the optimizer have equal peaks; a large one peaks in its activations all the same."""
-    model = nn.Sequential(nn.Linear(2000, 500), nn.GELU(), nn.Linear(500, 10))
-    optimizer = torch.optim.AdamW(model.parameters())
-
-    def step(count):
-        optimizer.zero_grad(set_to_none=True)
-        model(torch.ones(count, 2000)).square().mean().backward()
-        optimizer.step()
-
-    foretold = memory.foretell(step, 4000, CPU)
-    with memory.Ledger() as ledger:
-        step(4000)
-    assert foretold.total - foretold.held == pytest.approx(max(ledger.moments), rel=1e-3)
-    with memory.Ledger() as small:
-        step(2)
-    assert max(ledger.moments) > 3 * max(small.moments)
-
-
-def test_peak_memory_against_the_resident_set():
-    """What the process really takes, within 10 %, while malloc gives back what is freed (else it keeps holes)."""
-    step, status, libc = steps(*network()), Path("/proc/self/status"), ctypes.CDLL(None)
-    foretold = memory.foretell(step, 10, CPU)
-    libc.mallopt(M_MMAP_THRESHOLD, 2**16)
-    try:
-        step(10)
-        gc.collect()
-        libc.malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-        before = _kib(status, "VmRSS")
-        step(10)
-        grown = (_kib(status, "VmHWM") - before) * 1024
-    finally:
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
-    assert grown > 25 * 2**20
-    assert foretold.total - foretold.held == pytest.approx(grown, rel=0.1)
-
-
-def _kib(status, field):
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
-
-
-def test_a_step_that_does_not_fit(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device: 1000)
-    run = built(tmp_path / "run")
-    (finding,) = trial.needs(run, check.first_batch(run))
-    assert (
-        finding.grade == "error"
-        and "free on cpu" in finding.what
-        and finding.remedy == "Take a smaller model."
-    )

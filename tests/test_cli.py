@@ -12,7 +12,7 @@ from toys import run_config, run_tree, toy  # noqa: F401
 from vqcore.cli import VERBS, main
 from vqcore.registry import registry
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens import code_dtype
+from vqcore.tokens.store import code_dtype
 from vqcore.trainer import train
 
 pytestmark = pytest.mark.usefixtures("toy")

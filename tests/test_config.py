@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from vqcore import config
 from vqcore.cli import main
-from vqcore.config import Config, dump, from_tree, inline, load, overridden, slot, to_tree
+from vqcore.compose.build import from_tree
+from vqcore.compose.describe import dump, inline
+from vqcore.compose.layers import load, overridden
+from vqcore.config import Config, slot, to_tree
 from vqcore.errors import ConfigError, VqcoreError
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
@@ -440,7 +443,7 @@ def test_a_key_that_no_level_knows(here, good, key, message):
         (
             "hooks",
             {"a": 3},
-            "hooks.a must be a mapping with a name, not 3; it wants a hook, e.g. {name: tensorboard}. "
+            "hooks.a must be a mapping with a name, not 3; it wants a hook, e.g. {name: track/tensorboard}. "
             "Installed: tensorboard, wandb, good/tell.",
         ),
         (

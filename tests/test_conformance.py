@@ -5,10 +5,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from PIL import Image
+from vqcore_synth.source import Scenes
 
 from tests.toys import run_tree, toy  # noqa: F401
 from vqcore.builtin import vqcore_plugin
-from vqcore.data.synthetic.source import Synthetic
 from vqcore.protocols import DataSpec
 from vqcore.registry import registry
 from vqcore.testing import conformance
@@ -26,8 +26,8 @@ FEATURES = DataSpec(channels=6, size=(4, 4), range=None)
 def scene(what, size=32):
     """A label of a synthetic scene."""
     modality = registry().build("modality", conformance.configured("modality", "rgb", {}), size=size)
-    cfg = Synthetic.Config(name="synthetic", modality=modality.cfg, what=what, side=2 * size)
-    return Synthetic(cfg, split="train", modality=modality, extra={}).get(3)
+    cfg = Scenes.Config(name="synth/scenes", modality=modality.cfg, what=what, side=2 * size)
+    return Scenes(cfg, split="train", modality=modality, extra={}).get(3)
 
 
 # Data sources
@@ -59,7 +59,10 @@ class TestArrayFile(conformance.DataConformance):
 class TestSynthetic(conformance.DataConformance):
     component, modality, size = "synthetic", {"name": "rgb"}, (16, 16)
     configs: ClassVar = (
-        {"samples": 1_000_000, "extra": {"depth": {"name": "depth"}, "normal": {"name": "normal"}}},
+        {
+            "samples": 1_000_000,
+            "extra": {"depth": {"name": "vision/depth"}, "normal": {"name": "vision/normal"}},
+        },
         {"eval_samples": 0, "side": [12, 20], "objects": [0, 1]},
     )
 

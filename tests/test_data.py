@@ -1,7 +1,6 @@
 """Sources and batches: what is read, in which order, and that nothing but seed, epoch and step decides it."""
 
 import logging
-import math
 import os
 import pickle
 from collections import Counter
@@ -12,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vqcore.config import from_tree
-from vqcore.data import loader
+from vqcore.compose.build import from_tree
+from vqcore.data.batches import BadSamples, EvalBatches, TrainBatches, collate
 from vqcore.data.listing import Listing
-from vqcore.data.loader import BadSamples, EvalBatches, Sample, TrainBatches, collate, nominal_size, sizes
+from vqcore.data.reader import Sample
+from vqcore.data.sizes import nominal_size, sizes
 from vqcore.data.sources import ArrayFile, Folder
 from vqcore.errors import ConfigError, DataError
 from vqcore.modalities.array import Array
@@ -358,24 +358,9 @@ class TestTrainBatches:
         x = alone[0].batch.x
         assert x.shape == (4, 3, 32, 32) and -1 <= float(x.min()) < float(x.max()) <= 1
 
-    def test_without_workers_batches_are_read_some_at_a_time(self, tmp_path, monkeypatch):
-        parts, read = arrays(tmp_path, 10, batch_size=2), []
-        monkeypatch.setattr(loader, "AHEAD_S", math.inf)
-        monkeypatch.setattr(parts[1], "tensor", lambda *a, f=parts[1].tensor: read.append(1) or f(*a))
-        counts = [len(read) for _ in train(parts, 40)]
-        # One batch, then two, four, and eight at a time; never beyond the last step.
-        assert sorted(set(counts)) == [2 * n for n in (1, 3, 7, 15, 23, 31, 39, 40)]
-        assert counts[:8] == [2, 6, 6, 14, 14, 14, 14, 30]
-
-    def test_they_stop_at_a_memory_and_at_a_time(self, tmp_path, monkeypatch):
+    def test_without_workers_a_batch_is_read_when_it_is_asked_for(self, tmp_path, monkeypatch):
         parts, read = arrays(tmp_path, 10, batch_size=2), []
         monkeypatch.setattr(parts[1], "tensor", lambda *a, f=parts[1].tensor: read.append(1) or f(*a))
-        monkeypatch.setattr(loader, "AHEAD_MIB", 1.5 * 2 * 144 * 4 / 2**20)  # one and a half batches
-        assert [len(read) for _ in train(parts, 6)] == [2, 6, 6, 10, 10, 12]
-        monkeypatch.undo()
-        monkeypatch.setattr(loader, "AHEAD_S", 0.0)
-        monkeypatch.setattr(parts[1], "tensor", lambda *a, f=parts[1].tensor: read.append(1) or f(*a))
-        read.clear()
         assert [len(read) for _ in train(parts, 4)] == [2, 4, 6, 8]
 
     def test_a_bug_comes_where_its_batch_was_asked_for(self, tmp_path, monkeypatch):
@@ -397,7 +382,7 @@ class TestTrainBatches:
         Image.effect_noise((96, 64), 80).convert("RGB").save(tmp_path / "a.png")
 
         class Black(RGB):
-            def read(self, source):
+            def read(self, source, at_least=None):
                 return super().read(source) * 0
 
         modality = RGB.Config(min_crop_scale=1.0, ratio=(1.0, 1.0))
@@ -411,25 +396,21 @@ class TestTrainBatches:
         Image.effect_noise((96, 64), 80).convert("RGB").save(tmp_path / "a.png")
         modality = RGB.Config(min_crop_scale=1.0, ratio=(1.0, 1.0))
         cfg = Folder.Config(path=str(tmp_path), modality=modality, input_size=16, batch_size=1)
-        asked: list[str] = []
+        asked: list[tuple[int, ...] | None] = []
 
         class Watched(RGB):
-            def read(self, source):
-                asked.append("read")
-                return super().read(source)
-
-            def read_reduced(self, source, size):
-                asked.append(f"reduced to {size}")
-                return super().read_reduced(source, size)
+            def read(self, source, at_least=None):
+                asked.append(at_least)
+                return super().read(source, at_least)
 
         rgb = Watched(modality, size=16)
         data = Folder(cfg, split="train", modality=rgb, extra={})
         (loaded,) = train((data, rgb, cfg), 1, workers=0)
-        assert asked == ["reduced to (16, 16)"] and loaded.batch.size.tolist() == [[64, 96]]
+        assert asked == [(16, 16)] and loaded.batch.size.tolist() == [[64, 96]]
         asked.clear()
         monkeypatch.setattr(Folder, "get", lambda self, index, label="": tmp_path / "a.png")
-        list(train((data, rgb, cfg), 1, extra={"again": RGB(modality, size=16)}, workers=0))
-        assert asked == ["read"]
+        list(train((data, rgb, cfg), 1, extra={"again": rgb}, workers=0))
+        assert asked == [None, None]
 
     def test_taking_up_again_skips_what_was_done(self, tmp_path):
         parts = arrays(tmp_path, 7, batch_size=2)

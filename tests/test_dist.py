@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from vqcore.artefact import load_tensors
+from vqcore.artefacts.folder import load_tensors
 
 pytest.importorskip("vqcore_vit")
 pytest.importorskip("vqcore_quant")

@@ -12,15 +12,15 @@ import yaml
 from PIL import Image
 from toys import run_config, run_tree, toy  # noqa: F401
 
-from vqcore import comparison
 from vqcore.cli import main
-from vqcore.config import from_tree
+from vqcore.compose.build import from_tree
 from vqcore.data.sources import ArrayFile, Folder
+from vqcore.evaluate import compare as comparison
+from vqcore.metrics.ssim import SSIM, ssim_map
 from vqcore.modalities.array import Array
 from vqcore.modalities.rgb import RGB
 from vqcore.protocols import DataSpec
 from vqcore.schema import TokenizerConfig
-from vqcore.ssim import SSIM, ssim_map
 from vqcore.tokenizer import Tokenizer
 from vqcore.trainer import train
 

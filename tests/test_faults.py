@@ -14,7 +14,7 @@ import torch
 import yaml
 from toys import run_config, run_tree, toy  # noqa: F401
 
-from vqcore import artefact
+from vqcore.artefacts.resolve import checkpoints
 from vqcore.commands.train import run as train_command
 from vqcore.errors import ConfigError, DataError, RunError
 from vqcore.trainer import train
@@ -48,7 +48,7 @@ def test_stop_names_step_loss_and_samples(tmp_path, monkeypatch):
     spoil(monkeypatch, 3)
     with pytest.raises(RunError, match=r"step 4: loss, pixel/mse is not finite \(samples wave\d+, .*skip"):
         train(run_config(tmp_path / "run"))
-    assert sorted(artefact.checkpoints(tmp_path / "run")) == [2]
+    assert sorted(checkpoints(tmp_path / "run")) == [2]
     assert events(tmp_path / "run") == ["stopped"]
 
 
@@ -79,7 +79,7 @@ def test_skip_leaves_out_the_step_and_what_the_codebook_learned_in_it(tmp_path, 
     spoil(monkeypatch, 3)
     run = train(run_config(tmp_path / "run", run__on_nonfinite="skip"))
     assert seen == {0: False, 1: False, 2: False, 3: True, 4: False, 5: False}
-    assert run.skipped == 1 and events(tmp_path / "run") == ["skipped"]
+    assert run.progress.skipped == 1 and events(tmp_path / "run") == ["skipped"]
     assert "The step is left out." in capsys.readouterr().out
     last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-2])
     assert last["skipped_steps"] == 1
@@ -94,7 +94,7 @@ def test_a_killed_run_with_a_skipped_step_ends_the_same(tmp_path, monkeypatch):
         train(run_config(tmp_path / "short", run__on_nonfinite="skip", run__steps=4, optim__horizon=6))
     lengthened = run_config(tmp_path / "short", run__on_nonfinite="skip", run__steps=6, optim__horizon=6)
     run = train(lengthened)
-    assert run.skipped == 1
+    assert run.progress.skipped == 1
     assert weights(tmp_path / "short") == weights(tmp_path / "whole")
 
 
@@ -109,7 +109,7 @@ def test_rollback_takes_other_samples_from_the_last_checkpoint_on(tmp_path, monk
     spoil(monkeypatch, 4)
     run = train(run_config(tmp_path / "run", run__on_nonfinite="rollback", run__steps=8))
     assert [step for step, _ in keys] == [0, 1, 2, 3, 4, 4, 5, 6, 7]
-    assert keys[4][1] != keys[5][1] and run.offset == 1 and run.step == 8
+    assert keys[4][1] != keys[5][1] and run.progress.offset == 1 and run.step == 8
     assert events(tmp_path / "run") == ["rolled back"]
     steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8, 8]
@@ -132,7 +132,7 @@ def test_a_gradient_above_the_limit_is_an_explosion(tmp_path, monkeypatch):
     spoil(monkeypatch, 3, value=1e6)
     config = {"optim__max_norm": 1e3, "run__on_nonfinite": "stop"}
     run = train(run_config(tmp_path / "run", **config))
-    assert run.skipped == 1
+    assert run.progress.skipped == 1
     spoil(monkeypatch, 3, value=1e6)
     with pytest.raises(RunError, match=r"the gradient norm of model, .*e\+0\d, is above optim.max_norm=1000"):
         train(run_config(tmp_path / "stops", **config, run__on_explosion="stop"))
@@ -177,8 +177,8 @@ def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, capsys, number):
         patch.setattr(trainer, "train_step", signalled)
         run = train(run_config(tmp_path / "run"))
     name = signal.Signals(number).name
-    assert run.step == 3 and run.stopped_by == name
-    assert max(artefact.checkpoints(tmp_path / "run")) == 3
+    assert run.step == 3 and run.progress.stopped_by == name
+    assert max(checkpoints(tmp_path / "run")) == 3
     assert f"stopped by {name} after step 3, which is saved" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
     train(run_config(tmp_path / "run"))
@@ -215,7 +215,7 @@ def test_saving_by_the_clock(tmp_path, monkeypatch):
     real = trainer.train_step
     monkeypatch.setattr(trainer, "train_step", lambda r, b: time.sleep(0.1) or real(r, b))
     train(run_config(tmp_path / "run", run__save_every=1000, run__save_every_seconds=0.25, run__keep=9))
-    saved = sorted(artefact.checkpoints(tmp_path / "run"))
+    saved = sorted(checkpoints(tmp_path / "run"))
     assert 2 <= len(saved) <= 6 and saved[-1] == 6 and saved[0] <= 3
 
 
@@ -248,26 +248,26 @@ def test_reading_processes_that_always_die_end_the_run(tmp_path, monkeypatch):
     waves = registry().load("data", "toy/waves")
     monkeypatch.setattr(waves, "get", lambda self, index, label="": os.kill(os.getpid(), signal.SIGKILL))
     config = run_config(tmp_path / "run", data__workers=1, data__evaluate=False)
-    from vqcore.assembly import open_data
-    from vqcore.feed import Feed
-    from vqcore.tokenizer import Tokenizer
-    from vqcore.trainer import tokenizer_config_of
+    from toys import tokenizer_of
 
-    tokenizer = Tokenizer(tokenizer_config_of(config))
+    from vqcore.assembly import open_data
+    from vqcore.data.feed import Feed
+
+    tokenizer = tokenizer_of(config)
     with (
-        Feed(config, open_data(config, tokenizer.modality, {})[0], tokenizer.modality, {}) as feed,
+        Feed(config, open_data(config, tokenizer.modality, {}, "train"), tokenizer.modality, {}) as feed,
         pytest.raises(DataError, match=r"step 1: reading processes died 3 times in a row .*data.workers"),
     ):
         feed.next(0)
 
 
 def test_nothing_is_read_beyond_the_last_step(tmp_path, monkeypatch):
-    from vqcore.data import loader
+    from vqcore.data import batches
 
     asked = []
-    read = loader._TrainSet.__getitem__
+    read = batches._TrainSet.__getitem__
     monkeypatch.setattr(
-        loader._TrainSet, "__getitem__", lambda self, at: asked.append(at[0]) or read(self, at)
+        batches._TrainSet, "__getitem__", lambda self, at: asked.append(at[0]) or read(self, at)
     )
     train(run_config(tmp_path / "run", run__steps=13, run__save_every=13))
     once = [step for step in asked if asked.count(step) == 1]
@@ -308,7 +308,7 @@ def test_a_full_disk_ends_with_one_line_and_loses_nothing(tmp_path):
 
     said = go(limit)
     assert "REFUSED" in said and "File too large" in said, said
-    assert artefact.checkpoints(tmp_path / "run") == {}
+    assert checkpoints(tmp_path / "run") == {}
     assert not list((tmp_path / "run/checkpoints").iterdir())
     assert "REFUSED" not in go(0)
     big = {"name": "toy/quantizer", "codebook_size": 4096}
@@ -383,7 +383,7 @@ class TestOptimizers:
             run_config(tmp_path, optim__players={"discriminator": {"lr": 1.0, "base_lr": 1.0}})
 
     def test_weight_decay_follows_half_a_cosine(self, tmp_path):
-        from vqcore.optim import weight_decay
+        from vqcore.run.optim import weight_decay
         from vqcore.schema import OptimSection
 
         cfg = OptimSection(lr=1.0, weight_decay=0.1, weight_decay_end=0.5)
@@ -415,11 +415,13 @@ class TestPrecision:
     def test_fp16_that_overflows_halves_the_scale_and_goes_on(self, tmp_path, monkeypatch):
         spoil(monkeypatch, 0, value=1e38)
         run = train(run_config(tmp_path / "run", run__precision="fp16"))
-        assert run.step == 6 and run.skipped == 0 and run.players["model"].scaler.get_scale() == 32768
+        assert (
+            run.step == 6 and run.progress.skipped == 0 and run.players["model"].scaler.get_scale() == 32768
+        )
 
     def test_fp16_ends_near_fp32(self, tmp_path):
-        single = train(run_config(tmp_path / "a", run__steps=20)).last_evaluation["eval/loss"]
-        half = train(run_config(tmp_path / "b", run__steps=20, run__precision="fp16")).last_evaluation[
+        single = train(run_config(tmp_path / "a", run__steps=20)).progress.evaluation["eval/loss"]
+        half = train(run_config(tmp_path / "b", run__steps=20, run__precision="fp16")).progress.evaluation[
             "eval/loss"
         ]
         assert half == pytest.approx(single, rel=0.02)
@@ -469,7 +471,7 @@ def test_the_cache_keeps_what_fits():
 
 class TestCodebookHealth:
     def test_ages_and_dead_codes(self):
-        from vqcore.metrics import CodeWindow
+        from vqcore.evaluate.usage import CodeWindow
 
         window = CodeWindow(4, 1, window=4)
         for step, codes in enumerate([[0, 1, 2, 3], [0, 1, 0, 1], [0, 0, 0, 1]]):
@@ -480,7 +482,7 @@ class TestCodebookHealth:
         assert figures["codes/perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
 
     def test_a_collapse_is_said_once_with_a_remedy_until_it_recovers(self):
-        from vqcore.metrics import CodeWindow
+        from vqcore.evaluate.usage import CodeWindow
 
         window = CodeWindow(64, 1, window=256)
         for step in range(2):
@@ -494,14 +496,14 @@ class TestCodebookHealth:
         assert window.warning(window.figures(5)) != ""
 
     def test_a_window_that_is_not_full_says_nothing(self):
-        from vqcore.metrics import CodeWindow
+        from vqcore.evaluate.usage import CodeWindow
 
         window = CodeWindow(64, 1, window=256)
         window.add(torch.zeros(1, 2, 2, 1, dtype=torch.int64))
         assert window.warning(window.figures(1)) == ""
 
     def test_a_huge_codebook_costs_no_memory(self):
-        from vqcore.metrics import CodeCounts, CodeWindow
+        from vqcore.evaluate.usage import CodeCounts, CodeWindow
 
         window = CodeWindow(2**31 - 1, 1, window=256)
         window.add(torch.tensor([5, 5, 2**31 - 2, 7]).reshape(1, 4, 1), 0)

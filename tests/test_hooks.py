@@ -15,15 +15,15 @@ import pytest
 import torch
 from PIL import Image
 from toys import run_config, toy  # noqa: F401
+from vqcore_track.tensorboard import TensorBoard
+from vqcore_track.usage import codebooks, uses_histogram
+from vqcore_track.wandb import Wandb
 
 from vqcore.errors import ConfigError, PluginLoadError
-from vqcore.hooks.guarded import GuardedHooks
-from vqcore.hooks.tensorboard import TensorBoard
-from vqcore.hooks.usage import codebooks, uses_histogram
-from vqcore.hooks.wandb import Wandb
-from vqcore.metrics import CodeWindow
+from vqcore.evaluate.usage import CodeWindow
 from vqcore.plugin import RunHooks, hookimpl
 from vqcore.registry import registry
+from vqcore.run.hooks import GuardedHooks
 from vqcore.trainer import train
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -139,21 +139,23 @@ def lines(directory):
 
 
 def test_tensorboard_holds_what_metrics_jsonl_holds(tmp_path):
-    run = train(run_config(tmp_path / "run", hooks={"tb": {"name": "tensorboard"}}))
+    run = train(run_config(tmp_path / "run", hooks={"tb": {"name": "track/tensorboard"}}))
     found = events(tmp_path / "run/tensorboard")
     logged = [line for line in lines(tmp_path / "run") if "loss" in line]
     for name in ("loss", "pixel/mse", "codes/usage", "lr"):
         seen = [(e.step, e.value) for e in found.Scalars(name)]
         assert seen == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in logged], name
     assert [e.step for e in found.Scalars("eval/psnr")] == [6]
-    assert found.Scalars("eval/psnr")[0].value == pytest.approx(run.last_evaluation["eval/psnr"], rel=1e-6)
+    assert found.Scalars("eval/psnr")[0].value == pytest.approx(
+        run.progress.evaluation["eval/psnr"], rel=1e-6
+    )
     histogram = found.Histograms("codes/uses")[-1]
     assert histogram.step == 6 and sum(histogram.histogram_value.bucket) == run.tokenizer.codebook_size
     assert histogram.histogram_value.bucket[0] == (run.window.counts()[0] == 0).sum()
 
 
 def test_tensorboard_keeps_one_axis_when_a_run_goes_on(tmp_path):
-    hooks = {"tb": {"name": "tensorboard"}}
+    hooks = {"tb": {"name": "track/tensorboard"}}
     train(run_config(tmp_path / "run", run__steps=4, hooks=hooks, optim__horizon=8))
     train(run_config(tmp_path / "run", run__steps=8, hooks=hooks, optim__horizon=8))
     found = events(tmp_path / "run/tensorboard")
@@ -255,7 +257,7 @@ def fake(monkeypatch):
 
 
 def test_wandb_goes_on_with_the_same_run(tmp_path, fake):
-    hooks = {"w": {"name": "wandb", "project": "poses", "tags": ["a"]}}
+    hooks = {"w": {"name": "track/wandb", "project": "poses", "tags": ["a"]}}
     train(run_config(tmp_path / "run", run__steps=4, hooks=hooks, optim__horizon=6))
     train(run_config(tmp_path / "run", run__steps=6, hooks=hooks, optim__horizon=6))
     first, second = fake.begun
@@ -284,7 +286,7 @@ def test_wandb_itself_offline(tmp_path, monkeypatch):
     """The real library writes a real file, which holds the figures."""
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DISABLE_CODE", "true")
-    train(run_config(tmp_path / "run", hooks={"w": {"name": "wandb", "mode": "offline"}}))
+    train(run_config(tmp_path / "run", hooks={"w": {"name": "track/wandb", "mode": "offline"}}))
     id = json.loads((tmp_path / "run/wandb.json").read_text())["id"]
     (written,) = (tmp_path / "run/wandb").glob(f"offline-run-*-{id}/run-{id}.wandb")
     names = (b"pixel/mse", b"eval/psnr", b"codes/uses")

@@ -13,9 +13,13 @@ import yaml
 from hubserver import serving
 from toys import run_config, run_tree, toy  # noqa: F401
 
-from vqcore import artefact, foreign, hub
+from vqcore.artefacts import hub
+from vqcore.artefacts.folder import save_tensors, weights_of
+from vqcore.artefacts.formats import read_pickle
+from vqcore.artefacts.resolve import resolve
 from vqcore.cli import main
-from vqcore.config import from_tree, to_tree
+from vqcore.compose.build import from_tree
+from vqcore.config import to_tree
 from vqcore.errors import CheckpointError
 from vqcore.schema import TokenizerConfig
 from vqcore.tokenizer import Tokenizer
@@ -80,9 +84,10 @@ def test_the_card_says_what_was_measured_and_on_what(tmp_path, monkeypatch, caps
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "made")]) == 0
     card = (tmp_path / "made/README.md").read_text()
     made = json.loads((tmp_path / "made/provenance.json").read_text())
-    assert made["figures"] == run.last_evaluation and made["data"]["name"] == "toy/waves"
+    assert made["figures"] == run.progress.evaluation and made["data"]["name"] == "toy/waves"
     assert (
-        f"| eval/psnr | {run.last_evaluation['eval/psnr']:.4g} |" in card and "Measured after step 6" in card
+        f"| eval/psnr | {run.progress.evaluation['eval/psnr']:.4g} |" in card
+        and "Measured after step 6" in card
     )
     assert "| encoder | `toy/encoder`: patch 4, dropout 0.0 |" in card and "| note | `a \\| b` |" in card
     assert f"| fingerprint | `{made['fingerprint']}` |" in card and "vqcore-toy" in card
@@ -233,7 +238,7 @@ def test_another_tokenizer_under_the_old_name_is_refused_with_both_fingerprints(
     before = json.loads((tmp_path / "made/provenance.json").read_text())["fingerprint"]
     if what == "weights":
         other = make(seed=2)
-        artefact.save_tensors(tmp_path / "made/model.safetensors", artefact.weights_of(other))
+        save_tensors(tmp_path / "made/model.safetensors", weights_of(other))
     else:
         other = make(seed=1, channels_last=True)
         path = tmp_path / "made/config.yaml"
@@ -247,7 +252,7 @@ def test_another_tokenizer_under_the_old_name_is_refused_with_both_fingerprints(
 
 def test_the_card_may_be_edited_and_weights_of_both_kinds_load(tmp_path):
     run = train(run_config(tmp_path / "run"))
-    checkpoint = artefact.resolve(run.dir)
+    checkpoint = resolve(run.dir)
     (checkpoint / "README.md").write_text("# mine")
     average, raw = (Tokenizer.load(run.dir, weights=kind) for kind in ("ema", "model"))
     assert average.fingerprint != raw.fingerprint
@@ -301,7 +306,7 @@ def test_a_pickle_with_a_program_in_it_runs_nothing(tmp_path):
     assert not (tmp_path / "done").exists()
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(CheckpointError, match=r"cut.pth: damaged"):
-        foreign.read_pickle(tmp_path / "cut.pth", allow_pickle=True)
+        read_pickle(tmp_path / "cut.pth", allow_pickle=True)
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "weights.bin", "model.safetensors", "notes.txt"])

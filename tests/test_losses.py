@@ -9,7 +9,7 @@ import torch
 from scipy.special import expit, log_softmax
 from toys import run_tree, toy  # noqa: F401
 
-from vqcore.config import from_tree
+from vqcore.compose.build import from_tree
 from vqcore.errors import ConfigError
 from vqcore.losses import check_loss, output_of, pixel_loss, target_of
 from vqcore.protocols import Batch, DataSpec

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from vqcore.metrics import MAE, PSNR, Accuracy, CodeCounts, CodeWindow, bits_per_position
+from vqcore.evaluate.usage import CodeCounts, CodeWindow
+from vqcore.metrics.labels import Accuracy
+from vqcore.metrics.pixels import MAE, PSNR
 from vqcore.objectives import pixel_loss
-from vqcore.optim import Ema, learning_rate, parameter_groups
-from vqcore.protocols import DataSpec
+from vqcore.protocols import DataSpec, Facts
+from vqcore.run.optim import Ema, learning_rate, parameter_groups
 from vqcore.schema import OptimSection
 
 SPEC = DataSpec(channels=3, size=(4, 4))
@@ -75,7 +77,8 @@ def test_the_window_forgets_what_is_older():
 
 
 def test_bits_per_position():
-    assert bits_per_position(12.0, (16, 16), (128, 128)) == pytest.approx(12 / 64)
+    spec = DataSpec(channels=3, size=(128, 128))
+    assert Facts(spec, (128, 128), (16, 16), 4096, 1, {}).bits_per_position == pytest.approx(12 / 64)
 
 
 def test_learning_rate_warms_up_then_falls_like_a_cosine():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vqcore.config import from_tree
+from vqcore.compose.build import from_tree
 from vqcore.errors import DataError
 from vqcore.modalities.array import Array
 from vqcore.modalities.rgb import RGB, Reduced
@@ -268,7 +268,7 @@ class TestReadingLess:
     def test_by_the_largest_factor_that_leaves_enough(self, tmp_path, suffix, size, factor):
         path = tmp_path / f"a.{suffix}"
         Image.fromarray(picture(74, 101)).save(path)
-        found = self.rgb().read_reduced(path, (size, size))
+        found = self.rgb().read(path, at_least=(size, size))
         if factor == 1:
             assert np.array_equal(found, self.rgb().read(path))
             return
@@ -282,7 +282,7 @@ class TestReadingLess:
 
     def test_means_of_blocks_where_the_file_is_exact(self):
         a = picture(64, 96)
-        found = self.rgb().read_reduced(a, (16, 16))
+        found = self.rgb().read(a, at_least=(16, 16))
         assert np.abs(found.levels - a.reshape(16, 4, 24, 4, 3).mean((1, 3))).max() <= 1
 
     @pytest.mark.parametrize("orientation", range(1, 9))
@@ -293,7 +293,7 @@ class TestReadingLess:
         path = tmp_path / f"a.{suffix}"
         smooth = Image.fromarray(picture(6, 4)).resize((96, 64), Image.Resampling.BICUBIC)
         smooth.save(path, exif=exif)
-        full, found = self.rgb().read(path), self.rgb().read_reduced(path, (16, 16))
+        full, found = self.rgb().read(path), self.rgb().read(path, at_least=(16, 16))
         assert found.extent == full.shape[:2] == ((64, 96) if orientation < 5 else (96, 64))
         reduced = np.asarray(Image.fromarray(full).reduce(4)).astype(float)
         assert np.abs(found.levels - reduced).mean() < 4
@@ -304,7 +304,7 @@ class TestReadingLess:
         exif[0x0112] = orientation
         for width, height in ((97, 100), (100, 97), (480, 473)):
             Image.fromarray(picture(height, width)).save(tmp_path / "a.jpg", exif=exif)
-            assert self.rgb().read_reduced(tmp_path / "a.jpg", (16, 16)).extent == (width, height)
+            assert self.rgb().read(tmp_path / "a.jpg", at_least=(16, 16)).extent == (width, height)
 
     @pytest.mark.parametrize("side", [351, 479, 223, 97])
     @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -316,7 +316,7 @@ class TestReadingLess:
         rgb = RGB(RGB.Config(min_crop_scale=1.0, ratio=(1.0, 1.0), hflip=0.0), size=32)
         view = replace(rgb.view((side, side), (32, 32), np.random.default_rng(0)), flip=False)
         whole_, less = (
-            rgb.tensor(raw, view)[0, 16] for raw in (rgb.read(path), rgb.read_reduced(path, (32, 32)))
+            rgb.tensor(raw, view)[0, 16] for raw in (rgb.read(path), rgb.read(path, at_least=(32, 32)))
         )
         # Where a profile crosses the middle, to a fraction of a pixel: the sum of a step is its place.
         for first, last in ((0, 12), (12, 20), (20, 26), (26, 32)):
@@ -327,13 +327,13 @@ class TestReadingLess:
     def test_a_picture_of_the_callers_stays_as_it_is(self, tmp_path):
         Image.fromarray(picture(200, 120)).save(tmp_path / "a.jpg")
         with Image.open(tmp_path / "a.jpg") as held:
-            assert self.rgb().read_reduced(held, (16, 16)).extent == (200, 120)
+            assert self.rgb().read(held, at_least=(16, 16)).extent == (200, 120)
             assert held.size == (120, 200)
 
     def test_a_crop_of_it_is_nearly_that_of_the_whole(self):
         rgb = RGB(RGB.Config(min_crop_scale=0.4), size=64)
         for path in sorted((ROOT / "data/photos/train").glob("*.jpg"))[:5]:
-            whole_, less = rgb.read(path), rgb.read_reduced(path, (64, 64))
+            whole_, less = rgb.read(path), rgb.read(path, at_least=(64, 64))
             assert isinstance(less, Reduced)
             for seed in range(4):
                 view = rgb.view(rgb.extent(less), (64, 64), np.random.default_rng(seed))
@@ -343,11 +343,11 @@ class TestReadingLess:
 
     def test_filters_that_torch_lacks_read_everything(self):
         rgb = self.rgb(resample="lanczos")
-        assert np.array_equal(rgb.read_reduced(picture(90, 90), (16, 16)), picture(90, 90))
+        assert np.array_equal(rgb.read(picture(90, 90), at_least=(16, 16)), picture(90, 90))
 
     def test_what_evaluation_makes_of_it_has_the_right_shape(self):
         rgb = self.rgb()
-        less = rgb.read_reduced(picture(90, 70), (16, 16))
+        less = rgb.read(picture(90, 70), at_least=(16, 16))
         assert rgb.tensor(less, rgb.view(rgb.extent(less), (16, 16), None)).shape == (3, 16, 16)
 
     def test_a_damaged_file_is_named(self, tmp_path):
@@ -355,7 +355,7 @@ class TestReadingLess:
         Image.fromarray(picture(90, 90)).save(path)
         path.write_bytes(path.read_bytes()[:900])
         with pytest.raises(DataError, match=r"cut\.jpg"):
-            self.rgb().read_reduced(path, (16, 16))
+            self.rgb().read(path, at_least=(16, 16))
 
 
 class TestDamagedPictures:

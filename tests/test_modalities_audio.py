@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from vqcore_audio.metrics import SISNR
+from vqcore_audio.sounds import LogMel, Wave, mel_filters
 
 from vqcore.errors import DataError
-from vqcore.modalities.audio import Audio, LogMel, mel_filters
-from vqcore.scores_signal import SISNR
 from vqcore.testing.conformance import ModalityConformance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,7 +18,7 @@ CROW = ROOT / "data/audio/train/misc_crow.wav"
 
 
 def audio(size=1000, **settings):
-    return Audio(Audio.Config(**settings), size=size)
+    return Wave(Wave.Config(**settings), size=size)
 
 
 def log_mel(size=(32, 16), **settings):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from vqcore_vision.features import Features, components
 
 from vqcore.errors import DataError
-from vqcore.modalities.features import Features, components
 from vqcore.protocols import View
 from vqcore.testing.conformance import ModalityConformance
 

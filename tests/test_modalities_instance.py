@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from vqcore_vision.instance import Instance, paste
+from vqcore_vision.pieces import Piece, tight
 
 from vqcore.errors import DataError
-from vqcore.modalities.instance import Instance, paste
-from vqcore.modalities.pieces import Piece, tight
 from vqcore.protocols import View
 from vqcore.testing.conformance import ModalityConformance
 

@@ -6,22 +6,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 from toys import run_config, toy  # noqa: F401
+from vqcore_vision.depth import Depth
+from vqcore_vision.features import Features
+from vqcore_vision.instance import Instance
+from vqcore_vision.normal import Normal
+from vqcore_vision.semseg import Semseg
 
 from vqcore import check
-from vqcore.data.loader import EvalBatches, TrainBatches
+from vqcore.data.batches import EvalBatches, TrainBatches
 from vqcore.data.sources import Folder
 from vqcore.errors import ConfigError, DataError
 from vqcore.losses import pixel_loss
 from vqcore.modalities.array import Array
-from vqcore.modalities.depth import Depth
-from vqcore.modalities.features import Features
-from vqcore.modalities.instance import Instance
 from vqcore.modalities.mask import Mask
-from vqcore.modalities.normal import Normal
 from vqcore.modalities.rgb import RGB
-from vqcore.modalities.semseg import Semseg
+from vqcore.run.state import build
 from vqcore.testing.conformance import ModalityConformance
-from vqcore.trainer import build, train
+from vqcore.trainer import train
 
 CPU = torch.device("cpu")
 

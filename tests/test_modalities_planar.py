@@ -8,16 +8,16 @@ import pytest
 import torch
 from einops import rearrange
 from PIL import Image
+from vqcore_vision.depth import Depth
+from vqcore_vision.edge import Edge
+from vqcore_vision.normal import Normal
+from vqcore_vision.semseg import Semseg
 
-from vqcore.config import from_tree
+from vqcore.compose.build import from_tree
 from vqcore.errors import DataError
 from vqcore.modalities.colours import class_colours, gradient
-from vqcore.modalities.depth import Depth
-from vqcore.modalities.edge import Edge
-from vqcore.modalities.normal import Normal
 from vqcore.modalities.planes import cut_planes
 from vqcore.modalities.rgb import RGB
-from vqcore.modalities.semseg import Semseg
 from vqcore.modalities.views import view_of
 from vqcore.pictures import picture
 from vqcore.protocols import View
@@ -391,7 +391,7 @@ class TestSemseg:
         assert np.array_equal(np.asarray(modality.show(x).convert("RGB")), expected)
         assert len({tuple(c) for c in class_colours(256)}) == 256
         assert class_colours(4).tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
-        config = {"name": "semseg", "num_labels": 2, "palette": [[0, 0, 0], [255, 255, 255]]}
+        config = {"name": "vision/semseg", "num_labels": 2, "palette": [[0, 0, 0], [255, 255, 255]]}
         assert from_tree(config, schema=Semseg.Config).palette == ((0, 0, 0), (255, 255, 255))
 
     def test_4m_adds_one_and_makes_255_zero(self, tmp_path):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
+from vqcore_vision.metrics import JointError, RotationError, rotation_matrices
+from vqcore_vision.pose import _SMPL_PAIRS, Pose, _stick_figure
 
 from vqcore.errors import ConfigError, DataError
-from vqcore.modalities.pose import _SMPL_PAIRS, Pose, _stick_figure
 from vqcore.modalities.rgb import RGB
 from vqcore.protocols import View
-from vqcore.scores_signal import JointError, RotationError, rotation_matrices
 from vqcore.testing.conformance import ModalityConformance
 
 PAIRS = tuple((a - 1, b - 1) for a, b in _SMPL_PAIRS)

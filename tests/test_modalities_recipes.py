@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toys import tokenizer_of
 
-from vqcore.assembly import tokenizer_config_of
-from vqcore.config import load
+from vqcore.compose.layers import load
 from vqcore.errors import ConfigError
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ def recipe(name: str, *overrides: str) -> RunConfig:
 
 
 def tokenizer(name: str, *overrides: str) -> Tokenizer:
-    return Tokenizer(tokenizer_config_of(recipe(name, *overrides)))
+    return tokenizer_of(recipe(name, *overrides))
 
 
 @pytest.mark.parametrize("name", BASE)

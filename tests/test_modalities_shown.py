@@ -7,51 +7,51 @@ import numpy as np
 import pytest
 import torch
 from toys import run_tree, toy  # noqa: F401
+from vqcore_audio.sounds import Wave
 
-from vqcore.config import from_tree
+from vqcore.compose.build import from_tree
 from vqcore.errors import DataError
-from vqcore.modalities.audio import Audio
 from vqcore.schema import TokenizerConfig
 from vqcore.testing.conformance import build
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens import _save_shown, decode_folder, tokenize_folder
+from vqcore.tokens.passes import _save_shown, decode_folder, tokenize_folder
 
 CASES = {
     "rgb": {"name": "rgb"},
-    "depth": {"name": "depth"},
-    "depth, linear": {"name": "depth", "scaling": "linear", "range": [0, 10]},
+    "depth": {"name": "vision/depth"},
+    "depth, linear": {"name": "vision/depth", "scaling": "linear", "range": [0, 10]},
     "depth, log, a validity channel": {
-        "name": "depth",
+        "name": "vision/depth",
         "scaling": "log",
         "range": [0.1, 80],
         "mask_value": -1,
     },
-    "normal": {"name": "normal"},
-    "normal, a validity channel": {"name": "normal", "mask_value": 0},
-    "normal, any length in the tensor": {"name": "normal", "unit": False},
-    "normal, any length": {"name": "normal", "unit": False, "tolerance": None},
-    "semseg": {"name": "semseg", "num_labels": 5},
-    "semseg, shifted": {"name": "semseg", "num_labels": 134, "shift": True},
-    "semseg, 255 is none": {"name": "semseg", "num_labels": 5, "ignore_label": 255},
-    "semseg, -1 is none": {"name": "semseg", "num_labels": 5, "ignore_label": -1},
-    "semseg, 16 bits": {"name": "semseg", "num_labels": 300},
-    "edge": {"name": "edge"},
+    "normal": {"name": "vision/normal"},
+    "normal, a validity channel": {"name": "vision/normal", "mask_value": 0},
+    "normal, any length in the tensor": {"name": "vision/normal", "unit": False},
+    "normal, any length": {"name": "vision/normal", "unit": False, "tolerance": None},
+    "semseg": {"name": "vision/semseg", "num_labels": 5},
+    "semseg, shifted": {"name": "vision/semseg", "num_labels": 134, "shift": True},
+    "semseg, 255 is none": {"name": "vision/semseg", "num_labels": 5, "ignore_label": 255},
+    "semseg, -1 is none": {"name": "vision/semseg", "num_labels": 5, "ignore_label": -1},
+    "semseg, 16 bits": {"name": "vision/semseg", "num_labels": 300},
+    "edge": {"name": "vision/edge"},
     "mask": {"name": "mask"},
     "mask, inverted, pure white": {"name": "mask", "invert": True, "threshold": 254},
-    "instance": {"name": "instance"},
-    "instance, 255 is void": {"name": "instance", "ignore": [0, 255]},
-    "instance, white background": {"name": "instance", "ignore": [255]},
-    "instance, silhouettes": {"name": "instance", "threshold": 100},
-    "features": {"name": "features", "channels": 6},
-    "features, tokens": {"name": "features", "channels": 6, "layout": "tokens", "prefix_tokens": 1},
-    "features, channels last": {"name": "features", "channels": 6, "layout": "hwc", "std": 3.0},
-    "vector": {"name": "vector", "channels": 10},
-    "pose": {"name": "pose", "joints": 5},
-    "pose, rotations": {"name": "pose", "joints": 5, "value": "rotation-matrix"},
-    "pose, angles": {"name": "pose", "joints": 5, "value": "angle"},
-    "audio": {"name": "audio"},
-    "audio, two channels": {"name": "audio", "channels": 2, "rate": 44100},
-    "log-mel": {"name": "log-mel"},
+    "instance": {"name": "vision/instance"},
+    "instance, 255 is void": {"name": "vision/instance", "ignore": [0, 255]},
+    "instance, white background": {"name": "vision/instance", "ignore": [255]},
+    "instance, silhouettes": {"name": "vision/instance", "threshold": 100},
+    "features": {"name": "vision/features", "channels": 6},
+    "features, tokens": {"name": "vision/features", "channels": 6, "layout": "tokens", "prefix_tokens": 1},
+    "features, channels last": {"name": "vision/features", "channels": 6, "layout": "hwc", "std": 3.0},
+    "vector": {"name": "vision/vector", "channels": 10},
+    "pose": {"name": "vision/pose", "joints": 5},
+    "pose, rotations": {"name": "vision/pose", "joints": 5, "value": "rotation-matrix"},
+    "pose, angles": {"name": "vision/pose", "joints": 5, "value": "angle"},
+    "audio": {"name": "audio/wave"},
+    "audio, two channels": {"name": "audio/wave", "channels": 2, "rate": 44100},
+    "log-mel": {"name": "audio/log-mel"},
     "array": {"name": "array", "channels": 3, "range": [0, 255]},
     "array, angles": {"name": "array", "channels": 1, "kind": "angle"},
     "array, unit vectors, channels last": {
@@ -100,7 +100,7 @@ def test_what_show_writes_read_reads(tmp_path, name, spread):
 class TestWav:
     @pytest.mark.parametrize("channels", [1, 2])
     def test_sixteen_bits_come_back_to_the_bit(self, tmp_path, channels):
-        modality = Audio(Audio.Config(rate=22050, channels=channels), size=500)
+        modality = Wave(Wave.Config(rate=22050, channels=channels), size=500)
         levels = np.random.default_rng(0).integers(-(2**15), 2**15, (channels, 500))
         shown = modality.show(torch.from_numpy(levels / 2.0**15).float())
         path = save(modality, shown, tmp_path)
@@ -111,14 +111,14 @@ class TestWav:
         assert np.array_equal(modality.read(path), (levels / 2.0**15).astype(np.float32))
 
     def test_what_is_too_loud_is_clipped_not_wrapped(self, tmp_path):
-        modality = Audio(Audio.Config(), size=3)
+        modality = Wave(Wave.Config(), size=3)
         path = save(modality, modality.show(torch.tensor([[1.0, 7.0, -7.0]])), tmp_path)
         assert modality.read(path)[0].tolist() == [1 - 2**-15, 1 - 2**-15, -1]
 
 
 @pytest.mark.usefixtures("toy")
 def test_sounds_are_decoded_to_sounds(tmp_path):
-    sound = {"name": "audio", "rate": 8000}
+    sound = {"name": "audio/wave", "rate": 8000}
     cfg = from_tree(
         {
             "modality": sound,

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from vqcore_vision.vector import Vector, barcode
 
 from vqcore.errors import DataError
-from vqcore.modalities.vector import Vector, barcode
 from vqcore.protocols import View
 from vqcore.testing.conformance import ModalityConformance
 

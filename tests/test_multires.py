@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vqcore.cli import main
-from vqcore.config import load
+from vqcore.compose.layers import load
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from vqcore import muon
-from vqcore.muon import Muon, orthogonal
-from vqcore.optim import build_optimizer, parameter_groups
+from vqcore.run import muon
+from vqcore.run.muon import Muon, orthogonal
+from vqcore.run.optim import build_optimizer, parameter_groups
 from vqcore.schema import OptimSection
 
 

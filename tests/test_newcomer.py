@@ -10,19 +10,22 @@ import yaml
 from toys import run_config, run_tree, toy  # noqa: F401
 
 from vqcore import check
-from vqcore.baseline import Constant
-from vqcore.blame import culprit
-from vqcore.cli import main
+from vqcore.cli import culprit, main
 from vqcore.commands.show import sections
-from vqcore.config import from_tree, load, settings
+from vqcore.compose.build import from_tree
+from vqcore.compose.describe import settings
+from vqcore.compose.layers import load
 from vqcore.errors import ConfigError, RunError, UnknownPlugin
-from vqcore.metrics import MAE, PSNR, WINDOW, CodeWindow, collapse, learns_codes
-from vqcore.optim import rate_in_words
+from vqcore.evaluate.baseline import constant_of
+from vqcore.evaluate.usage import WINDOW, CodeWindow, collapse, learns_codes
+from vqcore.metrics.pixels import MAE, PSNR
 from vqcore.protocols import Batch, DataSpec
 from vqcore.registry import registry
+from vqcore.run.optim import rate_in_words
+from vqcore.run.state import build
 from vqcore.schema import OptimSection, RunConfig, RunSection
 from vqcore.tokenizer import Tokenizer
-from vqcore.trainer import build, train
+from vqcore.trainer import train
 
 pytestmark = pytest.mark.usefixtures("toy")
 MINE = """
@@ -277,20 +280,20 @@ def test_the_constant_is_the_mean_over_valid_positions():
     rng = np.random.default_rng(0)
     parts = [torch.from_numpy(rng.uniform(-1, 1, (n, 2, 4, 4)).astype(np.float32)) for n in (3, 1)]
     masks = [torch.from_numpy(rng.random((n, 4, 4)) > 0.4) for n in (3, 1)]
-    constant = Constant(DataSpec(channels=2, size=(4, 4)))
-    for x, mask in zip(parts, masks):
-        constant.add(Batch(x.masked_fill(~mask[:, None], torch.nan), ("k",) * len(x), mask))
+    batches = [Batch(x.masked_fill(~m[:, None], torch.nan), ("k",) * len(x), m) for x, m in zip(parts, masks)]
+    found = constant_of(batches, DataSpec(channels=2, size=(4, 4)))
     x, mask = torch.cat(parts).numpy(), torch.cat(masks).numpy()
     expected = [x[:, c][mask].mean() for c in range(2)]
-    assert constant.prediction().tolist() == pytest.approx(expected, abs=1e-6)
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_constant_of_class_maps_is_the_most_frequent_class():
-    constant = Constant(DataSpec(channels=1, size=(2, 2), kind="categorical", range=None, labels=3))
-    constant.add(Batch(torch.tensor([[[2, 2], [1, 0]]]), ("a",)))
+    spec = DataSpec(channels=1, size=(2, 2), kind="categorical", range=None, labels=3)
     mask = torch.tensor([[[True, True], [False, False]]])
-    constant.add(Batch(torch.tensor([[[1, 2], [1, 1]]]), ("b",), mask))
-    assert constant.prediction().tolist() == [0, 0, 1]
+    whole = Batch(torch.tensor([[[2, 2], [1, 0]]]), ("a",))
+    masked = Batch(torch.tensor([[[1, 2], [1, 1]]]), ("b",), mask)
+    assert constant_of([whole, masked], spec).tolist() == [0, 0, 1]
+    assert constant_of([], spec) is None
 
 
 def test_eval_says_what_a_constant_scores(tmp_path, capsys):
@@ -299,15 +302,21 @@ def test_eval_says_what_a_constant_scores(tmp_path, capsys):
     shown = capsys.readouterr().out
     results = json.loads((tmp_path / "run/eval.json").read_text())["results"]
     config = run_config(tmp_path / "run", run__steps=1)
-    data = build(config, torch.device("cpu")).eval_data
+    run = build(config, torch.device("cpu"))
+    train_x = torch.stack([torch.as_tensor(run.data.get(i)) for i in range(len(run.data))]).float()
+    data = run.eval_data
     x = torch.stack([torch.as_tensor(data.get(i)) for i in range(len(data))]).float()
-    mean = x.mean((0, 2, 3), keepdim=True).expand_as(x)
+    mean = train_x.mean((0, 2, 3), keepdim=True).expand_as(x)
     spec = DataSpec(channels=2, size=(8, 8))
     for name, metric in {"psnr": PSNR(PSNR.Config(), spec=spec), "mae": MAE(MAE.Config(), spec=spec)}.items():
         expected = metric.summary(metric.measure(mean, x))[""]
         assert [r["constant"][name] for r in results] == pytest.approx([expected] * 2, abs=1e-4)
     assert results[0]["constant"] and "constant" not in results[0]["figures"]
-    assert shown.count("8x8 constant") == 1 and "  constant: what the mean" in shown
+    assert (
+        shown.count("8x8 constant") == 1
+        and "  constant: what one value everywhere scores" in shown
+        and "512 training samples" in shown
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the command line

@@ -11,7 +11,7 @@ import pytest
 
 from vqcore import __version__
 from vqcore.cli import main
-from vqcore.config import load
+from vqcore.compose.layers import load
 from vqcore.errors import PluginApiError, PluginConflict, PluginLoadError, UnknownName, UnknownPlugin
 from vqcore.registry import Registry, registry
 from vqcore.schema import RunConfig

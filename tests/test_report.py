@@ -11,14 +11,15 @@ import pytest
 import torch
 from PIL import Image
 from toys import run_config, run_tree, toy  # noqa: F401
+from vqcore_track import charts, gallery, record, report
+from vqcore_vision.depth import Depth
 
-from vqcore import artefact, pictures, report
+from vqcore import pictures
+from vqcore.artefacts.resolve import best_step
 from vqcore.cli import main
-from vqcore.config import from_tree
+from vqcore.compose.build import from_tree
 from vqcore.errors import RunError
-from vqcore.modalities.depth import Depth
 from vqcore.protocols import Batch
-from vqcore.report import charts, gallery, record
 from vqcore.schema import RunConfig
 from vqcore.trainer import train
 
@@ -150,15 +151,15 @@ def test_best_and_worst_are_the_best_and_worst(run):
     """The oracle: the first metric of each reconstruction alone, one after the other."""
     found = gallery.collect(record.read(run), 512)
     figures = {}
-    from vqcore.data.loader import EvalBatches
-    from vqcore.evaluation import build_metrics
+    from vqcore.data.batches import EvalBatches
+    from vqcore.evaluate.measure import build_metrics
     from vqcore.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(run)
     config = run_config(run)
-    from vqcore.assembly import open_eval_data
+    from vqcore.assembly import open_data
 
-    data = open_eval_data(config, tokenizer.modality, {})
+    data = open_data(config, tokenizer.modality, {}, "eval")
     batches = EvalBatches(
         data, tokenizer.modality, {}, config.data, size=(8, 8), batch_size=1, rank=0, world=1, workers=0
     )
@@ -178,7 +179,7 @@ def test_best_and_worst_are_the_best_and_worst(run):
 
 
 def _metrics():
-    from vqcore.metrics import MAE, PSNR
+    from vqcore.metrics.pixels import MAE, PSNR
 
     return {"psnr": PSNR.Config(name="psnr"), "mae": MAE.Config(name="mae")}
 
@@ -377,7 +378,7 @@ def test_numbers_in_few_letters():
 
 
 def test_ranks_and_octaves_count_every_code():
-    from vqcore.report.page import _octaves
+    from vqcore_track.page import _octaves
 
     counts = [0, 0, 1, 3, 2, 200, 9000]
     assert _octaves(counts) == [("0", 2), ("1", 1), ("2-3", 2), ("4-7", 0), ("8-15", 0), ("16-31", 0),
@@ -444,7 +445,7 @@ def test_positions_that_do_not_count_are_grey():
 
 def test_the_best_checkpoints_evaluation_is_shown(tmp_path):
     train(run_config(tmp_path / "run", run__steps=6, eval={"every": 2}, optim__lr=0.3))
-    best = artefact.best_step(tmp_path / "run")
+    best = best_step(tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     (loss,) = [line["eval/loss"] for line in lines if line["step"] == best and "eval/loss" in line]
     (head,), (figures,) = record.evaluated(record.read(tmp_path / "run"))

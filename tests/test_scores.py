@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+from vqcore_vision.metrics import AbsRel, Delta
 
+from vqcore.metrics.labels import F1, IoU
+from vqcore.metrics.vectors import Angle, Cosine
 from vqcore.protocols import DataSpec
 from vqcore.registry import registry
-from vqcore.scores import F1, AbsRel, Angle, Cosine, Delta, IoU
 
 CLASSES = DataSpec(channels=1, size=(6, 5), kind="categorical", labels=5, range=None)
 BINARY = DataSpec(channels=1, size=(6, 5), kind="binary")

@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from toys import tokenizer_of
 
-from vqcore.assembly import open_data, tokenizer_config_of
+from vqcore.assembly import open_data
 from vqcore.cli import main
-from vqcore.config import load
-from vqcore.data.loader import EvalBatches
-from vqcore.evaluation import build_metrics
+from vqcore.compose.layers import load
+from vqcore.data.batches import EvalBatches
+from vqcore.evaluate.measure import build_metrics
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
 
@@ -39,7 +40,7 @@ def in_the_checkout(monkeypatch):
 
 def samples(config: RunConfig, tokenizer: Tokenizer, split: str) -> list:
     """A batch or two of evaluation views of a split."""
-    data = open_data(config, tokenizer.modality, {})[("train", "eval").index(split)]
+    data = open_data(config, tokenizer.modality, {}, split)
     cfg, size = config.data, tuple(tokenizer.cfg.size)
     batches = EvalBatches(
         data, tokenizer.modality, {}, cfg, size=size, batch_size=32, rank=0, world=1, limit=SPLIT, workers=0
@@ -81,8 +82,8 @@ def held_out_files(recipe: Path, config: RunConfig, folder: Path) -> Path:
     if source is not None and Path(source).is_dir():
         return Path(source)
     folder.mkdir()
-    tokenizer = Tokenizer(tokenizer_config_of(config))
-    data = open_data(config, tokenizer.modality, {})[1]
+    tokenizer = tokenizer_of(config)
+    data = open_data(config, tokenizer.modality, {}, "eval")
     for index in range(3):
         sample = data.get(index)
         if ".npy" in tokenizer.modality.suffixes:
@@ -150,7 +151,7 @@ def test_recipes_are_the_published_models(recipe):
     path = str(ROOT / f"cfgs/vqvae/{recipe}.yaml")
     config = load(path, largest if "multires" in recipe else [], schema=RunConfig).config
     with torch.device("meta"):
-        tokenizer = Tokenizer(tokenizer_config_of(config))
+        tokenizer = tokenizer_of(config)
     means = {"quantizer.embed", "quantizer.cluster_size", "quantizer.initted"}
     numbers = sum(value.numel() for name, value in tokenizer.state_dict().items() if name not in means)
     assert (tokenizer.grid()[0], numbers) == (rows, count)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toys import run_config, toy  # noqa: F401
 
-from vqcore import artefact
+from vqcore.artefacts.folder import weights_of
 from vqcore.errors import CheckpointError, ConfigError
 from vqcore.tokenizer import Tokenizer
 from vqcore.trainer import train
@@ -21,16 +21,14 @@ def base(tmp_path):
 
 def at_start(directory, base, **changes):
     """The tokenizer of a run as it begins."""
-    from vqcore.trainer import build
+    from vqcore.run.state import build
 
     return build(run_config(directory, **changes), torch.device("cpu")).tokenizer
 
 
 def same(one, other, part):
-    theirs = artefact.weights_of(getattr(other, part))
-    return all(
-        torch.equal(value, theirs[key]) for key, value in artefact.weights_of(getattr(one, part)).items()
-    )
+    theirs = weights_of(getattr(other, part))
+    return all(torch.equal(value, theirs[key]) for key, value in weights_of(getattr(one, part)).items())
 
 
 def test_a_whole_tokenizer_as_it_would_be_used(tmp_path, base, capsys):
@@ -132,7 +130,7 @@ def test_positions_of_another_size_are_interpolated(tmp_path):
             **more,
         )
 
-    from vqcore.trainer import build
+    from vqcore.run.state import build
 
     train(config(tmp_path / "small", 16, run__steps=1))
     large = build(

@@ -1,4 +1,4 @@
-"""Synthetic scenes: their labels against closed forms, against each other, and as functions of seed and number."""
+"""Scenes scenes: their labels against closed forms, against each other, and as functions of seed and number."""
 
 import dataclasses
 import functools
@@ -14,26 +14,27 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from vqcore_synth.figure import JOINTS
+from vqcore_synth.melody import melody
+from vqcore_synth.render import cast, pixel_rays, project, rays
+from vqcore_synth.scene import BALL, BOX, CEILING, CLASSES, FLOOR, PERSON, WALL, draw_scene
+from vqcore_synth.source import Scenes
 
-from vqcore.config import from_tree, slot
-from vqcore.data.loader import EvalBatches, TrainBatches
-from vqcore.data.synthetic.figure import JOINTS
-from vqcore.data.synthetic.melody import melody
-from vqcore.data.synthetic.render import cast, pixel_rays, project, rays
-from vqcore.data.synthetic.scene import BALL, BOX, CEILING, CLASSES, FLOOR, PERSON, WALL, draw_scene
-from vqcore.data.synthetic.source import Synthetic
+from vqcore.compose.build import from_tree
+from vqcore.config import slot
+from vqcore.data.batches import EvalBatches, TrainBatches
 from vqcore.errors import ConfigError
 from vqcore.registry import registry
 from vqcore.rng import numpy_generator
 from vqcore.schema import DataConfig
 
 EXTRA = {
-    "depth": {"name": "depth"},
-    "normal": {"name": "normal"},
-    "semseg": {"name": "semseg", "num_labels": len(CLASSES)},
-    "edge": {"name": "edge"},
+    "depth": {"name": "vision/depth"},
+    "normal": {"name": "vision/normal"},
+    "semseg": {"name": "vision/semseg", "num_labels": len(CLASSES)},
+    "edge": {"name": "vision/edge"},
     "instance": {"name": "array", "kind": "categorical", "labels": 64},
-    "pose": {"name": "pose", "joints": len(JOINTS), "dims": 2},
+    "pose": {"name": "vision/pose", "joints": len(JOINTS), "dims": 2},
 }
 
 
@@ -41,7 +42,7 @@ def config(extra=None, **settings):
     schema = dataclasses.make_dataclass(
         "One", [("data", DataConfig, slot("data"))], frozen=True, kw_only=True
     )
-    tree = {"name": "synthetic", "modality": {"name": "rgb"}, "extra": extra or {}, **settings}
+    tree = {"name": "synth/scenes", "modality": {"name": "rgb"}, "extra": extra or {}, **settings}
     return from_tree({"data": tree}, schema=schema).data
 
 
@@ -373,7 +374,7 @@ def test_a_longer_melody_begins_like_a_short_one():
 
 
 def test_audio_is_what_the_audio_modality_reads():
-    cfg = config(modality={"name": "audio", "rate": 8000}, input_size=2000, length=5000, rate=8000)
+    cfg = config(modality={"name": "audio/wave", "rate": 8000}, input_size=2000, length=5000, rate=8000)
     modality = registry().build("modality", cfg.modality, size=(2000,))
     data = registry().build("data", cfg, split="train", modality=modality, extra={})
     assert modality.read(data.get(0)).shape == (1, 5000)
@@ -389,7 +390,10 @@ def test_audio_is_what_the_audio_modality_reads():
         ({"eval_samples": -1}, "eval_samples=-1 is negative"),
         ({"side": [4, 0]}, "has a side below 1"),
         ({"objects": [5, 3]}, r"objects=\[5, 3\] must be two numbers"),
-        ({"extra_what": {"dept": "depth"}, "extra": {"depth": {"name": "depth"}}}, "Did you mean 'depth'"),
+        (
+            {"extra_what": {"dept": "depth"}, "extra": {"depth": {"name": "vision/depth"}}},
+            "Did you mean 'depth'",
+        ),
         ({"what": "depht"}, "depht"),
     ],
 )
@@ -411,4 +415,4 @@ def test_has_eval_and_default_side():
     assert not config(eval_samples=0).has_eval
     assert opened(config(), size=(20, 30)).get(0).shape == (20, 30, 3)
     assert len(opened(config(eval_samples=7), "eval")) == 7
-    assert isinstance(opened(config()), Synthetic)
+    assert isinstance(opened(config()), Scenes)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from toys import run_tree, toy  # noqa: F401
 
-from vqcore import artefact
-from vqcore.config import from_tree
+from vqcore.compose.build import from_tree
 from vqcore.errors import CheckpointError, ConfigError, RunError
 from vqcore.protocols import Batch
 from vqcore.rng import generator
@@ -184,7 +183,7 @@ def test_equal_weights_make_equal_files(tmp_path):
 
 
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(artefact.card, "model_card", lambda *args: 1 / 0)
+    monkeypatch.setattr("vqcore.tokenizer.model_card", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make().save(tmp_path / "made")
     assert list(tmp_path.iterdir()) == []

@@ -9,8 +9,11 @@ import torch
 import yaml
 from toys import run_config, toy  # noqa: F401
 
-from vqcore import artefact, dist, runfolder
+from vqcore import dist
+from vqcore.artefacts.folder import load_tensors
+from vqcore.artefacts.resolve import best_step, checkpoints, resolve
 from vqcore.errors import CheckpointError, ConfigError, DataError, RunError
+from vqcore.run.folder import check_folder
 from vqcore.tokenizer import Tokenizer
 from vqcore.trainer import train
 
@@ -57,7 +60,7 @@ def test_a_run_writes_what_the_design_says(tmp_path):
     train(run_config(tmp_path / "run", run__steps=20, run__save_every=8, eval={"every": 10}))
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.yaml", "provenance.json", "metrics.jsonl", "checkpoints", "samples"} <= names
-    assert {16, 20} <= set(artefact.checkpoints(tmp_path / "run"))
+    assert {16, 20} <= set(checkpoints(tmp_path / "run"))
     training = [line for line in lines(tmp_path / "run") if "loss" in line]
     assert [line["step"] for line in training] == list(range(1, 21))
     assert training[-1]["loss"] < 0.7 * training[0]["loss"]
@@ -102,7 +105,7 @@ def test_players_have_their_own_optimizers(tmp_path):
     assert steps == {"model": 6, "discriminator": 4}
     last = [line for line in lines(tmp_path / "run") if "loss" in line][-1]
     assert {"loss", "loss/discriminator", "gan/hinge", "gan/fool", "grad_norm/discriminator"} <= set(last)
-    saved = artefact.load_tensors(tmp_path / "run/checkpoints/step_6/state.safetensors")
+    saved = load_tensors(tmp_path / "run/checkpoints/step_6/state.safetensors")
     assert "players/discriminator/module/weight" in saved
     assert not any("discriminator" in key for key in run.tokenizer.state_dict())
 
@@ -150,10 +153,10 @@ def test_the_best_checkpoint_survives_and_is_what_a_run_means(tmp_path):
     run = train(config)
     scores = {line["step"]: line["eval/loss"] for line in lines(tmp_path / "run") if "eval/loss" in line}
     best = min(scores, key=lambda step: (scores[step], -step))
-    assert artefact.best_step(tmp_path / "run") == best
-    assert set(artefact.checkpoints(tmp_path / "run")) == {best, 12}
-    assert artefact.resolve(tmp_path / "run").name == f"step_{best}"
-    assert run.last_evaluation["eval/loss"] == scores[12]
+    assert best_step(tmp_path / "run") == best
+    assert set(checkpoints(tmp_path / "run")) == {best, 12}
+    assert resolve(tmp_path / "run").name == f"step_{best}"
+    assert run.progress.evaluation["eval/loss"] == scores[12]
 
 
 def test_evaluation_uses_the_running_average_and_load_gives_it(tmp_path):
@@ -201,7 +204,7 @@ def test_killed_while_saving(tmp_path, monkeypatch):
     train(run_config(tmp_path / "whole"))
     config = run_config(tmp_path / "killed")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(artefact, "_flush", lambda path: (_ for _ in ()).throw(Killed))
+        patch.setattr("vqcore.artefacts.folder._flush", lambda path: (_ for _ in ()).throw(Killed))
         train(config)
     half = tmp_path / "killed/checkpoints/.step_2.incomplete"
     half.mkdir(parents=True)
@@ -273,7 +276,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_there_is(tmp_pat
     monkeypatch.setattr(objectives, "pixel_loss", sometimes)
     with pytest.raises(RunError, match=r"step 4: .*pixel/mse.* not finite \(samples wave"):
         train(config)
-    assert sorted(artefact.checkpoints(tmp_path / "run")) == [2]
+    assert sorted(checkpoints(tmp_path / "run")) == [2]
 
 
 def test_evaluation_needs_data(tmp_path):
@@ -283,7 +286,7 @@ def test_evaluation_needs_data(tmp_path):
     with pytest.raises(DataError, match=r"Set data.eval_path"):
         train(config)
     run = train(run_config(tmp_path / "none", data__evaluate=False))
-    assert run.last_evaluation == {} and artefact.resolve(tmp_path / "none").name == "step_6"
+    assert run.progress.evaluation == {} and resolve(tmp_path / "none").name == "step_6"
 
 
 def test_a_size_the_encoder_cannot_take_is_refused_first(tmp_path):
@@ -326,7 +329,7 @@ def test_a_run_that_died_while_it_made_its_folder_begins_anew(tmp_path):
     (folder / "checkpoints").mkdir(parents=True)
     (folder / ".lock").touch()
     (folder / ".config.yaml.incomplete").write_text("run: {st")
-    runfolder.check(run_config(folder))
+    check_folder(run_config(folder))
     assert train(run_config(folder)).step == 6
 
 
@@ -353,13 +356,11 @@ def test_metrics_hooks_and_extras_are_built_before_anything_is_written(tmp_path)
 
 def test_averages_are_what_is_evaluated_whoever_played_last(tmp_path):
     """The discriminator plays after the tokenizer; the evaluation must still see the running averages."""
-    from vqcore.trainer import _as_evaluated
-
     run = train(
         run_config(tmp_path / "run", objective={"name": "toy/adversary", "start": 0}, ema={"decay": 0.9})
     )
     raw = run.tokenizer.proj.weight.detach().clone()
-    with _as_evaluated(run):
+    with run.as_evaluated():
         assert torch.equal(run.tokenizer.proj.weight, run.ema.averages["proj.weight"])
         assert not torch.equal(run.tokenizer.proj.weight, raw)
     assert torch.equal(run.tokenizer.proj.weight, raw)
@@ -408,7 +409,7 @@ def test_half_a_picture_does_not_stop_a_run(tmp_path):
 
 
 def test_evaluation_without_a_readable_sample_says_so(tmp_path):
-    from vqcore.evaluation import evaluate
+    from vqcore.evaluate.measure import evaluate
 
     run = train(run_config(tmp_path / "run", run__steps=1))
     with pytest.raises(DataError, match="no sample could be read for evaluation"):

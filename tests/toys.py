@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from vqcore.config import from_tree
+from vqcore.assembly import tokenizer_config
+from vqcore.compose.build import from_tree
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
+from vqcore.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -48,3 +50,10 @@ def run_tree(directory, **changes):
             node = node.setdefault(part, {})
         node[last] = value
     return tree
+
+
+def tokenizer_of(config):
+    """The tokenizer of a run's config, as initialised."""
+    wanted = config.data.input_size or config.data.input_size_max
+    modality = registry().build("modality", config.data.modality, size=wanted)
+    return Tokenizer(tokenizer_config(config, modality))

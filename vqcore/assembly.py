@@ -1,18 +1,70 @@
-"""From a config to live parts: device, modalities, data, sizes. Everything here raises what a user can mend."""
+"""From a config to live parts: device, tokenizer, extra modalities, data. Everything here raises what a user can mend."""
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 
 from vqcore import dist
-from vqcore.data.loader import nominal_size
+from vqcore.data.sizes import nominal_size, sizes
 from vqcore.errors import ConfigError, DataError
+from vqcore.evaluate.measure import build_metrics
 from vqcore.protocols import Data, Modality
 from vqcore.registry import registry
 from vqcore.schema import RunConfig, TokenizerConfig
 from vqcore.tokenizer import Tokenizer
 
+Attempt = Callable[[str], AbstractContextManager[None]]
+"""A context around the making of one part, from the config's key that decides the part."""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of a run that its config names: the tokenizer as initialised, what it reads and what it is measured on."""
+
+    tokenizer: Tokenizer
+    extra: dict[str, Modality]
+    data: Data
+    eval_data: Data | None
+
+
+def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> Assembly | None:
+    """Build every part of a config, in order.
+
+    Each part is built inside `attempt(key)`. One that swallows errors learns of all that is wrong, since a part is
+    left out only where another one that it needs is missing; then the answer is None if any part is missing.
+    """
+    modality = tokenizer = data = eval_data = None
+    extra: dict[str, Modality] = {}
+    with attempt("data.modality"):
+        wanted = config.data.input_size or config.data.input_size_max
+        modality = registry().build("modality", config.data.modality, "data.modality", size=wanted)
+    if modality is None:
+        return None
+    with attempt("model"):
+        tokenizer = Tokenizer(tokenizer_config(config, modality), seed=config.run.seed, fetch=False)
+    if tokenizer is not None:
+        with attempt("model.encoder"):
+            for size in (*sizes(config.data, tokenizer.spec), *eval_sizes(config, tokenizer)):
+                check_size(tokenizer, size)
+        with attempt("eval.metrics"):
+            build_metrics(config.eval.metrics, tokenizer)
+    with attempt("data.extra"):
+        extra = build_extra(config, modality.spec.size if tokenizer is None else tokenizer.cfg.size)
+    with attempt("data"):
+        data = open_data(config, modality, extra, "train")
+    with attempt("data"):
+        if config.data.has_eval:
+            eval_data = open_data(config, modality, extra, "eval")
+        elif config.eval.every is not None:
+            raise DataError("eval.every is set, but there is nothing to evaluate on. Set data.eval_path.")
+    return None if tokenizer is None or data is None else Assembly(tokenizer, extra, data, eval_data)
+
 
 def pick_device(name: str | None) -> torch.device:
-    """The device a config asks for; by default this process's GPU if there is one."""
+    """The device that a config asks for; by default this process's GPU if there is one."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -23,39 +75,26 @@ def pick_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def build_extra(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Modality]:
-    """The modalities that ride along, by label."""
+def tokenizer_config(config: RunConfig, modality: Modality) -> TokenizerConfig:
+    """The part of a run's config that an artefact keeps."""
+    asked = nominal_size(config.data, modality.spec.rank)
+    size = asked if isinstance(asked, tuple) else modality.spec.size
+    return TokenizerConfig(
+        modality=config.data.modality, size=size, model=config.model.bare, objective=config.objective
+    )
+
+
+def build_extra(config: RunConfig, size: tuple[int, ...]) -> dict[str, Modality]:
+    """The extra modalities by label; `size` is the nominal size of the main one."""
     return {
-        label: registry().build("modality", cfg, f"data.extra.{label}", size=tokenizer.cfg.size)
+        label: registry().build("modality", cfg, f"data.extra.{label}", size=size)
         for label, cfg in config.data.extra.items()
     }
 
 
-def tokenizer_config_of(config: RunConfig) -> TokenizerConfig:
-    """The part of a run's config that an artefact keeps."""
-    data = config.data
-    wanted = data.input_size or data.input_size_max
-    modality = registry().build("modality", data.modality, "data.modality", size=wanted)
-    size = nominal_size(data, modality.spec.rank)
-    size = size if isinstance(size, tuple) else modality.spec.size
-    return TokenizerConfig(
-        modality=data.modality, size=size, model=config.model.bare, objective=config.objective
-    )
-
-
-def open_data(config: RunConfig, modality: Modality, extra: dict[str, Modality]) -> tuple[Data, Data | None]:
-    """Training samples, and evaluation samples when the config names any."""
-    wiring = {"modality": modality, "extra": extra}
-    data = registry().build("data", config.data, "data", split="train", **wiring)
-    wanted = config.data.has_eval
-    if not wanted and config.eval.every is not None:
-        raise DataError("eval.every is set, but there is nothing to evaluate on. Set data.eval_path.")
-    return data, registry().build("data", config.data, "data", split="eval", **wiring) if wanted else None
-
-
-def open_eval_data(config: RunConfig, modality: Modality, extra: dict[str, Modality]) -> Data:
-    """Evaluation samples alone; raises `DataError` when the config names none."""
-    return registry().build("data", config.data, "data", split="eval", modality=modality, extra=extra)
+def open_data(config: RunConfig, modality: Modality, extra: dict[str, Modality], split: str) -> Data:
+    """The samples of a split, `train` or `eval`. Raises `DataError` where there are none."""
+    return registry().build("data", config.data, "data", split=split, modality=modality, extra=extra)
 
 
 def eval_sizes(config: RunConfig, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
@@ -67,7 +106,7 @@ def eval_sizes(config: RunConfig, tokenizer: Tokenizer) -> list[tuple[int, ...]]
 
 
 def check_size(tokenizer: Tokenizer, size: tuple[int, ...]) -> None:
-    """Raise `ConfigError` for a size the encoder cannot take."""
+    """Raise `ConfigError` for a size that the encoder cannot take."""
     try:
         tokenizer.grid(size)
     except ValueError as error:

@@ -8,11 +8,11 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FrameType
 
 from vqcore import __version__
-from vqcore.blame import culprit
 from vqcore.errors import VqcoreError
-from vqcore.registry import registry
+from vqcore.registry import Registry, registry
 
 OVERRIDE_HELP = "settings that win over the file, e.g. run.steps=100 model.quantizer.codebook_size=1024"
 RUN_HELP = "a run folder (best checkpoint, else the last), a checkpoint, an exported tokenizer, or user/name on the hub"
@@ -66,13 +66,6 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="a folder (searched at any depth) or one file")
     parser.add_argument("output", help="folder for the codes: one .npy per sample, and tokens.json")
     parser.add_argument("--size", help="size to tokenize at, e.g. 256 or 256x192 (default: the nominal size)")
-    parser.add_argument(
-        "--refine",
-        type=_sweeps,
-        default=0,
-        metavar="N",
-        help="search for better codes in N sweeps: closer decodings at many times the cost (docs/refine.md)",
-    )
     _batches(parser)
 
 
@@ -136,13 +129,6 @@ def _weights(parser: argparse.ArgumentParser, *more: str) -> None:
         help=f"the trained weights, their running average, {'both, ' if more else ''}"
         "or (auto) the average where there is one",
     )
-
-
-def _sweeps(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
 
 
 def _count(text: str) -> int:
@@ -258,3 +244,38 @@ def _parser() -> argparse.ArgumentParser:
         )
         verb.arguments(sub)
     return parser
+
+
+def culprit(error: BaseException, catalogue: Registry | None = None) -> str:
+    """The component and the distribution that raised an error, or `vqcore or a plugin` where that cannot be told.
+
+    The innermost frame that is vqcore's or a plugin's decides: libraries fail because of what they are given.
+    """
+    catalogue = catalogue or registry()
+    packages = {
+        origin.module.partition(".")[0]: id for id, origins in catalogue.ids().items() for origin in origins
+    }
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    known = [(frame, id) for frame in reversed(frames) if (id := packages.get(_package(frame)))]
+    if not known or known[0][1] == "core":
+        return "vqcore or a plugin"
+    id = known[0][1]
+    origin = catalogue.origin(id)
+    names = (_component(frame, id, catalogue) for frame, owner in known if owner == id)
+    name = next(filter(None, names), f"plugin '{id}'")
+    return f"{name}, which comes from {origin}"
+
+
+def _component(frame: FrameType, id: str, catalogue: Registry) -> str:
+    """The full name of the component whose method a frame is."""
+    try:
+        targets = {found.target: found.name for found in catalogue.plugin(id).components}
+    except VqcoreError:  # it is the manifest that failed
+        return ""
+    cls = type(frame.f_locals.get("self"))
+    name = targets.get(f"{cls.__module__}:{cls.__name__}") or targets.get(f":{cls.__name__}")
+    return f"{id}/{name}" if name else ""
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]

@@ -65,3 +65,14 @@ def listed(names: Iterable[str], limit: int = 12) -> str:
     """Names, comma-separated, shortened after `limit` of them."""
     names = list(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text without its last full stop; the error's type where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def reason(error: BaseException) -> str:
+    """The type of an error and the first line of its text: `ValueError: no number`."""
+    text = first_line(error) if str(error).strip() else ""
+    return f"{type(error).__name__}: {text}".rstrip(": ")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vqcore.losses import LossName, check_loss, loss_map, output_of, pixel_loss, target_of
+from vqcore.losses import LossName, check_loss, output_of, pixel_loss, target_of
 from vqcore.protocols import Batch, DataSpec, Losses
 from vqcore.schema import ObjectiveConfig
 
@@ -55,11 +55,6 @@ class Reconstruction:
         terms = {f"pixel/{self.loss}": pixel_loss(self.loss, y, target, batch.mask, **self._options)}
         x_hat = output_of(self.loss, y, self.spec)
         return Losses({**terms, **quantized.losses}, x_hat, quantized.codes, quantized.metrics)
-
-    def error(self, tokenizer: Any, z_q: Float[Tensor, "b *grid d"], x: Tensor) -> Float[Tensor, "b *size"]:
-        """The pixel loss at every position of what these latents decode to."""
-        y = decoded(tokenizer.decoder, z_q, size=tuple(x.shape[-tokenizer.spec.rank :]))
-        return loss_map(self.loss, y, target_of(self.loss, x, self.spec), **self._options)
 
     def decode(
         self,

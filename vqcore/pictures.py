@@ -146,9 +146,9 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
 
 
 @torch.no_grad()
-def contact_sheet(tokenizer: Any, batch: Batch, refine: int = 0) -> Image.Image:
-    """Original, rebuilt and token map of each sample of a batch, with `refine` sweeps of search for better codes."""
-    codes = tokenizer.encode(batch.x, batch.mask, refine=refine)
+def contact_sheet(tokenizer: Any, batch: Batch) -> Image.Image:
+    """Original, rebuilt and token map of each sample of a batch."""
+    codes = tokenizer.encode(batch.x, batch.mask)
     return sheet(
         [
             ("original", originals(tokenizer.modality, batch)),

@@ -98,6 +98,10 @@ class RunHooks:
         """`step` optimizer steps are done; `metrics` went to metrics.jsonl. Called at logged steps."""
 
     @hookspec
+    def vqcore_step_done(self, run: Any, step: int) -> None:
+        """`step` optimizer steps are done. Called after every step, so it must be quick."""
+
+    @hookspec
     def vqcore_evaluated(self, run: Any, step: int, metrics: dict[str, float]) -> None:
         """An evaluation of the tokenizer as it is after `step` steps is done."""
 

@@ -5,14 +5,18 @@ Axes: b batch, c channels, d latent width, q codebooks, *size an input's axes (1
 One layout everywhere: inputs `b c *size` (class maps `b *size`), latents `b *grid d`, codes `b *grid q`, int64.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from vqcore.schema import TokenizerConfig
 
 Kind = Literal["continuous", "categorical", "angle", "unit-vector", "binary"]
 
@@ -54,6 +58,14 @@ class DataSpec:
         return self.labels or self.channels
 
 
+def expand(size: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """A size with one number per axis. Raises `ValueError` when there are too many or too few."""
+    sides = (size,) * rank if isinstance(size, int) else tuple(size)
+    if len(sides) != rank:
+        raise ValueError(f"size {list(sides)} has {len(sides)} axes where samples have {rank}")
+    return sides
+
+
 @dataclass(frozen=True)
 class Batch:
     """Samples of one size. `mask` is True where `x` is valid; `size` is what each sample measured before its crop."""
@@ -93,6 +105,50 @@ class Losses:
     x_hat: Tensor | None = None
     codes: Int[Tensor, "b *grid q"] | None = None
     metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """How large a part of a tokenizer is: numbers it learns, how many of them are trained, numbers in its buffers."""
+
+    parameters: int
+    trained: int
+    buffers: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a tokenizer is, in numbers, for inputs of one size. `parts` is by the names of the tokenizer's children."""
+
+    spec: DataSpec
+    size: tuple[int, ...]
+    grid: tuple[int, ...]
+    codebook_size: int
+    num_codebooks: int
+    parts: Mapping[str, Part]
+
+    @property
+    def tokens(self) -> int:
+        """Positions of the grid."""
+        return math.prod(self.grid)
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits that name the codes at one position of the grid."""
+        return self.num_codebooks * math.log2(self.codebook_size)
+
+    @property
+    def bits_per_position(self) -> float:
+        """Bits of all tokens over the number of input positions (pixels, frames, voxels)."""
+        return self.bits_per_token * self.tokens / math.prod(self.size)
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What a format read: the tokenizer's config, and its weights by the names that `Tokenizer.state_dict` has."""
+
+    config: TokenizerConfig
+    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -258,9 +314,7 @@ class Objective(Protocol):
     generator a sample, is the only source of chance besides the layers' own dropout; so what happens to a sample does
     not depend on the batch it is in. `decode` samples the decoder; `extras` is what rides along in the batch, if
     anything does. Optional: `needs_denoiser`, True for an objective that only works with denoisers (default: False,
-    and only with plain decoders). Optional: `error(tokenizer, z_q, x)`, where decoding draws nothing: the loss
-    `(b, *size)` at every position of what latents decode to, differentiable (`vqcore.refine` lowers it). Under DDP
-    every rank keeps its own buffers, and a player's every trained parameter must take part in its losses.
+    and only with plain decoders). Under DDP every rank keeps its own buffers, and a player's every trained parameter must take part in its losses.
     """
 
     def setup(self, tokenizer: Any) -> None: ...
@@ -289,15 +343,13 @@ class Modality(Protocol):
 
     `size` is the nominal size the config asks for, or None: then the modality must know it. `suffixes` are the file
     names it reads (lower case, with the dot), `metrics` the names of the metrics that mean something for it.
-    `read` takes a path or an object already in memory and raises `DataError` or `OSError` for a damaged one. `view`
-    draws a crop, or with `rng=None` the one for evaluation. Optional: `mask(raw, view)`, the validity mask, when
+    `read` takes a path or an object already in memory and raises `DataError` or `OSError` for a damaged one. Where
+    `at_least` is a size, it may return less detail than there is, enough for training views of that size or smaller;
+    `extent` is still the whole sample's. `view` draws a crop, or with `rng=None` the one for evaluation. Optional: `mask(raw, view)`, the validity mask, when
     `spec.mask`; `picture(x)`, a PIL image of one sample for people where `show` is an array; `values(x)`, a batch in
     the units of the files (metres, logits stay logits) as float `(b, c, *size)`, for metrics with `in_units`;
     `write(shown, path)`, which writes what `show` gave to a path that ends in `written`, one of the `suffixes`, where
-    PNG for pictures and `.npy` for the rest are not what people want; `read_reduced(source, size)`, as `read` but only
-    in the detail that training views of that size or smaller need, asked for training where nothing rides along
-    (`extent` is still the whole sample's). A child class that replaces `read`, `extent` or `tensor` alone is read in
-    full.
+    PNG for pictures and `.npy` for the rest are not what people want.
     Optional, for masks (`vqcore.data.validity`): `is_mask`, True for one that, where it rides along, says which
     positions of the main sample are valid (above a half): it goes into `Batch.mask`, not into the extras, and its
     attribute `mask_value`, if not None, stands where they are not. `hole_value` of a main modality, if not None: its
@@ -309,7 +361,7 @@ class Modality(Protocol):
     suffixes: tuple[str, ...]
     metrics: tuple[str, ...]
 
-    def read(self, source: Any) -> Any: ...
+    def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> Any: ...
 
     def extent(self, raw: Any) -> tuple[int, ...]: ...
 
@@ -354,6 +406,20 @@ class Metric(Protocol):
     def summary(self, sums: Mapping[str, Tensor]) -> Mapping[str, float]: ...
 
 
+@runtime_checkable
+class Format(Protocol):
+    """Files of another system. Built as `Class(cfg)`; its defaults serve `Tokenizer.load(path, format="name")`.
+
+    `recognises` looks at names and suffixes only and reads no pickle: it serves error texts. `read` raises
+    `CheckpointError` for what it cannot make a tokenizer of, and reads pickles with
+    `vqcore.artefacts.formats.read_pickle` alone.
+    """
+
+    def recognises(self, path: Path) -> bool: ...
+
+    def read(self, path: Path, *, allow_pickle: bool) -> Foreign: ...
+
+
 _PROTOCOLS: dict[str, type] = {
     "encoder": Encoder,
     "quantizer": Quantizer,
@@ -366,6 +432,7 @@ _PROTOCOLS: dict[str, type] = {
     "modality": Modality,
     "data": Data,
     "metric": Metric,
+    "format": Format,
 }
 
 

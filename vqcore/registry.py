@@ -25,6 +25,7 @@ from typing import Any
 import pluggy
 
 from vqcore import __version__
+from vqcore.config import Config
 from vqcore.errors import (
     ConfigError,
     PluginApiError,
@@ -34,13 +35,15 @@ from vqcore.errors import (
     UnknownPlugin,
     VqcoreError,
     did_you_mean,
+    first_line,
     listed,
+    reason,
 )
 from vqcore.plugin import KINDS, SUPPORTED_API, Component, ManifestHooks, Plugin, a_kind, kind_name
 
 OURS = {  # plugin id -> (distribution, folder): the only names an error may tell people to install
-    "vit": ("vqcore-vit", "plugins/vqcore_vit"),
-    "quant": ("vqcore-quant", "plugins/vqcore_quant"),
+    id: (f"vqcore-{id}", f"plugins/vqcore_{id}")
+    for id in ("vit", "quant", "vision", "audio", "synth", "track")
 }
 _RESERVED = ("core", "local")
 _ID = re.compile(r"[a-z][a-z0-9]*")
@@ -71,7 +74,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Listing:
+class Status:
     """One plugin as `vqcore plugins` shows it: its record, or the reason why it cannot be used."""
 
     id: str
@@ -98,13 +101,13 @@ class Registry:
             disabled = os.environ.get("VQCORE_DISABLED_PLUGINS", "").split(",")
         off = {_canonical(name) for name in disabled if name.strip()}
         claims: dict[str, set[Origin]] = {}
-        self._refused: list[Listing] = []
+        self._refused: list[Status] = []
         self._disabled: dict[str, Origin] = {}
         for origin in map(_origin, entry_points):
             if _canonical(origin.distribution) in off:
                 self._disabled[origin.id] = origin
             elif problem := _bad_id(origin):
-                self._refused.append(Listing(origin.id, (origin,), None, problem))
+                self._refused.append(Status(origin.id, (origin,), None, problem))
             else:
                 claims.setdefault(origin.id, set()).add(origin)
         core = Origin("core", "vqcore", __version__, "vqcore.builtin")
@@ -177,6 +180,15 @@ class Registry:
             hint = did_you_mean(name, names) or f" It has: {listed(names) or f'no {kind_name(kind)} at all'}."
         raise UnknownName(f"{origin} has no {kind_name(kind)} '{name}'.{hint}")
 
+    def identity(self, kind: str, name: str) -> str:
+        """The name that a component keeps through renamings: its first one. What is not installed goes by `name`."""
+        try:
+            found = self.find(kind, name)
+        except VqcoreError:  # built from a registry of the caller's own
+            return name
+        first = next(iter(found.component.renamed_from), found.component.name)
+        return _full(found.origin.id, first)
+
     def load(self, kind: str, name: str, where: str = "") -> type:
         """The class behind a name, checked to carry a proper `Config`. Imports the plugin's own code."""
         found = self.find(kind, name, where)
@@ -188,8 +200,6 @@ class Registry:
                 f"'{found.name}' of {found.origin} points to {found.component.target}, but {module.__name__} "
                 f"has no class '{attribute}'.{did_you_mean(attribute, vars(module))}"
             )
-        from vqcore.config import Config
-
         config = getattr(cls, "Config", None)
         if not (isinstance(config, type) and issubclass(config, Config)):
             raise PluginLoadError(
@@ -218,14 +228,14 @@ class Registry:
             )
         return built
 
-    def catalogue(self) -> list[Listing]:
+    def catalogue(self) -> list[Status]:
         """Every plugin with its record or why it is unusable. Imports all manifests; never raises."""
         listings = []
         for id, origins in self._origins.items():
             try:
-                listings.append(Listing(id, tuple(origins), self.plugin(id)))
+                listings.append(Status(id, tuple(origins), self.plugin(id)))
             except VqcoreError as error:
-                listings.append(Listing(id, tuple(origins), None, str(error)))
+                listings.append(Status(id, tuple(origins), None, str(error)))
         return listings + self._refused
 
     def components(self, kind: str | None = None) -> list[Found]:
@@ -420,11 +430,7 @@ def _does_not_import(origin: Origin, module: str, error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    first = text[0].rstrip(".") if text else ""
-    return (
-        first if first and isinstance(error, ImportError) else f"{type(error).__name__}: {first}".rstrip(": ")
-    )
+    return first_line(error) if isinstance(error, ImportError) and str(error) else reason(error)
 
 
 def _full(id: str, name: str) -> str:

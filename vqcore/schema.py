@@ -17,7 +17,6 @@ FREE_ON_RESUME = (
     "run.save_every_seconds",
     "run.on_nonfinite",
     "run.on_explosion",
-    "run.profile",
     "run.keep",
     "run.log_every",
     "run.dir",
@@ -175,8 +174,6 @@ class RunSection:
     """NaN or infinite gradients: stop, skip the step, or roll back to the last checkpoint and take other samples."""
     on_explosion: OnTrouble = "skip"
     """The same for a gradient norm above optim.max_norm."""
-    profile: int | None = None
-    """Record this many steps: <dir>/profile holds a trace and a table of the ten dearest operations."""
 
     @property
     def folder(self) -> Path:
@@ -191,9 +188,8 @@ class RunSection:
             _positive(self, "steps")
         if self.epochs is not None and not self.epochs > 0:
             raise ValueError(f"epochs={self.epochs} must be above 0")
-        for name in ("threads", "profile"):
-            if getattr(self, name) is not None:
-                _positive(self, name)
+        if self.threads is not None:
+            _positive(self, "threads")
         if self.save_every_seconds is not None and not self.save_every_seconds > 0:
             raise ValueError(f"save_every_seconds={self.save_every_seconds} must be above 0")
 
@@ -321,15 +317,11 @@ class EvalSection:
     """Samples at once; by default data.batch_size."""
     samples: int | None = None
     """How many samples to measure; by default all."""
-    refine: int = 0
-    """Sweeps of search for better codes than the encoder's (docs/refine.md); metrics measure what they decode to."""
     pictures: int = 8
     """How many samples the contact sheet and the strip show."""
 
     def __post_init__(self) -> None:
         _positive(self, "pictures")
-        if self.refine < 0:
-            raise ValueError(f"refine={self.refine} is a number of sweeps; 0 is none")
         for name in ("every", "batch_size", "samples"):
             if getattr(self, name) is not None:
                 _positive(self, name)
@@ -355,7 +347,7 @@ class RunConfig:
     """Average of the weights."""
     eval: EvalSection = field(default_factory=EvalSection)
     """Measurements."""
-    hooks: dict[str, Config] = slots("hook")
+    hooks: dict[str, Config] = slots("hook", optional=True)
     """Observers of the run by label."""
 
 

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,17 +21,35 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqcore import artefact, foreign, hub
+from vqcore.artefacts import hub
+from vqcore.artefacts.card import model_card
+from vqcore.artefacts.folder import (
+    CARD,
+    CONFIG,
+    EMA,
+    FINGERPRINT_VERSION,
+    WEIGHTS,
+    check_fingerprint,
+    note,
+    read_weights,
+    save_tensors,
+    staged,
+    verify,
+    weights_of,
+    write_text,
+)
+from vqcore.artefacts.formats import fetch_foreign, read_foreign
+from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config
+from vqcore.artefacts.resolve import resolve
+from vqcore.compose.describe import dump
 from vqcore.config import Config, deciding
 from vqcore.errors import CheckpointError, ConfigError, VqcoreError, listed
-from vqcore.protocols import DataSpec, Quantized
-from vqcore.refine import refine as refined
+from vqcore.protocols import DataSpec, Facts, Part, Quantized
 from vqcore.registry import Registry, registry
 from vqcore.rng import generator, seeded
 from vqcore.schema import TokenizerConfig
 
 log = logging.getLogger(__name__)
-FINGERPRINT_VERSION = 2
 
 
 class Tokenizer(nn.Module):
@@ -58,8 +75,13 @@ class Tokenizer(nn.Module):
         registry_: Registry | None = None,
     ):
         super().__init__()
-        build = _Builder(registry_ or registry(), seed)
-        self.cfg = cfg
+        catalogue = registry_ or registry()
+
+        def build(kind: str, path: str, cfg: Config, **wiring: Any) -> Any:
+            with seeded(seed, "init", kind):
+                return catalogue.build(kind, cfg, path, **wiring)
+
+        self.cfg, self.registry = cfg, catalogue
         self._frozen: tuple[str, ...] = ()
         self._range_was_left = False
         self.origin: dict[str, Any] = {}
@@ -85,7 +107,7 @@ class Tokenizer(nn.Module):
         # Not registered as a child: what an objective holds (discriminators, teachers) is no part of a tokenizer.
         self.__dict__["objective"] = build("objective", "objective", cfg.objective, spec=self.spec)
         if self.decoder is not None:
-            _check_pair(self, registry_ or registry())
+            _check_pair(self)
         if fetch:
             self.fetch()
 
@@ -108,10 +130,18 @@ class Tokenizer(nn.Module):
         """Codes at every position of the grid: the length of the last axis of `codes`."""
         return self.quantizer.num_codebooks
 
-    @property
-    def bits_per_token(self) -> float:
-        """Bits that name the codes at one position of the grid."""
-        return self.num_codebooks * math.log2(self.codebook_size)
+    def facts(self, size: tuple[int, ...] | None = None) -> Facts:
+        """What this tokenizer is, in numbers, for inputs of this size (default: the nominal size)."""
+        size = tuple(size or self.cfg.size)
+        parts = {
+            name: Part(
+                parameters=sum(p.numel() for p in part.parameters()),
+                trained=sum(p.numel() for p in part.parameters() if p.requires_grad),
+                buffers=sum(b.numel() for b in part.buffers()),
+            )
+            for name, part in self.named_children()
+        }
+        return Facts(self.spec, size, self.grid(size), self.codebook_size, self.num_codebooks, parts)
 
     def freeze_encoder(self) -> None:
         """Keep `embed`, `encoder`, `proj` and `quantizer` as they are: no gradient, eval mode whatever `train` says."""
@@ -153,22 +183,15 @@ class Tokenizer(nn.Module):
         return self.quantizer(z, None if mask is None else _to_grid(mask, z.shape[1:-1]))
 
     @torch.no_grad()
-    def encode(
-        self, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None, *, refine: int = 0
-    ) -> Int[Tensor, "b *grid q"]:
+    def encode(self, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None) -> Int[Tensor, "b *grid q"]:
         """The codes of a batch of inputs. Raises `ValueError` when `x` does not look like `spec`.
 
-        The encoder sees all of `x`: where `mask` is False, too, values must be finite. `refine` sweeps search for codes
-        that decode closer to `x`, at many times the cost (`vqcore.refine`).
+        The encoder sees all of `x`: values must be finite also where `mask` is False.
         """
-        if refine < 0:
-            raise ValueError(f"refine={refine} is a number of sweeps; 0 is none")
         self.check_input(x)
         self._check_range(x, mask)
-        x = x.to(self.device)
         with _evaluating(self):
-            codes = self.quantize(self.latents(x), mask).codes
-            return refined(self, x, codes, refine, mask) if refine else codes
+            return self.quantize(self.latents(x.to(self.device)), mask).codes
 
     def lookup(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
         """The quantized latents that codes stand for."""
@@ -198,10 +221,9 @@ class Tokenizer(nn.Module):
                 self, codes.to(self.device), size=size, rng=rng, extras=extras, **sampling
             )
 
-    def reconstruct(self, x: Tensor, *, refine: int = 0, **sampling: Any) -> Tensor:
+    def reconstruct(self, x: Tensor, **sampling: Any) -> Tensor:
         """`decode(encode(x))` at the size of `x`."""
-        size = tuple(x.shape[-self.spec.rank :])
-        return self.decode(self.encode(x, refine=refine), size=size, **sampling)
+        return self.decode(self.encode(x), size=tuple(x.shape[-self.spec.rank :]), **sampling)
 
     def size_of(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """The input size that belongs to a grid, in proportion to the nominal one."""
@@ -272,10 +294,10 @@ class Tokenizer(nn.Module):
         training only), and over
         names, shapes and fp32 bytes of `embed`, `encoder`, `proj` and the quantizer's `token_state`.
         """
-        settings: dict[str, Any] = {
-            "modality": deciding(self.cfg.modality),
-            "encoder": deciding(self.cfg.model.encoder),
-            "quantizer": deciding(self.cfg.model.quantizer),
+        named = {"encoder": self.cfg.model.encoder, "quantizer": self.cfg.model.quantizer}
+        settings = {
+            kind: deciding(cfg, kind, self.registry.identity)
+            for kind, cfg in {"modality": self.cfg.modality, **named}.items()
         }
         digest = hashlib.sha256(f"vqcore-fingerprint-{FINGERPRINT_VERSION}".encode())
         digest.update(json.dumps(settings, sort_keys=True).encode())
@@ -291,10 +313,10 @@ class Tokenizer(nn.Module):
             digest.update(value.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
+    def save(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
         """Write an artefact (weights, config, provenance, model card) into a new folder, which appears complete.
 
-        A loaded tokenizer keeps what is known of its origin (data, figures, versions of its parts).
+        A loaded tokenizer keeps what is known of its origin (data, metrics, versions of its parts).
         """
         self._save(Path(folder), provenance, ".")
 
@@ -310,16 +332,31 @@ class Tokenizer(nn.Module):
 
         Needs huggingface_hub and a login (`hf auth login` or `HF_TOKEN`). `revision` is a branch.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            self._save(Path(folder) / "tokenizer", None, f"{id}@{revision}" if revision else id)
-            return hub.upload(
-                Path(folder) / "tokenizer", id, private=private, revision=revision, message=message
-            )
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "tokenizer"
+            self._save(folder, None, f"{id}@{revision}" if revision else id)
+            return hub.upload(folder, id, private=private, revision=revision, message=message)
 
-    def _save(self, folder: Path, provenance: dict[str, Any] | None, address: str) -> None:
-        made = provenance or artefact.provenance(self.cfg, **self.origin)
-        with artefact.staged(folder, made) as staging:
-            artefact.write(staging, self, self.fingerprint, made.get("figures", {}), address)
+    def _save(self, folder: Path, provenance: Mapping[str, Any] | None, address: str) -> None:
+        made = dict(provenance or provenance_of(self.cfg, **self.origin))
+        with staged(folder, made) as staging:
+            self.write(staging, self.fingerprint, made.get("figures", {}), address)
+
+    def write(
+        self, staging: Path, fingerprint: str, figures: Mapping[str, float], address: str = "."
+    ) -> None:
+        """Write weights, config and model card into a folder of `staged`; the provenance gets its share too.
+
+        `fingerprint` is that of the weights that will be used (averages, if there are any), `figures` are those of
+        their evaluation, `address` is what the card's snippet loads.
+        """
+        save_tensors(staging / WEIGHTS, weights_of(self))
+        write_text(staging / CONFIG, dump(self.cfg))
+        made = note(
+            staging, fingerprint=fingerprint, fingerprint_version=FINGERPRINT_VERSION, figures=dict(figures)
+        )
+        suffix = next(iter(self.modality.suffixes), "")
+        write_text(staging / CARD, model_card(self.cfg, self.facts(), made, suffix=suffix, address=address))
 
     @classmethod
     def load(
@@ -342,32 +379,30 @@ class Tokenizer(nn.Module):
         something is missing, damaged or does not fit.
         """
         if format is not None:
-            source = foreign.fetch(path, revision, allow_pickle=allow_pickle)
-            read = foreign.load(
-                source, format, allow_pickle=allow_pickle, encoder_only=encoder_only, registry_=registry_
-            )
-            return read.to(device or "cpu").eval()
-        folder = artefact.resolve(path, revision)
-        made = artefact.verify(folder)
-        cfg = artefact.read_config(folder, registry_)
+            source = fetch_foreign(path, revision, allow_pickle=allow_pickle)
+            found = read_foreign(source, format, allow_pickle=allow_pickle, registry_=registry_)
+            tokenizer = cls(found.config, encoder_only=encoder_only, fetch=False, registry_=registry_)
+            tokenizer.fill(found.tensors, str(source))
+            return tokenizer.to(device or "cpu").eval()
+        folder = resolve(path, revision)
+        made = verify(folder)
+        cfg = read_config(folder, registry_)
         tokenizer = cls(cfg, encoder_only=encoder_only, fetch=False, registry_=registry_)
         tokenizer.load_weights(folder, weights)
-        if (
-            weights != "model" or not (folder / artefact.EMA).exists()
-        ):  # the fingerprint is that of the averages
-            artefact.check_fingerprint(folder, made, tokenizer.fingerprint)
-            tokenizer.origin = {key: made[key] for key in artefact.ORIGIN if key in made}
+        if weights != "model" or not (folder / EMA).exists():  # the fingerprint is that of the averages
+            check_fingerprint(folder, made, tokenizer.fingerprint)
+            tokenizer.origin = {key: made[key] for key in ORIGIN if key in made}
         return tokenizer.to(device or "cpu").eval()
 
     def load_weights(self, folder: Path, weights: str = "auto") -> None:
         """Fill this tokenizer with a folder's weights, exactly: a missing, unknown or misshapen tensor is an error."""
-        self.fill(artefact.read_weights(folder, weights), str(folder))
+        self.fill(read_weights(folder, weights), str(folder))
 
     def fill(self, state: Mapping[str, Tensor], source: str) -> None:
         """Take over weights by name, exactly; `source` is for the error's text."""
         if self.decoder is None:
             state = {key: value for key, value in state.items() if not key.startswith("decoder.")}
-        own = artefact.weights_of(self)
+        own = weights_of(self)
         wrong = [key for key in own if key not in state or own[key].shape != state[key].shape]
         wrong += [key for key in state if key not in own]
         if wrong:
@@ -377,19 +412,9 @@ class Tokenizer(nn.Module):
         self.load_state_dict(state, strict=False)
 
 
-class _Builder:
-    """Builds a part with its own seed, and says which part refused its settings."""
-
-    def __init__(self, registry_: Registry, seed: int):
-        self.registry, self.seed = registry_, seed
-
-    def __call__(self, kind: str, path: str, cfg: Config, **wiring: Any) -> Any:
-        with seeded(self.seed, "init", kind):
-            return self.registry.build(kind, cfg, path, **wiring)
-
-
-def _check_pair(tokenizer: Tokenizer, catalogue: Registry) -> None:
+def _check_pair(tokenizer: Tokenizer) -> None:
     """Objectives train either plain decoders or denoisers."""
+    catalogue = tokenizer.registry
     wants = bool(getattr(tokenizer.objective, "needs_denoiser", False))
     if wants == bool(getattr(tokenizer.decoder, "is_denoiser", False)):
         return

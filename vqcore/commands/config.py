@@ -2,7 +2,10 @@
 
 import argparse
 
-from vqcore.config import Loaded, dump, inline, leaves, load, recipes, to_tree
+from vqcore.compose.describe import dump, inline
+from vqcore.compose.layers import Loaded, load
+from vqcore.compose.recipes import recipes
+from vqcore.config import leaves, to_tree
 from vqcore.errors import ConfigError
 from vqcore.schema import RunConfig
 
@@ -36,7 +39,7 @@ def _check_optimizers(loaded: Loaded) -> None:
     }
     for where, name in names.items():
         if name is not None and name not in _EVERYWHERE:
-            from vqcore.optim import optimizer_class
+            from vqcore.run.optim import optimizer_class
 
             try:
                 optimizer_class(name, where)

@@ -6,7 +6,7 @@ from pathlib import Path
 from vqcore.assembly import pick_device
 from vqcore.console import say
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens import decode_folder
+from vqcore.tokens.passes import decode_folder
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,17 +13,28 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from vqcore import artefact, comparison, dist, pictures, runfolder
-from vqcore.assembly import build_extra, check_size, eval_sizes, open_eval_data, pick_device
-from vqcore.baseline import Constant, constant_figures
+from vqcore import dist, pictures
+from vqcore.artefacts.folder import EMA, write_text
+from vqcore.assembly import build_extra, check_size, eval_sizes, open_data, pick_device
 from vqcore.config import to_tree
 from vqcore.console import say
 from vqcore.errors import ConfigError, DataError
-from vqcore.evaluation import build_metrics, evaluate_data, loss_names, metric_configs, sample_pictures
-from vqcore.metrics import collapse
+from vqcore.evaluate import compare as comparison
+from vqcore.evaluate.baseline import SAMPLES, constant
+from vqcore.evaluate.measure import (
+    Measured,
+    build_metrics,
+    evaluate_data,
+    loss_names,
+    metric_configs,
+    sample_pictures,
+)
+from vqcore.evaluate.subject import Subject, subject
+from vqcore.evaluate.usage import collapse
 from vqcore.protocols import Data, Modality
-from vqcore.subject import Subject, subject
+from vqcore.run.checkpoints import load_players
 from vqcore.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -47,31 +58,38 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dict[str, Any]:
-    """Figures by weights and size, with the record of how they were measured. All processes call it together.
+    """Metrics by weights and size, with the record of how they were measured. All processes call it together.
 
     Losses need what only training has (discriminators, feature networks), so they are measured of runs alone.
     """
-    config, results = found.config, list[dict[str, Any]]()
-    constants: dict[tuple[int, ...], dict[str, float]] = {}
+    config, losses, results = found.config, found.run is not None, list[dict[str, Any]]()
     for kind in weights:
         tokenizer = Tokenizer.load(found.weights, device, weights=kind)
-        extra = build_extra(config, tokenizer)
+        extra = build_extra(config, tokenizer.cfg.size)
         data = _opened(found, tokenizer, extra)
         sizes = eval_sizes(config, tokenizer)
         for size in sizes:
             check_size(tokenizer, size)
-        losses = found.run is not None
-        step = runfolder.load_players(tokenizer, found.weights) if losses else tokenizer.origin.get("step", 0)
+        step = load_players(tokenizer, found.weights) if losses else tokenizer.origin.get("step", 0)
+        baseline, source = _baseline(found, tokenizer, data, extra)
         for size in sizes:
-            constant = Constant(tokenizer.spec)
-            figures = evaluate_data(
-                tokenizer, config, data, extra, size, step=step, losses=losses, seen=constant.add
+            got = evaluate_data(
+                tokenizer, config, data, extra, size, step=step, losses=losses, constant=baseline
             )
-            if size not in constants:  # it is the same whatever the weights
-                constants[size] = constant_figures(constant, tokenizer, config, data, extra, size)
-            results.append(_result(tokenizer, kind, size, figures, constants[size]))
-    how = _how(found, tokenizer, data, extra, sizes, figures)
-    return {"checkpoint": found.weights.name, "step": step, "results": results, **how}
+            results.append(_result(tokenizer, kind, size, got))
+    how = _how(found, tokenizer, data, extra, sizes, got.metrics)
+    return {"checkpoint": found.weights.name, "step": step, "results": results, "constant_of": source, **how}
+
+
+def _baseline(
+    found: Subject, tokenizer: Tokenizer, data: Data, extra: dict[str, Modality]
+) -> tuple[Tensor | None, str]:
+    """The constant prediction, and which samples it is the mean of: training samples where they are at hand."""
+    try:
+        train, source = open_data(found.config, tokenizer.modality, extra, "train"), "training"
+    except DataError:
+        train, source = data, "evaluation"
+    return constant(tokenizer, found.config, train, extra), source
 
 
 def _how(
@@ -98,7 +116,6 @@ def _how(
             modality=config.data.modality,
             extra=config.data.extra,
             metrics=metrics,
-            refine=config.eval.refine,
         ),
         "environment": comparison.environment(components, seed=config.run.seed, device=tokenizer.device),
     }
@@ -108,14 +125,13 @@ def _result(
     tokenizer: Tokenizer,
     weights: str,
     size: tuple[int, ...],
-    figures: dict[str, float],
-    constant: dict[str, float],
+    got: Measured,
 ) -> dict[str, Any]:
     """What is kept of one evaluation; a warning where its codes have collapsed."""
-    if (warning := collapse(figures, tokenizer.codebook_size)) and dist.is_main():
+    if (warning := collapse(got.metrics, tokenizer.codebook_size)) and dist.is_main():
         log.warning("warning: %s %s: %s", "x".join(map(str, size)), weights, warning)
     made = {"weights": weights, "size": list(size), "fingerprint": tokenizer.fingerprint}
-    return {**made, "figures": figures, "constant": constant}
+    return {**made, "figures": got.metrics, "constant": got.constant}
 
 
 @contextlib.contextmanager
@@ -133,7 +149,7 @@ def _opened(found: Subject, tokenizer: Tokenizer, extra: dict[str, Modality]) ->
     if not found.config.data.has_eval:
         raise DataError("there is nothing to evaluate on. Set data.eval_path, e.g. data.eval_path=my/photos")
     try:
-        return open_eval_data(found.config, tokenizer.modality, extra)
+        return open_data(found.config, tokenizer.modality, extra, "eval")
     except DataError as error:
         raise found.explained(error) from error
 
@@ -153,7 +169,7 @@ def _written(found: Subject, json_file: str | None) -> tuple[Path, Path] | None:
 
 def _write(found: Subject, report: dict[str, Any], device: torch.device, figures: Path, sheet: Path) -> None:
     text = json.dumps({**report, "data": to_tree(found.config.data)}, indent=2)
-    artefact.write_text(figures, text + "\n")
+    write_text(figures, text + "\n")
     shown = _contact_sheet(found, report["results"][0]["weights"], device)
     pictures.save_picture(shown, sheet)
     say(f"\nfigures        {figures}")
@@ -162,7 +178,7 @@ def _write(found: Subject, report: dict[str, Any], device: torch.device, figures
 
 def _weights(asked: str, checkpoint: Path) -> list[str]:
     """Which weights to measure: `auto` and `both` by what the checkpoint holds."""
-    has_average = (checkpoint / artefact.EMA).is_file()
+    has_average = (checkpoint / EMA).is_file()
     if asked == "both":
         return ["ema", "model"] if has_average else ["model"]
     if asked == "auto":
@@ -172,10 +188,10 @@ def _weights(asked: str, checkpoint: Path) -> list[str]:
 
 def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.Image:
     tokenizer = Tokenizer.load(found.weights, device, weights=weights)
-    extra = build_extra(found.config, tokenizer)
-    data = open_eval_data(found.config, tokenizer.modality, extra)
+    extra = build_extra(found.config, tokenizer.cfg.size)
+    data = open_data(found.config, tokenizer.modality, extra, "eval")
     batch = sample_pictures(tokenizer, found.config, data, extra).to(device)
-    return pictures.contact_sheet(tokenizer, batch, found.config.eval.refine)
+    return pictures.contact_sheet(tokenizer, batch)
 
 
 def _show(report: dict[str, Any], title: str) -> None:
@@ -191,7 +207,8 @@ def _show(report: dict[str, Any], title: str) -> None:
     print_table(title, ["", *columns], lines)
     if any(result["constant"] for result in report["results"]):
         say(
-            "  constant: what the mean of each channel (class maps: the most frequent class) scores everywhere"
+            "  constant: what one value everywhere scores: each channel's mean (class maps: the most frequent class) over"
+            f" {SAMPLES} {report['constant_of']} samples"
         )
 
 

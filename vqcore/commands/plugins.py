@@ -3,7 +3,7 @@
 import argparse
 
 from vqcore.errors import UnknownName, did_you_mean, listed
-from vqcore.registry import Listing, Registry, registry
+from vqcore.registry import Registry, Status, registry
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     return 2 if args.check and problems else 0
 
 
-def _print(listing: Listing) -> int:
+def _print(listing: Status) -> int:
     origins = ", ".join(str(origin) for origin in listing.origins)
     print(f"{listing.id:10} {origins:24} {'ok' if listing.plugin else 'unusable'}")
     if not listing.plugin:
@@ -36,7 +36,7 @@ def _print(listing: Listing) -> int:
     return 0
 
 
-def _check(catalogue: Registry, listing: Listing) -> int:
+def _check(catalogue: Registry, listing: Status) -> int:
     from vqcore.testing.checks import check_plugin
 
     failures = check_plugin(catalogue, listing.id)

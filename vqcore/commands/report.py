@@ -1,13 +1,15 @@
-"""`vqcore report`: one page about a run, for a browser."""
+"""`vqcore report`: one page about a run, for a browser. The plugin `track` writes it."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from vqcore import report
 from vqcore.console import say
+from vqcore.registry import registry
 
 
 def run(args: argparse.Namespace) -> int:
     """Write `report.html` into the run's folder."""
-    say(f"report         {report.write(Path(args.run), samples=args.samples)}")
+    report: Any = registry().load("hook", "track/report")
+    say(f"report         {report.write(Path(args.run).expanduser(), samples=args.samples)}")
     return 0

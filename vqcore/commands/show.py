@@ -7,7 +7,7 @@ import textwrap
 import typing
 from typing import Any
 
-from vqcore.config import REQUIRED, settings
+from vqcore.compose.describe import REQUIRED, settings
 from vqcore.errors import UnknownName, did_you_mean, listed
 from vqcore.registry import Registry, registry
 from vqcore.schema import RunConfig

@@ -8,13 +8,14 @@ from pathlib import Path
 from vqcore.assembly import pick_device
 from vqcore.console import command, say
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens import MANIFEST, parse_size, tokenize_folder
+from vqcore.tokens.passes import parse_size, tokenize_folder
+from vqcore.tokens.store import MANIFEST
 
 
 def run(args: argparse.Namespace) -> int:
     """Tokenize a folder or a file; files whose codes exist are skipped, unreadable ones named."""
     device = pick_device(args.device)
-    tokenizer = Tokenizer.load(args.run, device, encoder_only=not args.refine, weights=args.weights)
+    tokenizer = Tokenizer.load(args.run, device, encoder_only=True, weights=args.weights)
     size = parse_size(args.size, tokenizer.cfg.size)
     target = Path(args.output).expanduser()
     with _nothing_left(target):
@@ -25,7 +26,6 @@ def run(args: argparse.Namespace) -> int:
             size=size,
             batch_size=args.batch_size,
             overwrite=args.overwrite,
-            refine=args.refine,
         )
     say(f"{done.written} written, {done.skipped} there already, {len(done.failed)} unreadable")
     say(

@@ -4,7 +4,7 @@ import argparse
 import signal
 
 from vqcore import dist
-from vqcore.config import load
+from vqcore.compose.layers import load
 from vqcore.console import command, say
 from vqcore.schema import RunConfig
 
@@ -14,22 +14,23 @@ def run(args: argparse.Namespace) -> int:
     config = load(args.config, args.overrides, schema=RunConfig).config
     from vqcore.trainer import train
 
-    finished = train(config)
-    if finished.stopped_by:
-        return 128 + getattr(signal, finished.stopped_by, signal.SIGTERM)
-    if dist.is_main() and finished.last_evaluation:
+    run = train(config)
+    if run.progress.stopped_by:
+        return 128 + getattr(signal, run.progress.stopped_by, signal.SIGTERM)
+    if dist.is_main() and run.progress.evaluation:
         say("")
-        for name, value in finished.last_evaluation.items():
+        for name, value in run.progress.evaluation.items():
             say(f"  {name:24} {value:.4g}")
-    if dist.is_main() and finished.window:
-        used, held = finished.window.figures()["codes/usage"], finished.window.held
+    if dist.is_main():
+        used, held = run.window.figures()["codes/usage"], run.window.held
         say(f"  codebook used            {used:.1%} of it by the last {held:,} training tokens")
-    say(f"\nrun folder     {finished.dir}")
-    say(f"pictures       {finished.dir / 'samples' / 'strip.png'} (as it learned)")
-    if finished.last_evaluation:
-        say(f"               {finished.dir / 'samples' / 'sheet.png'} (original, rebuilt, token map)")
-    say(f"report         {finished.dir / 'report.html'} (curves, best and worst samples, codes)")
-    say(f"next           {command('eval', finished.dir)}")
-    say(f"               {command('tokenize', finished.dir, 'FOLDER', 'tokens')}")
-    say(f"               {command('export', finished.dir, 'my-tokenizer')}")
+    say(f"\nrun folder     {run.dir}")
+    say(f"pictures       {run.dir / 'samples' / 'strip.png'} (as it learned)")
+    if run.progress.evaluation:
+        say(f"               {run.dir / 'samples' / 'sheet.png'} (original, rebuilt, token map)")
+    if (run.dir / "report.html").is_file():
+        say(f"report         {run.dir / 'report.html'} (curves, best and worst samples, codes)")
+    say(f"next           {command('eval', run.dir)}")
+    say(f"               {command('tokenize', run.dir, 'FOLDER', 'tokens')}")
+    say(f"               {command('export', run.dir, 'my-tokenizer')}")
     return 0

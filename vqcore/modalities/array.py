@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from vqcore import config
 from vqcore.data.npy import read_array
 from vqcore.errors import DataError
-from vqcore.modalities.views import centred_box, expand, pixels, scaled_box, view_of
-from vqcore.protocols import DataSpec, Kind, View
+from vqcore.modalities.views import centred_box, pixels, scaled_box, view_of
+from vqcore.protocols import DataSpec, Kind, View, expand
 
 SLACK = 0.01
 """Share of a declared range by which a value may lie outside it; such values are clipped."""
@@ -106,7 +106,7 @@ class Array:
         )
         self.metrics: tuple[str, ...] = _METRICS.get(cfg.kind, ("psnr", "mae") if bounded else ("mae",))
 
-    def read(self, source: Any) -> np.ndarray:
+    def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
         """A `.npy` file, or anything NumPy takes for an array, as `(channels, *extent)` with its own values.
 
         Raises `DataError` when shape, type or values are not what the config declares.

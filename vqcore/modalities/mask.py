@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from vqcore.errors import DataError
 from vqcore.modalities.planes import SUFFIXES, cut_planes, name_of, read_planes, upright
-from vqcore.modalities.views import CropConfig, crop_view, expand
-from vqcore.protocols import DataSpec, View
+from vqcore.modalities.views import CropConfig, crop_view
+from vqcore.protocols import DataSpec, View, expand
 
 
 class Mask:
@@ -53,7 +53,7 @@ class Mask:
         self.cfg, self.mask_value = cfg, cfg.mask_value
         self.spec = DataSpec(channels=1, size=expand(size, 2), kind="binary", range=(0.0, 1.0), loss="bce")
 
-    def read(self, source: Any) -> np.ndarray:
+    def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
         """A grey or palette picture, a `.npy` file or an array `(h, w)` as `(1, h, w)`: 1 where it is valid, else 0.
 
         Pictures are turned upright by their EXIF orientation. NaN and infinity are never valid. Raises `DataError`

@@ -25,8 +25,8 @@ from torch.nn.functional import interpolate
 
 from vqcore.errors import DataError
 from vqcore.modalities.planes import SIDEWAYS, SUFFIXES, Smooth, cut, read_picture, upright
-from vqcore.modalities.views import CropConfig, crop_view, expand, pixels, smallest_crop
-from vqcore.protocols import DataSpec, View
+from vqcore.modalities.views import CropConfig, crop_view, pixels, smallest_crop
+from vqcore.protocols import DataSpec, View, expand
 
 FAST = ("bilinear", "bicubic")
 """Filters that torch has for 8-bit pictures."""
@@ -92,18 +92,18 @@ class RGB:
         self.spec = DataSpec(channels=3, size=expand(size, 2), range=(low, high))
         self.metrics = ("psnr", "ssim", "mae") if min(self.spec.size) >= WINDOW else ("psnr", "mae")
 
-    def read(self, source: Any) -> UInt8[np.ndarray, "height width 3"]:
+    def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> Raw:
         """Any picture as upright 8-bit RGB: a path, a PIL image or an array.
 
-        Arrays are `(h, w)`, `(h, w, 3)` or `(h, w, 4)` uint8, or `(h, w)` uint16. Raises `DataError` when the
-        picture is damaged, too large for Pillow, or made of floats.
+        Arrays are `(h, w)`, `(h, w, 3)` or `(h, w, 4)` uint8, or `(h, w)` uint16. Where training crops for the size
+        `at_least` need no more detail, the picture is shrunk by a whole factor. Raises `DataError` when the picture is
+        damaged, too large for Pillow, or made of floats.
         """
-        return read_picture(source, lambda image: np.array(self._to_rgb(image)))
-
-    def read_reduced(self, source: Any, size: tuple[int, ...]) -> Raw:
-        """As `read`, but a picture of which no training crop for `size` needs more is shrunk by a whole factor."""
+        size = at_least
 
         def convert(image: Image.Image) -> Raw:
+            if size is None:
+                return np.array(self._to_rgb(image))
             # A picture may lie on its side, which is known for sure only once it is loaded: enough for both.
             factor = min(self._spare(extent, size) for extent in (image.size, image.size[::-1]))
             if factor < 2:

@@ -51,14 +51,6 @@ def crop_view(
     return view_of(box, extent, size, flip=flip, draw=int(rng.integers(1, 2**63)))
 
 
-def expand(size: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """One number per axis. Raises `ValueError` when there are too many or too few."""
-    sides = (size,) * rank if isinstance(size, int) else tuple(size)
-    if len(sides) != rank:
-        raise ValueError(f"size {list(sides)} has {len(sides)} axes where samples have {rank}")
-    return sides
-
-
 def view_of(
     box: Box, extent: tuple[int, ...], size: tuple[int, ...], flip: bool = False, draw: int = 0
 ) -> View:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqcore.config import Config, settings
+from vqcore.compose.describe import settings
+from vqcore.config import Config
 from vqcore.protocols import missing_members
 from vqcore.rng import generator
 

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vqcore.config import Config, from_tree, slot
+from vqcore.compose.build import from_tree
+from vqcore.config import Config, slot
 from vqcore.protocols import Batch, DataSpec
 from vqcore.registry import registry
 from vqcore.rng import generator

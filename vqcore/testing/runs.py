@@ -11,7 +11,8 @@ import pluggy
 import torch
 from torch import Tensor, nn
 
-from vqcore import config, foreign
+from vqcore import config
+from vqcore.artefacts.formats import PICKLES
 from vqcore.errors import CheckpointError
 from vqcore.plugin import RunHooks
 from vqcore.protocols import Batch
@@ -312,7 +313,7 @@ def check_format(format_: Any, path: Path) -> None:
 
 def _check_damaged(format_: Any, path: Path) -> None:
     files = [path] if path.is_file() else [each for each in sorted(path.rglob("*")) if each.is_file()]
-    if any(each.suffix in foreign.PICKLES for each in files):
+    if any(each.suffix in PICKLES for each in files):
         _refuses(format_, path, "a pickle without allow_pickle", allow_pickle=False)
     with tempfile.TemporaryDirectory() as folder:
         damaged = Path(folder) / path.name

@@ -62,8 +62,7 @@ def check_modality(
     _check_show(modality, raw, fixed, tolerance, waived)
     if hasattr(modality, "write"):
         _check_write(modality, raw, fixed)
-    if hasattr(modality, "read_reduced"):
-        _check_reduced(modality, source, drawn)
+    _check_less_detail(modality, source, drawn)
     _check_reading(modality, source, fixed)
     for name in modality.metrics:
         try:
@@ -82,17 +81,17 @@ def _check_other_size(modality: Any, raw: Any, size: tuple[int, ...]) -> None:
     assert found == size, f"size law: a view of {size} gives a tensor of {found}"
 
 
-def _check_reduced(modality: Any, source: Any, drawn: Sequence[View]) -> None:
-    """What is read for training measures the same, and gives nearly the same training samples."""
-    raw, reduced = modality.read(source), modality.read_reduced(source, modality.spec.size)
+def _check_less_detail(modality: Any, source: Any, drawn: Sequence[View]) -> None:
+    """What is read for training has the same extent, and gives nearly the same training samples."""
+    raw, reduced = modality.read(source), modality.read(source, at_least=modality.spec.size)
     extents = modality.extent(raw), modality.extent(reduced)
-    assert extents[0] == extents[1], f"reduced law: read says {extents[0]}, read_reduced {extents[1]}"
+    assert extents[0] == extents[1], f"detail law: the extent is {extents[0]}, with at_least {extents[1]}"
     for view in drawn:
         x, less = modality.tensor(raw, view).double(), modality.tensor(reduced, view).double()
-        assert x.shape == less.shape, f"reduced law: tensors are {tuple(x.shape)} and {tuple(less.shape)}"
+        assert x.shape == less.shape, f"detail law: tensors are {tuple(x.shape)} and {tuple(less.shape)}"
         off, most = float((x - less).abs().mean()), REDUCED * float((x.max() - x.min()).clamp(min=1e-6))
         assert off <= most, (
-            f"reduced law: a training sample is off by {off:.3g} on average, more than {most:.3g}"
+            f"detail law: a training sample is off by {off:.3g} on average, more than {most:.3g}"
         )
 
 
@@ -215,9 +214,8 @@ def _check_reading(modality: Any, source: Any, view: View) -> None:
             path.write_bytes(b"\x00not a sample")
             for given, what in ((path, "a damaged file"), (path.with_stem("absent"), "a missing file")):
                 _refuses("read", modality.read, given, f"{what} ({suffix})")
-                if hasattr(modality, "read_reduced"):
-                    less = functools.partial(modality.read_reduced, size=view.size)
-                    _refuses("read_reduced", less, given, f"{what} ({suffix})")
+                less = functools.partial(modality.read, at_least=view.size)
+                _refuses("read with at_least", less, given, f"{what} ({suffix})")
     for bad in (np.nan, np.inf):
         holed = _with_value(source, bad)
         if holed is None:

@@ -3,7 +3,7 @@
 from PIL import Image
 from vqcore_pose.walks import Walks
 
-from vqcore.config import load
+from vqcore.compose.layers import load
 from vqcore.schema import RunConfig
 from vqcore.testing.conformance import ModalityConformance, QuantizerConformance
 

@@ -38,7 +38,7 @@ class Keypoints:
         frames = size if isinstance(size, int) else size[0]
         self.spec = DataSpec(channels=2 * cfg.joints, size=(frames,))
 
-    def read(self, source: Any) -> np.ndarray:
+    def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
         """A sequence from a `.npy` file or an array; `DataError` when it is not one."""
         try:
             raw = source if isinstance(source, np.ndarray) else np.load(source, allow_pickle=False)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqcore.optim import parameter_groups
+from vqcore.run.optim import parameter_groups
 from vqcore.testing.conformance import build
 
 LEARNED = {"name": "quant/vq", "codebook_size": 16, "latent_dim": 4, "codebook": "learned"}

@@ -6,7 +6,8 @@ import sys
 import pytest
 import yaml
 
-from vqcore.config import dump, from_tree, settings
+from vqcore.compose.build import from_tree
+from vqcore.compose.describe import dump, settings
 from vqcore.errors import ConfigError
 from vqcore.registry import registry
 from vqcore.testing.checks import check_plugin

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from vqcore.config import from_tree
+from vqcore.compose.build import from_tree
 from vqcore.schema import TokenizerConfig
 from vqcore.tokenizer import Tokenizer
 

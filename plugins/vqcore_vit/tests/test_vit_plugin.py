@@ -7,7 +7,8 @@ import torch
 import yaml
 from vqcore_vit.vit import ViTDecoder, ViTEncoder
 
-from vqcore.config import dump, from_tree
+from vqcore.compose.build import from_tree
+from vqcore.compose.describe import dump
 from vqcore.errors import ConfigError
 from vqcore.protocols import DataSpec
 from vqcore.registry import registry

@@ -1,0 +1,62 @@
+"""TODO"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vqcore.config import Config as BaseConfig
+from vqcore.metrics.sums import mean
+from vqcore.protocols import DataSpec
+
+_FLOOR = 1e-10
+"""Power ratios are kept within 1e-10 and 1e10, 100 dB either way."""
+
+
+class SISNR:
+    """Scale-invariant signal-to-noise ratio of waveforms in dB (arXiv 1809.07454, eqs. 13 to 15); mean over channels.
+
+    Means are removed first. Kept within -100 and 100 dB; a constant estimate has -100. Silent samples are left out.
+    """
+
+    better = "higher"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BaseConfig):
+        """No settings."""
+
+    def __init__(self, cfg: Config, *, spec: DataSpec):
+        if spec.rank != 1:
+            raise ValueError(f"si-snr is for waveforms (one axis), not for data of {spec.rank} axes")
+
+    def measure(
+        self,
+        x_hat: Float[Tensor, "b c n"],
+        x: Float[Tensor, "b c n"],
+        mask: Bool[Tensor, "b n"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Sum of the ratios of all channels that are not silent, and their number."""
+        valid = (
+            torch.ones_like(x, dtype=torch.double)
+            if mask is None
+            else mask.unsqueeze(1).expand_as(x).double()
+        )
+        estimate, signal = _centred(x_hat.double(), valid), _centred(x.double(), valid)
+        energy = signal.square().sum(-1)
+        heard = energy > 0
+        share = (estimate * signal).sum(-1, keepdim=True) / energy.clamp(min=1e-300).unsqueeze(-1)
+        kept = (share * signal).square().sum(-1)
+        noise = (estimate - share * signal).square().sum(-1)
+        ratio = torch.where(kept > 0, kept / noise.clamp(min=1e-300), 0.0).clamp(_FLOOR, 1 / _FLOOR)
+        return {"sum": (10 * ratio.log10() * heard).sum(), "count": heard.double().sum()}
+
+    def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """The mean over channels and samples, in dB; nan when all were silent."""
+        return mean(sums)
+
+
+def _centred(x: Tensor, valid: Tensor) -> Tensor:
+    mean = (x * valid).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
+    return (x - mean) * valid

@@ -1,0 +1,27 @@
+"""The manifest of vqcore-audio. Light layer: imports vqcore.plugin and nothing else."""
+
+from vqcore.plugin import Component, Plugin, hookimpl
+
+
+@hookimpl
+def vqcore_plugin() -> Plugin:
+    """The components whose names start with `audio/`."""
+    return Plugin(
+        api=1,
+        summary="Sounds: waveforms and log-mel spectrograms, and their metric",
+        components=(
+            Component("modality", "wave", "vqcore_audio.sounds:Wave", "waveforms"),
+            Component(
+                "modality",
+                "log-mel",
+                "vqcore_audio.sounds:LogMel",
+                "spectrograms of sounds, in dB over mel bands",
+            ),
+            Component(
+                "metric",
+                "si-snr",
+                "vqcore_audio.metrics:SISNR",
+                "scale-invariant signal-to-noise ratio in dB",
+            ),
+        ),
+    )

@@ -1,0 +1,230 @@
+"""What a run's tokenizer does with samples: the best, the median and the worst, and how its codes are used.
+
+Needs the checkpoint and the data; nothing is drawn at random that a sample's key does not decide, so two reports agree.
+No process waits for another here: one process makes the report while others have gone home.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vqcore import pictures
+from vqcore.assembly import build_extra, open_data, pick_device
+from vqcore.compose.build import from_tree
+from vqcore.errors import DataError
+from vqcore.evaluate.measure import eval_batches, measured, metric_configs
+from vqcore.evaluate.usage import CodeCounts
+from vqcore.metrics.labels import Accuracy
+from vqcore.metrics.pixels import MAE
+from vqcore.protocols import Batch, Data, Metric, Modality
+from vqcore.registry import registry
+from vqcore.rng import sample_generators
+from vqcore.schema import RunConfig
+from vqcore.tokenizer import Tokenizer
+from vqcore_track.record import Record
+
+DENOISED = 32
+"""Samples looked through where decoding draws: it takes as long as hundreds of plain ones."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One sample on the page."""
+
+    key: str
+    group: str
+    figure: float
+    original: Image.Image
+    rebuilt: Image.Image
+    error: Image.Image
+    tokens: Image.Image
+
+
+@dataclass
+class Gallery:
+    """What was found. `top` is the error that has the lightest colour, in shares of `unit`; `curves`: one axis."""
+
+    metric: str = ""
+    samples: int = 0
+    source: str = ""
+    shown: list[Shown] = field(default_factory=list)
+    counts: list[list[int]] = field(default_factory=list)
+    grid: tuple[int, ...] = ()
+    top: float = 0.0
+    unit: str = ""
+    curves: bool = False
+    parts: dict[str, int] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def collect(record: Record, limit: int) -> Gallery:
+    """Look through at most `limit` evaluation samples (training samples where there are no others).
+
+    Raises a `VqcoreError` when config, checkpoint or data cannot be used here and now.
+    """
+    assert record.checkpoint is not None
+    config = from_tree(record.config, schema=RunConfig, file=str(record.folder / "config.yaml"))
+    wanted = config.run.device
+    device = pick_device(None if wanted is None or wanted.startswith("cuda") else wanted)
+    tokenizer = Tokenizer.load(record.checkpoint, device)
+    facts = tokenizer.facts()
+    parts = {name: part.parameters + part.buffers for name, part in facts.parts.items()}
+    found = Gallery(parts=parts, grid=facts.grid)
+    extra = build_extra(config, tokenizer.cfg.size)
+    data, found.source = _open(config, tokenizer, extra)
+    if getattr(tokenizer.decoder, "is_denoiser", False):
+        limit = min(limit, DENOISED)
+    passes = _Pass(tokenizer, config, data, extra, limit)
+    found.metric, metric, figures, counts = _measure(passes)
+    found.samples, found.counts = len(figures), [book.tolist() for book in counts.by_code()]
+    _show(found, passes, metric, _choice(figures, _better(metric, tokenizer)))
+    return found
+
+
+def _open(config: RunConfig, tokenizer: Tokenizer, extra: dict[str, Modality]) -> tuple[Data, str]:
+    split, source = ("eval", "evaluation") if config.data.has_eval else ("train", "training")
+    return open_data(config, tokenizer.modality, extra, split), source
+
+
+@dataclass
+class _Pass:
+    """Goes through the samples, one at a time, as often as asked."""
+
+    tokenizer: Tokenizer
+    config: RunConfig
+    data: Data
+    extra: dict[str, Modality]
+    limit: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = eval_batches(self.tokenizer, self.config, self.data, self.extra, limit=self.limit)
+        for loaded in batches:
+            if loaded.batch is not None:
+                yield loaded.batch.to(self.tokenizer.device)
+
+    def encode(self, batch: Batch) -> Tensor:
+        return self.tokenizer.encode(batch.x, batch.mask)
+
+    def decode(self, batch: Batch, codes: Tensor) -> Tensor:
+        rng = sample_generators(batch.keys, self.config.run.seed, "eval-decode")
+        size = tuple(self.tokenizer.cfg.size)
+        return self.tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras)
+
+
+def _measure(passes: _Pass) -> tuple[str, Metric, dict[str, float], CodeCounts]:
+    """The metric and its label, its figure for each sample alone, and how often each code occurred."""
+    tokenizer, found = passes.tokenizer, None
+    figures: dict[str, float] = {}
+    counts = CodeCounts(tokenizer.codebook_size, tokenizer.num_codebooks)
+    for batch in passes:
+        codes = passes.encode(batch)
+        x_hat = passes.decode(batch, codes)
+        counts.add(codes)
+        for index, key in enumerate(batch.keys):
+            one = _single(batch, index)
+            found = found or _fitting(passes, one, x_hat[index : index + 1])
+            figures[key] = _figure(found[1], tokenizer, one, x_hat[index : index + 1])
+    if found is None:
+        raise DataError("none of the samples can be read.")
+    return *found, figures, counts
+
+
+def _fitting(passes: _Pass, batch: Batch, x_hat: Tensor) -> tuple[str, Metric]:
+    """The first metric that says what is better and has a figure for one sample (that of a whole set has none)."""
+    tokenizer = passes.tokenizer
+    for label, cfg in metric_configs(passes.config.eval.metrics, tokenizer).items():
+        metric: Metric = registry().build("metric", cfg, f"eval.metrics.{label}", spec=tokenizer.spec)
+        if getattr(metric, "better", None) and math.isfinite(_figure(metric, tokenizer, batch, x_hat)):
+            return label, metric
+    if tokenizer.spec.labels is not None:
+        return "accuracy", Accuracy(Accuracy.Config(), spec=tokenizer.spec)
+    return "mae", MAE(MAE.Config(), spec=tokenizer.spec)
+
+
+def _better(metric: Metric, tokenizer: Tokenizer) -> str:
+    return getattr(metric, "better", "lower" if tokenizer.spec.labels is None else "higher")
+
+
+def _figure(metric: Metric, tokenizer: Tokenizer, batch: Batch, x_hat: Tensor) -> float:
+    return metric.summary(measured(metric, tokenizer, x_hat, batch)).get("", math.nan)
+
+
+def _single(batch: Batch, index: int) -> Batch:
+    here = slice(index, index + 1)
+    return replace(
+        batch,
+        x=batch.x[here],
+        keys=batch.keys[here],
+        mask=None if batch.mask is None else batch.mask[here],
+        size=None if batch.size is None else batch.size[here],
+        extras={label: value[here] for label, value in batch.extras.items()},
+    )
+
+
+def _choice(figures: Mapping[str, float], better: str) -> dict[str, str]:
+    """Group by key: the best, the median and the worst samples, as many of each as there are enough for."""
+    keys = sorted(figures, key=lambda key: (figures[key] if better == "lower" else -figures[key], key))
+    each = min(3, max(1, len(keys) // 3))
+    middle = (len(keys) - each) // 2
+    groups = {"worst": keys[-each:], "median": keys[middle : middle + each], "best": keys[:each]}
+    chosen = {key: group for group, members in groups.items() for key in members}
+    return {key: chosen[key] for key in keys if key in chosen}
+
+
+def _show(found: Gallery, passes: _Pass, metric: Metric, chosen: Mapping[str, str]) -> None:
+    """Make the pictures of the chosen samples, in the order in which they are given."""
+    tokenizer = passes.tokenizer
+    kept: dict[str, tuple[Batch, Tensor, Tensor]] = {}
+    for batch in passes:
+        for index, key in enumerate(batch.keys):
+            if key in chosen and key not in kept:
+                one = _single(batch, index)
+                codes = passes.encode(one)
+                kept[key] = one, codes, passes.decode(one, codes)
+    ordered = [kept[key] for key in chosen]
+    maps = pictures.token_maps(torch.cat([tokenizer.lookup(codes) for _, codes, _ in ordered]))
+    wrong = [
+        pictures.errors(y[0], b.x[0], None if b.mask is None else b.mask[0]).cpu() for b, _, y in ordered
+    ]
+    found.top, found.curves = _top(wrong, tokenizer), tokenizer.spec.rank == 1
+    width = _width(tokenizer, [b.x for b, _, _ in ordered])
+    if tokenizer.spec.labels is None:
+        found.unit = "of the range" if tokenizer.spec.range else "of the spread of what is shown"
+    for (batch, _, x_hat), tokens, each in zip(ordered, maps, wrong):
+        (key,), modality = batch.keys, tokenizer.modality
+        shown = x_hat[0].cpu() if tokenizer.spec.labels is None else x_hat[0].argmax(0).cpu()
+        original, (mask,) = batch.x[0].cpu(), pictures.masks(batch)
+        found.shown.append(
+            Shown(
+                key=key,
+                group=chosen[key],
+                figure=_figure(metric, tokenizer, batch, x_hat),
+                original=pictures.picture(modality, original, mask=mask),
+                rebuilt=pictures.picture(modality, shown, original, mask),
+                error=pictures.error_picture(each, found.top),
+                tokens=tokens,
+            )
+        )
+    found.top /= width
+
+
+def _top(wrong: list[Tensor], tokenizer: Tokenizer) -> float:
+    """The error that gets the lightest colour: few positions of what is shown have a larger one."""
+    if tokenizer.spec.labels is not None:
+        return 1.0
+    every = torch.cat([each.flatten() for each in wrong])
+    return float(torch.sort(every).values[int(0.995 * (len(every) - 1))]) or 1e-12
+
+
+def _width(tokenizer: Tokenizer, shown: list[Tensor]) -> float:
+    if tokenizer.spec.labels is not None:
+        return 1.0
+    low, high = tokenizer.spec.range or (
+        min(float(x.min()) for x in shown),
+        max(float(x.max()) for x in shown),
+    )
+    return (high - low) or 1.0

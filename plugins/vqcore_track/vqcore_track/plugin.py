@@ -1,0 +1,38 @@
+"""The manifest of vqcore-track. Light layer: imports vqcore.plugin and nothing else."""
+
+from vqcore.plugin import Component, Plugin, hookimpl
+
+
+@hookimpl
+def vqcore_plugin() -> Plugin:
+    """The components whose names start with `track/`."""
+    return Plugin(
+        api=1,
+        summary="Watches runs: TensorBoard, W&B, a profile, a report for the browser",
+        components=(
+            Component(
+                "hook",
+                "report",
+                "vqcore_track.report:Report",
+                "one page about the run for a browser, when it ends",
+            ),
+            Component(
+                "hook",
+                "tensorboard",
+                "vqcore_track.tensorboard:TensorBoard",
+                "metrics, pictures and code usage as TensorBoard event files",
+            ),
+            Component(
+                "hook",
+                "wandb",
+                "vqcore_track.wandb:Wandb",
+                "metrics, pictures and code usage to Weights & Biases",
+            ),
+            Component(
+                "hook",
+                "profile",
+                "vqcore_track.profile:Profile",
+                "a trace of some steps, and their most expensive operations",
+            ),
+        ),
+    )

@@ -1,0 +1,107 @@
+"""Figures, pictures and code-usage histograms to Weights & Biases. Needs `wandb`, and a login unless it is offline.
+
+The run's id is kept in `<run.dir>/wandb.json`: a run that is taken up again goes on as the same W&B run. Charts are
+drawn over the figure `step`, because W&B's own counter cannot go back to the step of a checkpoint.
+"""
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vqcore import config, dist
+from vqcore.artefacts.folder import write_text
+from vqcore.plugin import hookimpl
+from vqcore_track.usage import codebooks, uses_histogram
+
+ID = "wandb.json"
+
+
+class Wandb:
+    """Speaks on rank 0 alone."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config):
+        """Settings of the W&B hook."""
+
+        project: str = "vqcore"
+        """W&B project."""
+        entity: str | None = None
+        """W&B user or team; by default your own."""
+        run_name: str | None = None
+        """Name that W&B shows; by default that of the run's folder."""
+        tags: tuple[str, ...] = ()
+        """Tags of the W&B run."""
+        mode: Literal["online", "offline", "disabled"] | None = None
+        """offline keeps everything in the run's folder for `wandb sync`; by default WANDB_MODE decides, else online."""
+        pictures: bool = True
+        """Log the rows of samples and the contact sheet."""
+        histograms: bool = True
+        """Log how often the codes are used, at every logged step."""
+
+    def __init__(self, cfg: Config):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError(f"needs wandb ({error}): pip install wandb") from error
+        self.cfg, self._wandb = cfg, wandb
+        self._run: Any = None
+
+    @hookimpl
+    def vqcore_run_started(self, run: Any) -> None:
+        """Begin a W&B run, or go on with the one this run had."""
+        if not dist.is_main():
+            return
+        mode: Any = self.cfg.mode or os.environ.get("WANDB_MODE") or "online"
+        self._run = self._wandb.init(
+            project=self.cfg.project,
+            entity=self.cfg.entity,
+            name=self.cfg.run_name or run.dir.name,
+            tags=self.cfg.tags or None,
+            dir=str(run.dir),
+            id=_id(run.dir / ID),
+            resume="allow" if mode == "online" else None,
+            mode=mode,
+            config=config.to_tree(run.config),
+        )
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+
+    @hookimpl
+    def vqcore_step_ended(self, run: Any, step: int, metrics: dict[str, float]) -> None:
+        """Figures of training, and the codes in use."""
+        if self._run is None:
+            return
+        shown: dict[str, Any] = dict(metrics)
+        if self.cfg.histograms and run.window is not None:
+            for name, counts in codebooks(run.window.counts()).items():
+                shown[name] = self._wandb.Histogram(np_histogram=uses_histogram(counts))
+        self._run.log({"step": step, **shown})
+
+    @hookimpl
+    def vqcore_evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """Figures of an evaluation."""
+        if self._run is not None:
+            self._run.log({"step": step, **metrics})
+
+    @hookimpl
+    def vqcore_pictured(self, step: int, name: str, path: str) -> None:
+        """A picture of samples."""
+        if self._run is not None and self.cfg.pictures:
+            self._run.log({"step": step, name: self._wandb.Image(path)})
+
+    @hookimpl
+    def vqcore_run_ended(self, error: BaseException | None) -> None:
+        """Hand in what is left; W&B shows whether the run reached its end."""
+        if self._run is not None:
+            self._run.finish(exit_code=0 if error is None else 1)
+
+
+def _id(path: Path) -> str:
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))["id"]
+    id = secrets.token_hex(4)
+    write_text(path, json.dumps({"id": id}) + "\n")
+    return id

@@ -1,0 +1,299 @@
+"""Dense feature maps of another network (CLIP, DINOv2, ImageBind ...), `(c, h, w)`, from .npy, .npz or .safetensors.
+
+A map is cut to the size that is wanted, not resized: features between two positions are not what the network would say
+there. `crop: resize` resizes all the same. Values stay as they are in the files unless mean, std or norm say otherwise;
+the feature tokenizers of 4M (arXiv 2312.06647 and 2406.09406) see them so, under a smooth L1 loss.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn import functional as F
+
+from vqcore import config
+from vqcore.data.npy import read_array, read_member
+from vqcore.errors import DataError, did_you_mean, listed
+from vqcore.modalities.views import centred_box, pixels, scaled_box, view_of
+from vqcore.protocols import DataSpec, View, expand
+
+SUFFIXES = (".npy", ".npz", ".safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureConfig(config.Config):
+    """What maps and vectors of features have in common."""
+
+    channels: int
+    """Width of a feature vector, e.g. 512 for CLIP-B/16, 768 for DINOv2-B/14, 1280 for ImageBind-H/14."""
+    key: str | None = None
+    """Name of the array in a .npz or .safetensors file; by default the only one."""
+    mean: float | tuple[float, ...] | None = None
+    """Subtracted from the values: one number, or one per channel."""
+    std: float | tuple[float, ...] | None = None
+    """What is left is divided by it: one number, or one per channel."""
+    norm: float | None = None
+    """Every vector is scaled to this length first; `show` cannot give the old length back."""
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise ValueError(f"channels={self.channels} must be at least 1")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != self.channels:
+                raise ValueError(
+                    f"{name} has {len(value)} numbers for channels={self.channels}: give one or all"
+                )
+        std = self.std if isinstance(self.std, tuple) else (1.0 if self.std is None else self.std,)
+        if not min(std) > 0:
+            raise ValueError(f"std={min(std)} must be above 0")
+        if self.norm is not None and not self.norm > 0:
+            raise ValueError(f"norm={self.norm} must be above 0")
+
+
+class Scaling:
+    """From the values of files to those of tensors and back; channels are axis 0, or axis 1 of a batch."""
+
+    def __init__(self, cfg: FeatureConfig):
+        self.norm = cfg.norm
+        self.mean = torch.tensor(0.0 if cfg.mean is None else cfg.mean, dtype=torch.float32)
+        self.std = torch.tensor(1.0 if cfg.std is None else cfg.std, dtype=torch.float32)
+
+    def apply(self, x: Float[Tensor, "c *size"]) -> Float[Tensor, "c *size"]:
+        """Length, then mean and deviation."""
+        if self.norm is not None:
+            x = F.normalize(x, dim=0) * self.norm
+        return (x - _column(self.mean, x.ndim)) / _column(self.std, x.ndim)
+
+    def undo(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+        """Deviation and mean, for channels on the last axis."""
+        return x * self.std.to(x.device) + self.mean.to(x.device)
+
+
+class Features:
+    """Maps of feature vectors, one per position of a grid; sizes are counted in positions."""
+
+    suffixes = SUFFIXES
+    metrics = ("cosine", "mae")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(FeatureConfig):
+        """Settings of feature maps."""
+
+        training_only: ClassVar[tuple[str, ...]] = ("hflip", "min_crop_scale")
+
+        layout: Literal["chw", "hwc", "tokens"] = "chw"
+        """Order of the axes in the files; tokens is (positions, c), row by row, of a square map, or (h, w, c)."""
+        prefix_tokens: int = 0
+        """With layout tokens: how many come before the map (class token, registers); they are left out."""
+        crop: Literal["cut", "resize"] = "cut"
+        """cut takes a window of the wanted size; resize takes the largest box of its aspect and interpolates."""
+        min_crop_scale: float = 1.0
+        """With crop resize: smallest share of a map that a training crop keeps."""
+        hflip: float = 0.0
+        """Share of the training samples mirrored left to right: nearly, not quite, the mirrored picture's features."""
+        stride: int = 1
+        """Beside a picture: its pixels, after the crop, for one position of the map, e.g. 16 for CLIP-B/16."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.stride < 1:
+                raise ValueError(f"stride={self.stride} must be at least 1")
+            if self.prefix_tokens < 0:
+                raise ValueError(f"prefix_tokens={self.prefix_tokens} is negative")
+            if self.prefix_tokens and self.layout != "tokens":
+                raise ValueError(
+                    f"prefix_tokens={self.prefix_tokens} with layout={self.layout}: only tokens have them"
+                )
+            if not 0 < self.min_crop_scale <= 1:
+                raise ValueError(f"min_crop_scale={self.min_crop_scale} must lie above 0 and at most at 1")
+            if not 0 <= self.hflip <= 1:
+                raise ValueError(f"hflip={self.hflip} is no probability; it lies in 0..1")
+
+    def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
+        if size is None:
+            raise ValueError(
+                "feature maps have no size of their own: set data.input_size in positions, e.g. 14 for 224 px in "
+                "patches of 16"
+            )
+        self.cfg, self.scaling = cfg, Scaling(cfg)
+        self.spec = DataSpec(channels=cfg.channels, size=expand(size, 2), range=None, loss="smooth_l1")
+
+    def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
+        """A file, an array or a tensor as `(c, h, w)` float32, with its own values.
+
+        Raises `DataError` for another number of channels, another number of axes, and values that are not finite.
+        """
+        array, name = read_numbers(source, self.cfg.key)
+        array = self._with_channels_first(array, name)
+        if len(array) != self.cfg.channels:
+            raise DataError(
+                f"{name}: has {len(array)} channels (shape {array.shape}, channels first) where "
+                f"data.modality.channels is {self.cfg.channels}; data.modality.layout says which axis they are"
+            )
+        return array
+
+    def extent(self, raw: np.ndarray) -> tuple[int, ...]:
+        """Height and width in positions."""
+        return raw.shape[1:]
+
+    def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
+        """A window (centred, or in training anywhere), or with `crop: resize` the largest box or a part of it."""
+        flip = rng is not None and bool(rng.random() < self.cfg.hflip)
+        if self.cfg.crop == "resize":
+            box = centred_box(extent, size)
+            if rng is not None and self.cfg.min_crop_scale < 1:
+                box = scaled_box(extent, size, rng, self.cfg.min_crop_scale)
+            return view_of(box, extent, size, flip)
+        if any(n < side for n, side in zip(extent, size)):
+            raise DataError(
+                f"a feature map of {' x '.join(map(str, extent))} positions holds no window of "
+                f"{' x '.join(map(str, size))}; make larger maps, or set data.modality.crop=resize"
+            )
+        room = [n - side for n, side in zip(extent, size)]
+        start = tuple(n // 2 if rng is None else int(rng.integers(n + 1)) for n in room)
+        return view_of((start, size), extent, size, flip)
+
+    def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c h w"]:
+        """The part of a map that a view names, interpolated only if it has another size than the view.
+
+        Of a view that was drawn for something else the size is divided by `stride`.
+        """
+        (top, left), (bottom, right) = pixels(view, self.extent(raw))
+        top, left = min(round(top), raw.shape[1] - 1), min(round(left), raw.shape[2] - 1)
+        part = raw[:, top : max(round(bottom), top + 1), left : max(round(right), left + 1)]
+        x = torch.from_numpy(np.array(part))
+        size = view.size
+        if view.extent != self.extent(raw):
+            size = tuple(max(1, side // self.cfg.stride) for side in size)
+        if x.shape[1:] != size:
+            batch = rearrange(x, "c h w -> 1 c h w")
+            batch = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
+            x = rearrange(batch, "1 c h w -> c h w")
+        x = self.scaling.apply(x)
+        return x.flip(-1) if view.flip else x
+
+    def values(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """A batch in the units of the files."""
+        return rearrange(self.scaling.undo(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
+
+    def show(self, x: Float[Tensor, "*b c h w"]) -> np.ndarray:
+        """One map in the units of the files, which `read` takes: `(c, h, w)` if they have it so, else `(h, w, c)`."""
+        pattern = "c h w" if self.cfg.layout == "chw" else "h w c"
+        return rearrange(self._single(x), f"c h w -> {pattern}").numpy()
+
+    def picture(self, x: Float[Tensor, "*b c h w"]) -> Image.Image:
+        """The three principal components of the map's vectors as red, green and blue.
+
+        The axes are this map's own, each pointing where its largest loading is positive.
+        """
+        return components(self._single(x))
+
+    def _single(self, x: Tensor) -> Float[Tensor, "c h w"]:
+        x = x.detach().cpu().float()
+        return self.values(x if x.ndim == 4 else rearrange(x, "c h w -> 1 c h w"))[0]
+
+    def _with_channels_first(self, array: np.ndarray, name: str) -> np.ndarray:
+        layout, prefix = self.cfg.layout, self.cfg.prefix_tokens
+        if array.ndim not in ((2, 3) if layout == "tokens" else (3,)) or not array.size:
+            axes = {
+                "chw": "(channels, h, w)",
+                "hwc": "(h, w, channels)",
+                "tokens": "(positions, channels) or (h, w, channels)",
+            }[layout]
+            raise DataError(
+                f"{name}: has shape {array.shape}, not {axes} as data.modality.layout={layout} says"
+            )
+        if layout == "chw":
+            return array
+        if array.ndim == 3:
+            # Maps of height 1 are told apart from batches of one by the size that is wanted.
+            one, count = array.shape[0] == 1 < self.spec.size[0], array.shape[1] - prefix
+            if layout == "tokens" and one and count > 1 and math.isqrt(count) ** 2 == count:
+                raise DataError(
+                    f"{name}: has shape {array.shape}, whose first axis is a batch axis; save one map a file, "
+                    "(positions, channels)"
+                )
+            return rearrange(array, "h w c -> c h w")
+        side = round(max(0, len(array) - prefix) ** 0.5)
+        if side * side + prefix != len(array):
+            raise DataError(
+                f"{name}: {len(array)} tokens less data.modality.prefix_tokens={prefix} make no square map"
+            )
+        return rearrange(array[prefix:], "(h w) c -> c h w", h=side)
+
+
+def read_numbers(source: Any, key: str | None) -> tuple[np.ndarray, str]:
+    """Finite float32 numbers from a `.npy`, `.npz` or `.safetensors` file, an array or a tensor; and a name for errors.
+
+    `key` names the array in a file that may hold several. Raises `DataError`, with the place of a value that is not
+    finite.
+    """
+    name = str(source) if isinstance(source, (str, Path)) else "array in memory"
+    if isinstance(source, (str, Path)):
+        array = _read_file(Path(source), key, name)
+    elif isinstance(source, Tensor):
+        array = source.detach().cpu().float().numpy()
+    else:
+        array = np.asarray(source)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{name}: holds values of type {array.dtype}; features are real numbers")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        place = np.argwhere(~np.isfinite(array))[0].tolist()
+        raise DataError(f"{name}: the value at {place} is {array[tuple(place)]}; features are finite numbers")
+    return array, name
+
+
+def components(x: Float[Tensor, "c h w"]) -> Image.Image:
+    """The principal components of a map's vectors as colours, 2 deviations either way from black to full."""
+    flat = rearrange(x.double(), "c h w -> (h w) c")
+    flat = flat - flat.mean(0)
+    left, sizes, axes = torch.linalg.svd(flat, full_matrices=False)
+    largest = axes.abs().argmax(1, keepdim=True)
+    parts = (left * sizes * axes.gather(1, largest).sign().T)[:, :3]
+    parts = F.pad(parts, (0, 3 - parts.shape[1]))
+    spread = parts.square().mean(0).sqrt().clamp(min=1e-12)
+    colours = ((parts / spread / 4 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return Image.fromarray(rearrange(colours, "(h w) c -> h w c", h=x.shape[1]))
+
+
+def _column(values: Tensor, rank: int) -> Tensor:
+    return values.reshape(-1, *[1] * (rank - 1)) if values.ndim else values
+
+
+def _read_file(path: Path, key: str | None, name: str) -> np.ndarray:
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return read_member(path, key, name, "data.modality.key")
+    if suffix == ".safetensors":
+        return _read_safetensors(path, key, name)
+    return read_array(path, name)
+
+
+def _read_safetensors(path: Path, key: str | None, name: str) -> np.ndarray:
+    try:
+        with safe_open(path, "pt") as file:  # NumPy has no bfloat16
+            names = list(file.keys())
+            if key is None and len(names) == 1:
+                key = names[0]
+            if key is None:
+                raise DataError(
+                    f"{name}: holds {listed(names) or 'nothing'}; choose one with data.modality.key"
+                )
+            if key not in names:
+                raise DataError(
+                    f"{name}: holds no '{key}'.{did_you_mean(key, names)} Arrays: {listed(names)}"
+                )
+            return file.get_tensor(key).float().numpy()
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{name}: {getattr(error, 'strerror', None) or error}") from error

@@ -1,0 +1,86 @@
+"""One feature vector a sample (a class token, a pooled embedding), `(c, 1)`: the direction is what counts.
+
+4M's tokenizers of global DINOv2 and ImageBind features (arXiv 2406.09406) are of this kind: values as they are in the
+files, a cosine loss over channels.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from vqcore.errors import DataError
+from vqcore.protocols import DataSpec, View
+from vqcore_vision.features import SUFFIXES, FeatureConfig, Scaling, read_numbers
+
+
+class Vector:
+    """Vectors of `channels` numbers from files of any shape that holds as many; nothing is cropped or mirrored."""
+
+    suffixes = SUFFIXES
+    metrics = ("cosine", "mae")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(FeatureConfig):
+        """Settings of feature vectors."""
+
+    def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
+        if isinstance(size, int) and size != 1:
+            raise ValueError(f"a vector has size 1, not {size}: leave data.input_size out")
+        self.cfg, self.scaling = cfg, Scaling(cfg)
+        self.spec = DataSpec(channels=cfg.channels, size=(1,), range=None, loss="cosine")
+
+    def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
+        """A file, an array or a tensor as `(c,)` float32. Raises `DataError` when it holds another number of values."""
+        array, name = read_numbers(source, self.cfg.key)
+        if array.size != self.cfg.channels:
+            raise DataError(
+                f"{name}: holds {array.size} values (shape {array.shape}) where data.modality.channels is "
+                f"{self.cfg.channels}"
+            )
+        return array.reshape(-1)
+
+    def extent(self, raw: np.ndarray) -> tuple[int, ...]:
+        """One position."""
+        return (1,)
+
+    def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
+        """The whole, always."""
+        return View(start=(0.0,), stop=(1.0,), size=(1,))
+
+    def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c 1"]:
+        """The vector, scaled; a view that was drawn for something else changes nothing."""
+        return self.scaling.apply(rearrange(torch.from_numpy(raw.copy()), "c -> c 1"))
+
+    def values(self, x: Float[Tensor, "b c 1"]) -> Float[Tensor, "b c 1"]:
+        """A batch in the units of the files."""
+        return rearrange(self.scaling.undo(rearrange(x, "b c 1 -> b c")), "b c -> b c 1")
+
+    def show(self, x: Float[Tensor, "*b c 1"]) -> np.ndarray:
+        """One vector in the units of the files."""
+        return self._single(x).numpy()
+
+    def picture(self, x: Float[Tensor, "*b c 1"]) -> Image.Image:
+        """The channels row by row in a square, red above zero and blue below; full colour at 3 times their spread."""
+        return barcode(self._single(x))
+
+    def _single(self, x: Tensor) -> Float[Tensor, " c"]:
+        x = x.detach().cpu().float()
+        return rearrange(self.values(x if x.ndim == 3 else rearrange(x, "c 1 -> 1 c 1")), "1 c 1 -> c")
+
+
+def barcode(values: Float[Tensor, " c"]) -> Image.Image:
+    """Numbers row by row in a square, white at 0, red above and blue below; grey where there is no number."""
+    side = math.ceil(math.sqrt(len(values)))
+    share = (values / (3 * values.square().mean().sqrt().clamp(min=1e-12))).clamp(-1, 1).numpy()
+    fade = 1 - np.abs(share)
+    colours = np.stack([np.where(share > 0, 1, fade), fade, np.where(share < 0, 1, fade)], -1)
+    tiles = np.full((side * side, 3), 128, dtype=np.uint8)
+    tiles[: len(share)] = (colours * 255).round()
+    return Image.fromarray(rearrange(tiles, "(h w) c -> h w c", h=side))

@@ -1,0 +1,141 @@
+"""The rooms of the core, from the ground up: imports point downwards, never in a circle; plugins import no other plugin."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+CORE = Path(__file__).parents[1] / "vqcore"
+PLUGINS = Path(__file__).parents[1] / "plugins"
+ROOMS = (
+    ("errors", "plugin", "config", "schema", "rng", "protocols"),
+    ("registry", "builtin", "dist"),
+    ("console",),
+    ("compose",),
+    ("losses", "objectives", "metrics"),
+    ("data",),
+    ("modalities",),
+    ("pictures",),
+    ("artefacts",),
+    ("tokenizer",),
+    ("tokens",),
+    ("evaluate",),
+    ("assembly",),
+    ("run",),
+    ("check",),
+    ("trainer",),
+    ("testing",),
+    ("commands",),
+    ("cli", "__main__"),
+)
+"""A file may import what stands in its own group or in a group above it."""
+
+
+def modules(root: Path, package: str) -> dict[str, Path]:
+    """Every module below a package by its dotted name."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        found[".".join((package, *parts))] = path
+    return found
+
+
+def imports(path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of `known` that a file imports, wherever in the file it does, for types as well."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & known.keys()
+
+
+CORE_MODULES = modules(CORE, "vqcore")
+
+
+def graph() -> dict[str, set[str]]:
+    return {name: imports(path, CORE_MODULES) - {"vqcore", name} for name, path in CORE_MODULES.items()}
+
+
+def room(name: str) -> int:
+    top = name.split(".")[1]
+    return next(place for place, names in enumerate(ROOMS) if top in names)
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, each sorted."""
+    reach = {name: set(targets) for name, targets in arrows.items()}
+    changed = True
+    while changed:
+        changed = False
+        for targets in reach.values():
+            more = set().union(*(reach.get(target, set()) for target in targets)) - targets
+            if more:
+                targets |= more
+                changed = True
+    groups = {tuple(sorted(o for o in reach[n] if n in reach.get(o, ()))) for n in reach if n in reach[n]}
+    return sorted(list(group) for group in groups)
+
+
+def test_every_module_has_a_room():
+    strays = [n for n in CORE_MODULES if "." in n and not any(n.split(".")[1] in names for names in ROOMS)]
+    assert not strays
+
+
+def test_no_import_points_upwards():
+    upwards = [
+        f"{name} imports {target}"
+        for name, targets in graph().items()
+        for target in targets
+        if name != "vqcore" and room(target) > room(name)
+    ]
+    assert not upwards
+
+
+def test_no_circles():
+    assert circles(graph()) == []
+
+
+def test_the_finder_of_circles_finds_them():
+    arrows = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": {"e"}}
+    assert circles(arrows) == [["a", "b", "c"], ["e"]]
+
+
+def test_the_core_imports_no_plugin():
+    ours = {folder.name for folder in PLUGINS.glob("vqcore_*")}
+    for name, path in CORE_MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert not ours & {full.partition(".")[0] for full in named}, name
+
+
+@pytest.mark.parametrize("folder", sorted(PLUGINS.glob("vqcore_*")), ids=lambda path: path.name)
+def test_a_plugin_imports_no_other_plugin(folder):
+    others = {path.name for path in PLUGINS.glob("vqcore_*")} - {folder.name}
+    for path in (folder / folder.name).rglob("*.py"):
+        found = {
+            full.partition(".")[0]
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for full in (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        assert not found & others, path
+
+
+def test_omegaconf_is_named_in_one_room():
+    named = {
+        name
+        for name, path in CORE_MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("omegaconf"))
+        or (isinstance(node, ast.Import) and any(a.name.startswith("omegaconf") for a in node.names))
+    }
+    assert {name.rpartition(".")[0] for name in named} == {"vqcore.compose"}

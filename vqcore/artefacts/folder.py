@@ -1,0 +1,160 @@
+"""Folders that hold a tokenizer: written aside, checksummed, renamed when complete; verified when read.
+
+An artefact is `model.safetensors`, `config.yaml`, `provenance.json` and `README.md`; a checkpoint is an artefact plus
+`ema.safetensors` and the training state. `provenance.json` lists the SHA-256 of every other file. There is no pickle,
+and no time, path or run name in a safetensors header, so equal weights make equal files.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vqcore.errors import CheckpointError, RunError
+
+WEIGHTS, EMA = "model.safetensors", "ema.safetensors"
+
+CONFIG, PROVENANCE, CARD = "config.yaml", "provenance.json", "README.md"
+FILES = (WEIGHTS, EMA, CONFIG, PROVENANCE, CARD)
+"""What an artefact may consist of."""
+FINGERPRINT_VERSION = 2
+"""Version of `Tokenizer.fingerprint`; fingerprints of other versions are not compared."""
+
+
+@contextmanager
+def staged(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
+    """A folder beside `folder` to write into; at the end it is checksummed, flushed to disk and takes its name.
+
+    Whatever goes wrong before that, `folder` does not exist afterwards. Raises `RunError` if it does already.
+    """
+    if folder.exists():
+        raise RunError(
+            f"{folder} exists already; nothing is overwritten. Choose another folder or remove it."
+        )
+    staging = folder.parent / f".{folder.name}.incomplete"
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        note(staging, **provenance)
+        yield staging
+        unsealed = (PROVENANCE, CARD)  # people edit a card, and so does the hub
+        note(staging, files={p.name: _sha256(p) for p in sorted(staging.iterdir()) if p.name not in unsealed})
+        for path in staging.iterdir():
+            _flush(path)
+        staging.rename(folder)
+        _flush(folder.parent)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def note(staging: Path, **entries: Any) -> dict[str, Any]:
+    """Add entries to the provenance of a staging folder; returns all of it."""
+    path = staging / PROVENANCE
+    made = {**(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}), **entries}
+    write_text(path, json.dumps(made, indent=2) + "\n")
+    return made
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file in one go: aside, then renamed."""
+    aside = path.with_name(f".{path.name}.incomplete")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict, with a parameter that has several names (tied weights) under the first of them only."""
+    once = {name for name, _ in module.named_parameters()}
+    again = {name for name, _ in module.named_parameters(remove_duplicate=False)} - once
+    return {name: value for name, value in module.state_dict().items() if name not in again}
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Tensors by name as safetensors, sorted by name, contiguous, on the CPU."""
+    ours = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
+    try:
+        save_file(ours, path)
+    except SafetensorError as error:  # it wraps what the system says, number and all
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; `CheckpointError` names a missing or damaged one."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file.") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}).") from error
+
+
+def read_weights(folder: Path, weights: str = "auto") -> dict[str, Tensor]:
+    """A folder's weights: `model`, `ema` (averages of the trained parameters), or `auto`: averages if any."""
+    if weights not in ("auto", "model", "ema"):
+        raise CheckpointError(f"weights='{weights}': it is one of auto, model, ema.")
+    state = load_tensors(folder / WEIGHTS)
+    if weights == "ema" and not (folder / EMA).exists():
+        raise CheckpointError(f"{folder} holds no running average ({EMA}); use weights=model.")
+    if weights != "model" and (folder / EMA).exists():
+        state.update(load_tensors(folder / EMA))
+    return state
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Compare every file with its checksum and return the provenance. `CheckpointError` names what is damaged."""
+    path = folder / PROVENANCE
+    try:
+        provenance = json.loads(path.read_text(encoding="utf-8"))
+        files = provenance["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: missing or damaged; {folder.name} is no complete tokenizer."
+        ) from error
+    for name, digest in files.items():
+        if name == CARD:
+            continue
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: missing.")
+        if (found := _sha256(folder / name)) != digest:
+            raise CheckpointError(
+                f"{folder / name}: damaged: its checksum is not the one in {PROVENANCE} "
+                f"(SHA-256 {found[:16]}, there {digest[:16]})."
+            )
+    return provenance
+
+
+def check_fingerprint(folder: Path, made: Mapping[str, Any], found: str) -> None:
+    """Refuse a tokenizer that is not the one its provenance speaks of (checksums may have been made anew)."""
+    if made.get("fingerprint_version") == FINGERPRINT_VERSION and made.get("fingerprint") != found:
+        raise CheckpointError(
+            f"{folder}: is not the tokenizer it says it is: its fingerprint is {found[:16]}, {PROVENANCE} says "
+            f"{str(made.get('fingerprint'))[:16]}. Its weights or settings were changed after it was saved; codes of "
+            "the one do not fit the other."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,116 @@
+"""Provenance: what made a tokenizer (versions, command, git commit, data), and the config that is saved beside it."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqcore import __version__
+from vqcore.artefacts.folder import CONFIG, PROVENANCE
+from vqcore.compose.build import from_tree, saved_tree
+from vqcore.config import Config, to_tree
+from vqcore.errors import CheckpointError, ConfigError, UnknownPlugin, VqcoreError
+from vqcore.registry import Registry, registry
+from vqcore.schema import TokenizerConfig
+
+ORIGIN = ("components", "data", "eval", "git", "step", "eval_loss", "figures", "command")
+"""Entries of the provenance that go on being true when a tokenizer is loaded and saved elsewhere."""
+
+
+def read_config(folder: Path, registry_: Registry | None = None) -> TokenizerConfig:
+    """An artefact's config, checked against what is installed."""
+    path = folder / CONFIG
+    try:
+        tree = saved_tree(path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    try:
+        return from_tree(tree, schema=TokenizerConfig, file=str(path), registry_=registry_)
+    except UnknownPlugin as error:
+        raise made_with(folder, error, registry_) from error
+
+
+def made_with(folder: Path, error: UnknownPlugin, registry_: Registry | None = None) -> UnknownPlugin:
+    """The error with the distribution that the folder's provenance names for the first component that is missing."""
+    try:
+        recorded = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["components"].values()
+        missing = [made for made in recorded if not _is_installed(made["name"], registry_ or registry())]
+        whose = f"{missing[0]['distribution']} {missing[0]['version']}".strip()
+    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError):
+        return error
+    told = f"{error} '{missing[0]['name']}' was of {whose}"
+    if "sha256" in missing[0]:
+        return UnknownPlugin(f"{told} (SHA-256 {missing[0]['sha256'][:16]}).")
+    return UnknownPlugin(f"{told}: install that, then the same command goes on.")
+
+
+def _is_installed(name: str, catalogue: Registry) -> bool:
+    return "/" not in name or name.partition("/")[0] in catalogue.ids()
+
+
+def provenance_of(config: Any, **more: Any) -> dict[str, Any]:
+    """What made this: versions, command line, git commit, and where every named component came from."""
+    catalogue = registry()
+    components = {}
+    for path, kind, name in _named(config):
+        try:
+            found = catalogue.find(kind, name)
+        except VqcoreError:  # built from a registry of the caller's own
+            continue
+        components[path] = {
+            "name": name,
+            "distribution": found.origin.distribution,
+            "version": found.origin.version,
+            "target": found.component.target,
+            **({"sha256": found.origin.digest} if found.origin.digest else {}),
+        }
+    return {
+        "vqcore": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "omegaconf": importlib.metadata.version("omegaconf"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": _git_commit(),
+        "components": components,
+        **({"data": _data(config), "eval": to_tree(config.eval)} if hasattr(config, "data") else {}),
+        **more,
+    }
+
+
+def _data(config: Any) -> dict[str, Any]:
+    """What a run was trained on: its data section without the modality, which the artefact's config holds."""
+    return {key: value for key, value in to_tree(config.data).items() if key not in ("modality", "workers")}
+
+
+def _named(config: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    for field in dataclasses.fields(config):
+        value, here = getattr(config, field.name), f"{path}.{field.name}".lstrip(".")
+        kind = field.metadata.get("slot") or field.metadata.get("slots")
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
+        for label, part in inner:
+            if dataclasses.is_dataclass(part):
+                place = f"{here}.{label}" if label else here
+                if kind and isinstance(part, Config):
+                    yield place, kind, part.name
+                yield from _named(part, place)
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--verify", "-q", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

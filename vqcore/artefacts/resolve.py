@@ -1,0 +1,72 @@
+"""From what a user names (a run, a checkpoint, an artefact, a hub id) to the folder that holds the weights."""
+
+import json
+import re
+from pathlib import Path
+
+from vqcore.artefacts import hub
+from vqcore.artefacts.folder import CONFIG, PROVENANCE, WEIGHTS
+from vqcore.artefacts.formats import refusal
+from vqcore.errors import CheckpointError, did_you_mean
+
+_STEP = re.compile(r"step_(\d+)")
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """The checkpoint folders of a run by step, ascending; complete ones, as far as their names tell."""
+    folder = run / "checkpoints"
+    found = [(int(match[1]), path) for path in folder.glob("step_*") if (match := _STEP.fullmatch(path.name))]
+    return dict(sorted(found))
+
+
+def score(checkpoint: Path) -> float | None:
+    """The evaluation loss that a checkpoint had, or None when it was not evaluated (or cannot be read)."""
+    try:
+        return json.loads((checkpoint / PROVENANCE).read_text()).get("eval_loss")
+    except (OSError, ValueError):
+        return None
+
+
+def best_step(run: Path) -> int | None:
+    """The step whose checkpoint had the lowest evaluation loss, or None if none was evaluated."""
+    scores = {step: found for step, path in checkpoints(run).items() if (found := score(path)) is not None}
+    return min(scores, key=lambda step: (scores[step], -step)) if scores else None
+
+
+def best_score(run: Path) -> float | None:
+    """The lowest evaluation loss of a run's checkpoints, or None if none was evaluated."""
+    best = best_step(run)
+    return None if best is None else score(checkpoints(run)[best])
+
+
+def resolve(path: str | Path, revision: str | None = None) -> Path:
+    """The folder that holds the weights: an artefact or checkpoint itself, a run's best (else last) checkpoint.
+
+    What is no path but looks like a hub id (`user/name`, `user/name@revision`) is fetched from the hub.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        if (found := hub.hub_id(path)) is not None:
+            fetched = hub.download(found[0], revision or found[1])
+            if not (fetched / PROVENANCE).is_file():
+                raise refusal(folder)
+            return fetched
+        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise CheckpointError(
+            f"{path}: there is no such run or tokenizer.{did_you_mean(folder.name, siblings)}"
+        )
+    if revision is not None:
+        raise CheckpointError(f"{path}: is a folder; revision='{revision}' belongs to a hub id.")
+    steps = checkpoints(folder)
+    if steps:
+        return steps[best_step(folder) or max(steps)]
+    if (folder / "checkpoints").is_dir():
+        raise CheckpointError(f"{path}: this run has saved no checkpoint yet.")
+    if (folder / PROVENANCE).is_file() or ((folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()):
+        return folder
+    if folder.is_file() or any(folder.glob("*.safetensors")):
+        raise refusal(folder)
+    raise CheckpointError(
+        f"{path}: neither a run (no checkpoints/) nor a tokenizer (no {WEIGHTS}). "
+        "A run folder is what `vqcore train` printed, a tokenizer what `vqcore export` wrote."
+    )

@@ -1,0 +1,134 @@
+"""All checks, in the order of a batch's way through the code: the cheap ones that `vqcore train` runs, and all of them.
+
+Nothing here writes a file. `full` trains the tokenizer that it is given for a few steps: throw that tokenizer away.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from vqcore import dist
+from vqcore.assembly import assemble, pick_device
+from vqcore.check.findings import Finding
+from vqcore.check.model import learns, model_findings, needs
+from vqcore.check.plan import codebook, parameters, rates, tokens
+from vqcore.check.samples import FEW, samples, value_findings
+from vqcore.data.batches import TrainBatches
+from vqcore.data.sizes import sizes
+from vqcore.errors import VqcoreError
+from vqcore.protocols import Batch
+from vqcore.rng import generator
+from vqcore.run.state import Run, build_from, build_hooks
+from vqcore.schema import DataConfig, RunConfig
+
+
+def cheap(run: Run) -> list[Finding]:
+    """Look at one training batch and at what the model makes of it. Nothing is trained or drawn; no state changes."""
+    try:
+        batch = first_batch(run)
+    except VqcoreError as error:
+        return [Finding("error", "data", str(error), "vqcore check looks at the samples one by one.")]
+    return [
+        *value_findings(run, [batch], "the first batch"),
+        *model_findings(run, batch),
+        *codebook(run),
+        *rates(run),
+    ]
+
+
+def everything(config: RunConfig) -> Iterator[Finding]:
+    """Build a config's parts and check all there is. Parts that cannot be built are named, all of them."""
+    problems: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def attempt(where: str) -> Iterator[None]:
+        try:
+            yield
+        except VqcoreError as error:
+            problems.setdefault(str(error), where)
+
+    device = run = None
+    with attempt("run.device"):
+        device = pick_device(config.run.device)
+    parts = assemble(config, attempt)
+    with attempt("hooks"):
+        build_hooks(config)
+    if parts and device and not problems:
+        with attempt("config"):
+            run = build_from(config, parts, device)
+            for name in ("model", *run.objective.players(run.steps)):
+                run.player(name)
+    if run is None or problems:
+        for text, where in problems.items():
+            yield Finding("error", where, text)
+        return
+    yield from full(run)
+
+
+def full(run: Run) -> Iterator[Finding]:
+    """Everything, in the order of a batch's way through the code. Trains the run's tokenizer for a few steps."""
+    read = list(samples(run))
+    yield from read
+    try:
+        batch = first_batch(run, _largest(run))
+    except VqcoreError as error:
+        known = any(finding.grade == "error" for finding in read)
+        instead = "no batch can be made; what follows was found with noise"
+        yield (
+            Finding("note", "data", instead)
+            if known
+            else Finding("error", "data", str(error), f"({instead})")
+        )
+        batch = noise(run)
+    shaped = model_findings(run, batch)
+    yield from parameters(run)
+    yield from tokens(run)
+    yield from rates(run)
+    yield from shaped
+    yield from codebook(run)
+    if any(finding.grade == "error" for finding in shaped):
+        return  # what follows needs a model that works
+    yield from learns(run, batch)
+    yield from needs(run, batch)
+
+
+def first_batch(run: Run, cfg: DataConfig | None = None) -> Batch:
+    """The first training batch of this process, read in this process."""
+    loader = TrainBatches(
+        run.data,
+        run.tokenizer.modality,
+        run.extra,
+        replace(cfg or run.config.data, workers=0),
+        seed=run.seed,
+        start_step=0,
+        steps=1,
+        accumulate=1,
+        rank=dist.rank(),
+        world=dist.world_size(),
+    )
+    batch = next(iter(loader)).batch
+    assert batch is not None
+    return batch
+
+
+def _largest(run: Run) -> DataConfig:
+    """The data's settings for a few samples of the largest training size."""
+    cfg = run.config.data
+    if cfg.input_size_max is not None:
+        largest = sizes(cfg, run.tokenizer.spec)[-1]
+        cfg = replace(cfg, input_size=largest, input_size_min=None, input_size_max=None)
+    return replace(cfg, batch_size=max(2, min(cfg.batch_size, FEW)))
+
+
+def noise(run: Run, count: int = 2) -> Batch:
+    """A batch of noise at the largest training size, for looking at the model without the data."""
+    spec, size = run.tokenizer.spec, sizes(run.config.data, run.tokenizer.spec)[-1]
+    draw = generator(0, "noise")
+    if spec.labels is not None:
+        x = torch.randint(spec.labels, (count, *size), generator=draw)
+    else:
+        low, high = spec.range or (-1.0, 1.0)
+        x = low + (high - low) * torch.rand(count, spec.channels, *size, generator=draw)
+    return Batch(x, tuple(f"noise{i}" for i in range(count)))

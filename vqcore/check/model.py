@@ -1,0 +1,244 @@
+"""What a model makes of one batch before training: shapes, losses, one step that must help, the memory of a step."""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqcore.check.findings import Finding, Grade
+from vqcore.errors import VqcoreError, did_you_mean, listed, reason
+from vqcore.protocols import Batch, Losses
+from vqcore.rng import sample_generators
+from vqcore.run.optim import peak_rate
+from vqcore.run.state import Run
+from vqcore.run.step import Trouble, train_step
+
+
+@torch.no_grad()
+def model_findings(run: Run, batch: Batch) -> list[Finding]:
+    """Shapes from input to losses, the names in `objective.weights`, and whether every loss is finite."""
+    batch = batch.to(run.device)
+    terms: dict[str, Tensor] = {}
+    run.tokenizer.eval()
+    with _watched(run) as seen:
+        for player in run.objective.players(run.steps):
+            try:
+                with warnings.catch_warnings():  # of shapes that differ; that is said below, and better
+                    warnings.filterwarnings("ignore", "Using a target size", UserWarning)
+                    terms |= dict(_losses(run, batch, player).terms)
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                what = f"fails on a batch {tuple(batch.x.shape)}: {reason(error)}"
+                way = f"Up to there: {seen.way}." if seen.passed else ""
+                return [_misshapen(run, batch, seen) or Finding("error", seen.at, what, way)]
+    wrong = _misshapen(run, batch, seen)
+    return [*([wrong] if wrong else []), Finding("note", "model", seen.way), *weight_findings(run, terms)]
+
+
+def _losses(run: Run, batch: Batch, player: str) -> Losses:
+    rng = sample_generators(batch.keys, run.seed, "check")
+    return run.objective.losses(run.tokenizer, batch, player=player, step=run.steps, rng=rng)
+
+
+def _misshapen(run: Run, batch: Batch, seen: "_Seen") -> Finding | None:
+    """Does the output of a plain decoder have another shape than the data?"""
+    spec, out = run.tokenizer.spec, seen.outputs.get("decoder")
+    if out is None or getattr(run.tokenizer.decoder, "is_denoiser", False):
+        return None
+    wanted = (len(batch.x), spec.out_channels, *batch.x.shape[-spec.rank :])
+    if tuple(out) == wanted:
+        return None
+    where = f"model.decoder ({run.config.model.decoder.name})"
+    what = f"its output is {tuple(out)} where the data asks for {wanted} ({seen.way})"
+    return Finding("error", where, what, "Does it enlarge the grid as much as the encoder shrinks the input?")
+
+
+def weight_findings(run: Run, terms: dict[str, Tensor]) -> Iterator[Finding]:
+    """Weights without a loss, losses that are not finite, and what each contributes at the start."""
+    weights = run.config.objective.weights
+    for name, weight in weights.items():
+        if name not in terms and weight != 0:
+            what = f"no loss is called '{name}'.{did_you_mean(name, terms)}"
+            yield Finding("error", "objective.weights", what, f"Losses here: {listed(terms)}.")
+    found = {name: float(value) for name, value in terms.items()}
+    broken = [name for name, value in found.items() if not math.isfinite(value)]
+    if broken:
+        what = f"{listed(broken)} is not finite before any training"
+        yield Finding("error", "objective", what, "Look at the data's range; try run.precision=fp32.")
+    parts = (f"{name} {value:.4g} x {weights.get(name, 1.0):g}" for name, value in found.items())
+    yield Finding("note", "objective", f"losses before training: {', '.join(parts)}")
+
+
+def learns(run: Run, batch: Batch) -> Iterator[Finding]:
+    """One optimizer step on one batch must lower that batch's loss."""
+    player, rate = run.player("model"), peak_rate(run.config.optim, run.total_batch)
+    batch = batch.to(run.device)
+    run.tokenizer.train()
+    with torch.no_grad():
+        player.forward(batch, run.steps, _chance(run, batch))  # some quantizers begin with the first batch
+    total, _ = player.forward(batch, run.steps, _chance(run, batch))
+    if not total.requires_grad:
+        yield Finding("error", "objective", "the loss depends on no trained parameter", "Look for a detach.")
+        return
+    player.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    yield from _still_parts(run)
+    before, saved = _loss(run, batch), [p.detach().clone() for p in player.trained]
+    gradients = [p.grad for p in player.trained]
+    tried: list[float] = []
+    for factor in (1.0, 0.1, 0.01):
+        with torch.no_grad():
+            for p, value, gradient in zip(player.trained, saved, gradients):
+                p.copy_(value)
+                p.grad = gradient
+        player.optimizer.state.clear()
+        for group in player.optimizer.param_groups:
+            group["lr"] = rate * factor
+        player.optimizer.step()
+        tried.append(_loss(run, batch))
+        if tried[-1] < before:
+            break
+    yield _learning(run, rate, before, tried)
+
+
+def _learning(run: Run, rate: float, before: float, tried: list[float]) -> Finding:
+    told = ", ".join(f"{after:.4g} at a rate of {rate * 0.1**i:.3g}" for i, after in enumerate(tried))
+    what = f"one step on one batch takes the loss from {before:.4g} to {told}"
+    if not tried[-1] < before:
+        return Finding(
+            "error", "objective", what, "Its gradient does not lower it: look at detach, signs and weights."
+        )
+    if len(tried) > 1 and not run.config.optim.warmup:
+        return Finding(
+            "warning",
+            "optim.lr",
+            what,
+            f"Set a lower rate or a warm-up, e.g. optim.warmup={run.steps // 20}.",
+        )
+    covered = f"; the warm-up of {run.config.optim.warmup} steps begins lower" if len(tried) > 1 else ""
+    return Finding("note", "optim.lr", what + covered)
+
+
+def _still_parts(run: Run) -> Iterator[Finding]:
+    """Parts none of whose trained parameters gets a gradient."""
+    for name, module in run.tokenizer.named_children():
+        own = [p for p in module.parameters() if p.requires_grad]
+        if own and not any(p.grad is not None and bool(p.grad.any()) for p in own):
+            yield Finding("error", f"model.{name}", "no loss gives it a gradient", "It would never learn.")
+
+
+def _loss(run: Run, batch: Batch) -> float:
+    run.tokenizer.eval()
+    with torch.no_grad():
+        return float(run.player("model").forward(batch, run.steps, _chance(run, batch))[0])
+
+
+def _chance(run: Run, batch: Batch) -> list[torch.Generator]:
+    return sample_generators(batch.keys, run.seed, "check")
+
+
+def needs(run: Run, batch: Batch) -> Iterator[Finding]:
+    """Peak memory of a step on the GPU at the batch size asked for, from steps with one and two samples."""
+    if run.device.type != "cuda":
+        return
+    count, peaks = run.config.data.batch_size, []
+    run.progress.step = max(0, run.steps - 1)  # the last step, at which every player plays
+    try:
+        train_step(run, [_first(batch, 1)] * run.config.optim.accumulate)  # warms up
+        held = torch.cuda.memory_allocated(run.device)
+        for samples in (1, 2):
+            torch.cuda.reset_peak_memory_stats(run.device)
+            train_step(run, [_first(batch, samples)] * run.config.optim.accumulate)
+            torch.cuda.synchronize(run.device)
+            peaks.append(torch.cuda.max_memory_allocated(run.device))
+    except torch.OutOfMemoryError as error:
+        what = f"two samples do not fit on {run.device}: {reason(error)}"
+        yield Finding("error", "data.batch_size", what, "Take a smaller model.")
+        return
+    except (VqcoreError, Trouble, RuntimeError, ValueError) as error:
+        what = f"peak memory is not known: one sample alone fails: {reason(error)}"
+        yield Finding("note", "data.batch_size", what)
+        return
+    total = peaks[0] + (count - 1) * max(0, peaks[1] - peaks[0])
+    free = torch.cuda.mem_get_info(run.device)[0] + torch.cuda.memory_reserved(run.device)
+    what = (
+        f"a step with {count} samples needs about {_size(total)}, {_size(held)} of it for weights, averages and "
+        f"optimizer; {_size(free)} are free on {run.device}"
+    )
+    safe = 0.9 * free  # the allocator keeps holes
+    fits = max(0, int((safe - held) / max(1, total - held) * count))
+    grade: Grade = "note" if total < safe else "error" if total > free else "warning"
+    remedy = (
+        f"Set data.batch_size={fits} or less and raise optim.accumulate." if fits else "Take a smaller model."
+    )
+    yield Finding(grade, "data.batch_size", what, "" if grade == "note" else remedy)
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    """A batch's first samples."""
+
+    def cut(part: Any) -> Any:
+        return part[:count] if isinstance(part, (Tensor, list, tuple)) else part
+
+    extras = {label: cut(part) for label, part in batch.extras.items()}
+    return Batch(cut(batch.x), batch.keys[:count], cut(batch.mask), cut(batch.size), extras)
+
+
+class _Seen:
+    """The shapes that went through a tokenizer's parts, and the part that works now."""
+
+    def __init__(self) -> None:
+        self.at = "objective"
+        self.passed: list[str] = []
+        self.outputs: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def way(self) -> str:
+        """The shapes so far."""
+        return " -> ".join(self.passed)
+
+
+@contextlib.contextmanager
+def _watched(run: Run) -> Iterator[_Seen]:
+    """Note which part of the tokenizer is at work and what it returns."""
+    seen, handles = _Seen(), []
+    for name, module in run.tokenizer.named_children():
+        cfg = getattr(run.config.model, name, None)
+        where = f"model.{name} ({cfg.name})" if cfg is not None else f"model ({name})"
+        handles.append(module.register_forward_pre_hook(_entering(seen, where)))
+        handles.append(module.register_forward_hook(_leaving(seen, name)))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _entering(seen: _Seen, where: str) -> Callable:
+    def enter(module: Any, args: tuple) -> None:
+        seen.at = where
+        if not seen.passed and args and isinstance(args[0], Tensor):
+            seen.passed.append(f"x {tuple(args[0].shape)}")
+
+    return enter
+
+
+def _leaving(seen: _Seen, name: str) -> Callable:
+    def leave(module: Any, args: tuple, out: Any) -> None:
+        seen.at = "objective"
+        made = getattr(out, "codes", out)
+        if not isinstance(made, Tensor):
+            return
+        seen.outputs[name] = tuple(made.shape)
+        text = f"{'codes' if hasattr(out, 'codes') else name} {tuple(made.shape)}"
+        if text not in seen.passed:
+            seen.passed.append(text)
+
+    return leave
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**30:.3g} GiB" if number >= 2**30 else f"{number / 2**20:.3g} MiB"

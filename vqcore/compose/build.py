@@ -1,0 +1,362 @@
+"""Turns a merged tree into checked dataclasses: finds every named component, checks each value against its type."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
+import logging
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
+from packaging.requirements import InvalidRequirement, Requirement
+
+from vqcore.compose.describe import type_text, value_text
+from vqcore.config import Config
+from vqcore.errors import (
+    ConfigError,
+    PluginLoadError,
+    UnknownPlugin,
+    VqcoreError,
+    did_you_mean,
+    first_line,
+    listed,
+)
+from vqcore.plugin import a_kind
+from vqcore.registry import OURS, Registry, registry
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+COMMAND_LINE = "command line"
+
+
+def from_tree(
+    tree: Mapping[str, Any],
+    *,
+    schema: type[T],
+    origin: Mapping[str, str] | None = None,
+    file: str = "config",
+    registry_: Registry | None = None,
+) -> T:
+    """Check plain nested data against a schema and build it. Errors name the layer and the key."""
+    builder = _Builder(origin or {}, file, registry_ or registry(), schema)
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
+    except OmegaConfBaseException as error:
+        raise builder.unresolved(error) from error
+    assert isinstance(resolved, dict)
+    _check_requires(resolved.get("requires"), builder.layer("requires"))
+    return builder.build(schema, resolved, "")
+
+
+def saved_tree(path: Path) -> dict[str, Any]:
+    """A config that vqcore saved, as plain data for `from_tree`. Raises `ConfigError` when it is missing or damaged."""
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file.") from None
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: cannot be read: {first_line(error)}.") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: cannot be read: it holds no mapping.")
+    return {str(key): value for key, value in tree.items()}
+
+
+class _Mismatch(Exception):
+    """A value that is not of the type its setting wants."""
+
+    def __init__(self, path: str, value: Any, annotation: Any):
+        self.path, self.value, self.annotation = path, value, annotation
+
+
+class _Builder:
+    """Turns a plain tree into dataclasses, slot by slot."""
+
+    def __init__(self, origin: Mapping[str, str], file: str, registry_: Registry, schema: type):
+        self.origin, self.file, self.registry, self.schema = origin, file, registry_, schema
+
+    def build(self, cls: type[T], node: Any, path: str, component: str = "") -> T:
+        """A dataclass from a mapping; `component` is the full name if it is the Config of one."""
+        if not isinstance(node, dict):
+            raise self._error(path, f" must be a mapping, not {value_text(node)}.")
+        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for key in node:
+            if key not in fields:
+                raise self._unknown(key, list(fields), path, component)
+        hints = _hints(cls)  # type: ignore[arg-type]
+        values = {}
+        for name, field in fields.items():
+            given = node.get(name, dataclasses.MISSING)
+            if name == "name" and component:
+                given = component
+            if isinstance(given, str) and given == MISSING:
+                given = dataclasses.MISSING
+            value = self._setting(field, hints[name], given, joined(path, name))
+            if value is not dataclasses.MISSING:
+                values[name] = value
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise self._refused(cls, path, values, str(error).rstrip(".")) from error
+
+    def layer(self, path: str) -> str:
+        """Which layer gave a key: itself, all that is below it, or the nearest node above; else the file."""
+        if path in self.origin:
+            return self.origin[path]
+        inside = {label for key, label in self.origin.items() if path and key.startswith(f"{path}.")}
+        if len(inside) == 1:
+            return inside.pop()
+        above = path.rpartition(".")[0]
+        return self.layer(above) if above and not inside else self.file
+
+    def unresolved(self, error: OmegaConfBaseException) -> ConfigError:
+        """What OmegaConf says of an interpolation, with the layer that holds it."""
+        key = full_key(error)
+        return ConfigError(f"{self.layer(key.partition('[')[0])}: {omegaconf_reason(error, key)}")
+
+    def _setting(self, field: dataclasses.Field, annotation: Any, given: Any, path: str) -> Any:
+        if "slot" in field.metadata:
+            return self._slot(field, given, path, annotation)
+        if "slots" in field.metadata:
+            return self._slots(field, given, path)
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+            return self.build(annotation, {} if given is dataclasses.MISSING else given, path)
+        if given is not dataclasses.MISSING:
+            return self._leaf(annotation, given, path)
+        if _required(field):
+            raise self._error(path, f" is required ({type_text(annotation)}).")
+        return given
+
+    def _slot(self, field: dataclasses.Field, given: Any, path: str, base: Any) -> Any:
+        kind, default = field.metadata["slot"], field.metadata["default"]
+        if given is dataclasses.MISSING:
+            if default is dataclasses.MISSING:
+                raise self._error(path, f" is required: {self._wish(kind)}")
+            given = default
+        if given is None:
+            if default is dataclasses.MISSING:
+                raise self._error(path, f" cannot be null; it wants {self._wish(kind)}")
+            return None
+        if isinstance(given, dict) and isinstance(default, Mapping) and "name" not in given:
+            given = {**default, **given}
+        return self._component(kind, given, path, base if isinstance(base, type) else Config)
+
+    def _slots(self, field: dataclasses.Field, given: Any, path: str) -> Any:
+        """The components by label; null takes away what a layer below has given."""
+        if given is dataclasses.MISSING or given is None:
+            return {}
+        if not isinstance(given, dict):
+            raise self._error(path, f" must be a mapping from labels to components, not {value_text(given)}.")
+        found = {}
+        for label, node in given.items():
+            if node is None:
+                continue
+            try:
+                found[label] = self._component(field.metadata["slots"], node, f"{path}.{label}", Config)
+            except UnknownPlugin as error:
+                if not field.metadata["optional"]:
+                    raise
+                log.warning("warning: %s The run goes on without it.", error)
+        return found
+
+    def _component(self, kind: str, node: Any, path: str, base: type) -> Any:
+        if isinstance(node, str):
+            raise self._error(
+                path,
+                f"={value_text(node)} is no mapping. Write {{name: {node}}}, "
+                f"or {path}.name={node} on the command line.",
+            )
+        if not isinstance(node, dict):
+            raise self._error(
+                path, f" must be a mapping with a name, not {value_text(node)}; it wants {self._wish(kind)}"
+            )
+        if not isinstance(node.get("name"), str) or not node["name"]:
+            raise self._error(path, f" has no name; it wants {self._wish(kind)}")
+        name_key = f"{path}.name"
+        try:
+            found = self.registry.find(kind, node["name"], path)
+            cls: Any = self.registry.load(kind, found.name, path)
+            if not issubclass(cls.Config, base):
+                wanted = f"{base.__module__}.{base.__name__}"
+                raise PluginLoadError(f"'{found.name}' of {found.origin}: its Config must inherit {wanted}.")
+        except VqcoreError as error:
+            raise error.at(f"{self.layer(name_key)}: {name_key}") from error
+        return self.build(cls.Config, node, path, found.name)
+
+    def _wish(self, kind: str) -> str:
+        names = [found.name for found in self.registry.components(kind)]
+        example = f", e.g. {{name: {names[0]}}}" if names else ""
+        return f"{a_kind(kind)}{example}. Installed: {listed(names) or 'none'}."
+
+    def _leaf(self, annotation: Any, value: Any, path: str) -> Any:
+        try:
+            return self._typed(annotation, value, path)
+        except _Mismatch as found:
+            text = f"={value_text(found.value)} is not {type_text(found.annotation)}."
+            if found.annotation is str and isinstance(found.value, (int, float)):
+                quotes = (
+                    "quote it twice, '\"...\"'" if self.layer(path) == COMMAND_LINE else "put it in quotes"
+                )
+                text += f" If it is meant as text, {quotes}."
+            raise self._error(found.path, text) from found
+
+    def _typed(self, annotation: Any, value: Any, path: str) -> Any:
+        """The value as the type that its setting wants; nothing is converted but what YAML cannot say.
+
+        Lists become tuples, an integer a float where a float is wanted, a float without a fraction an integer, and a
+        text a number or a truth value where one of these is wanted (the environment knows only text).
+        """
+        origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+        if origin in (typing.Union, types.UnionType):
+            return self._one_of(annotation, value, path)
+        if origin is typing.Literal and any(value == arg and type(value) is type(arg) for arg in args):
+            return value
+        if origin is tuple and isinstance(value, (list, tuple)):
+            inner = args[:1] * len(value) if args[-1] is Ellipsis else args
+            if len(inner) == len(value):
+                return tuple(
+                    self._typed(arg, v, f"{path}[{i}]") for i, (arg, v) in enumerate(zip(inner, value))
+                )
+        if origin is dict and isinstance(value, dict):
+            return {key: self._typed(args[1], v, f"{path}.{key}") for key, v in value.items()}
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+            return self.build(annotation, value, path)
+        plain = _from_text(value) if annotation in (int, float, bool) and isinstance(value, str) else value
+        if annotation is float and type(plain) in (int, float):
+            return float(plain)
+        if annotation is int and type(plain) is float and plain.is_integer():
+            return int(plain)  # YAML knows 1e4 for a float only
+        if annotation in (int, bool, str, type(None)) and type(plain) is annotation:
+            return plain
+        raise _Mismatch(path, value, annotation)
+
+    def _one_of(self, annotation: Any, value: Any, path: str) -> Any:
+        inside = None
+        args = typing.get_args(annotation)
+        for arg in sorted(args, key=lambda arg: type(value) is not arg):  # a text stays one where it may
+            try:
+                return self._typed(arg, value, path)
+            except _Mismatch as found:
+                inside = found if found.path != path else inside
+        raise inside or _Mismatch(path, value, annotation)
+
+    def _unknown(self, key: str, known: list[str], path: str, component: str) -> VqcoreError:
+        here = joined(path, key)
+        whose = f"a setting of {component or path}" if path else "a top-level setting"
+        hint = did_you_mean(key, known)
+        if not hint and not path:
+            inner = [leaf for leaf in _schema_leaves(self.schema) if leaf.rpartition(".")[2] == key]
+            hint = f" Did you mean '{inner[0]}'?" if inner else ""
+        hint = hint or f" Settings: {listed(k for k in known if k != 'name') or 'none'}."
+        return ConfigError(f"{self.layer(here)}: {here} is not {whose}.{hint}")
+
+    def _refused(self, cls: type, path: str, values: Mapping[str, Any], text: str) -> ConfigError:
+        """What a dataclass says of bad values; of those that its text names, the command line's are to blame.
+
+        A text that begins with `setting=` speaks of that one; in any other, what a file gives can be taken back.
+        """
+        first = re.match(r"\w+(?==)", text)
+        if first and first[0] in _hints(cls):
+            return ConfigError(f"{self.layer(joined(path, first[0]))}: {joined(path, text)}.")
+        named = dict.fromkeys(re.findall(r"\w+", text))
+        keys = {joined(path, name): name for name in named if values.get(name) is not None}
+        given = {key: self.origin[key] for key in keys if key in self.origin}
+        if COMMAND_LINE not in given.values():
+            return self._error(path, f": {text}.")
+        theirs = {key: layer for key, layer in given.items() if layer != COMMAND_LINE}
+        free = [key for key in theirs if type(None) in typing.get_args(_hints(cls)[keys[key]])]
+        remedy = "".join(f" {key} comes from {theirs[key]}; {key}=null takes it back." for key in free)
+        return ConfigError(f"{COMMAND_LINE}: {path}: {text}.{remedy}")
+
+    def _error(self, path: str, text: str) -> ConfigError:
+        layer = self.layer(path.partition("[")[0])
+        return ConfigError(f"{layer}: {path}{text}" if path else f"{layer}{text}")
+
+
+def omegaconf_reason(error: OmegaConfBaseException, key: str) -> str:
+    """`key: what is wrong. What to write.`, from one of OmegaConf's errors."""
+    reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", first_line(error)).strip('"')
+    if "nvironment variable" in reason:
+        hint = " Set it, or give a default: ${oc.env:NAME,default}."
+    elif isinstance(error, (InterpolationResolutionError, GrammarParseError)):
+        hint = (
+            " An interpolation reads ${key.path}, of a setting that the config gives, or ${oc.env:NAME};"
+            " a ${ that is meant as text is written \\${."
+        )
+    else:
+        hint = ""
+    return f"{key}: {reason}.{hint}" if key else f"{reason}.{hint}"
+
+
+def full_key(error: OmegaConfBaseException) -> str:
+    return str(getattr(error, "full_key", None) or "")
+
+
+def yaml_value(text: str) -> Any:
+    """What OmegaConf's YAML reader, which knows `1e-3` for a number, makes of a value."""
+    tree: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
+    return tree["value"]
+
+
+def _check_requires(requires: Any, layer: str) -> None:
+    """Compare `requires:` with what is installed, before anything else is looked at."""
+    if requires is None:
+        return
+    if not isinstance(requires, list):
+        raise ConfigError(f"{layer}: requires must be a list, e.g. requires: ['vqcore-vit>=0.1']")
+    for text in requires:
+        try:
+            wanted = Requirement(str(text))
+        except InvalidRequirement as error:
+            raise ConfigError(
+                f"{layer}: requires: '{text}' is not a requirement such as 'vqcore-vit>=0.1'."
+            ) from error
+        if wanted.marker and not wanted.marker.evaluate():
+            continue
+        try:
+            version = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            folder = dict(OURS.values()).get(wanted.name)
+            cure = f" In a checkout of vqcore, run: pip install ./{folder}" if folder else ""
+            raise ConfigError(
+                f"{layer}: requires {wanted}, but {wanted.name} is not installed.{cure}"
+            ) from None
+        if not wanted.specifier.contains(version, prereleases=True):
+            raise ConfigError(f"{layer}: requires {wanted}, but {wanted.name} {version} is installed.")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _schema_leaves(cls: type, path: str = "") -> Iterable[str]:
+    for f in dataclasses.fields(cls):
+        here = f"{path}.{f.name}" if path else f.name
+        annotation = _hints(cls)[f.name]
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and not f.metadata:
+            yield from _schema_leaves(annotation, here)
+        else:
+            yield here
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _from_text(text: str) -> Any:
+    try:
+        return yaml_value(text)
+    except (yaml.YAMLError, OmegaConfBaseException):
+        return text
+
+
+def joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

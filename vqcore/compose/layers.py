@@ -1,0 +1,239 @@
+"""Merges a config: `defaults:` files in order, then the file, then the command line.
+
+Mappings merge, lists are atoms, and a node that changes `name` replaces the whole node. The merged tree goes to `build`.
+"""
+
+import copy
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vqcore.compose.build import (
+    COMMAND_LINE,
+    T,
+    from_tree,
+    full_key,
+    joined,
+    omegaconf_reason,
+    yaml_value,
+)
+from vqcore.compose.describe import value_text
+from vqcore.compose.recipes import recipe_path
+from vqcore.config import leaves
+from vqcore.errors import ConfigError, did_you_mean, first_line, listed
+from vqcore.registry import Registry, registry
+
+log = logging.getLogger(__name__)
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checked config, the layer that gave each leaf (by dotted key), and a line per component replaced."""
+
+    config: Any
+    origin: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def layer(self, key: str) -> str:
+        """The layer that gave a leaf: its own, that of the node it was interpolated with, or the default."""
+        while key:
+            if key in self.origin:
+                return self.origin[key]
+            key = key.rpartition(".")[0]
+        return DEFAULT
+
+
+def load(
+    path: str, overrides: Sequence[str] = (), *, schema: type, registry_: Registry | None = None
+) -> Loaded:
+    """Read, merge, check and build. `path` is a file or `recipe:NAME`; an override reads `key.path=value`."""
+    layers = _Layers(registry_ or registry())
+    layers.add_file(path)
+    if any(f.name == "run" for f in dataclasses.fields(schema)):
+        stem = Path(path.rpartition(":")[2]).stem
+        layers.tree.setdefault("run", {})
+        if isinstance(layers.tree["run"], dict):
+            layers.tree["run"].setdefault("dir", f"runs/{stem}")
+    config: Any = _finish(layers, overrides, schema, path)
+    return Loaded(config, layers.origin, tuple(layers.notes))
+
+
+def overridden(
+    tree: Mapping[str, Any],
+    overrides: Sequence[str],
+    *,
+    schema: type[T],
+    file: str,
+    registry_: Registry | None = None,
+) -> T:
+    """A saved tree with command-line settings on top, checked and built."""
+    layers = _Layers(registry_ or registry())
+    layers.add(copy.deepcopy(dict(tree)), file)
+    return _finish(layers, overrides, schema, file)
+
+
+def _finish(layers: "_Layers", overrides: Sequence[str], schema: type[T], file: str) -> T:
+    layers.add(_overrides(overrides), COMMAND_LINE)
+    for note in layers.notes:
+        log.info(note)
+    return from_tree(layers.tree, schema=schema, origin=layers.origin, file=file, registry_=layers.registry)
+
+
+class _Layers:
+    """The merged tree, growing layer by layer, and where each leaf came from."""
+
+    def __init__(self, registry_: Registry) -> None:
+        self.registry = registry_
+        self.tree: dict[str, Any] = {}
+        self.origin: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def add_file(self, path: str, parents: Mapping[Path, str] | None = None) -> None:
+        """Add what a file's `defaults:` name, in order, then the file; `parents` led here."""
+        recipe = path.startswith("recipe:")
+        file = recipe_path(path.removeprefix("recipe:"), self.registry) if recipe else Path(path)
+        chain = {**(parents or {}), file.resolve(): path}
+        if parents and file.resolve() in parents:
+            raise ConfigError(
+                f"{path}: its defaults lead back to itself: {' -> '.join([*parents.values(), path])}."
+            )
+        tree = _parse(_read(file, path, list(chain.values())), path)
+        above = tree.pop("defaults", [])
+        if not isinstance(above, list) or not all(isinstance(entry, str) for entry in above):
+            raise ConfigError(
+                f"{path}: defaults must be a list of files, e.g. defaults: [../base/train.yaml]"
+            )
+        for entry in above:
+            self.add_file(entry if entry.startswith("recipe:") else _beside(file, entry), chain)
+        self.add(tree, path)
+
+    def add(self, tree: dict[str, Any], label: str) -> None:
+        self._merge(self.tree, tree, label, "")
+
+    def _merge(self, base: dict[str, Any], top: dict[str, Any], label: str, path: str) -> None:
+        for key, value in top.items():
+            here = f"{path}.{key}" if path else key
+            old = base.get(key)
+            if isinstance(value, dict) and isinstance(old, dict):
+                new_name, old_name = value.get("name"), old.get("name")
+                if new_name is None or old_name is None or new_name == old_name:
+                    if value:
+                        self.origin.pop(here, None)  # an empty mapping is a leaf until something is in it
+                    self._merge(old, value, label, here)
+                    continue
+                dropped = [k for k in old if k != "name"]
+                self.notes.append(
+                    f"{here}: '{new_name}' ({label}) replaces '{old_name}' ({self._origin_of(here)})"
+                    + (f"; its settings {listed(dropped)} are dropped" if dropped else "")
+                )
+            base[key] = value
+            for stale in [k for k in self.origin if k == here or k.startswith(f"{here}.")]:
+                del self.origin[stale]
+            self.origin.update({leaf: label for leaf, _ in leaves(value, here)})
+
+    def _origin_of(self, path: str) -> str:
+        return self.origin.get(f"{path}.name", DEFAULT)
+
+
+def _beside(file: Path, entry: str) -> str:
+    """The path of an entry of `defaults:`, without `..` in it where that changes nothing (a link may)."""
+    path = file.parent / entry
+    tidy = os.path.normpath(path)
+    return tidy if Path(tidy).resolve() == path.resolve() else str(path)
+
+
+def _read(file: Path, shown: str, chain: list[str]) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = [p.name for p in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
+        asked = f"{chain[-2]}: defaults: " if len(chain) > 1 else ""
+        hint = did_you_mean(file.name, siblings)
+        raise ConfigError(f"{asked}{shown}: there is no such file.{hint}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shown}: not a text file; a config is YAML in UTF-8.") from error
+    except OSError as error:
+        raise ConfigError(f"{shown}: cannot be read: {error.strerror}.") from error
+
+
+def _parse(text: str, shown: str) -> dict[str, Any]:
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            found = value_text(root.value) if isinstance(root, yaml.ScalarNode) else "a list"
+            raise ConfigError(f"{shown}: a config is a mapping (key: value), not {found}.")
+        tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if root else {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{shown}: {_yaml_reason(error)}.") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{shown}: {omegaconf_reason(error, full_key(error))}") from error
+    assert isinstance(tree, dict)
+    return _string_keys(tree, shown)
+
+
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    reason = str(getattr(error, "problem", None) or first_line(error)).rstrip(".")
+    return f"{place}not valid YAML: {reason}"
+
+
+def _string_keys(tree: dict[Any, Any], shown: str, path: str = "") -> dict[str, Any]:
+    for key, value in tree.items():
+        if not isinstance(key, str):
+            place = f"{path}: " if path else ""
+            raise ConfigError(
+                f"{shown}: {place}the key {value_text(key)} is no text; if it is meant, put it in quotes."
+            )
+        if isinstance(value, dict):
+            _string_keys(value, shown, joined(path, key))
+    return tree
+
+
+def _overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key or any(not part for part in key.split(".")):
+            raise ConfigError(f"{COMMAND_LINE}: '{override}' is no override; write key.path=value.")
+        *parents, last = key.split(".")
+        node: dict[str, Any] = {last: _override_value(key, text)}
+        for part in reversed(parents):
+            node = {part: node}
+        _lay(tree, node, override)
+    return tree
+
+
+def _override_value(key: str, text: str) -> Any:
+    try:
+        value = yaml_value(text)
+    except yaml.YAMLError as error:
+        quoted = f"""{key}='"{text}"'"""
+        raise ConfigError(
+            f"{COMMAND_LINE}: {key}={text} is not valid YAML. If the value is text, quote it twice: {quoted}"
+        ) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{COMMAND_LINE}: {omegaconf_reason(error, key)}") from error
+    return _string_keys(value, COMMAND_LINE, key) if isinstance(value, dict) else value
+
+
+def _lay(tree: dict[str, Any], top: dict[str, Any], override: str) -> None:
+    """Lay one override over the others: the last value of a key counts, a value and a mapping do not mix."""
+    for key, value in top.items():
+        old = tree.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            _lay(old, value, override)
+        elif key in tree and isinstance(value, dict) != isinstance(old, dict):
+            raise ConfigError(f"{COMMAND_LINE}: {override} contradicts another override of '{key}'.")
+        else:
+            tree[key] = value

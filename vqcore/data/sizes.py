@@ -1,0 +1,40 @@
+"""The sizes that a config asks for: the nominal one, and those that training batches may have."""
+
+from vqcore.errors import ConfigError
+from vqcore.protocols import DataSpec, expand
+from vqcore.schema import DataConfig
+
+
+def nominal_size(cfg: DataConfig, rank: int | None = None) -> int | tuple[int, ...] | None:
+    """The size the config asks for, or the largest; one number per axis if `rank` is given."""
+    size = cfg.input_size if cfg.input_size_max is None else cfg.input_size_max
+    return size if size is None or rank is None else _expand("input_size", size, rank)
+
+
+def sizes(cfg: DataConfig, spec: DataSpec) -> list[tuple[int, ...]]:
+    """The sizes a training batch may have: from input_size_min up, never above input_size_max.
+
+    Every step adds resolution_step to each axis. Raises `ConfigError` when the axes do not take the same
+    number of steps.
+    """
+    if cfg.input_size_min is None or cfg.input_size_max is None:
+        return [spec.size if cfg.input_size is None else _expand("input_size", cfg.input_size, spec.rank)]
+    least = _expand("input_size_min", cfg.input_size_min, spec.rank)
+    most = _expand("input_size_max", cfg.input_size_max, spec.rank)
+    shown = f"data: input_size_min={cfg.input_size_min}, input_size_max={cfg.input_size_max}"
+    if any(low > high for low, high in zip(least, most)):
+        raise ConfigError(f"{shown}: the minimum is above the maximum")
+    steps = [(high - low) // cfg.resolution_step for low, high in zip(least, most)]
+    if len(set(steps)) > 1:
+        raise ConfigError(
+            f"{shown}: with resolution_step={cfg.resolution_step} the axes take {steps} steps; "
+            "all must take the same number, because they grow together"
+        )
+    return [tuple(low + k * cfg.resolution_step for low in least) for k in range(steps[0] + 1)]
+
+
+def _expand(setting: str, size: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+    try:
+        return expand(size, rank)
+    except ValueError as error:
+        raise ConfigError(f"data.{setting}: {error}") from error

@@ -1,0 +1,1 @@
+"""Measures a tokenizer, and compares measurements."""

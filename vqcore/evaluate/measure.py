@@ -1,0 +1,267 @@
+"""Measures a tokenizer on a data set: losses, the metrics that mean something for its data, the codebook, bits."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vqcore import dist
+from vqcore.config import Config
+from vqcore.console import ProgressLine
+from vqcore.data.batches import BadSamples, EvalBatches
+from vqcore.errors import DataError
+from vqcore.evaluate.usage import CodeCounts
+from vqcore.protocols import Batch, Data, Metric, Modality
+from vqcore.registry import registry
+from vqcore.rng import sample_generators
+from vqcore.schema import RunConfig
+from vqcore.tokenizer import Tokenizer
+
+CODE_FIGURES = (
+    "codes/usage",
+    "codes/perplexity",
+    "samples",
+    "tokens_per_sample",
+    "bits_per_token",
+    "bits_per_pixel",
+)
+"""The figures that say nothing of the reconstruction."""
+
+
+def build_metrics(configs: Mapping[str, Config], tokenizer: Tokenizer) -> dict[str, Metric]:
+    """The metrics of a config by label, or those that the modality names."""
+    return {
+        label: registry().build("metric", cfg, f"eval.metrics.{label}", spec=tokenizer.spec)
+        for label, cfg in metric_configs(configs, tokenizer).items()
+    }
+
+
+def metric_configs(configs: Mapping[str, Config], tokenizer: Tokenizer) -> Mapping[str, Config]:
+    """The settings of the metrics by label: those of a config, or the defaults of those that the modality names.
+
+    The label of the latter is the name without its plugin.
+    """
+    return configs or {name.rpartition("/")[2]: _defaults(name) for name in tokenizer.modality.metrics}
+
+
+def _defaults(name: str) -> Config:
+    cls: Any = registry().load("metric", name)
+    return cls.Config(name=name)
+
+
+def loss_names(figures: Iterable[str], metrics: Iterable[str]) -> list[str]:
+    """Which of the names that `evaluate` gave are losses: neither of a metric's label nor of the codes."""
+    labels = set(metrics)
+    return [name for name in figures if name not in CODE_FIGURES and name.partition("/")[0] not in labels]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metrics of a tokenizer on a data set at one size, and those of a constant prediction, if one was given."""
+
+    metrics: dict[str, float]
+    constant: dict[str, float]
+
+
+@torch.no_grad()
+def evaluate(
+    tokenizer: Tokenizer,
+    batches: Iterable[Batch],
+    metrics: Mapping[str, Metric],
+    *,
+    size: tuple[int, ...],
+    weights: Mapping[str, float] | None,
+    seed: int,
+    step: int,
+    constant: Tensor | None = None,
+    watch: Callable[[int], None] = lambda samples: None,
+) -> Measured:
+    """Metrics over all samples of all processes, by name; sums are exact, so one process or many give the same.
+
+    `loss` is the sum of the model's losses by `weights`; with None there are no losses, and the objective needs no
+    setup. `codes/usage` and `codes/perplexity` are over the whole set. `constant` is one number for each channel of a
+    decoder's output (`vqcore.evaluate.baseline`). Call it with the tokenizer in eval mode. Raises `DataError` when
+    there was no sample at all.
+    """
+    totals = _Totals(tokenizer)
+    for batch in batches:
+        batch = batch.to(tokenizer.device)
+        codes = None if weights is None else _add_losses(totals, tokenizer, batch, seed, step)
+        if codes is None:
+            codes = tokenizer.encode(batch.x, batch.mask)
+        rng = sample_generators(batch.keys, seed, "eval-decode")
+        x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras)
+        for label, metric in metrics.items():
+            totals.measure(f"metric:{label}", metric, x_hat, batch)
+            if constant is not None and getattr(metric, "of_constant", False):
+                totals.measure(f"constant:{label}", metric, _everywhere(constant, x_hat), batch)
+        totals.codes.add(codes)
+        totals.samples += len(batch.x)
+        watch(totals.samples)
+    totals.add("samples", torch.tensor(float(totals.samples)))
+    sums = dist.sum_dicts(totals.sums)
+    if not sums["samples"]:
+        raise DataError("no sample could be read for evaluation; the files are named above.")
+    return Measured(
+        _metrics(sums, totals.codes.summed(), metrics, weights, tokenizer, size),
+        _summaries(sums, "constant", metrics),
+    )
+
+
+def _add_losses(totals: "_Totals", tokenizer: Tokenizer, batch: Batch, seed: int, step: int) -> Tensor | None:
+    """Add a batch's losses; returns its codes if the objective had them."""
+    rng = sample_generators(batch.keys, seed, "eval")
+    out = tokenizer.objective.losses(tokenizer, batch, player="model", step=step, rng=rng)
+    for name, value in out.terms.items():
+        totals.add(f"loss:{name}", value.double() * len(batch.x))
+    return out.codes
+
+
+def _everywhere(values: Float[Tensor, " c"], like: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
+    """One value a channel at every position."""
+    return values.to(like).view(1, -1, *[1] * (like.ndim - 2)).expand_as(like)
+
+
+def measured(metric: Metric, tokenizer: Tokenizer, x_hat: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+    """A metric's sums over a batch, in the units of the files if it wants them."""
+    pair = x_hat, batch.x
+    if getattr(metric, "in_units", False):
+        pair = tokenizer.modality.values(x_hat), tokenizer.modality.values(batch.x)
+    return metric.measure(*pair, batch.mask)
+
+
+class _Totals:
+    """Sums of this process, in double precision on the CPU; how often each code of each codebook occurred."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.sums: dict[str, Tensor] = {}
+        self.codes = CodeCounts(tokenizer.codebook_size, tokenizer.num_codebooks)
+        self.samples = 0
+
+    def add(self, name: str, value: Tensor) -> None:
+        value = value.double().cpu()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def measure(self, prefix: str, metric: Metric, x_hat: Tensor, batch: Batch) -> None:
+        for name, value in measured(metric, self.tokenizer, x_hat, batch).items():
+            self.add(f"{prefix}:{name}", value)
+
+
+def _metrics(
+    sums: Mapping[str, Tensor],
+    codes: CodeCounts,
+    metrics: Mapping[str, Metric],
+    weights: Mapping[str, float] | None,
+    tokenizer: Tokenizer,
+    size: tuple[int, ...],
+) -> dict[str, float]:
+    samples = float(sums["samples"])
+    terms = {k.removeprefix("loss:"): float(v) / samples for k, v in sums.items() if k.startswith("loss:")}
+    losses = {}
+    if weights is not None:
+        losses = {"loss": math.fsum(weights.get(k, 1.0) * value for k, value in terms.items()), **terms}
+    facts = tokenizer.facts(size)
+    return (
+        losses
+        | _summaries(sums, "metric", metrics)
+        | codes.figures()
+        | {
+            "samples": samples,
+            "tokens_per_sample": float(facts.tokens),
+            "bits_per_token": facts.bits_per_token,
+            "bits_per_pixel": facts.bits_per_position,
+        }
+    )
+
+
+def _summaries(sums: Mapping[str, Tensor], kind: str, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """What metrics make of the sums `KIND:LABEL:NAME` over a whole set, by label."""
+    found = {}
+    for label, metric in metrics.items():
+        prefix = f"{kind}:{label}:"
+        own = {k.removeprefix(prefix): v for k, v in sums.items() if k.startswith(prefix)}
+        if own:
+            for name, value in metric.summary(own).items():
+                found[f"{label}/{name}" if name else label] = value
+    return found
+
+
+def eval_batches(
+    tokenizer: Tokenizer,
+    config: RunConfig,
+    data: Data,
+    extra: Mapping[str, Modality],
+    *,
+    size: tuple[int, ...] | None = None,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    shared: bool = False,
+) -> EvalBatches:
+    """Samples as an evaluation sees them, at the nominal size unless told otherwise, `limit` of them from all over.
+
+    This process has all of them and reads them itself, as suits a look at a few; `shared` gives every process its
+    share, read by `data.workers`.
+    """
+    return EvalBatches(
+        data,
+        tokenizer.modality,
+        extra,
+        config.data,
+        size=size or tuple(tokenizer.cfg.size),
+        batch_size=batch_size or config.eval.batch_size or config.data.batch_size,
+        rank=dist.rank() if shared else 0,
+        world=dist.world_size() if shared else 1,
+        limit=limit,
+        workers=None if shared else 0,
+    )
+
+
+def evaluate_data(
+    tokenizer: Tokenizer,
+    config: RunConfig,
+    data: Data,
+    extra: Mapping[str, Modality],
+    size: tuple[int, ...],
+    *,
+    step: int,
+    losses: bool = True,
+    constant: Tensor | None = None,
+) -> Measured:
+    """Measure a tokenizer on one data set at one size. Unreadable files are skipped, named and counted."""
+    batches = eval_batches(tokenizer, config, data, extra, size=size, limit=config.eval.samples, shared=True)
+    total = min(len(data), config.eval.samples or len(data))
+    with ProgressLine("evaluate", -(-total // dist.world_size()), unit="sample") as line:
+        return evaluate(
+            tokenizer,
+            _readable(batches, BadSamples(data, config.data)),
+            build_metrics(config.eval.metrics, tokenizer),
+            size=size,
+            weights=config.objective.weights if losses else None,
+            seed=config.run.seed,
+            step=step,
+            constant=constant,
+            watch=line.update,
+        )
+
+
+def _readable(batches: EvalBatches, bad: BadSamples) -> Iterator[Batch]:
+    for loaded in batches:
+        bad.add(loaded.bad)
+        if loaded.batch is not None:
+            yield loaded.batch
+
+
+def sample_pictures(
+    tokenizer: Tokenizer, config: RunConfig, data: Data, extra: Mapping[str, Modality]
+) -> Batch:
+    """`eval.pictures` readable samples, from all over the set."""
+    count = config.eval.pictures
+    for loaded in eval_batches(tokenizer, config, data, extra, batch_size=count, limit=count):
+        if loaded.batch is not None:
+            return loaded.batch
+    raise DataError(f"none of the samples to show can be read. The first: {': '.join(loaded.bad[0])}")

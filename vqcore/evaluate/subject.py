@@ -1,0 +1,103 @@
+"""What `vqcore eval` measures: a run, or a tokenizer that stands alone, and the settings of its evaluation.
+
+A tokenizer that stands alone (an artefact, a hub id) has no run. What it was trained and evaluated on is in its
+provenance; the place may not exist here, so every `data.` key can be given anew.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqcore.artefacts.folder import CONFIG, PROVENANCE, verify
+from vqcore.artefacts.provenance import made_with, read_config
+from vqcore.artefacts.resolve import resolve
+from vqcore.compose.build import saved_tree
+from vqcore.compose.describe import inline
+from vqcore.compose.layers import overridden
+from vqcore.config import to_tree
+from vqcore.errors import ConfigError, UnknownName, UnknownPlugin, VqcoreError
+from vqcore.schema import RunConfig
+
+_UNRECORDED = {"name": "folder", "path": ""}
+_ELSEWHERE = (
+    "That is what it was trained with; to measure it on data of yours: data.eval_path=FOLDER, or, where "
+    "its data were no folder, data.name=folder data.path=FOLDER data.eval_path=FOLDER"
+)
+
+
+_BESIDE = ("data.extra", "data.extra_path", "data.eval_extra_path")
+"""What rides along. Other samples do not have it, unless the overrides say where."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The folder of the weights, the run they belong to (None: they stand alone), and how they are measured."""
+
+    name: str
+    weights: Path
+    run: Path | None
+    config: RunConfig
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What was measured, for people: the checkpoint of a run, else the name as it was given."""
+        return self.name if self.run is None else str(self.weights)
+
+    def explained(self, error: VqcoreError) -> VqcoreError:
+        """An error about the data, with what to do where the settings came along from another place."""
+        return _explained(error, self.overrides) if self.run is None else error
+
+
+def subject(name: str, overrides: Sequence[str] = ()) -> Subject:
+    """What a path or hub id stands for, with overrides on top. Raises `CheckpointError` and `ConfigError`."""
+    for override in overrides:
+        section = override.partition("=")[0]
+        if section.split(".")[0] not in ("data", "eval", "run") or section.startswith("data.modality"):
+            raise ConfigError(
+                f"command line: {override}: a trained tokenizer is what it is; eval takes data.*, eval.* and run.*"
+            )
+    weights = resolve(name)
+    run = weights.parent.parent if weights.parent.name == "checkpoints" else None
+    if run is None or not (run / CONFIG).is_file():
+        return Subject(name, weights, None, _alone(weights, overrides), tuple(overrides))
+    return Subject(
+        name, weights, run, _config(saved_tree(run / CONFIG), overrides, run / CONFIG), tuple(overrides)
+    )
+
+
+def _alone(folder: Path, overrides: Sequence[str]) -> RunConfig:
+    made, cfg = verify(folder), read_config(folder)
+    data = made.get("data") or _UNRECORDED
+    given = {override.partition("=")[0] for override in overrides}
+    if "data.eval_path" in given and not any(key.startswith(_BESIDE) for key in given):
+        data = {key: value for key, value in data.items() if f"data.{key}" not in _BESIDE}
+    tree = {
+        "data": {**data, "modality": to_tree(cfg.modality)},
+        "model": to_tree(cfg.model),
+        "objective": to_tree(cfg.objective),
+        "eval": made.get("eval", {}),
+        # A run must say these; no evaluation reads them.
+        "run": {"dir": str(folder), "steps": 1},
+        "optim": {"lr": 1.0},
+    }
+    try:
+        return _config(tree, overrides, folder / PROVENANCE)
+    except UnknownName as error:
+        raise _explained(error, overrides) from error
+
+
+def _config(tree: dict[str, Any], overrides: Sequence[str], file: Path) -> RunConfig:
+    """The config with overrides on top; another `data.name` replaces all of `data` but the modality."""
+    kept = f"data.modality={inline(tree['data']['modality'])}"
+    try:
+        return overridden(tree, [*overrides, kept], schema=RunConfig, file=str(file))
+    except UnknownPlugin as error:
+        raise made_with(file.parent, error) from error
+
+
+def _explained(error: VqcoreError, overrides: Sequence[str]) -> VqcoreError:
+    if any(override.startswith("data.") for override in overrides):
+        return error
+    return type(error)(f"{error} {_ELSEWHERE}")

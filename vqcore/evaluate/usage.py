@@ -1,0 +1,216 @@
+"""How much of a codebook is used: over a whole set, and over the last tokens of training."""
+
+import math
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Int
+from torch import Tensor
+
+from vqcore import dist
+
+WINDOW = 65_536
+"""Tokens over which the use of a codebook is watched in training."""
+
+DENSE = 2**22
+"""Codebooks up to this size get a number per code; beyond it only codes that occur are kept."""
+
+COLLAPSE = 0.1
+"""A codebook of which less than this share is used (of what window and data could show) has collapsed."""
+
+FILL = 4
+"""Tokens a code that there must be, in training so far and in the data, before an unused code means anything."""
+
+EVEN = 0.02
+"""Codes of an evaluation whose perplexity is below this share of what it could be have collapsed."""
+
+_REMEDY = (
+    "Try another optim.lr (too low shows here, too), a smaller codebook, dead-code replacement, a smaller latent_dim, "
+    "or quant/fsq;"
+)
+
+_REMEDY_IMPLICIT = (
+    "They are fixed, so none is dead: the encoder reaches only this part of them. Train longer, try another optim.lr "
+    "(too low shows here, too), or take fewer codes (levels, bits);"
+)
+
+
+def learns_codes(quantizer: Any) -> bool:
+    """Has a quantizer a table with one row a code? (Implicit codebooks, as of FSQ, have no codes that could die.)"""
+    tensors = (
+        chain(quantizer.parameters(), quantizer.buffers()) if isinstance(quantizer, torch.nn.Module) else ()
+    )
+    return any(tensor.ndim >= 2 and quantizer.codebook_size in tensor.shape for tensor in tensors)
+
+
+def collapse(figures: Mapping[str, float], codebook_size: int) -> str:
+    """What is wrong with the codes of a whole evaluation set, if they carry next to nothing; else nothing."""
+    perplexity = figures["codes/perplexity"]
+    possible = min(codebook_size, figures["samples"] * figures["tokens_per_sample"])
+    if perplexity >= EVEN * possible:
+        return ""
+    return (
+        f"the codes have collapsed: their perplexity is {perplexity:.3g}, as of {perplexity:.3g} codes in even use, "
+        f"where {possible:,.0f} are possible. They carry little of a sample; docs/quantizers.md says what helps."
+    )
+
+
+class CodeWindow:
+    """The last tokens of training: how much of the codebook they use, and since when the rest is dead.
+
+    `window` is the number of tokens over all processes; each keeps its share. Memory is constant: the window, and one
+    number per code (none for codebooks above `DENSE`, whose dead have no known age). A code is dead when the window
+    holds none of it; its age is the number of steps since it last occurred (or since the start). `learned` says that
+    every code has parameters of its own; `tokens` how many the training data has in all, where that is known.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        num_codebooks: int,
+        window: int = WINDOW,
+        *,
+        learned: bool = True,
+        tokens: int | None = None,
+    ):
+        self.codebook_size, self.window, self.learned, self.tokens = codebook_size, window, learned, tokens
+        share = max(1, window // dist.world_size())
+        self.codes = torch.full((share, num_codebooks), -1, dtype=torch.int32)
+        self.last_seen = torch.zeros(
+            num_codebooks, codebook_size if codebook_size <= DENSE else 0, dtype=torch.int32
+        )
+        self.position, self.taken, self.collapsed = 0, 0, False
+
+    @property
+    def held(self) -> int:
+        """How many tokens the windows of all processes hold by now; `window` once they are full."""
+        return int((self.codes[:, 0] >= 0).sum()) * dist.world_size()
+
+    def add(self, codes: Int[Tensor, "b *grid q"], step: int = 0) -> None:
+        """Take in the codes of step number `step` (from 0); the oldest ones leave."""
+        new = rearrange(codes.detach(), "... q -> (...) q").to("cpu", torch.int32)
+        for book, column in enumerate(new.T if self.last_seen.numel() else ()):
+            self.last_seen[book, column.long()] = step + 1
+        self.taken += len(new)
+        new = new[-len(self.codes) :]
+        places = (self.position + torch.arange(len(new))) % len(self.codes)
+        self.codes[places] = new
+        self.position = (self.position + len(new)) % len(self.codes)
+
+    def figures(self, step: int | None = None) -> dict[str, float]:
+        """Figures over the window and all processes, means over codebooks, after `step` steps.
+
+        `codes/usage` (share of the codebook seen; the rest is dead), `codes/perplexity`, and with a step
+        `codes/dead_age` (median age of the dead in steps; 0 if none is).
+        """
+        seen = CodeCounts(self.codebook_size, self.codes.shape[1])
+        for book in range(self.codes.shape[1]):
+            seen.add_column(book, self._column(book))
+        everywhere = seen.summed()
+        figures = everywhere.figures()
+        if step is not None and self.last_seen.numel():
+            ages = step - dist.max_(self.last_seen.clone())
+            dead = torch.ones_like(ages, dtype=torch.bool)
+            for book, ids in enumerate(everywhere.ids):
+                dead[book, ids] = False
+            figures["codes/dead_age"] = float(ages[dead].median()) if dead.any() else 0.0
+        return figures
+
+    def warning(self, figures: Mapping[str, float]) -> str:
+        """One line with a remedy when a full window uses too little of the codebook; once, until it recovers.
+
+        Nothing is said before training had some tokens a code, and less is expected of data that has too few.
+        """
+        usage, size = figures["codes/usage"], self.codebook_size
+        full = bool((self.codes[-1] >= 0).all())
+        ripe = full and self.taken * dist.world_size() >= FILL * min(size, self.window)
+        in_data = self.window if self.tokens is None else self.tokens / FILL
+        enough = min(1.0, self.window / size, in_data / size)
+        was, limit = self.collapsed, 2 * COLLAPSE if self.collapsed else COLLAPSE
+        self.collapsed = ripe and usage < limit * enough
+        if was or not self.collapsed:
+            return ""
+        remedy = _REMEDY if self.learned else _REMEDY_IMPLICIT
+        return (
+            f"the codebook has collapsed: {usage:.1%} of {size:,} codes occur in the last {self.held:,} "
+            f"tokens (perplexity {figures['codes/perplexity']:.0f}). {remedy} docs/quantizers.md says how to choose."
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        counters = {"position": torch.tensor(self.position), "taken": torch.tensor(self.taken)}
+        return {"codes": self.codes, "last_seen": self.last_seen, **counters}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave; a window of another size begins empty."""
+        if state and state["codes"].shape == self.codes.shape:
+            self.codes, self.last_seen = state["codes"].clone(), state["last_seen"].clone()
+            self.position = int(state["position"])
+            self.taken = int(state.get("taken", (self.codes[:, 0] >= 0).sum()))
+
+    def counts(self) -> list[Int[Tensor, " k"]]:
+        """How often each code of each codebook occurs in this process's window; above `DENSE` only those that do."""
+        columns = [self._column(book) for book in range(self.codes.shape[1])]
+        if self.codebook_size > DENSE:
+            return [column.unique(return_counts=True)[1] for column in columns]
+        return [torch.bincount(column, minlength=self.codebook_size) for column in columns]
+
+    def _column(self, book: int) -> Int[Tensor, " n"]:
+        column = self.codes[:, book].long()
+        return column[column >= 0]
+
+
+class CodeCounts:
+    """How often each code of each codebook occurred: numbers for those that did, so that a codebook may be huge."""
+
+    def __init__(self, codebook_size: int, num_codebooks: int):
+        self.codebook_size = codebook_size
+        self.ids = [torch.zeros(0, dtype=torch.int64) for _ in range(num_codebooks)]
+        self.times = [torch.zeros(0, dtype=torch.int64) for _ in range(num_codebooks)]
+
+    def add(self, codes: Int[Tensor, "b *grid q"]) -> None:
+        """Take in a batch's codes."""
+        for book, column in enumerate(rearrange(codes, "b ... q -> q (b ...)").cpu()):
+            self.add_column(book, column)
+
+    def add_column(self, book: int, column: Int[Tensor, " n"]) -> None:
+        """Take in codes of one codebook."""
+        self._merge(book, *column.unique(return_counts=True))
+
+    def summed(self) -> "CodeCounts":
+        """The counts of all processes together."""
+        total = CodeCounts(self.codebook_size, len(self.ids))
+        for part in dist.gathered((self.ids, self.times)):
+            for book, (ids, times) in enumerate(zip(*part)):
+                total._merge(book, ids, times)
+        return total
+
+    def figures(self) -> dict[str, float]:
+        """Usage (share of the codebook that occurred) and perplexity; means over codebooks."""
+        usage, perplexity = [], []
+        for times in self.times:
+            share = times.double() / times.sum().clamp(min=1)
+            usage.append(len(times) / self.codebook_size)
+            perplexity.append(float((-(share * share.log()).sum()).exp()))
+        return {
+            "codes/usage": math.fsum(usage) / len(usage),
+            "codes/perplexity": math.fsum(perplexity) / len(perplexity),
+        }
+
+    def by_code(self) -> list[Int[Tensor, " k"]]:
+        """A number per code of each codebook; above `DENSE` only for those that occurred."""
+        if self.codebook_size > DENSE:
+            return self.times
+        dense = [torch.zeros(self.codebook_size, dtype=torch.int64) for _ in self.ids]
+        for counts, ids, times in zip(dense, self.ids, self.times):
+            counts[ids] = times
+        return dense
+
+    def _merge(self, book: int, ids: Int[Tensor, " n"], times: Int[Tensor, " n"]) -> None:
+        joined, places = torch.cat([self.ids[book], ids]).unique(return_inverse=True)
+        sums = torch.zeros(len(joined), dtype=torch.int64)
+        self.times[book] = sums.index_add_(0, places, torch.cat([self.times[book], times]))
+        self.ids[book] = joined

@@ -1,1 +1,0 @@
-"""Hooks that come with the core, and what calls them."""

@@ -1,0 +1,132 @@
+"""Metrics of class maps and masks: accuracy, intersection over union, F1."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqcore.config import Config as BaseConfig
+from vqcore.metrics.sums import id_counts, valid_positions
+from vqcore.protocols import DataSpec
+
+
+class Accuracy:
+    """Share of valid positions of class maps whose most likely class is the right one."""
+
+    better = "higher"
+    of_constant = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BaseConfig):
+        """No settings."""
+
+    def __init__(self, cfg: Config, *, spec: DataSpec):
+        if spec.labels is None:
+            raise ValueError("accuracy is for class maps")
+
+    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Right positions and all positions."""
+        right = (x_hat.argmax(1) == x).double()
+        valid = torch.ones_like(right) if mask is None else mask.double()
+        return {"right": (right * valid).sum(), "all": valid.sum()}
+
+    def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Their ratio."""
+        return {"": float(sums["right"] / sums["all"])}
+
+
+class IoU:
+    """Intersection over union of predicted and true positions of each class; the mean over classes that occur.
+
+    A class occurs when it is the true one of a valid position anywhere in the set. Binary data have one class, "yes".
+    """
+
+    better = "higher"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BaseConfig):
+        """Settings of `iou`."""
+
+        per_class: bool = False
+        """Report every class that occurs, as iou/<id>, besides the mean."""
+
+    def __init__(self, cfg: Config, *, spec: DataSpec):
+        if spec.labels is None and spec.kind != "binary":
+            raise ValueError(f"iou is for class maps and binary data, not for {spec.kind} data")
+        self.cfg, self.labels, self.middle = cfg, spec.labels, _middle(spec)
+
+    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Per class: positions where prediction and truth agree, of the prediction, of the truth."""
+        count = self.labels or 2
+        if self.labels is None:
+            found, true = (x_hat > self.middle).long(), (x > self.middle).long()
+        else:
+            found, true = x_hat.argmax(1), x.long()
+        valid = valid_positions(mask, true)
+        found, true = found[valid], true[valid]
+        return {
+            "both": id_counts(true[found == true], count),
+            "found": id_counts(found, count),
+            "true": id_counts(true, count),
+        }
+
+    def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """The mean over classes that occur; NaN when none does."""
+        either = sums["found"] + sums["true"] - sums["both"]
+        ratio = sums["both"] / either.clamp(min=1)
+        occurs = sums["true"] > 0
+        if self.labels is None:
+            return {"": float(ratio[1]) if occurs[1] else math.nan}
+        figures = {"": float(ratio[occurs].mean())}
+        if self.cfg.per_class:
+            figures |= {str(int(k)): float(ratio[k]) for k in occurs.nonzero().flatten()}
+        return figures
+
+
+class F1:
+    """Harmonic mean of precision and recall of the positions above a threshold, over the whole set."""
+
+    better = "higher"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BaseConfig):
+        """Settings of `f1`."""
+
+        threshold: float = 0.5
+        """Share of the declared range above which a value is a yes, in the data and in the reconstruction."""
+
+        def __post_init__(self) -> None:
+            if not 0 < self.threshold < 1:
+                raise ValueError(f"threshold={self.threshold} must lie between 0 and 1")
+
+    def __init__(self, cfg: Config, *, spec: DataSpec):
+        if spec.range is None:
+            raise ValueError("f1 needs data with a declared range")
+        low, high = spec.range
+        self.threshold = low + cfg.threshold * (high - low)
+
+    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Positions that are rightly, falsely and not found."""
+        found, true = x_hat > self.threshold, x > self.threshold
+        valid = valid_positions(mask, true)
+        return {
+            "right": (found & true & valid).double().sum(),
+            "false": (found & ~true & valid).double().sum(),
+            "missed": (~found & true & valid).double().sum(),
+        }
+
+    def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """F1, precision and recall; 0 where there is nothing to divide by."""
+        right, false, missed = (float(sums[name]) for name in ("right", "false", "missed"))
+        return {
+            "": 2 * right / max(2 * right + false + missed, 1),
+            "precision": right / max(right + false, 1),
+            "recall": right / max(right + missed, 1),
+        }
+
+
+def _middle(spec: DataSpec) -> float:
+    low, high = spec.range or (0.0, 1.0)
+    return (low + high) / 2

@@ -1,0 +1,101 @@
+"""Metrics of directions: the angle and the cosine between vectors."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from einops import reduce
+from jaxtyping import Float
+from torch import Tensor
+
+from vqcore.config import Config as BaseConfig
+from vqcore.metrics.sums import id_counts, ratio, valid_positions
+from vqcore.protocols import DataSpec
+
+ANGLES = (11.25, 22.5, 30.0)
+"""Degrees within which a direction counts as right; those of the surface-normal literature."""
+
+BINS_PER_DEGREE = 100
+"""Resolution of the median of angles: the exact one lies within half a hundredth of a degree."""
+
+
+class Angle:
+    """Degrees between true and rebuilt directions: mean, median, and shares within 11.25, 22.5 and 30 degrees.
+
+    Directions are vectors over channels, of any length but 0, or the angles of angle data, in radians.
+    """
+
+    in_units = True
+    better = "lower"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BaseConfig):
+        """No settings."""
+
+    def __init__(self, cfg: Config, *, spec: DataSpec):
+        self.is_angle = spec.kind == "angle"
+        if not self.is_angle and spec.channels < 2:
+            raise ValueError(
+                f"angle is for angles and vectors, not for {spec.kind} data of {spec.channels} channel"
+            )
+
+    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """How often each hundredth of a degree occurred, their sum and number."""
+        y, x = x_hat.double(), x.double()
+        if self.is_angle:
+            off = torch.atan2(torch.sin(y - x), torch.cos(y - x)).abs()
+            valid = valid_positions(mask, off) & x.isfinite()
+        else:
+            off, valid = _between(y, x), valid_positions(mask, x[:, 0]) & x.isfinite().all(1)
+        degrees = torch.rad2deg(off[valid]).nan_to_num(180.0)
+        places = (degrees * BINS_PER_DEGREE).long().clamp(max=180 * BINS_PER_DEGREE - 1)
+        within = torch.stack([(degrees <= limit).double().sum() for limit in ANGLES])
+        return {
+            "sum": degrees.sum(),
+            "count": torch.tensor(float(len(degrees)), dtype=torch.float64, device=x.device),
+            "within": within,
+            "histogram": id_counts(places, 180 * BINS_PER_DEGREE),
+        }
+
+    def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean and median in degrees, shares in 0 to 1; NaN when there was no direction."""
+        count = float(sums["count"])
+        if not count:
+            return {"": math.nan}
+        place = int((sums["histogram"].cumsum(0) < (count + 1) / 2).sum())
+        shares = {f"within-{limit:g}": float(n) / count for limit, n in zip(ANGLES, sums["within"])}
+        return {"": float(sums["sum"]) / count, "median": (place + 0.5) / BINS_PER_DEGREE, **shares}
+
+
+class Cosine:
+    """Cosine of the angle between true and rebuilt vectors over channels, mean over positions."""
+
+    better = "higher"
+
+    in_units = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BaseConfig):
+        """No settings."""
+
+    def __init__(self, cfg: Config, *, spec: DataSpec):
+        if spec.labels is not None or spec.channels < 2:
+            raise ValueError(f"cosine is for vectors, not for {spec.kind} data of {spec.channels} channel")
+
+    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Sum over valid positions and their number; a rebuilt vector that is no number counts as 0."""
+        valid = valid_positions(mask, x[:, 0]) & x.isfinite().all(1)
+        cosine = torch.nn.functional.cosine_similarity(x_hat.double(), x.double(), dim=1)
+        return {"sum": cosine[valid].nan_to_num(0.0).sum(), "count": valid.double().sum()}
+
+    def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """The mean."""
+        return {"": ratio(sums["sum"], sums["count"])}
+
+
+def _between(y: Float[Tensor, "b c *size"], x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b *size"]:
+    """Radians between vectors, by the arc tangent: an arc cosine loses small angles. A zero vector is at 90 degrees."""
+    y, x = (torch.nn.functional.normalize(v, dim=1) for v in (y, x))
+    apart, together = (reduce(v.square(), "b c ... -> b ...", "sum").sqrt() for v in (y - x, y + x))
+    return 2 * torch.atan2(apart, together)

@@ -1,0 +1,161 @@
+"""The folder of a run: who may write there, its config, metrics.jsonl and events.jsonl.
+
+Every file is written aside and renamed: a process that is killed at any moment leaves a folder from which the run can go
+on.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqcore import dist
+from vqcore.artefacts.folder import CONFIG, PROVENANCE, write_text
+from vqcore.artefacts.provenance import provenance_of
+from vqcore.compose.build import from_tree, saved_tree
+from vqcore.compose.describe import dump, inline
+from vqcore.config import leaves, to_tree
+from vqcore.errors import ConfigError, RunError, VqcoreError, listed
+from vqcore.schema import FREE_ON_RESUME, RunConfig
+
+METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
+
+_LOCK = ".lock"
+
+SHOWN = 5
+"""How many settings are shown, with their values, where a folder holds another run."""
+
+
+def check_folder(config: RunConfig) -> None:
+    """Raise `RunError` unless `run.dir` is free or holds this very run. Writes nothing."""
+    folder = config.run.folder
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"run.dir={folder}: this is a file, not a folder.")
+    if folder.is_dir():
+        _refuse_another_run(folder, config)
+
+
+@contextlib.contextmanager
+def opened(config: RunConfig) -> Iterator[None]:
+    """Make the folder, keep other processes out of it, and write config and provenance (rank 0 does all that)."""
+    folder = config.run.folder
+    with contextlib.ExitStack() as stack:
+        with dist.together():
+            if dist.is_main():
+                try:
+                    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(_locked(folder))
+                    check_folder(config)  # again, now that nobody else can have begun
+                    write_text(folder / CONFIG, dump(config))
+                    if not (folder / PROVENANCE).exists():
+                        made = provenance_of(
+                            config, world_size=dist.world_size(), threads=torch.get_num_threads()
+                        )
+                        write_text(folder / PROVENANCE, json.dumps(made, indent=2) + "\n")
+                except OSError as error:
+                    raise RunError(
+                        f"run.dir={folder} cannot be written: {error.strerror or error}."
+                    ) from error
+        yield
+
+
+def log_metrics(folder: Path, step: int, metrics: Mapping[str, float]) -> None:
+    """Append a line to the metrics.jsonl of a run's folder; rank 0 does."""
+    if dist.is_main():
+        with (folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def log_event(folder: Path, step: int, event: str, **more: Any) -> None:
+    """Append a line to events.jsonl: what went wrong or was done, and when. Lines are never removed; rank 0 writes."""
+    if dist.is_main():
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        with (folder / EVENTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "event": event, "time": when, **more}) + "\n")
+
+
+def _refuse_another_run(folder: Path, config: RunConfig) -> None:
+    path = folder / CONFIG
+    if not path.exists():
+        names = sorted(p.name for p in folder.iterdir() if not _is_beginning(p))
+        if names:
+            raise RunError(
+                f"run.dir={folder} holds something else ({listed(names, 3)}). Choose another folder."
+            )
+        return
+    try:
+        theirs = _with_defaults(saved_tree(path))
+    except ConfigError as error:
+        raise RunError(str(error)) from error
+    if differ := config_differences(config, theirs, FREE_ON_RESUME):
+        there, here = dict(leaves(theirs)), dict(leaves(to_tree(config)))
+        told = [f"{key} {_value(there, key)} there, {_value(here, key)} here" for key in differ[:SHOWN]]
+        more = len(differ) - len(told)
+        rest = f"; {more} more {'setting differs' if more == 1 else 'settings differ'}" if more else ""
+        raise RunError(
+            f"run.dir={folder} holds another run: {'; '.join(told)}{rest}. "
+            f"Choose another run.dir, e.g. run.dir={_free(folder)}, or give that run's settings to go on with it."
+        )
+
+
+def _value(tree: dict[str, Any], key: str) -> str:
+    text = inline(tree[key]) if key in tree else "not set"
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _free(folder: Path) -> Path:
+    """The first of `folder-2`, `folder-3` ... that does not exist."""
+    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in names if not path.exists())
+
+
+def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved config as this version sees it: settings that came later have their defaults."""
+    try:
+        return to_tree(from_tree(saved, schema=RunConfig))
+    except VqcoreError:  # it holds what is unknown here; comparing it as it is names that
+        return saved
+
+
+def config_differences(ours: RunConfig, saved: dict[str, Any], free: tuple[str, ...]) -> list[str]:
+    """Keys, outside the free ones, that differ between a config and a saved tree."""
+    mine, theirs = dict(leaves(to_tree(ours))), dict(leaves(saved))
+    keys = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+    return [key for key in keys if not any(key == f or key.startswith(f"{f}.") for f in free)]
+
+
+def _is_beginning(path: Path) -> bool:
+    """Is this all that a run leaves which was killed while it made its folder?"""
+    empty = path.is_dir() and not any(path.iterdir())
+    return path.name == _LOCK or path.name.endswith(".incomplete") or (path.name == "checkpoints" and empty)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a record lock: the system drops it when the process ends, however it ends, and forks do not inherit it."""
+    with (folder / _LOCK).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"run.dir={folder}: another process is training in this folder.") from error
+        yield
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop lines after `step`, and a last line that was cut off: they will be written again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue
+    write_text(path, "".join(kept))

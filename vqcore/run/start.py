@@ -1,0 +1,130 @@
+"""Weights a run starts from: `model.full_ckpt`, `model.encoder_ckpt`, and what `model.freeze_enc` promises.
+
+A part (embedding, encoder, projection, quantizer, decoder) is taken over whole or not at all, and whatever is not is
+said by name: half a part would be a surprise nobody notices.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vqcore.artefacts.folder import read_weights, verify, weights_of
+from vqcore.artefacts.provenance import read_config
+from vqcore.artefacts.resolve import resolve
+from vqcore.config import leaves, to_tree
+from vqcore.console import say
+from vqcore.errors import CheckpointError, ConfigError, listed
+from vqcore.schema import ModelConfig, TokenizerConfig
+from vqcore.tokenizer import Tokenizer
+
+TOKENS = ("embed", "encoder", "proj", "quantizer")
+"""The parts that decide what tokens mean: what `freeze_enc` keeps."""
+_MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
+
+
+def start_from(tokenizer: Tokenizer, model: ModelConfig) -> None:
+    """Fill a new tokenizer as its config says: from a checkpoint, and the other parts with what they begin with.
+
+    Raises `CheckpointError` for weights that cannot be had or of which nothing fits, and `ConfigError` when
+    `freeze_enc` could not keep the tokens.
+    """
+    key = "full_ckpt" if model.full_ckpt else "encoder_ckpt"
+    path = model.full_ckpt or model.encoder_ckpt
+    if path is None:
+        return tokenizer.fetch()
+    try:
+        folder = resolve(path)
+        verify(folder)
+        source, state = read_config(folder), read_weights(folder)
+    except CheckpointError as error:
+        raise error.at(f"model.{key}") from error
+    parts = (*TOKENS, "decoder") if model.full_ckpt else TOKENS[:2]
+    problems = {part: _take(tokenizer, part, source, state) for part in parts}
+    taken = [part for part in parts if getattr(tokenizer, part) is not None and not problems[part]]
+    if not taken:
+        raise CheckpointError(f"model.{key}={path}: nothing in it fits this model. {_reasons(problems)}")
+    if model.freeze_enc:
+        _refuse_other_tokens(tokenizer, folder, source, problems)
+    say(f"model.{key}: {listed(taken)} from {folder}.")
+    rest = [
+        part for part in (*TOKENS, "decoder") if getattr(tokenizer, part) is not None and part not in taken
+    ]
+    tokenizer.fetch(rest)
+    if rest:
+        say(f"model.{key}: {listed(rest)} as initialised. {_reasons(problems)}".rstrip())
+
+
+def _take(tokenizer: Tokenizer, part: str, source: TokenizerConfig, state: Mapping[str, Tensor]) -> list[str]:
+    """Fill one part; what is in the way."""
+    module = getattr(tokenizer, part)
+    theirs = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
+    if module is None:
+        return [f"{part}: this model has none"] if theirs else []
+    names = [getattr(cfg.model, part, None) for cfg in (source, tokenizer.cfg)]
+    if names[0] is not None and names[1] is not None and names[0].name != names[1].name:
+        return [f"{part}: it is {names[0].name} there and {names[1].name} here"]
+    own = weights_of(module)
+    resizable = getattr(module, "interpolated", ())
+    fitted = {key: _fitted(value, own[key], key in resizable) for key, value in theirs.items() if key in own}
+    problems = [f"{part}.{key} is missing there" for key in own if key not in theirs]
+    problems += [f"{part}.{key} is unknown here" for key in theirs if key not in own]
+    problems += [
+        f"{part}.{key} is {tuple(theirs[key].shape)} there and {tuple(own[key].shape)} here"
+        for key, value in fitted.items()
+        if value is None
+    ]
+    if not problems:
+        module.load_state_dict(fitted, strict=False)
+    return problems
+
+
+def _fitted(value: Tensor, own: Tensor, resizable: bool) -> Tensor | None:
+    """The tensor as it fits; positions `(1, d, *grid)` of another grid are interpolated."""
+    if value.shape == own.shape:
+        return value
+    if not resizable or value.ndim != own.ndim or value.shape[:2] != own.shape[:2]:
+        return None
+    grid = tuple(own.shape[2:])
+    return F.interpolate(value.float(), grid, mode=_MODES[len(grid)], align_corners=False).to(own.dtype)
+
+
+@torch.no_grad()
+def _refuse_other_tokens(
+    tokenizer: Tokenizer, folder: Any, source: TokenizerConfig, problems: Mapping[str, list[str]]
+) -> None:
+    lost = {part: found for part, found in problems.items() if part in TOKENS and found}
+    if lost:
+        raise ConfigError(f"model.freeze_enc: the tokens would not be those of {folder}. {_reasons(lost)}")
+    there = Tokenizer.load(folder, encoder_only=True)
+    if tokenizer.fingerprint != there.fingerprint:
+        differ = [
+            f"{section} ({name})"
+            for section in ("modality", "model.encoder", "model.quantizer")
+            for name in _differing(_node(source, section), _node(tokenizer.cfg, section))
+        ]
+        differ = differ or [
+            "weights whose size was changed, such as positions: set input_size_enc as it is there"
+        ]
+        raise ConfigError(
+            f"model.freeze_enc: the tokens would not be those of {folder}; different are {listed(differ, 5)}."
+        )
+
+
+def _node(cfg: TokenizerConfig, section: str) -> Any:
+    for name in section.split("."):
+        cfg = getattr(cfg, name)
+    return cfg
+
+
+def _differing(a: Any, b: Any) -> list[str]:
+    ours, theirs = dict(leaves(to_tree(a))), dict(leaves(to_tree(b)))
+    keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    return [key for key in keys if key not in a.training_only]
+
+
+def _reasons(problems: Mapping[str, list[str]]) -> str:
+    found = [line for lines in problems.values() for line in lines]
+    return f"{listed(found, 6)}." if found else ""

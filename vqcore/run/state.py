@@ -1,0 +1,178 @@
+"""A run: its parts, which stay, and its progress, which moves; and how a run is built from a config.
+
+The trainer moves it, `checkpoints` saves and resumes it, hooks and checks look at it.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from vqcore import dist
+from vqcore.artefacts.resolve import checkpoints
+from vqcore.assembly import Assembly, assemble
+from vqcore.data.sizes import sizes
+from vqcore.evaluate.usage import CodeWindow, learns_codes
+from vqcore.protocols import Data, Modality, Objective
+from vqcore.registry import registry
+from vqcore.rng import seeded
+from vqcore.run.hooks import GuardedHooks
+from vqcore.run.optim import Ema
+from vqcore.run.players import Player
+from vqcore.run.start import start_from
+from vqcore.schema import RunConfig
+from vqcore.tokenizer import Tokenizer
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    `step` counts optimizer steps; `offset` is how far the stream of samples runs ahead of them, after rolling back;
+    `skipped` counts steps whose update was left out; `saved` is the step of the last checkpoint, -1 without one.
+    `evaluation` has the metrics of the last evaluation by this process; `stopped_by` names the signal that ended the
+    run early.
+    """
+
+    step: int = 0
+    offset: int = 0
+    skipped: int = 0
+    saved: int = -1
+    evaluation: dict[str, float] = field(default_factory=dict)
+    stopped_by: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as hooks may see it. `steps` is where it ends; `players` are those that have played so far."""
+
+    config: RunConfig
+    steps: int
+    device: torch.device
+    tokenizer: Tokenizer
+    data: Data
+    eval_data: Data | None
+    extra: dict[str, Modality]
+    ema: Ema | None
+    window: CodeWindow
+    hooks: GuardedHooks
+    players: dict[str, Player] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def dir(self) -> Path:
+        """The folder of the run."""
+        return self.config.run.folder
+
+    @property
+    def step(self) -> int:
+        """How many optimizer steps are done."""
+        return self.progress.step
+
+    @property
+    def seed(self) -> int:
+        """Every random choice follows from it."""
+        return self.config.run.seed
+
+    @property
+    def objective(self) -> Objective:
+        """How the tokenizer is trained."""
+        return self.tokenizer.objective
+
+    @property
+    def total_batch(self) -> int:
+        """Samples of one optimizer step, over all processes."""
+        return total_batch(self.config)
+
+    def player(self, name: str) -> Player:
+        """A player by name; built when it is first asked for. Under DDP all processes ask together."""
+        if name not in self.players:
+            module = self.tokenizer if name == "model" else getattr(self.objective, name)
+            self.players[name] = Player(name, module, self.config, self.tokenizer, self.device)
+        return self.players[name]
+
+    @contextlib.contextmanager
+    def as_evaluated(self) -> Iterator[None]:
+        """Inside the block the tokenizer is as it will be used: in eval mode, with the running averages if any."""
+        was_training = self.tokenizer.training
+        self.tokenizer.eval()
+        try:
+            with self.ema.applied() if self.ema else contextlib.nullcontext():
+                yield
+        finally:
+            self.tokenizer.train(was_training)
+
+
+def total_batch(config: RunConfig) -> int:
+    """Samples of one optimizer step, over all processes."""
+    return config.data.batch_size * config.optim.accumulate * dist.world_size()
+
+
+def build(config: RunConfig, device: torch.device) -> Run:
+    """Everything that a run needs; raises what a user can mend before anything is written."""
+    with dist.together():
+        parts = assemble(config)
+        assert parts is not None
+        run = build_from(config, parts, device)
+    for name in ("model", *run.objective.players(run.steps)):
+        run.player(name)
+    return run
+
+
+def build_from(config: RunConfig, parts: Assembly, device: torch.device) -> Run:
+    """A run of parts that are assembled already: weights to start from, averages, code statistics, hooks."""
+    tokenizer, data = parts.tokenizer, parts.data
+    if not checkpoints(config.run.folder):
+        start_from(tokenizer, config.model)
+    if config.model.freeze_enc:
+        tokenizer.freeze_encoder()
+    tokenizer.to(device)
+    with seeded(config.run.seed, "init", "setup"):
+        tokenizer.objective.setup(tokenizer)
+    config = _in_steps(config, len(data))
+    batch_sizes = sizes(config.data, tokenizer.spec)
+    run = Run(
+        config=config,
+        steps=config.run.steps or _steps(config, len(data)),
+        device=device,
+        tokenizer=tokenizer,
+        data=data,
+        eval_data=parts.eval_data,
+        extra=parts.extra,
+        ema=Ema(tokenizer, config.ema.decay) if config.ema.decay else None,
+        window=CodeWindow(
+            tokenizer.codebook_size,
+            tokenizer.num_codebooks,
+            learned=learns_codes(tokenizer.quantizer),
+            tokens=len(data) * math.prod(tokenizer.grid(batch_sizes[-1])),
+        ),
+        hooks=build_hooks(config),
+    )
+    if config.run.compile:
+        for part in (tokenizer.encoder, tokenizer.quantizer, tokenizer.decoder):
+            part.compile(dynamic=len(batch_sizes) > 1)
+    return run
+
+
+def build_hooks(config: RunConfig) -> GuardedHooks:
+    """The hooks of a config. Raises `ConfigError` or `PluginLoadError` for one that cannot be built."""
+    return GuardedHooks(
+        {label: registry().build("hook", cfg, f"hooks.{label}") for label, cfg in config.hooks.items()}
+    )
+
+
+def _steps(config: RunConfig, samples: int) -> int:
+    assert config.run.epochs is not None
+    return max(1, math.ceil(config.run.epochs * samples / total_batch(config)))
+
+
+def _in_steps(config: RunConfig, samples: int) -> RunConfig:
+    """The config with the warm-up in steps."""
+    optim = config.optim
+    if optim.warmup_epochs is None:
+        return config
+    warmup = round(optim.warmup_epochs * samples / total_batch(config))
+    return replace(config, optim=replace(optim, warmup=warmup, warmup_epochs=None))

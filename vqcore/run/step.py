@@ -1,0 +1,132 @@
+"""One optimizer step of every player, and what can be wrong with a gradient."""
+
+import contextlib
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vqcore import dist
+from vqcore.errors import listed
+from vqcore.protocols import Batch
+from vqcore.rng import derive, sample_generators
+from vqcore.run.players import Player
+from vqcore.run.state import Run
+
+
+class Trouble(Exception):
+    """A step whose gradient must not be used: which step, what is wrong, and what the config says to do.
+
+    The policy `fp16` is harmless: the loss was scaled too high, and the step is left out.
+    """
+
+    def __init__(self, step: int, what: str, policy: Literal["stop", "skip", "rollback", "fp16"]):
+        super().__init__(what)
+        self.step, self.what, self.policy = step, what, policy
+
+
+def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
+    """One optimizer step of every player; returns the metrics of this step.
+
+    Raises `Trouble` where a player's gradient is not finite or too long; then that player's step did not happen.
+    """
+    metrics: dict[str, float | Tensor] = {}
+    horizon = run.config.optim.horizon or run.steps
+    for name in run.objective.players(run.step):
+        player = run.player(name)
+        before = _Buffers(run) if _may_skip(run, player) else None
+        _only_learning(run, name)
+        rate = player.schedule(run.step, horizon=horizon, total_batch=run.total_batch)
+        player.optimizer.zero_grad(set_to_none=True)
+        for micro, batch in enumerate(batches):
+            for key, value in _backward(run, player, batch, micro, len(batches)).items():
+                metrics[key] = metrics[key] + value / len(batches) if key in metrics else value / len(batches)
+        player.scaler.unscale_(player.optimizer)
+        norm = nn.utils.clip_grad_norm_(player.trained, player.cfg.clip or math.inf)
+        trouble = _trouble(run, player, metrics, norm, batches)
+        if trouble is None:
+            player.scaler.step(player.optimizer)
+            if name == "model" and run.ema:
+                run.ema.update()
+        elif before:
+            before.restore()
+        player.scaler.update()
+        _all_learning(run)
+        if trouble is not None:
+            raise trouble
+        suffix = "" if name == "model" else f"/{name}"
+        metrics |= {f"lr{suffix}": rate, f"grad_norm{suffix}": norm}
+        if player.scaler.is_enabled():
+            metrics[f"loss_scale{suffix}"] = player.scaler.get_scale()
+    return metrics
+
+
+def _backward(run: Run, player: Player, batch: Batch, micro: int, parts: int) -> dict[str, float | Tensor]:
+    """Add the gradient of one micro-batch, `parts` of which make the step; returns its losses and metrics."""
+    keys = (run.step + run.progress.offset, micro, player.name, dist.rank())
+    torch.manual_seed(derive(run.seed, "layers", *keys))  # dropout, and whatever a quantizer draws
+    rng = sample_generators(range(len(batch.keys)), run.seed, "objective", *keys)
+    synced = micro == parts - 1 or dist.world_size() == 1
+    with contextlib.nullcontext() if synced else player.forward.no_sync():  # type: ignore[operator]
+        total, out = player.forward(batch.to(run.device), run.step, rng)
+        player.scaler.scale(total / parts).backward()
+    if player.name == "model" and out.codes is not None:
+        run.window.add(out.codes, run.step)
+    suffix = "" if player.name == "model" else f"/{player.name}"
+    return {f"loss{suffix}": total.detach(), **{k: v.detach() for k, v in (out.terms | out.metrics).items()}}
+
+
+def _only_learning(run: Run, playing: str) -> None:
+    """Only the player at work learns; the tokenizer's codebook moves only when the tokenizer plays."""
+    for name, player in run.players.items():
+        player.module.train(name == playing)
+        for p in player.trained:
+            p.requires_grad_(name == playing)
+    run.tokenizer.train(playing == "model")
+
+
+def _all_learning(run: Run) -> None:
+    for player in run.players.values():
+        for p in player.trained:
+            p.requires_grad_(True)
+
+
+def _trouble(
+    run: Run, player: Player, metrics: dict[str, Any], norm: Tensor, batches: list[Batch]
+) -> Trouble | None:
+    """What is wrong with a gradient, if anything is. Its norm is the same on all ranks, and so is the answer."""
+    length, limit = float(norm), player.cfg.max_norm
+    if math.isfinite(length) and length <= (limit or math.inf):
+        return None
+    if player.scaler.is_enabled() and not math.isfinite(length) and player.scaler.get_scale() > 1:
+        return Trouble(run.step, "", "fp16")  # the loss scale was too high; it is halved, and that is all
+    policy = run.config.run.on_explosion if math.isfinite(length) else run.config.run.on_nonfinite
+    broken = [k for k, v in metrics.items() if isinstance(v, Tensor) and not bool(torch.isfinite(v).all())]
+    keys = [key for batch in batches for key in batch.keys]
+    found = dist.gathered((broken, keys) if broken or math.isfinite(length) else ([], []))
+    names = sorted({name for names, _ in found for name in names})
+    keys = [key for _, keys in found for key in keys] or keys
+    if math.isfinite(length):
+        what = f"the gradient norm of {player.name}, {length:.3g}, is above optim.max_norm={limit:g}"
+    else:
+        what = f"{listed(names) or f'the gradient of {player.name}'} is not finite"
+    return Trouble(run.step, f"{what} (samples {listed(keys, 4)})", policy)
+
+
+def _may_skip(run: Run, player: Player) -> bool:
+    explodes = player.cfg.max_norm is not None and run.config.run.on_explosion == "skip"
+    return explodes or run.config.run.on_nonfinite == "skip"
+
+
+class _Buffers:
+    """The buffers of all modules as they were, for a step that is left out: a codebook learns in the forward pass."""
+
+    def __init__(self, run: Run):
+        modules = [run.tokenizer, *(p.module for name, p in run.players.items() if name != "model")]
+        self.saved = [(b, b.clone()) for module in modules for b in module.buffers()]
+
+    def restore(self) -> None:
+        """Put them back."""
+        for buffer, value in self.saved:
+            buffer.copy_(value)

@@ -1,0 +1,234 @@
+"""Passes over a folder: files become codes, codes become files."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vqcore.console import ProgressLine
+from vqcore.errors import ConfigError, DataError, RunError, listed
+from vqcore.rng import sample_generators
+from vqcore.tokenizer import Tokenizer
+from vqcore.tokens.store import claim, code_dtype, read_codes, read_manifest, save_array
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Done:
+    """What a pass over a folder did."""
+
+    written: int = 0
+    skipped: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+def parse_size(text: str | None, nominal: Sequence[int]) -> tuple[int, ...]:
+    """`256` (every axis) or `256x192`; None is the nominal size. Raises `ConfigError`."""
+    if text is None:
+        return tuple(nominal)
+    parts = text.split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) not in (1, len(nominal)):
+        raise ConfigError(f"--size {text}: write one number, or {len(nominal)} of them joined by x.")
+    sides = [int(part) for part in parts]
+    return tuple(sides * len(nominal) if len(sides) == 1 else sides)
+
+
+def tokenize_folder(
+    tokenizer: Tokenizer,
+    source: Path,
+    target: Path,
+    *,
+    size: tuple[int, ...],
+    batch_size: int = 16,
+    overwrite: bool = False,
+) -> Done:
+    """Write the codes of every file below `source` (or of one file) below `target`, under the same relative names.
+
+    Files whose codes are there already are skipped, so an interrupted pass goes on where it stopped. Raises `DataError`
+    when nothing is readable, `ConfigError` for a size the encoder cannot take, `RunError` when `target` holds the
+    codes of another tokenizer.
+    """
+    if ".npy" in tokenizer.modality.suffixes:
+        _refuse_overlap(source, target)
+    files = _files(source, tokenizer.modality.suffixes)
+    try:
+        grid = tokenizer.grid(size)
+    except ValueError as error:
+        raise ConfigError(f"--size {'x'.join(map(str, size))}: {error}.") from error
+    manifest = {
+        "format": 1,
+        "fingerprint": tokenizer.fingerprint,
+        "codebook_size": tokenizer.codebook_size,
+        "num_codebooks": tokenizer.num_codebooks,
+        "grid": list(grid),
+        "size": list(size),
+        "dtype": str(code_dtype(tokenizer.codebook_size)),
+    }
+    claim(target, manifest)
+    done = Done()
+    todo = []
+    for path in files:
+        key = path.relative_to(source if source.is_dir() else source.parent).with_suffix(".npy")
+        if (target / key).exists() and not overwrite:
+            done.skipped += 1
+        else:
+            todo.append((path, target / key))
+    with ProgressLine("tokenize", len(todo), unit="file") as line:
+        for group in _groups(todo, batch_size):
+            _tokenize(tokenizer, group, size, done)
+            line.update(done.written + len(done.failed))
+    if done.failed and not done.written and not done.skipped:
+        raise DataError(
+            f"{source}: none of its {len(files)} files could be read. The first: {done.failed[0]}"
+        )
+    return done
+
+
+def decode_folder(
+    tokenizer: Tokenizer,
+    source: Path,
+    target: Path,
+    *,
+    batch_size: int = 16,
+    overwrite: bool = False,
+    force: bool = False,
+) -> Done:
+    """Decode every `.npy` of codes below `source` (or one file) into `target`: PNG, WAV, or `.npy` for the rest.
+
+    Raises `DataError` when the codes were made by another tokenizer (unless `force`) or cannot be its codes.
+    """
+    _refuse_overlap(source, target)
+    manifest = read_manifest(source)
+    if manifest and manifest.get("fingerprint") != tokenizer.fingerprint and not force:
+        raise DataError(
+            f"{source}: these codes were made by another tokenizer (fingerprint "
+            f"{str(manifest.get('fingerprint'))[:16]}, this one is {tokenizer.fingerprint[:16]}). "
+            "Decode them with that one, or add --force."
+        )
+    files = _files(source, (".npy",))
+    size = tuple(manifest["size"]) if manifest else None
+    done = Done()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{target} cannot be written: {error.strerror}.") from error
+    with ProgressLine("decode", len(files), unit="file") as line:
+        for group in _groups(files, batch_size):
+            stems = [
+                path.relative_to(source if source.is_dir() else source.parent).with_suffix("")
+                for path in group
+            ]
+            kinds = (".png", ".npy", getattr(tokenizer.modality, "written", ".npy"))
+            fresh = [(p, s) for p, s in zip(group, stems) if overwrite or not _written(target, s, kinds)]
+            done.skipped += len(group) - len(fresh)
+            _decode(tokenizer, fresh, target, size, done)
+            line.update(done.written + done.skipped)
+    return done
+
+
+def _tokenize(
+    tokenizer: Tokenizer, group: list[tuple[Path, Path]], size: tuple[int, ...], done: Done
+) -> None:
+    inputs, targets = [], []
+    for path, target in group:
+        try:
+            inputs.append(tokenizer.read(path, size))
+            targets.append(target)
+        except (DataError, OSError) as error:
+            log.warning("skipped: %s", error)
+            done.failed.append(str(error))
+    if not inputs:
+        return
+    codes = tokenizer.encode(torch.cat(inputs)).cpu().numpy()
+    codes = codes.astype(code_dtype(tokenizer.codebook_size))
+    for one, target in zip(codes, targets):
+        save_array(target, one)
+        done.written += 1
+
+
+def _decode(
+    tokenizer: Tokenizer,
+    group: list[tuple[Path, Path]],
+    target: Path,
+    size: tuple[int, ...] | None,
+    done: Done,
+) -> None:
+    by_shape: dict[tuple[int, ...], list[tuple[np.ndarray, Path]]] = {}
+    for path, stem in group:
+        codes = read_codes(path, tokenizer)
+        by_shape.setdefault(codes.shape, []).append((codes, stem))
+    for members in by_shape.values():
+        stacked = torch.from_numpy(np.stack([each for each, _ in members]))
+        try:
+            rng = sample_generators([stem.as_posix() for _, stem in members], "decode")
+            x_hat = tokenizer.decode(stacked, size=size, rng=rng)
+        except ValueError as error:
+            raise DataError(f"{members[0][1]}: {error}.") from error
+        for one, (_, stem) in zip(x_hat, members):
+            _save_shown(tokenizer.modality, target / stem, tokenizer.show(one))
+            done.written += 1
+
+
+def _save_shown(modality: Any, stem: Path, shown: Any) -> None:
+    """Write what `show` gave: as the modality writes it, if it does, else a picture as PNG and the rest as `.npy`."""
+    if hasattr(modality, "write"):
+        write, suffix = modality.write, modality.written
+    elif isinstance(shown, Image.Image):
+        write, suffix = Image.Image.save, ".png"
+    else:
+        save_array(stem.with_name(f"{stem.name}.npy"), np.asarray(shown))
+        return
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    aside = stem.with_name(f".{stem.name}.incomplete{suffix}")
+    write(shown, aside)
+    aside.replace(stem.with_name(f"{stem.name}{suffix}"))
+
+
+def _written(target: Path, stem: Path, suffixes: Sequence[str]) -> bool:
+    return any((target / stem.parent / f"{stem.name}{suffix}").exists() for suffix in suffixes)
+
+
+def _files(source: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The readable files below a folder, sorted; hidden ones are none of ours."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise DataError(f"{source}: there is no such file or folder.")
+    files = [
+        path
+        for path in sorted(source.rglob("*"))
+        if path.suffix.lower() in suffixes
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(source).parts)
+    ]
+    if not files:
+        raise DataError(f"{source}: no file in it ends in {listed(suffixes)}.")
+    same: dict[Path, Path] = {}
+    for path in files:
+        stem = path.with_suffix("")
+        if stem in same:
+            raise DataError(f"{same[stem]} and {path} would both be written as {stem.name}.npy; rename one.")
+        same[stem] = path
+    return files
+
+
+def _refuse_overlap(source: Path, target: Path) -> None:
+    """Raise `RunError` when writing below `target` could meet what is read from `source`."""
+    here = (source if source.is_dir() else source.parent).resolve()
+    there = target.resolve()
+    nested = source.is_dir() and (here in there.parents or there in here.parents)
+    if here == there or nested:
+        raise RunError(
+            f"{target} and {source} overlap; nothing that is read may be overwritten. Choose another folder."
+        )
+
+
+def _groups(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

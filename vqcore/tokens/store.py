@@ -1,0 +1,67 @@
+"""Codes on disk: `<key>.npy` of shape (*grid, q) for every sample, and `tokens.json`, which says whose they are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqcore.artefacts.folder import write_text
+from vqcore.errors import DataError, RunError, listed
+from vqcore.tokenizer import Tokenizer
+
+MANIFEST = "tokens.json"
+
+
+def code_dtype(codebook_size: int) -> np.dtype:
+    """The smallest unsigned integer type that holds every code."""
+    return np.min_scalar_type(codebook_size - 1)
+
+
+def read_codes(path: Path, tokenizer: Tokenizer) -> np.ndarray:
+    try:
+        codes = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: not a readable .npy file ({error}).") from error
+    rank = len(tokenizer.grid())
+    if codes.dtype.kind not in "iu" or codes.ndim != rank + 1 or codes.shape[-1] != tokenizer.num_codebooks:
+        raise DataError(
+            f"{path}: codes of this tokenizer are integers with {rank} grid axes and a last axis of "
+            f"{tokenizer.num_codebooks}, not {codes.dtype} of shape {list(codes.shape)}."
+        )
+    return codes.astype(np.int64)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy` file aside and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.incomplete")
+    with aside.open("wb") as file:
+        np.save(file, array)
+    aside.replace(path)
+
+
+def claim(target: Path, manifest: dict[str, Any]) -> None:
+    there = read_manifest(target)
+    if there is not None:
+        differ = sorted(k for k in manifest.keys() | there.keys() if manifest.get(k) != there.get(k))
+        if differ:
+            raise RunError(f"{target} holds other codes ({listed(differ)} differ). Choose another folder.")
+        return
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        write_text(target / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    except OSError as error:
+        raise RunError(f"{target} cannot be written: {error.strerror}.") from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of the codes in a folder or file: beside them, or in a folder above."""
+    start = (folder if folder.is_dir() else folder.parent).resolve()
+    path = next((place / MANIFEST for place in (start, *start.parents) if (place / MANIFEST).is_file()), None)
+    if path is None:
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}). Remove it, or make the codes again.") from error
