@@ -86,7 +86,7 @@ def _run(quantizer: str, steps: int, seed: int) -> dict[str, float]:
         start = time.process_time()
         run = train(config)
     assert run.window is not None
-    figures = run.last_evaluation | run.window.figures()
+    figures = run.last_evaluation | run.window.metrics()
     return {
         "psnr": next(value for key, value in figures.items() if key.endswith("/psnr")),
         "usage": figures["codes/usage"],

@@ -58,7 +58,7 @@ def test_refined_codes_are_measured_and_kept_apart(photos, capsys):
         assert main(["eval", run, f"eval.refine={sweeps}", "--weights", "ema"]) == 0
         report = json.loads((photos / "run/eval.json").read_text())
         assert report["protocol"].get("refine", 0) == sweeps
-        figures.append(report["results"][0]["figures"])
+        figures.append(report["results"][0]["metrics"])
     assert figures[1]["psnr"] > figures[0]["psnr"] and figures[1]["loss"] == figures[0]["loss"]
 
     source, target = str(photos / "heldout"), str(photos / "tokens")
@@ -81,7 +81,7 @@ def test_from_photographs_to_a_used_tokenizer(photos, capsys):
     assert main(["eval", run, "--weights", "model", "eval.batch_size=2"]) == 0
     (result,) = json.loads((photos / "run/eval.json").read_text())["results"]
     assert result["size"] == [16, 16] and result["weights"] == "model"
-    assert result["figures"]["samples"] == 3 and result["figures"]["psnr"] > 0
+    assert result["metrics"]["samples"] == 3 and result["metrics"]["psnr"] > 0
     assert (photos / "run/samples/eval.png").is_file()
 
     (photos / "train/deep/er").mkdir(parents=True)

@@ -624,7 +624,7 @@ class TestDamagedSamples:
     def test_bad_samples_are_named_once_and_counted(self, tmp_path, caplog):
         data, _, cfg = self.parts(tmp_path, good=9, bad=1, max_bad_share=0.2)
         bad = BadSamples(data, cfg)
-        assert bad.figures() == {}
+        assert bad.metrics() == {}
         with caplog.at_level(logging.WARNING):
             bad.add([("a", "torn"), ("a", "torn")])
             bad.add([("a", "torn"), ("b", "burnt")])
@@ -632,7 +632,7 @@ class TestDamagedSamples:
             "sample a is skipped: torn",
             "sample b is skipped: burnt",
         ]
-        assert len(bad) == 2 and bad.figures() == {"data/bad": 2.0}
+        assert len(bad) == 2 and bad.metrics() == {"data/bad": 2.0}
 
     def test_too_many_end_the_run(self, tmp_path, caplog):
         data, _, cfg = self.parts(tmp_path, good=9, bad=1, max_bad_share=0.2)

@@ -193,7 +193,7 @@ def test_several_sizes_on_weights_and_their_average(runs, capsys):
     assert [(r["weights"], r["size"]) for r in report["results"]] == [
         ("ema", [8, 8]), ("ema", [8, 16]), ("model", [8, 8]), ("model", [8, 16]),
     ]  # fmt: skip
-    figures = report["results"][0]["figures"]
+    figures = report["results"][0]["metrics"]
     assert figures["samples"] == 7 and figures["tokens_per_sample"] == 4
     assert report["protocol"]["set"]["count"] == 7 and report["better"]["loss"] == "lower"
     assert set(report["environment"]["versions"]) >= {"vqcore", "torch", "numpy", "pillow", "python"}
@@ -207,7 +207,7 @@ def test_several_sizes_on_weights_and_their_average(runs, capsys):
         (result,) = report_of(runs[0])["results"]
         twin = next(r for r in report["results"] if r["weights"] == got)
         assert result["weights"] == got and result["fingerprint"] == twin["fingerprint"]
-        assert result["figures"] == pytest.approx(twin["figures"], rel=1e-6)
+        assert result["metrics"] == pytest.approx(twin["metrics"], rel=1e-6)
 
 
 def test_a_run_without_averages_has_its_weights_measured(tmp_path):
@@ -221,7 +221,7 @@ def test_batches_of_any_size_give_the_same_figures(runs):
     found = []
     for size in (1, 2, 7):
         assert main(["eval", str(runs[0]), f"eval.batch_size={size}"]) == 0
-        found.append(report_of(runs[0])["results"][0]["figures"])
+        found.append(report_of(runs[0])["results"][0]["metrics"])
     assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0] == pytest.approx(found[2], rel=1e-6)
 
 
@@ -231,7 +231,7 @@ def test_two_runs_side_by_side(runs, capsys, caplog):
     capsys.readouterr()
     assert main(["eval", "--compare", *map(str, runs)]) == 0
     said = capsys.readouterr().out
-    a, b = (report_of(run)["results"][0]["figures"] for run in runs)
+    a, b = (report_of(run)["results"][0]["metrics"] for run in runs)
     (line,) = [line for line in said.splitlines() if line.split()[:1] == ["loss"]]
     assert line.split()[1:3] == [f"{a['loss']:.5g}", f"{b['loss']:.5g}"]
     assert line.split()[-1] == str(runs[a["loss"] > b["loss"]])
@@ -275,16 +275,16 @@ def test_other_versions_only_warn(runs, caplog):
 def test_figures_are_compared_by_what_is_better():
     a = {
         "results": [
-            {"weights": "ema", "size": [8], "figures": {"psnr": 30.0, "loss": 1.0, "n": 1.0, "x": 0.0}}
+            {"weights": "ema", "size": [8], "metrics": {"psnr": 30.0, "loss": 1.0, "n": 1.0, "x": 0.0}}
         ],
         "better": {"psnr": "higher", "loss": "lower"},
     }
-    b = {"results": [{"weights": "model", "size": [8], "figures": {"psnr": 31.0, "loss": 1.0, "n": 2.0}}]}
+    b = {"results": [{"weights": "model", "size": [8], "metrics": {"psnr": 31.0, "loss": 1.0, "n": 2.0}}]}
     (title, rows), *others = comparison.rows(a, b).items()
     assert not others and title == "8, ema / model weights"
     assert [(row.name, row.better) for row in rows] == [("psnr", "b"), ("loss", "="), ("n", "")]
     for value, better in ((1 + 1e-9, "="), (1 + 1e-5, "a"), (1 - 1e-5, "b"), (float("nan"), "")):
-        b["results"][0]["figures"]["loss"] = value
+        b["results"][0]["metrics"]["loss"] = value
         assert comparison.rows(a, b)[title][1].better == better
 
 
@@ -332,7 +332,7 @@ def test_an_exported_tokenizer_is_measured_as_its_run_was(alone, capsys):
     report, wanted = json.loads(Path("made.json").read_text()), report_of(run)
     assert report["protocol"] == wanted["protocol"] and report["environment"] == wanted["environment"]
     assert report["step"] == wanted["step"] == 2 and report["data"]["length"] == 7
-    (figures,), (others,) = ([r["figures"] for r in each["results"]] for each in (report, wanted))
+    (figures,), (others,) = ([r["metrics"] for r in each["results"]] for each in (report, wanted))
     losses = others.keys() - figures.keys()
     assert losses == {"loss", "pixel/mse", "vq/commit"} and "psnr" in figures
     assert figures == pytest.approx({k: v for k, v in others.items() if k not in losses}, rel=1e-6)
@@ -394,7 +394,7 @@ def test_a_checkpoint_of_a_run_belongs_to_it_and_a_tokenizer_beside_one_does_not
     run, made = alone
     (run / "eval.json").unlink()
     assert main(["eval", str(run / "checkpoints/step_2")]) == 0
-    assert "loss" in report_of(run)["results"][0]["figures"]
+    assert "loss" in report_of(run)["results"][0]["metrics"]
     (run / "eval.json").unlink()
     assert main(["export", str(made), str(run / "out/made")]) == 0
     assert main(["eval", str(run / "out/made")]) == 0
@@ -408,7 +408,7 @@ def test_exported_tokenizers_side_by_side(runs, alone, capsys):
     capsys.readouterr()
     assert main(["eval", "--compare", str(run), str(made)]) == 0
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
-    assert lines["psnr"] == [f"{report_of(run)['results'][0]['figures']['psnr']:.5g}"] * 2 + ["+0", "equal"]
+    assert lines["psnr"] == [f"{report_of(run)['results'][0]['metrics']['psnr']:.5g}"] * 2 + ["+0", "equal"]
     assert main(["eval", "--compare", str(made), "other", "data.length=3", "eval.sizes=[16]"]) == 0
     said = capsys.readouterr().out
     assert "16 x 16, model weights" in said and ["samples", "3", "3", "+0"] in [
@@ -523,6 +523,6 @@ def test_several_processes_measure_what_one_does(tmp_path):
         reports += [report_of(tmp_path / "run")] if argv[0] == "eval" else []
     one, two = reports
     assert one["protocol"] == two["protocol"] and one["protocol"]["set"]["count"] == 7
-    figures, others = (report["results"][0]["figures"] for report in reports)
+    figures, others = (report["results"][0]["metrics"] for report in reports)
     assert figures == pytest.approx(others, rel=1e-6)
     assert done.stdout.count("psnr") == 1 and Path(tmp_path / "run/samples/eval.png").is_file()

@@ -476,7 +476,7 @@ class TestCodebookHealth:
         window = CodeWindow(4, 1, window=4)
         for step, codes in enumerate([[0, 1, 2, 3], [0, 1, 0, 1], [0, 0, 0, 1]]):
             window.add(torch.tensor(codes).reshape(1, 2, 2, 1), step)
-        figures = window.figures(3)
+        figures = window.metrics(3)
         assert figures["codes/usage"] == 0.5 and figures["codes/dead_age"] == 2
         shares = np.array([0.75, 0.25])
         assert figures["codes/perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
@@ -487,33 +487,33 @@ class TestCodebookHealth:
         window = CodeWindow(64, 1, window=256)
         for step in range(2):
             window.add(torch.zeros(1, 16, 16, 1, dtype=torch.int64), step)
-        text = window.warning(window.figures(2))
+        text = window.warning(window.metrics(2))
         assert "collapsed: 1.6% of 64 codes" in text and "quant/fsq" in text
-        assert window.warning(window.figures(2)) == ""
+        assert window.warning(window.metrics(2)) == ""
         window.add(torch.arange(256).reshape(1, 16, 16, 1) % 64, 3)
-        assert window.warning(window.figures(4)) == ""
+        assert window.warning(window.metrics(4)) == ""
         window.add(torch.zeros(1, 16, 16, 1, dtype=torch.int64), 4)
-        assert window.warning(window.figures(5)) != ""
+        assert window.warning(window.metrics(5)) != ""
 
     def test_a_window_that_is_not_full_says_nothing(self):
         from vqcore.evaluate.usage import CodeWindow
 
         window = CodeWindow(64, 1, window=256)
         window.add(torch.zeros(1, 2, 2, 1, dtype=torch.int64))
-        assert window.warning(window.figures(1)) == ""
+        assert window.warning(window.metrics(1)) == ""
 
     def test_a_huge_codebook_costs_no_memory(self):
         from vqcore.evaluate.usage import CodeCounts, CodeWindow
 
         window = CodeWindow(2**31 - 1, 1, window=256)
         window.add(torch.tensor([5, 5, 2**31 - 2, 7]).reshape(1, 4, 1), 0)
-        assert window.figures(1)["codes/perplexity"] == pytest.approx(2 * np.sqrt(2))
+        assert window.metrics(1)["codes/perplexity"] == pytest.approx(2 * np.sqrt(2))
         assert [counts.tolist() for counts in window.counts()] == [[2, 1, 1]]
         counts = CodeCounts(2**31 - 1, 2)
         for _ in range(2):
             counts.add(torch.tensor([[[0, 9]], [[2**31 - 2, 9]]]))
         assert counts.times[0].tolist() == [2, 2] and counts.times[1].tolist() == [4]
-        assert counts.figures()["codes/perplexity"] == pytest.approx(1.5)
+        assert counts.metrics()["codes/perplexity"] == pytest.approx(1.5)
 
     def test_metrics_have_them(self, tmp_path):
         train(run_config(tmp_path / "run"))

@@ -84,7 +84,7 @@ def test_the_card_says_what_was_measured_and_on_what(tmp_path, monkeypatch, caps
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "made")]) == 0
     card = (tmp_path / "made/README.md").read_text()
     made = json.loads((tmp_path / "made/provenance.json").read_text())
-    assert made["figures"] == run.progress.evaluation and made["data"]["name"] == "toy/waves"
+    assert made["metrics"] == run.progress.evaluation and made["data"]["name"] == "toy/waves"
     assert (
         f"| eval/psnr | {run.progress.evaluation['eval/psnr']:.4g} |" in card
         and "Measured after step 6" in card
@@ -134,7 +134,7 @@ def test_the_command_line_takes_hub_ids(server, tmp_path, capsys, monkeypatch):
     assert np.load(tmp_path / "out/a.npy").shape == (2, 8, 8)
     assert main(["eval", "me/tok", "data.name=toy/waves", "--json", "figures.json"]) == 0
     (result,) = json.loads((tmp_path / "figures.json").read_text())["results"]
-    assert result["fingerprint"] == make().fingerprint and result["figures"]["samples"] == 24
+    assert result["fingerprint"] == make().fingerprint and result["metrics"]["samples"] == 24
     assert main(["export", "me/tok", "mine", "--push", "me/copy"]) == 0
     assert set(server.files("me/copy")) == {
         "model.safetensors",

@@ -62,18 +62,18 @@ def test_code_figures_of_known_counts():
     counts = CodeCounts(4, 2)
     counts.add_column(0, torch.tensor([0, 1] * 5))
     counts.add_column(1, torch.arange(4))
-    figures = counts.figures()
+    figures = counts.metrics()
     assert figures == {"codes/usage": pytest.approx(0.75), "codes/perplexity": pytest.approx(3.0)}
 
 
 def test_the_window_forgets_what_is_older():
     window = CodeWindow(codebook_size=4, num_codebooks=1, window=6)
     window.add(torch.tensor([[[0], [1]], [[2], [3]]]))
-    assert window.figures()["codes/usage"] == 1
+    assert window.metrics()["codes/usage"] == 1
     window.add(torch.zeros(1, 4, 1, dtype=torch.int64))  # 6 hold 2, 3 and four zeros
-    assert window.figures()["codes/usage"] == 0.75
+    assert window.metrics()["codes/usage"] == 0.75
     window.add(torch.zeros(1, 20, 1, dtype=torch.int64))
-    assert window.figures() == {"codes/usage": 0.25, "codes/perplexity": pytest.approx(1.0)}
+    assert window.metrics() == {"codes/usage": 0.25, "codes/perplexity": pytest.approx(1.0)}
 
 
 def test_bits_per_position():

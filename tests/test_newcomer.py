@@ -211,7 +211,7 @@ def filled(window, codes):
     codes = codes.reshape(1, -1, 1)
     for _ in range(5):
         window.add(codes)
-    return window.warning(window.figures(5))
+    return window.warning(window.metrics(5))
 
 
 def test_implicit_codes_get_advice_of_their_own():
@@ -236,7 +236,7 @@ def test_nothing_is_called_collapsed_before_training_had_some_tokens_a_code():
     window = CodeWindow(64, 1, window=64)
     for step in range(4):
         window.add(torch.zeros(1, 64, 1, dtype=torch.int64), step)
-        assert (window.warning(window.figures(step)) != "") == (step == 3)
+        assert (window.warning(window.metrics(step)) != "") == (step == 3)
 
 
 def test_a_window_remembers_how_much_it_took(tmp_path):
@@ -311,7 +311,7 @@ def test_eval_says_what_a_constant_scores(tmp_path, capsys):
     for name, metric in {"psnr": PSNR(PSNR.Config(), spec=spec), "mae": MAE(MAE.Config(), spec=spec)}.items():
         expected = metric.summary(metric.measure(mean, x))[""]
         assert [r["constant"][name] for r in results] == pytest.approx([expected] * 2, abs=1e-4)
-    assert results[0]["constant"] and "constant" not in results[0]["figures"]
+    assert results[0]["constant"] and "constant" not in results[0]["metrics"]
     assert (
         shown.count("8x8 constant") == 1
         and "  constant: what one value everywhere scores" in shown

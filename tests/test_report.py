@@ -126,7 +126,7 @@ def test_what_vqcore_eval_measured_is_shown(run):
     found = page(run)
     shown = json.loads((run / "eval.json").read_text())
     assert shown["protocol"]["set"]["sha256"] in found.said and "trained weights" in found.said
-    assert f"{shown['results'][0]['figures']['psnr']:.5g} dB" in found.said
+    assert f"{shown['results'][0]['metrics']['psnr']:.5g} dB" in found.said
 
     shown["checkpoint"] = "step_2"
     (run / "eval.json").write_text(json.dumps(shown))

@@ -21,7 +21,7 @@ DEPTH = DataSpec(channels=1, size=(6, 5))
 RNG = np.random.default_rng(0)
 
 
-def figures(metric, x_hat, x, mask=None):
+def metrics(metric, x_hat, x, mask=None):
     """What a metric says of a batch; it must say the same of the samples one by one."""
     parts = [(slice(None),), *((slice(i, i + 1),) for i in range(len(x)))]
     sums = [metric.measure(x_hat[p], x[p], None if mask is None else mask[p]) for p in parts]

@@ -21,7 +21,7 @@ from vqcore.registry import registry
 
 
 class ProgressLine:
-    """Progress of `total` units of work with rate, time left and a few figures.
+    """Progress of `total` units of work with rate, time left and a few metrics.
 
     On a terminal a line that moves; elsewhere a plain line at the first update, then at least `interval_s` apart,
     then at the last. Only rank 0 speaks.
@@ -34,7 +34,7 @@ class ProgressLine:
         self.start, self.spoke = done, 0.0
         self.started: float | None = None
         self.silent = not dist.is_main()
-        self.figures = ""
+        self.shown = ""
         self.live = None
         if not self.silent and sys.stderr.isatty():
             self.live = Progress(
@@ -44,10 +44,10 @@ class ProgressLine:
                 TaskProgressColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(elapsed_when_finished=True),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[shown]}"),
                 console=Console(stderr=True),
             )
-            self.task = self.live.add_task(label, total=total, completed=done, rate="", figures="")
+            self.task = self.live.add_task(label, total=total, completed=done, rate="", shown="")
 
     def __enter__(self) -> "ProgressLine":
         if self.live:
@@ -60,24 +60,24 @@ class ProgressLine:
         if self.live:
             self.live.stop()
 
-    def update(self, done: int, figures: Mapping[str, float] | None = None) -> None:
-        """Say that `done` units are done; `figures` replaces what is shown beside them."""
+    def update(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Say that `done` units are done; `metrics` replaces what is shown beside them."""
         if self.silent:
             return
         now = time.monotonic()
         first = self.started is None
         if self.started is None:  # what came before (workers, first allocations) says nothing about the rate
             self.start, self.started = done, now
-        if figures is not None:
-            self.figures = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        if metrics is not None:
+            self.shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         rate = (done - self.start) / max(now - self.started, 1e-9)
         pace = f"{rate:.1f} {self.unit}/s" if rate else ""
         if self.live:
-            self.live.update(self.task, completed=done, rate=pace, figures=self.figures)
+            self.live.update(self.task, completed=done, rate=pace, shown=self.shown)
         elif first or done >= self.total or now - self.spoke >= self.interval_s:
             self.spoke = now
             left = f"{_clock((self.total - done) / rate)} left" if rate else ""
-            parts = (f"{self.label} {done}/{self.total}", pace, left, self.figures)
+            parts = (f"{self.label} {done}/{self.total}", pace, left, self.shown)
             print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
 

@@ -340,20 +340,20 @@ class Tokenizer(nn.Module):
     def _save(self, folder: Path, provenance: Mapping[str, Any] | None, address: str) -> None:
         made = dict(provenance or provenance_of(self.cfg, **self.origin))
         with staged(folder, made) as staging:
-            self.write(staging, self.fingerprint, made.get("figures", {}), address)
+            self.write(staging, self.fingerprint, made.get("metrics", {}), address)
 
     def write(
-        self, staging: Path, fingerprint: str, figures: Mapping[str, float], address: str = "."
+        self, staging: Path, fingerprint: str, metrics: Mapping[str, float], address: str = "."
     ) -> None:
         """Write weights, config and model card into a folder of `staged`; the provenance gets its share too.
 
-        `fingerprint` is that of the weights that will be used (averages, if there are any), `figures` are those of
+        `fingerprint` is that of the weights that will be used (averages, if there are any), `metrics` are those of
         their evaluation, `address` is what the card's snippet loads.
         """
         save_tensors(staging / WEIGHTS, weights_of(self))
         write_text(staging / CONFIG, dump(self.cfg))
         made = note(
-            staging, fingerprint=fingerprint, fingerprint_version=FINGERPRINT_VERSION, figures=dict(figures)
+            staging, fingerprint=fingerprint, fingerprint_version=FINGERPRINT_VERSION, metrics=dict(metrics)
         )
         suffix = next(iter(self.modality.suffixes), "")
         write_text(staging / CARD, model_card(self.cfg, self.facts(), made, suffix=suffix, address=address))

@@ -126,7 +126,7 @@ class _Loop:
     def log(self, feed: Feed) -> dict[str, float]:
         """Write this step's line of metrics.jsonl; returns what is shown beside the progress."""
         run = self.run
-        shown = self.averages.take() | run.window.figures(run.step) | feed.bad.figures()
+        shown = self.averages.take() | run.window.metrics(run.step) | feed.bad.metrics()
         if run.progress.skipped:
             shown["skipped_steps"] = float(run.progress.skipped)
         log_metrics(run.dir, run.step, shown)

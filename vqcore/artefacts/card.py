@@ -89,7 +89,7 @@ def _facts(facts: Facts, fingerprint: str) -> Iterator[tuple[str, str]]:
 
 
 def _metrics(made: Mapping[str, Any]) -> str:
-    figures: Mapping[str, float] = made.get("figures", {})
+    figures: Mapping[str, float] = made.get("metrics", {})
     if not figures:
         return "Not evaluated.\n"
     where = made.get("data", {}).get("eval_path")

@@ -131,7 +131,7 @@ def _result(
     if (warning := collapse(got.metrics, tokenizer.codebook_size)) and dist.is_main():
         log.warning("warning: %s %s: %s", "x".join(map(str, size)), weights, warning)
     made = {"weights": weights, "size": list(size), "fingerprint": tokenizer.fingerprint}
-    return {**made, "figures": got.metrics, "constant": got.constant}
+    return {**made, "metrics": got.metrics, "constant": got.constant}
 
 
 @contextlib.contextmanager
@@ -198,7 +198,7 @@ def _show(report: dict[str, Any], title: str) -> None:
     columns: dict[str, Mapping[str, float]] = {}
     for result in report["results"]:
         size = "x".join(map(str, result["size"]))
-        columns[f"{size} {result['weights']}"] = result["figures"]
+        columns[f"{size} {result['weights']}"] = result["metrics"]
     for result in report["results"]:
         if result["constant"]:
             columns[f"{'x'.join(map(str, result['size']))} constant"] = result["constant"]

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
         for name, value in run.progress.evaluation.items():
             say(f"  {name:24} {value:.4g}")
     if dist.is_main():
-        used, held = run.window.figures()["codes/usage"], run.window.held
+        used, held = run.window.metrics()["codes/usage"], run.window.held
         say(f"  codebook used            {used:.1%} of it by the last {held:,} training tokens")
     say(f"\nrun folder     {run.dir}")
     say(f"pictures       {run.dir / 'samples' / 'strip.png'} (as it learned)")

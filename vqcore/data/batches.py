@@ -158,7 +158,7 @@ class BadSamples:
                 f"data.max_bad_share={self.max_share} allows: {listed(self.reasons, 5)}. {key}: {reason}"
             )
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """How many there were so far, as a metric; nothing when there were none."""
         return {"data/bad": float(len(self))} if self.reasons else {}
 

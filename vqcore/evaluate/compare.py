@@ -144,7 +144,7 @@ def read(run: str | Path) -> dict[str, Any]:
     path = Path(run) / FILE if Path(run).is_dir() else Path(run)
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        report["protocol"]["set"]["sha256"], report["results"][0]["figures"]
+        report["protocol"]["set"]["sha256"], report["results"][0]["metrics"]
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is none. Measure it first: vqcore eval {run}") from None
     except (OSError, ValueError, KeyError, IndexError, TypeError):
@@ -211,11 +211,11 @@ def rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Row]]:
     for ours, theirs in _pairs(a["results"], b["results"]):
         weights = " / ".join(dict.fromkeys((ours["weights"], theirs["weights"])))
         title = f"{' x '.join(map(str, ours['size']))}, {weights} weights"
-        both = [name for name in ours["figures"] if name in theirs["figures"]]
+        both = [name for name in ours["metrics"] if name in theirs["metrics"]]
         tables[title] = [
             Row(name, x, y, _judge(x, y, better.get(name)))
             for name in both
-            for x, y in [(ours["figures"][name], theirs["figures"][name])]
+            for x, y in [(ours["metrics"][name], theirs["metrics"][name])]
         ]
     return tables
 

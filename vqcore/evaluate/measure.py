@@ -21,7 +21,7 @@ from vqcore.rng import sample_generators
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
 
-CODE_FIGURES = (
+CODE_METRICS = (
     "codes/usage",
     "codes/perplexity",
     "samples",
@@ -56,7 +56,7 @@ def _defaults(name: str) -> Config:
 def loss_names(figures: Iterable[str], metrics: Iterable[str]) -> list[str]:
     """Which of the names that `evaluate` gave are losses: neither of a metric's label nor of the codes."""
     labels = set(metrics)
-    return [name for name in figures if name not in CODE_FIGURES and name.partition("/")[0] not in labels]
+    return [name for name in figures if name not in CODE_METRICS and name.partition("/")[0] not in labels]
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _metrics(
     return (
         losses
         | _summaries(sums, "metric", metrics)
-        | codes.figures()
+        | codes.metrics()
         | {
             "samples": samples,
             "tokens_per_sample": float(facts.tokens),

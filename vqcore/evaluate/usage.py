@@ -46,10 +46,10 @@ def learns_codes(quantizer: Any) -> bool:
     return any(tensor.ndim >= 2 and quantizer.codebook_size in tensor.shape for tensor in tensors)
 
 
-def collapse(figures: Mapping[str, float], codebook_size: int) -> str:
+def collapse(metrics: Mapping[str, float], codebook_size: int) -> str:
     """What is wrong with the codes of a whole evaluation set, if they carry next to nothing; else nothing."""
-    perplexity = figures["codes/perplexity"]
-    possible = min(codebook_size, figures["samples"] * figures["tokens_per_sample"])
+    perplexity = metrics["codes/perplexity"]
+    possible = min(codebook_size, metrics["samples"] * metrics["tokens_per_sample"])
     if perplexity >= EVEN * possible:
         return ""
     return (
@@ -100,7 +100,7 @@ class CodeWindow:
         self.codes[places] = new
         self.position = (self.position + len(new)) % len(self.codes)
 
-    def figures(self, step: int | None = None) -> dict[str, float]:
+    def metrics(self, step: int | None = None) -> dict[str, float]:
         """Figures over the window and all processes, means over codebooks, after `step` steps.
 
         `codes/usage` (share of the codebook seen; the rest is dead), `codes/perplexity`, and with a step
@@ -110,7 +110,7 @@ class CodeWindow:
         for book in range(self.codes.shape[1]):
             seen.add_column(book, self._column(book))
         everywhere = seen.summed()
-        figures = everywhere.figures()
+        figures = everywhere.metrics()
         if step is not None and self.last_seen.numel():
             ages = step - dist.max_(self.last_seen.clone())
             dead = torch.ones_like(ages, dtype=torch.bool)
@@ -188,7 +188,7 @@ class CodeCounts:
                 total._merge(book, ids, times)
         return total
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Usage (share of the codebook that occurred) and perplexity; means over codebooks."""
         usage, perplexity = [], []
         for times in self.times:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vqcore import __version__
-from vqcore.evaluate.measure import CODE_FIGURES
+from vqcore.evaluate.measure import CODE_METRICS
 from vqcore.pictures import heat
 from vqcore_track.charts import Mark, Series, bar_chart, line_chart, rank_chart, short
 from vqcore_track.gallery import Gallery, Shown
@@ -143,7 +143,7 @@ def _title(name: str) -> str:
 def _metric_names(record: Record, figures: Iterable[str]) -> list[str]:
     """Evaluated figures that are neither losses nor about codes: those that training does not log."""
     trained = set(train_names(record.curves))
-    return [name for name in figures if name not in trained and name not in CODE_FIGURES and name != "loss"]
+    return [name for name in figures if name not in trained and name not in CODE_METRICS and name != "loss"]
 
 
 def _troubles(record: Record) -> tuple[bool, str]:
@@ -265,7 +265,7 @@ def _curves(record: Record) -> str:
     optim = [name for name in names if name.partition("/")[0] in _OPTIM]
     other = [name for name in names if name not in codes and name not in optim and name not in ("data/bad",)]
     quality = dict.fromkeys(figure for full in record.curves for figure in [_evaluated_name(full)] if figure)
-    quality = {name: None for name in quality if name not in names and name not in CODE_FIGURES}
+    quality = {name: None for name in quality if name not in names and name not in CODE_METRICS}
     groups = (
         ("Losses", [_trained(record, name, marks) for name in sorted(other, key=lambda n: n != "loss")]),
         ("Quality on the evaluation data", [_quality(record, name) for name in quality]),

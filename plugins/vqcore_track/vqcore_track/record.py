@@ -142,7 +142,7 @@ def evaluated(record: Record) -> tuple[list[str], list[dict[str, float]]]:
         heads = [
             f"{TIMES.join(map(str, result['size']))}, {_WEIGHTS[result['weights']]}" for result in results
         ]
-        return heads, [dict(result["figures"]) for result in results]
+        return heads, [dict(result["metrics"]) for result in results]
     tables: dict[str, dict[str, float]] = {}
     saved = record.saved.get("step")
     for name, points in record.curves.items():
