@@ -2,13 +2,14 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-OURS := -e . -e plugins/vqcore_vit -e plugins/vqcore_quant
+PLUGINS := vit quant vision audio synth track
+OURS := -e . $(foreach id,$(PLUGINS),-e plugins/vqcore_$(id))
 EXAMPLES := -e examples/vqcore-pose
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 CODE := vqcore plugins examples benchmarks tests
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help quickstart test test-slow lint format clean
+.PHONY: help quickstart test test-slow lint types format clean
 
 help:
 	@echo "make quickstart  train, measure and use a tokenizer on bundled photographs (about 6 minutes)"
@@ -58,7 +59,10 @@ test-slow: .venv/full
 lint: .venv/full
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy vqcore plugins/vqcore_vit/vqcore_vit plugins/vqcore_quant/vqcore_quant benchmarks
+	$(MAKE) types
+
+types: .venv/full
+	$(BIN)/mypy vqcore $(foreach id,$(PLUGINS),plugins/vqcore_$(id)/vqcore_$(id)) benchmarks
 	cd examples/vqcore-pose && ../../$(BIN)/mypy vqcore_pose
 
 format: .venv/full

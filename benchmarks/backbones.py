@@ -1,10 +1,11 @@
-"""Speed of the ViT encoder beside timm's ViT of the same shape: one forward pass each, in turn, in one process.
+"""Compare the speed of the ViT encoder with timm's ViT of the same shape: forward passes, in turn, in one process.
 
     python benchmarks/backbones.py --threads 2 --pairs 31
 
-Both are ViT-B/16 without a class token, and ours carries timm's weights: first their features are compared, then their
-times. A round is ours, timm's and timm's again, in an order that changes; its ratios are ours / timm's and timm's /
-timm's. The goal: ours is at most 5 % slower than timm's is than itself, by the third quartile of the first ratio.
+Both models are ViT-B/16 without a class token, and our encoder uses timm's weights. The script first checks that the
+features are equal and then measures the times. A round runs ours, timm's and timm's again, in a changing order, and
+gives two ratios: ours / timm's and timm's / timm's. The goal is met if the third quartile of ours / timm's is at most
+1.05 times the median of timm's / timm's.
 Needs timm (pip install timm).
 """
 
@@ -17,7 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: threads that wait do not spin
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # torch reads it when it loads; waiting threads then sleep
 
 import timm
 import torch
@@ -32,15 +35,15 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 
 def main() -> None:
-    """Compare, measure, print; write the figures if asked to."""
+    """Check that features are equal, measure and print the times, and write them to `--json` if given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[224, 448], help="sides of the pictures, in pixels"
+        "--sizes", type=int, nargs="+", default=[224, 448], help="sizes of the images, in pixels"
     )
-    parser.add_argument("--pairs", type=int, default=31, help="rounds at each size")
-    parser.add_argument("--batch", type=int, default=1, help="pictures in a pass")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--pairs", type=int, default=31, help="rounds for each size")
+    parser.add_argument("--batch", type=int, default=1, help="images per forward pass")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     reports = []
@@ -57,7 +60,7 @@ def main() -> None:
 
 
 def models(size: int) -> tuple[nn.Module, Any]:
-    """Our encoder and timm's model with the same weights, in evaluation mode."""
+    """Build our encoder and timm's model with the same weights, in evaluation mode."""
     torch.manual_seed(0)
     theirs = timm.create_model(
         "vit_base_patch16_224",
@@ -78,15 +81,17 @@ def models(size: int) -> tuple[nn.Module, Any]:
 
 @torch.inference_mode()
 def check_equal(ours: nn.Module, theirs: Any, x: Tensor) -> None:
-    """Stop unless both compute the same features, up to timm's normalisation at the end."""
+    """Stop if the features of the two models differ. timm's last normalization is applied to both."""
     features = theirs.norm(ours(x).flatten(1, 2))
     off = float((features - theirs.forward_features(x)).abs().max())
-    assert off < 1e-3, f"the two models differ by {off:.2g}: nothing to compare"
+    assert off < 1e-3, (
+        f"the features of the two models differ by {off:.2g}: a comparison of times makes no sense"
+    )
 
 
 @torch.inference_mode()
 def measure(ours: nn.Module, theirs: Any, x: Tensor, pairs: int) -> dict[str, Any]:
-    """Seconds and ratios of `pairs` rounds, after two that do not count."""
+    """Seconds and ratios of `pairs` rounds, after two warm-up rounds."""
     passes = {"ours": ours, "timm": theirs.forward_features, "timm again": theirs.forward_features}
     names = list(passes)
     seconds: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in names} for clock in CLOCKS}
@@ -99,10 +104,10 @@ def measure(ours: nn.Module, theirs: Any, x: Tensor, pairs: int) -> dict[str, An
                 if turn >= 0:
                     seconds[clock][name].append(now() - before[clock])
     load.append(os.getloadavg()[0])
-    return {"load": load, **{clock: _figures(seconds[clock]) for clock in CLOCKS}}
+    return {"load": load, **{clock: _quartiles(seconds[clock]) for clock in CLOCKS}}
 
 
-def _figures(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
+def _quartiles(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
     def ratio(name: str) -> list[float]:
         return [a / b for a, b in zip(seconds[name], seconds["timm"])]
 
@@ -112,7 +117,7 @@ def _figures(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print one size's table and whether the goal is met, by either clock."""
+    """Print the results of one size, and whether the goal is met for each of the two clocks."""
     load = " to ".join(f"{value:.1f}" for value in report["load"])
     print(
         f"\nViT-B/16 at {report['size']} px, batch {report['batch']}, {report['pairs']} pairs, "

@@ -1,11 +1,10 @@
-"""The figure a learned tokenizer must beat: k-means on raw patches, as many codes of the same size, the same data.
+"""The PSNR that a learned tokenizer must beat: k-means on raw patches, with as many codes of the same size.
 
     python benchmarks/patch_kmeans.py runs/quickstart
 
-Takes the crops of the run's own training stream, cuts them into as many patches as the tokenizer has tokens, fits
-as many centres as its codebook has codes (Lloyd's algorithm), rebuilds the run's evaluation crops from the nearest
-centres and prints both PSNRs: of the codes that the encoder chooses, and of those that a search finds
-(`docs/refine.md`; k-means is searched to the end already, since its patches do not overlap). Images only.
+Takes the crops of the run's own training stream and cuts them into as many patches as the tokenizer has tokens. Fits as
+many centres as the codebook has codes (Lloyd's algorithm). Rebuilds the run's evaluation crops from the nearest centres
+and prints the PSNR of k-means and of the tokenizer. Images only.
 """
 
 import argparse
@@ -15,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from einops import rearrange
 from torch import Tensor
 from vqcore_quant.assignment import nearest
 from vqcore_quant.kmeans import kmeans
 
 from vqcore.assembly import open_data
-from vqcore.compose.build import from_tree
+from vqcore.compose.build import from_tree, saved_tree
 from vqcore.data.batches import TrainBatches
 from vqcore.errors import DataError
 from vqcore.evaluate.measure import eval_batches
@@ -40,14 +38,13 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--crops", type=int, default=800, help="training crops to cut patches from")
     parser.add_argument("--iters", type=int, default=15, help="Lloyd iterations")
-    parser.add_argument("--refine", type=int, default=2, help="sweeps of search for better codes")
     args = parser.parse_args()
-    tree = yaml.safe_load((args.run / "config.yaml").read_text())
-    config = from_tree(tree, schema=RunConfig, file=str(args.run / "config.yaml"))
+    file = args.run / "config.yaml"
+    config = from_tree(saved_tree(file), schema=RunConfig, file=str(file))
     tokenizer = Tokenizer.load(args.run)
-    data, eval_data = open_data(config, tokenizer.modality, {})
-    if eval_data is None:
+    if not config.data.has_eval:
         raise DataError(f"{args.run} has no data.eval_path to compare on.")
+    data, eval_data = (open_data(config, tokenizer.modality, {}, split) for split in ("train", "eval"))
     size, grid = tokenizer.cfg.size, tokenizer.grid()
     cut = {"ph": size[0] // grid[0], "pw": size[1] // grid[1]}
 
@@ -72,20 +69,18 @@ def main() -> None:
         plain = registry().build("modality", replace(modality, color_jitter=0.0), size=tokenizer.cfg.size)
         found = {", colours jittered": found[""]}
         found[", colours as they are"] = fitted(_train_crops(config, tokenizer, data, args.crops, plain))
-    sweeps = {"as encoded": 0, f"after {args.refine} sweeps of refinement": args.refine}
-    rebuilt = {name: tokenizer.reconstruct(x, refine=count) for name, count in sweeps.items()}
-    ours = {name: psnr.summary(psnr.measure(x_hat, x))[""] for name, x_hat in rebuilt.items()}
-    tokens = grid[0] * grid[1]
+    ours = psnr.summary(psnr.measure(tokenizer.reconstruct(x), x))[""]
+    facts = tokenizer.facts()
     print(
-        f"{tokens} codes of {tokenizer.bits_per_token:g} bits for {size[0]} x {size[1]} pixels, "
+        f"{facts.tokens} codes of {facts.bits_per_token:g} bits for {size[0]} x {size[1]} pixels, "
         f"{len(x)} held-out crops, mean PSNR in dB"
     )
     for kind, theirs in found.items():
-        print(f"  k-means on {len(crops) * tokens} raw patches{kind}, {args.iters} iterations: {theirs:.2f}")
-        for name, figure in ours.items():
-            print(f"    this tokenizer {name + ':':32} {figure:.2f}  ({figure - theirs:+.2f})")
-    figures = {"psnr": ours, "kmeans_psnr": found, "crops": args.crops, "iters": args.iters}
-    (args.run / "kmeans.json").write_text(json.dumps(figures, indent=2) + "\n")
+        patches_of = f"{len(crops) * facts.tokens} raw patches{kind}"
+        print(f"  k-means on {patches_of}, {args.iters} iterations: {theirs:.2f}")
+        print(f"    this tokenizer: {ours:.2f}  ({ours - theirs:+.2f})")
+    metrics = {"psnr": ours, "kmeans_psnr": found, "crops": args.crops, "iters": args.iters}
+    (args.run / "kmeans.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 def _train_crops(

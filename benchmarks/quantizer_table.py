@@ -1,11 +1,11 @@
-"""Every quantizer in the same small tokenizer, on the same photographs, at the same number of bits a token.
+"""Compare all quantizers in the same small tokenizer, on the same photographs, at the same number of bits per token.
 
     python benchmarks/quantizer_table.py
 
-Trains the quickstart's tokenizer on crops of 64 pixels, 8 x 8 tokens of 10 bits, for a few hundred steps with each
-quantizer, as `vqcore train` would, and prints the table of `docs/quantizers.md`: PSNR on held-out photographs
-(crops of 192 pixels), and use of the codes over the last 65 536 training tokens. It orders nothing but this: short
-runs, one width, one data set.
+The script trains the quickstart's tokenizer with each quantizer for a few hundred steps, as `vqcore train` does, on
+crops of 64 pixels (8 x 8 tokens of 10 bits). It prints the table of `docs/quantizers.md`: PSNR on held-out photographs
+(crops of 192 pixels), and the use of codes over the last 65,536 training tokens. The ranking holds only for this setup:
+short runs, one width, one data set.
 """
 
 import argparse
@@ -42,15 +42,15 @@ QUANTIZERS = {
 
 
 def main() -> None:
-    """Train, measure, print."""
+    """Train and measure each quantizer, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("only", nargs="*", help=f"quantizers (default: {', '.join(QUANTIZERS)})")
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("only", nargs="*", help=f"names of quantizers (default: {', '.join(QUANTIZERS)})")
+    parser.add_argument("--steps", type=int, default=250, help="training steps of each run")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each quantizer, with seeds 0, 1, ...")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"{BITS} bits a token, {args.steps} steps, {args.seeds} seeds, torch {torch.__version__}, 1 thread\n"
+        f"{BITS} bits per token, {args.steps} steps, {args.seeds} seeds, torch {torch.__version__}, 1 thread\n"
     )
     print("| quantizer | PSNR, dB (by seed) | codes used | perplexity | CPU seconds |")
     print("| --- | --- | --- | --- | --- |")
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _run(quantizer: str, steps: int, seed: int) -> dict[str, float]:
-    """PSNR of one run's last evaluation, use of the codes over its last 65 536 training tokens, and CPU time."""
+    """PSNR of the last evaluation, use of codes over the last 65,536 training tokens, and CPU seconds of one run."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         settings = (
             f"model.quantizer={quantizer}",
@@ -85,12 +85,11 @@ def _run(quantizer: str, steps: int, seed: int) -> dict[str, float]:
         config = load(str(ROOT / "cfgs/quickstart.yaml"), settings, schema=RunConfig).config
         start = time.process_time()
         run = train(config)
-    assert run.window is not None
-    figures = run.last_evaluation | run.window.metrics()
+    metrics = run.progress.evaluation | run.window.metrics()
     return {
-        "psnr": next(value for key, value in figures.items() if key.endswith("/psnr")),
-        "usage": figures["codes/usage"],
-        "perplexity": figures["codes/perplexity"],
+        "psnr": next(value for key, value in metrics.items() if key.endswith("/psnr")),
+        "usage": metrics["codes/usage"],
+        "perplexity": metrics["codes/perplexity"],
         "seconds": time.process_time() - start,
     }
 

@@ -1,14 +1,15 @@
-"""Time and memory of a training step of quant/vq beside vector-quantize-pytorch and the bare matrix product.
+"""Time and memory of a training step of quant/vq, vector-quantize-pytorch, and the matrix product alone.
 
     python benchmarks/quantizers.py --pairs 31
 
-Prints Markdown. Time: forward, backward and update of the codebook, cosine, EMA, dead codes replaced; ours, the peer,
-the peer again and the product of all latents and codes (preallocated, in the fastest of several tile shapes) take
-turns, and every ratio is of two neighbours in one turn. Memory: the largest resident size during a step
-less that before it, each in a process of its own after a small step that loads the libraries. Linux only.
-"CPUs in use" far below the number of threads means that other programs had the rest: the load at the start does not
-show who came later.
-Needs `pip install vector-quantize-pytorch`.
+The script prints Markdown. Linux only. Needs `pip install vector-quantize-pytorch` (the peer).
+Time: a step is forward pass, backward pass and update of the codebook, with cosine search, EMA and replacement of dead
+codes. One turn runs four things: ours, the peer, the peer again, and the product of all latents and codes
+(preallocated, in the fastest of several tile shapes). A ratio compares two times of the same turn.
+Memory: the largest resident size during a step minus the resident size before the step. Each measurement runs in a
+process of its own, after a small step that loads the libraries.
+If "CPUs in use" is far below the number of threads, other programs used the CPUs during the measurement. The load at
+the start does not show programs that started later.
 """
 
 import argparse
@@ -22,9 +23,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # before torch loads: spinning threads slow one another down
+# Set before torch is imported: threads that spin while they wait slow each other down.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn.functional as F
@@ -39,23 +39,23 @@ MEMORY = (
     {"latents": 1_024, "codes": 1_048_576, "dim": 16},
 )
 PEER_FITS = 2**32
-"""Latents x codes up to which the peer is run: it takes about 25 bytes for each."""
+"""The peer needs about 25 bytes per latent and code. It is not run if latents x codes x 8 is above this number."""
 COEF = 32.0
 TILES = ((64, 16_384), (128, 4_096), (256, 4_096), (512, 4_096), (512, 2_048), (896, 2_048))
 
 
 def main() -> None:
-    """Print the table of times and that of memory."""
+    """Print the table of times and the table of memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--pairs", type=int, default=31, help="turns of the time measurement; 0: leave it out"
+        "--pairs", type=int, default=31, help="turns of the time measurement; 0: no time measurement"
     )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--no-memory", action="store_true", help="leave the memory measurement out")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--no-memory", action="store_true", help="no memory measurement")
     parser.add_argument("--peak", nargs=4, metavar=("WHO", "LATENTS", "CODES", "DIM"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.pairs == 1:
-        parser.error("--pairs 1 has no quartiles; take 2 or more, or 0")
+        parser.error("--pairs 1 gives no quartiles; use 0, or 2 and more")
     torch.set_num_threads(args.threads)
     if args.peak:
         print(json.dumps(_peak(args.peak[0], *map(int, args.peak[1:]))))
@@ -112,7 +112,7 @@ def _print_memory(threads: int) -> None:
 
 
 def _take_turns(steps: dict[str, Step], pairs: int) -> dict[str, list[tuple[float, float]]]:
-    """Wall and CPU seconds of every step, one after the other, `pairs` times, after a turn that does not count."""
+    """Wall and CPU seconds of all steps, which run one after the other, `pairs` times after one warm-up turn."""
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for turn in range(pairs + 1):
         for name, step in steps.items():
@@ -176,11 +176,11 @@ def _product(z: Tensor, codebook: Tensor, rows: int, width: int) -> Step:
 
 
 def _peak(who: str, latents: int, codes: int, dim: int) -> tuple[float, float]:
-    """MiB that a step adds to what is resident, and its seconds."""
+    """MiB that a step adds to the resident memory, and the seconds of the step."""
     build = {"ours": _ours, "peer": _peer}[who]
     build(torch.randn(64, dim), 128)()
     step = build(torch.randn(latents, dim), codes)
-    Path("/proc/self/clear_refs").write_text("5")  # makes the peak what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the resident size of this moment
     before, start = _resident("VmRSS"), time.perf_counter()
     step()
     return (_resident("VmHWM") - before) / 1024, time.perf_counter() - start

@@ -1,10 +1,12 @@
-"""Do the optimizer's moments of a dead code harm the code that takes its place? `python benchmarks/revived_codes.py`
+"""Do the optimizer's moments of a dead code harm the new code that replaces it?
 
-A learned codebook (`quant/vq`, `codebook: learned`) and AdamW follow latents whose clusters move away every 60 steps,
-so that codes die and are revived all the time; once as in training, once with the moments of every revived code set to
-zero at its revival. Printed: how far the moments alone carry a revived code, against the root mean square distance of
-latents to their codes; and the mean squared distance over the second half of the run, over seeds. About a minute of
-one thread.
+    python benchmarks/revived_codes.py
+
+A codebook trained by AdamW (`quant/vq`, `codebook: learned`) follows latents whose clusters move every 60 steps, so
+that codes die and are replaced all the time. Each run is done twice: once as in training, and once with the moments of
+every replaced code set to zero at the replacement. The script prints how far the old moments alone move a replaced
+code, relative to the root mean square distance of latents to their codes, and the mean squared distance over the second
+half of the run, over seeds. It takes about a minute on one thread.
 """
 
 import statistics
@@ -19,7 +21,7 @@ STEPS, SEEDS, CLUSTERS, DIM, CODES, LR, BETAS = 600, 6, 48, 8, 64, 1e-3, (0.9, 0
 
 
 def main() -> None:
-    """Print a line for each speed at which codes die."""
+    """Print one line for each `decay`: the smaller the decay, the faster a code counts as dead."""
     torch.set_num_threads(1)
     for decay in (0.99, 0.8):
         pairs = [
@@ -29,15 +31,16 @@ def main() -> None:
         kept, forgot = ([arm[0] for arm in arms] for arms in zip(*pairs, strict=True))
         ratios = [a / b for a, b in zip(kept, forgot, strict=True)]
         print(
-            f"decay {decay}: {len(carried)} revivals; carried by old moments: median {statistics.median(carried):.2%}, "
+            f"decay {decay}: {len(carried)} replaced codes; moved by old moments: "
+            f"median {statistics.median(carried):.2%}, "
             f"largest {max(carried):.2%} of a latent's distance; mean squared distance {statistics.mean(kept):.4f}, "
-            f"with moments forgotten {statistics.mean(forgot):.4f}; ratio {statistics.mean(ratios):.3f} "
+            f"with moments set to zero {statistics.mean(forgot):.4f}; ratio {statistics.mean(ratios):.3f} "
             f"(by seed {min(ratios):.3f} to {max(ratios):.3f})"
         )
 
 
 def follow(seed: int, decay: float, *, forget: bool) -> tuple[float, list[float]]:
-    """Train on moving clusters; the latents' mean distance, and how far each revived code is carried."""
+    """Train on moving clusters. Returns the mean squared distance, and how far old moments move each replaced code."""
     torch.manual_seed(seed)
     cfg = VQ.Config(codebook_size=CODES, latent_dim=DIM, normalize=False, codebook="learned", decay=decay)
     quantizer = VQ(cfg)
@@ -65,7 +68,7 @@ def follow(seed: int, decay: float, *, forget: bool) -> tuple[float, list[float]
 
 
 def drift(state: dict[str, Tensor], rows: Tensor) -> list[float]:
-    """How far the moments alone would carry these rows, without any further gradient."""
+    """How far the moments alone would move these rows if no further gradient came."""
     momentum, square, done = state["exp_avg"][rows], state["exp_avg_sq"][rows], float(state["step"])
     total = torch.zeros_like(momentum)
     for later in range(1, 100):

@@ -1,11 +1,11 @@
-"""What loading, logging and hooks cost: whole steps of a run against the same steps on batches that lie in memory.
+"""What loading, logging and hooks cost: whole training steps, compared with the same steps on batches in memory.
 
     python benchmarks/train.py cfgs/quickstart.yaml [key=value ...]
 
-Both take turns, step by step, in one process on one model: `--pairs` pairs of `--steps` steps each. Reported
-are median and quartiles of the ratio of wall-clock time and of CPU time (without the reading processes'), whole to
-bare, and beside it bare to bare, which says what the machine can tell apart. A goal of 3 % is met when the upper
-quartile of the wall-clock time is below 1.03.
+Both kinds take turns, step by step, in one process on one model: `--pairs` pairs of `--steps` steps each. The output is
+median and quartiles of a ratio, whole steps to bare steps, for wall-clock time and for CPU time (without the time of
+the reading processes). The ratio of bare steps to bare steps stands beside it and shows the noise of the machine. A
+goal of 3 % is met when the upper quartile of the wall-clock time is below 1.03.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from vqcore.data.feed import Feed
 from vqcore.run.state import Run, build
 from vqcore.run.step import train_step
 from vqcore.schema import RunConfig
-from vqcore.trainer import _Averages, _log
+from vqcore.trainer import _Loop
 
 
 def main() -> None:
@@ -53,15 +53,15 @@ def main() -> None:
 
 def _measure(run: Run, feed: Feed, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, float]:
     """Ratios `(pairs, 2)` of wall-clock and CPU time, whole to bare and bare to bare, and seconds of a bare step."""
-    averages, line = _Averages(), ProgressLine("benchmark", 1 << 30, interval_s=1e9)
+    loop, line = _Loop(run), ProgressLine("benchmark", 1 << 30, interval_s=1e9)
     count = 0
 
     def whole() -> None:
         nonlocal count
-        averages.add(train_step(run, feed.next(count)))
-        count, run.step = count + 1, run.step + 1
-        shown = _log(run, averages, feed) if count % run.config.run.log_every == 0 else None
-        line.update(count, shown)
+        loop.averages.add(train_step(run, feed.next(count)))
+        count, run.progress.step = count + 1, run.step + 1
+        run.hooks.vqcore_step_done(run=run, step=run.step)
+        line.update(count, loop.log(feed) if count % run.config.run.log_every == 0 else None)
 
     for _ in range(max(args.steps, -(-len(run.data) // run.config.data.batch_size))):
         whole()  # threads, caches and reading processes have begun, and data.cache_mib is filled
@@ -70,7 +70,7 @@ def _measure(run: Run, feed: Feed, args: argparse.Namespace) -> tuple[np.ndarray
 
     def bare(step: int) -> None:
         train_step(run, kept[step])
-        run.step += 1
+        run.progress.step += 1
 
     pairs = []
     for _ in range(args.pairs):

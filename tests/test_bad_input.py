@@ -1,4 +1,4 @@
-"""What is wrong with an input is said in one line, with the place and both numbers: all kinds of it in one table."""
+"""All kinds of bad input in one table: the error message is one line with the place and both numbers."""
 
 from pathlib import Path
 
@@ -59,21 +59,21 @@ BAD = {
         "depth",
         (),
         np.zeros((64, 64), np.uint16),
-        r"holds no valid value; 0, NaN",
+        r"has no valid value; 0, NaN",
     ),
     "nothing but holes in normals": (
         "normal",
         (),
         np.zeros((3, 64, 64), np.float32),
-        r"holds no valid value",
+        r"has no valid value",
     ),
     "nothing but the ignored label": (
         "semseg",
         ("data.modality.ignore_label=255",),
         np.full((64, 64), 255, np.uint8),
-        r"holds no valid value; all is data\.modality\.ignore_label=255",
+        r"has no valid value; every id is data\.modality\.ignore_label=255",
     ),
-    "no instance": ("instance", (), np.zeros((64, 64), np.uint8), r"holds no instance"),
+    "no instance": ("instance", (), np.zeros((64, 64), np.uint8), r"has no instance"),
 }
 
 

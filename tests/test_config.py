@@ -1,4 +1,4 @@
-"""Strict, layered, reversible: what a config may say, what it becomes, and what is said of everything else."""
+"""Configs: layers, types, interpolations, error messages, and saving and loading again."""
 
 import logging
 import re
@@ -12,11 +12,12 @@ import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from vqcore import config
 from vqcore.cli import main
 from vqcore.compose.build import from_tree
 from vqcore.compose.describe import dump, inline
+from vqcore.compose.describe import settings as settings_of
 from vqcore.compose.layers import load, overridden
+from vqcore.compose.recipes import recipes
 from vqcore.config import Config, slot, to_tree
 from vqcore.errors import ConfigError, VqcoreError
 from vqcore.registry import registry
@@ -38,7 +39,7 @@ WHOLE = {
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """An empty folder to be in, so that errors name files as a user would."""
+    """An empty working folder, so that error messages contain short file names."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -65,7 +66,7 @@ def write(path: str, tree: Any = None, **changes: Any) -> str:
 
 
 def refused(good, path: str, *overrides: str) -> str:
-    """The one line that a config is refused with."""
+    """The error message, in one line, for a config that is refused."""
     with pytest.raises(VqcoreError) as raised:
         load(path, overrides, schema=RunConfig, registry_=good)
     assert "\n" not in str(raised.value)
@@ -102,7 +103,7 @@ def test_defaults_that_lead_back_to_themselves_are_refused(here, good):
     write("a.yaml", {"defaults": ["sub/b.yaml"]})
     write("sub/b.yaml", {"defaults": ["../a.yaml"]})
     assert refused(good, "a.yaml") == (
-        "a.yaml: its defaults lead back to itself: a.yaml -> sub/b.yaml -> a.yaml."
+        "a.yaml: its defaults lead back to this file: a.yaml -> sub/b.yaml -> a.yaml."
     )
 
 
@@ -131,7 +132,7 @@ def test_defaults_that_are_not_there(here, good, tree, message):
 
 
 def test_recipes_of_a_plugins_package(here, good):
-    assert [name for name in config.recipes(good) if name.startswith("good/")] == [
+    assert [name for name in recipes(good) if name.startswith("good/")] == [
         "good/base/parts",
         "good/whole",
     ]
@@ -149,7 +150,7 @@ def test_recipes_of_a_plugins_package(here, good):
 
 
 def test_recipes_of_the_core_go_before_those_of_a_plugin(here, good, monkeypatch):
-    monkeypatch.setattr(config, "core_recipes", lambda: here / "core")
+    monkeypatch.setattr("vqcore.compose.recipes.core_recipes", lambda: here / "core")
     write("core/good/whole.yaml", run__seed=9)
     assert load("recipe:good/whole", schema=RunConfig, registry_=good).config.run.seed == 9
 
@@ -158,7 +159,7 @@ def test_a_changed_name_replaces_the_node_with_one_log_line(here, good, caplog):
     write("base.yaml", objective__weights={"vq/commit": 0.5}, objective__percept={"a": {"name": "good/feel"}})
     changed = {"model": {"quantizer": {"name": "good/vq", "codebook_size": 4}}}
     write("a.yaml", {"defaults": ["base.yaml"], **changed})
-    with caplog.at_level(logging.INFO, logger="vqcore.config"):
+    with caplog.at_level(logging.INFO, logger="vqcore.compose.layers"):
         loaded = load("a.yaml", schema=RunConfig, registry_=good)
     note = (
         "model.quantizer: 'good/vq' (a.yaml) replaces 'good/fsq' (base.yaml); its settings levels are dropped"
@@ -224,7 +225,7 @@ def test_a_node_without_a_name_keeps_the_default_one(good):
 def test_an_override_over_a_saved_tree_leaves_the_tree_alone(good, caplog):
     tree = to_tree(from_tree({**WHOLE, "run": {"steps": 10, "dir": "d"}}, schema=RunConfig, registry_=good))
     kept = yaml.safe_dump(tree)
-    with caplog.at_level(logging.INFO, logger="vqcore.config"):
+    with caplog.at_level(logging.INFO, logger="vqcore.compose.layers"):
         changed = overridden(
             tree,
             ["run.seed=7", "model.quantizer={name: good/vq, codebook_size: 2}"],
@@ -240,9 +241,9 @@ def test_an_override_over_a_saved_tree_leaves_the_tree_alone(good, caplog):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["run.steps"], "command line: 'run.steps' is no override; write key.path=value."),
-        (["=3"], "command line: '=3' is no override; write key.path=value."),
-        (["run..steps=3"], "command line: 'run..steps=3' is no override; write key.path=value."),
+        (["run.steps"], "command line: 'run.steps' is not a setting; write key.path=value."),
+        (["=3"], "command line: '=3' is not a setting; write key.path=value."),
+        (["run..steps=3"], "command line: 'run..steps=3' is not a setting; write key.path=value."),
         (
             ["data.path=*.png"],
             "command line: data.path=*.png is not valid YAML. "
@@ -250,17 +251,17 @@ def test_an_override_over_a_saved_tree_leaves_the_tree_alone(good, caplog):
         ),
         (
             ["data.path=${x"],
-            "command line: data.path: no viable alternative at input '${x'. An interpolation reads ${key.path}, of "
-            "a setting that the config gives, or ${oc.env:NAME}; a ${ that is meant as text is written \\${.",
+            "command line: data.path: no viable alternative at input '${x'. An interpolation is ${key.path}, where "
+            "the config sets key.path, or ${oc.env:NAME}; write \\${ for a literal ${.",
         ),
         (
             ["data=3", "data.path=x"],
-            "command line: data.path=x contradicts another override of 'data'.",
+            "command line: data.path=x contradicts another setting of 'data'.",
         ),
-        (["data.path=x", "data=3"], "command line: data=3 contradicts another override of 'data'."),
+        (["data.path=x", "data=3"], "command line: data=3 contradicts another setting of 'data'."),
         (
             ["objective.weights={1: 2}"],
-            "command line: objective.weights: the key 1 is no text; if it is meant, put it in quotes.",
+            "command line: objective.weights: the key 1 is not text; put the key in quotes.",
         ),
         (
             ["data.path=2024"],
@@ -268,7 +269,7 @@ def test_an_override_over_a_saved_tree_leaves_the_tree_alone(good, caplog):
         ),
         (
             ["model.encoder=good/grid"],
-            "command line: model.encoder='good/grid' is no mapping. Write {name: good/grid}, "
+            "command line: model.encoder='good/grid' is not a mapping. Write {name: good/grid}, "
             "or model.encoder.name=good/grid on the command line.",
         ),
     ],
@@ -312,7 +313,7 @@ NO_MAPPING = "a.yaml: a config is a mapping (key: value), not {}."
         ("# a remark: with a colon\nhttp://words", NO_MAPPING.format("'http://words'")),
         ("5", NO_MAPPING.format("'5'")),
         ("''", NO_MAPPING.format("''")),
-        (b"\x89PNG\r\n\x1a\n\x00\xff", "a.yaml: not a text file; a config is YAML in UTF-8."),
+        (b"\x89PNG\r\n\x1a\n\x00\xff", "a.yaml: this is not a text file; a config is YAML in UTF-8."),
         (
             "a: \x00",
             "a.yaml: not valid YAML: unacceptable character #x0000: special characters are not allowed.",
@@ -333,17 +334,17 @@ NO_MAPPING = "a.yaml: a config is a mapping (key: value), not {}."
             "run: !!python/object:os.x {}",
             "a.yaml: line 1, column 6: not valid YAML: could not determine a constr",
         ),
-        ("5: 1", "a.yaml: the key 5 is no text; if it is meant, put it in quotes."),
-        ("run: {on: 1}", "a.yaml: run: the key True is no text; if it is meant, put it in quotes."),
-        ("run: {a: {1.5: 1}}", "a.yaml: run.a: the key 1.5 is no text; if it is meant, put it in quotes."),
+        ("5: 1", "a.yaml: the key 5 is not text; put the key in quotes."),
+        ("run: {on: 1}", "a.yaml: run: the key True is not text; put the key in quotes."),
+        ("run: {a: {1.5: 1}}", "a.yaml: run.a: the key 1.5 is not text; put the key in quotes."),
         (
             "run: ${seed",
-            "a.yaml: run: no viable alternative at input '${seed'. An interpolation reads ${key.path}",
+            "a.yaml: run: no viable alternative at input '${seed'. An interpolation is ${key.path}",
         ),
         (
             "",
             "a.yaml: data is required: a data source, e.g. {name: folder}. "
-            "Installed: folder, array, synthetic, good/made.",
+            "Installed: folder, array, good/made.",
         ),
         (
             "# only a remark\n",
@@ -443,34 +444,34 @@ def test_a_key_that_no_level_knows(here, good, key, message):
         (
             "hooks",
             {"a": 3},
-            "hooks.a must be a mapping with a name, not 3; it wants a hook, e.g. {name: track/tensorboard}. "
-            "Installed: tensorboard, wandb, good/tell.",
+            "hooks.a must be a mapping with a name, not 3. Expected: a hook, e.g. {name: good/tell}. "
+            "Installed: good/tell.",
         ),
         (
             "model.encoder",
             "good/grid",
-            "model.encoder='good/grid' is no mapping. Write {name: good/grid}, "
+            "model.encoder='good/grid' is not a mapping. Write {name: good/grid}, "
             "or model.encoder.name=good/grid on the command line.",
         ),
         (
             "model.encoder",
             None,
-            "model.encoder cannot be null; it wants an encoder, e.g. {name: good/grid}. Installed: good/grid.",
+            "model.encoder cannot be null. Expected: an encoder, e.g. {name: good/grid}. Installed: good/grid.",
         ),
         (
             "model.encoder",
             {"depth": 3},
-            "model.encoder has no name; it wants an encoder, e.g. {name: good/grid}. Installed: good/grid.",
+            "model.encoder has no name. Expected: an encoder, e.g. {name: good/grid}. Installed: good/grid.",
         ),
         (
             "model.encoder",
             {"name": 3},
-            "model.encoder has no name; it wants an encoder, e.g. {name: good/grid}. Installed: good/grid.",
+            "model.encoder has no name. Expected: an encoder, e.g. {name: good/grid}. Installed: good/grid.",
         ),
         (
             "model.encoder",
             [1],
-            "model.encoder must be a mapping with a name, not [1]; it wants an encoder, e.g. {name: good/grid}. "
+            "model.encoder must be a mapping with a name, not [1]. Expected: an encoder, e.g. {name: good/grid}. "
             "Installed: good/grid.",
         ),
         (
@@ -499,7 +500,7 @@ def test_a_value_of_the_wrong_type_or_out_of_range(here, good, key, value, messa
         ("model.decoder.note", "12", "12"),
         ("model.decoder.note", "null", "null"),
         ("objective.second", {"name": "good/feel"}, None),
-        ("run.seed", "12", 12),  # text becomes a number where one is wanted: the environment has no other
+        ("run.seed", "12", 12),  # environment variables are always text
         ("model.encoder.bias", "false", False),
     ],
 )
@@ -520,7 +521,7 @@ def test_values_become_what_their_setting_says(here, good, key, value, result):
     [
         (
             "data",
-            "data is required: a data source, e.g. {name: folder}. Installed: folder, array, synthetic, good/made.",
+            "data is required: a data source, e.g. {name: folder}. Installed: folder, array, good/made.",
         ),
         (
             "model.encoder",
@@ -542,7 +543,7 @@ def test_what_is_required_and_missing(here, good, drop, message):
     write("a.yaml", tree)
     assert refused(good, "a.yaml") == f"a.yaml: {message}"
     if not isinstance(WHOLE.get(drop), dict):
-        node[last] = "???"  # OmegaConf's word for a value that somebody must give
+        node[last] = "???"  # OmegaConf's word for a value that is required
         write("a.yaml", tree)
         assert refused(good, "a.yaml") == f"a.yaml: {message}"
 
@@ -582,8 +583,8 @@ def test_a_whole_node_may_be_interpolated(here, good):
 
 
 READS = (
-    " An interpolation reads ${key.path}, of a setting that the config gives, or ${oc.env:NAME};"
-    " a ${ that is meant as text is written \\${."
+    " An interpolation is ${key.path}, where the config sets key.path, or ${oc.env:NAME};"
+    " write \\${ for a literal ${."
 )
 
 
@@ -592,7 +593,7 @@ READS = (
     [
         (
             "${oc.env:VQCORE_NOT_SET}",
-            "Environment variable 'VQCORE_NOT_SET' not found. Set it, or give a default: ${oc.env:NAME,default}.",
+            "Environment variable 'VQCORE_NOT_SET' not found. Set the variable, or give a default: ${oc.env:NAME,default}.",
         ),
         ("${run.seeed}", "Interpolation key 'run.seeed' not found." + READS),
         ("${run.dir}", "Recursive interpolation detected." + READS),
@@ -641,7 +642,7 @@ def test_requirements_that_are_met_or_concern_others(here, good):
 
 # --- there and back -------------------------------------------------------------------------------------------------
 
-# Shrinking these trees takes minutes, and equal runs are worth more here than ever new examples.
+# Shrinking these trees takes minutes. The examples are the same in every run.
 PROPERTY = settings(deadline=None, database=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 TEXT = st.text(max_size=8).filter(lambda text: text != "???")
 # fmt: off
@@ -716,14 +717,14 @@ def test_a_dumped_config_loads_to_an_equal_object(installed, tmp_path):
         text = dump(cfg)
         file.write_text(text, encoding="utf-8")
         assert load(str(file), schema=RunConfig, registry_=good).config == cfg
-        # what reads a saved run goes this way
+        # a saved run is read in this way
         assert from_tree(yaml.safe_load(text), schema=RunConfig, registry_=good) == cfg
 
     there_and_back()
 
 
 def escaped(node: Any) -> Any:
-    """A tree that means every text literally."""
+    """A tree in which OmegaConf reads every text literally."""
     if isinstance(node, dict):
         return {key: escaped(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -737,7 +738,7 @@ def test_every_recipe_loads_and_its_dump_loads_to_the_same(file, tmp_path):
     if missing := ids - set(registry().ids()):
         pytest.skip(f"not installed: {', '.join(sorted(missing))}")
     if file.parent.name == "base":
-        assert isinstance(yaml.safe_load(file.read_text()), dict)  # sections, never run alone
+        assert isinstance(yaml.safe_load(file.read_text()), dict)  # only some sections, not a whole config
         return
     cfg = load(str(file), schema=RunConfig).config
     saved = tmp_path / "config.yaml"
@@ -798,7 +799,7 @@ def test_origin_names_the_layer_of_every_value(here, installed, capsys):
 def test_the_config_verb_wants_a_file_and_lists_recipes(here, installed, capsys):
     installed("good")
     assert main(["config"]) == 2
-    assert capsys.readouterr().err.startswith("error: name a config: vqcore config FILE.yaml")
+    assert capsys.readouterr().err.startswith("error: no config given. Run: vqcore config FILE.yaml, or ")
     assert main(["config", "--list"]) == 0
     assert "recipe:good/base/parts\nrecipe:good/whole\n" in capsys.readouterr().out
 
@@ -823,7 +824,7 @@ def test_settings_come_with_type_default_and_text():
         part: Config = slot("encoder")
         """A component."""
 
-    assert [(s.name, s.type, s.default, s.text) for s in config.settings(Outer)] == [
+    assert [(s.name, s.type, s.default, s.text) for s in settings_of(Outer)] == [
         ("size", "an integer or a list of integers or null", "null", "How large, over two lines."),
         ("mode", "one of a, b", "a", ""),
         ("pair", "a list of 2 numbers", "[0.9, 1.0e-05]", "Two of them."),
@@ -831,6 +832,55 @@ def test_settings_come_with_type_default_and_text():
         ("inner", "a mapping of settings", "{deep: 1}", "Nested."),
         ("part", "an encoder", "required", "A component."),
     ]
+
+
+def test_a_plain_value_error_blames_the_node(here, good, monkeypatch):
+    """A Config of a third party may raise ValueError: no key is guessed from the words of the message."""
+
+    def refuse(self) -> None:
+        raise ValueError("levels=[8, 5] do not fit\na second line")
+
+    monkeypatch.setattr(good.load("quantizer", "good/fsq").Config, "__post_init__", refuse)
+    write("base.yaml", {"model": {"quantizer": WHOLE["model"]["quantizer"]}})
+    model = {kind: WHOLE["model"][kind] for kind in ("encoder", "decoder")}
+    write("a.yaml", {**WHOLE, "defaults": ["base.yaml"], "model": model})
+    text = "model.quantizer: levels=[8, 5] do not fit."
+    assert refused(good, "a.yaml") == f"base.yaml: {text}"
+    write("b.yaml", {**WHOLE, "model": model})
+    whole = "model.quantizer={name: good/fsq, levels: [8, 5]}"
+    assert refused(good, "b.yaml", whole) == f"command line: {text}"
+    assert refused(good, "a.yaml", "model.quantizer.levels=[8]") == f"a.yaml: {text}"  # two layers: the file
+
+
+@pytest.mark.parametrize(
+    ("tree", "overrides", "message"),
+    [
+        (
+            {"optim": {"base_lr": 0.1, "lr": None}},
+            ["optim.lr=1"],
+            "command line: optim: give either lr or base_lr. "
+            "optim.base_lr comes from a.yaml; optim.base_lr=null removes this value.",
+        ),
+        ({"optim": {"base_lr": 0.1}}, [], "a.yaml: optim: give either lr or base_lr."),
+        (
+            {"data": {"input_size": 8}},
+            ["data.input_size_min=8", "data.input_size_max=16"],
+            "command line: data: give either input_size, or input_size_min and input_size_max. "
+            "data.input_size comes from a.yaml; data.input_size=null removes this value.",
+        ),
+        ({"optim": {"players": {"d": {"lr": 0}}}}, [], "a.yaml: optim.players.d: lr=0.0 must be above 0."),
+        (
+            {},
+            ["optim.players.d={lr: 1, base_lr: 1}"],
+            "command line: optim.players.d: give either lr or base_lr.",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other(here, good, tree, overrides, message):
+    """Among several settings, those of the command line are named as the cause."""
+    changes = {f"{section}__{key}": value for section, own in tree.items() for key, value in own.items()}
+    write("a.yaml", **changes)
+    assert refused(good, "a.yaml", *overrides) == message
 
 
 def test_an_error_of_the_config_is_a_config_error(here, good):

@@ -1,4 +1,4 @@
-"""Sources and batches: what is read, in which order, and that nothing but seed, epoch and step decides it."""
+"""Data sources and batches: which samples are read, in which order, as a function of seed, epoch and step only."""
 
 import logging
 import os
@@ -38,7 +38,7 @@ def keys_of(listing: Listing) -> list[str]:
 
 
 def arrays(tmp_path: Path, count: int, **settings) -> tuple[ArrayFile, Array, ArrayFile.Config]:
-    """`count` samples of 12 x 12 whose values are their own numbers, with random crops and flips."""
+    """`count` samples of 12 x 12 whose values show the index of the sample, with random crops and flips."""
     path = tmp_path / f"{count}.npy"
     plane = np.arange(144, dtype=np.float32).reshape(12, 12) / 1000
     np.save(path, np.arange(count, dtype=np.float32)[:, None, None] + plane)
@@ -133,13 +133,13 @@ class TestListing:
             DataError, match=r"data\.path: .*fotos: there is no such folder\. Did you mean '.*/photos'\?"
         ):
             Listing(str(tmp_path / "fotos"), (".png",), "data.path")
-        with pytest.raises(DataError, match=r"file\.png: is a file, not a folder"):
+        with pytest.raises(DataError, match=r"file\.png: this is a file, not a folder"):
             Listing(str(tmp_path / "file.png"), (".png",), "data.path")
-        says = r"no file that can be read \(\.png, \.jpg\); found: 2 x \.tif, 1 x .*"
+        says = r"no file of a readable type \(\.png, \.jpg\)\. Found: 2 x \.tif, 1 x .*"
         with pytest.raises(DataError, match=says):
             Listing(str(tmp_path / "photos"), (".png", ".jpg"), "data.path")
         (tmp_path / "void").mkdir()
-        with pytest.raises(DataError, match="found: nothing"):
+        with pytest.raises(DataError, match="Found: nothing"):
             Listing(str(tmp_path / "void"), (".png",), "data.path")
 
     def test_a_listing_is_small(self, tmp_path):
@@ -174,7 +174,7 @@ class TestFolder:
 
     def test_evaluation_needs_a_folder(self, tmp_path):
         touch(tmp_path, "rgb/a.png")
-        with pytest.raises(DataError, match=r"set it, e\.g\. data\.eval_path="):
+        with pytest.raises(DataError, match=r"Set data\.eval_path, e\.g\. data\.eval_path="):
             self.open(self.config(tmp_path), "eval")
 
     def test_partners_are_found_by_name(self, tmp_path):
@@ -191,7 +191,7 @@ class TestFolder:
         data = self.open(self.config(tmp_path, max_bad_share=0.5, **settings))
         assert data.get(2, "depth") == tmp_path / "depth/c.png"
         with pytest.raises(
-            DataError, match=r"rgb/b\.jpg: has no partner for 'depth'; there is no .*depth/b\.jpg\|"
+            DataError, match=r"rgb/b\.jpg: has no file for 'depth': .*depth/b\.jpg\|.* does not exist"
         ):
             data.get(1, "depth")
         with pytest.raises(
@@ -204,19 +204,19 @@ class TestFolder:
         [
             (
                 {"extra": {"depth": RGB.Config()}},
-                r"data\.extra\.depth comes from nowhere: set data\.extra_path\.depth",
+                r"extra\.depth has no source\. Set data\.extra_path\.depth",
             ),
             (
                 {"extra_path": {"depth": "x"}},
-                r"extra_path\.depth: there is no data\.extra\.depth\. Labels: none",
+                r"extra_path\.depth: data\.extra\.depth does not exist\. Labels: none",
             ),
             (
                 {"extra": {"depth": RGB.Config()}, "extra_path": {"deptth": "x"}},
-                r"extra_path\.deptth: there is no data\.extra\.deptth\. Did you mean 'depth'\?",
+                r"extra_path\.deptth: data\.extra\.deptth does not exist\. Did you mean 'depth'\?",
             ),
             (
                 {"extra": {"depth": RGB.Config()}, "extra_path": {"depth": "x"}, "eval_path": "y"},
-                r"set data\.eval_extra_path\.depth",
+                r"Set data\.eval_extra_path\.depth",
             ),
         ],
     )
@@ -267,24 +267,28 @@ class TestArrayFile:
         (tmp_path / "a.txt").write_text("1 2 3")
         for name, settings, says in (
             ("aa.npy", {}, r"data\.path: .*aa\.npy: there is no such file\. Did you mean '.*/a\.npy'"),
-            (".", {}, "is a folder, not a file; data.name=folder"),
-            ("a.txt", {}, r"ends in '\.txt'; an array file is \.npy or \.npz"),
-            ("b.npz", {}, r"holds the arrays images, labels; choose one, e\.g\. data\.key=images"),
-            ("b.npz", {"key": "image"}, "holds no array 'image'. Did you mean 'images'"),
-            ("a.npy", {"key": "images"}, "'images' needs a .npz file"),
-            ("number.npy", {}, r"holds no samples \(shape \(\)\)"),
-            ("none.npy", {}, r"holds no samples \(shape \(0, 4\)\)"),
-            ("objects.npy", {}, "holds Python objects"),
+            (".", {}, "this is a folder, not a file. To read a folder of files, set data.name=folder"),
+            ("a.txt", {}, r"the suffix is '\.txt', but an array file is \.npy or \.npz"),
+            ("b.npz", {}, r"contains the arrays images, labels\. Choose one, e\.g\. data\.key=images"),
+            ("b.npz", {"key": "image"}, "contains no array 'image'. Did you mean 'images'"),
+            ("a.npy", {"key": "images"}, "the name 'images' needs a .npz file"),
+            ("number.npy", {}, r"contains no samples \(shape \(\)\)"),
+            ("none.npy", {}, r"contains no samples \(shape \(0, 4\)\)"),
+            ("objects.npy", {}, "contains Python objects"),
             ("bad.npz", {}, r"bad\.npz: ."),
-            ("really_npz.npy", {}, "is an archive of arrays, not a .npy file; call it .npz"),
-            ("really_npy.npz", {}, "is a single array; call it .npy"),
+            ("really_npz.npy", {}, "this is an archive of arrays, not a .npy file. Rename the file to .npz"),
+            (
+                "really_npy.npz",
+                {},
+                "this is a single array, not an archive of arrays. Rename the file to .npy",
+            ),
         ):
             with pytest.raises(DataError, match=says):
                 self.build(tmp_path / name, **settings)
         extra = {"label": Array.Config(channels=1)}
-        with pytest.raises(DataError, match="'labels' holds 2 samples where the main array holds 3"):
+        with pytest.raises(DataError, match="'labels' has 2 samples, but the main array has 3"):
             self.build(tmp_path / "b.npz", extra, key="images", extra_key={"label": "labels"})
-        with pytest.raises(ValueError, match=r"set data\.extra_key\.label"):
+        with pytest.raises(ValueError, match=r"Set data\.extra_key\.label"):
             self.build(tmp_path / "b.npz", extra, key="images")
         with pytest.raises(DataError, match=r"data\.eval_path"):
             self.build(tmp_path / "a.npy", split="eval")
@@ -317,7 +321,7 @@ class TestSizes:
         [
             ({"input_size_min": 64, "input_size_max": 32}, "minimum is above"),
             ({"input_size_min": (32, 32), "input_size_max": (64, 128)}, r"take \[1, 3\] steps"),
-            ({"input_size": (32, 32, 32)}, r"data\.input_size: .*3 axes where samples have 2"),
+            ({"input_size": (32, 32, 32)}, r"data\.input_size: .*3 axes, but samples have 2"),
         ],
     )
     def test_sizes_that_do_not_go_together(self, settings, says):
@@ -610,7 +614,7 @@ class TestDamagedSamples:
     def test_nothing_but_damage_ends_with_one_line(self, tmp_path, workers):
         parts = self.parts(tmp_path, good=0, bad=3)
         with pytest.raises(
-            DataError, match=r"^17 samples in a row cannot be read; the last: bad\d: .*bad\d\.png: "
+            DataError, match=r"^17 samples in a row cannot be read. The last one is bad\d: .*bad\d\.png: "
         ) as caught:
             list(train(parts, 2, workers=workers))
         assert "Traceback" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Several processes under torchrun on gloo: ranks agree, and together they equal one process with the doubled batch."""
+"""Several processes under torchrun on gloo: ranks agree, and two ranks equal one process with the doubled batch."""
 
 import os
 import socket
@@ -85,7 +85,7 @@ def test_two_ranks_equal_one_with_the_doubled_batch(tmp_path):
 
 @pytest.mark.slow
 def test_ranks_end_equal_and_resume(tmp_path):
-    """Every rank's weights are compared inside the job, by a hook that gathers them."""
+    """A hook in the run compares the weights of all ranks."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -144,7 +144,7 @@ def vqcore_plugin():
 
 @pytest.mark.slow
 def test_a_rank_that_dies_is_started_again_and_the_run_goes_on(tmp_path):
-    """torchrun restarts both ranks; they take up the last checkpoint and end as if nothing had happened."""
+    """torchrun restarts both ranks. The run resumes from the last checkpoint and ends with the same weights."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -164,7 +164,7 @@ def test_a_rank_that_dies_is_started_again_and_the_run_goes_on(tmp_path):
             [sys.executable, *argv], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "died").exists() and "goes on after step 4" in done.stdout
+    assert (tmp_path / "died").exists() and "resumed after step 4" in done.stdout
     whole, killed = (tmp_path / n / "checkpoints/step_6/model.safetensors" for n in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
 
@@ -199,11 +199,11 @@ def vqcore_plugin():
     ("shape", "says"),
     [
         (None, "error: data.path: x.npy: there is no such file."),
-        ((40, 3, 16, 16), "error: data: 17 samples in a row cannot be read; the last: "),
+        ((40, 3, 16, 16), "error: data: 17 samples in a row cannot be read. The last one is "),
     ],
 )
 def test_what_one_rank_finds_wrong_ends_all_of_them_with_one_line(tmp_path, shape, says):
-    """The second rank's own x.npy is missing or of another shape; nobody but the two stops anything."""
+    """The x.npy of the second rank is missing or has another shape. Both ranks end by themselves."""
     import numpy as np
 
     rng = np.random.default_rng(0)

@@ -291,9 +291,9 @@ def test_figures_are_compared_by_what_is_better():
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["eval"], "which run? E.g. vqcore eval runs/quickstart"),
-        (["eval", "--compare", "{0}", "{1}"], "eval.json: there is none. Measure it first: vqcore eval"),
-        (["eval", "{0}", "--compare", "{0}", "{1}"], "--compare takes two runs that were measured already"),
+        (["eval"], "no run given. E.g. vqcore eval runs/quickstart"),
+        (["eval", "--compare", "{0}", "{1}"], "eval.json: no such file. Measure the run first: vqcore eval"),
+        (["eval", "{0}", "--compare", "{0}", "{1}"], "--compare takes two evaluated runs and no other argument"),
         (["eval", "{0}", "eval.sizes=[10]"], "no multiple of the patch 4"),
     ],
 )
@@ -442,7 +442,7 @@ def test_data_that_are_not_here(tmp_path, monkeypatch, capsys):
         error.startswith("error: data.eval_path: gone/val: there is no such folder.")
         and len(error.splitlines()) == 1
     )
-    assert "That is what it was trained with; to measure it on data of yours: data.eval_path=FOLDER" in error
+    assert "To measure it on your own data: data.eval_path=FOLDER" in error
     assert main(["eval", made, "data.eval_path=mein"]) == 2
     error = capsys.readouterr().err
     assert "Did you mean 'mine'?" in error and "FOLDER" not in error
@@ -450,7 +450,7 @@ def test_data_that_are_not_here(tmp_path, monkeypatch, capsys):
     assert json.loads(Path("mine.json").read_text())["data"]["path"] == "gone/train"
 
 
-NOTHING = "there is nothing to evaluate on. Set data.eval_path, e.g. data.eval_path=my/photos"
+NOTHING = "data.eval_path: no held-out data is given. Set data.eval_path, e.g. data.eval_path=my/photos"
 
 
 @pytest.mark.parametrize(
@@ -460,7 +460,7 @@ NOTHING = "there is nothing to evaluate on. Set data.eval_path, e.g. data.eval_p
         ({"name": "folder", "path": "gone"}, NOTHING, ["data.eval_path=mine"]),
         (
             {"name": "array", "path": "gone.npy", "eval_path": "gone.npy"},
-            "gone.npy: there is no such file. That",
+            "gone.npy: there is no such file. The tokenizer was trained with these settings.",
             None,
         ),
         ({"name": "nowhere/waves"}, "data.name: no plugin 'nowhere'", None),
@@ -482,13 +482,13 @@ def test_data_of_another_kind_or_of_none(tmp_path, monkeypatch, capsys, data, sa
 @pytest.mark.parametrize("given", ["modality.name=array", "modality={name: array}"])
 def test_the_modality_is_no_setting_of_an_evaluation(tmp_path, capsys, given):
     assert main(["eval", of_photos(tmp_path), f"data.{given}"]) == 2
-    assert "a trained tokenizer is what it is" in capsys.readouterr().err
+    assert "this setting of a trained tokenizer cannot change" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["{0}", "{0}/no/figures.json"])
 def test_figures_need_a_place(alone, tmp_path, capsys, name):
     assert main(["eval", str(alone[1]), "--json", name.format(tmp_path)]) == 2
-    assert "is a folder or lies in none" in capsys.readouterr().err
+    assert "this is a folder, or its parent folder does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.dist

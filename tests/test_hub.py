@@ -121,7 +121,7 @@ def test_revisions(server):
     assert Tokenizer.load("me/tok").fingerprint == first.fingerprint
     assert Tokenizer.load("me/tok", revision="v2").fingerprint == second.fingerprint
     assert Tokenizer.load("hf://me/tok@v2").fingerprint == second.fingerprint
-    with pytest.raises(CheckpointError, match=r"me/tok: has no revision 'v3'"):
+    with pytest.raises(CheckpointError, match=r"me/tok: the hub has no revision 'v3'"):
         Tokenizer.load("me/tok@v3")
 
 
@@ -144,7 +144,7 @@ def test_the_command_line_takes_hub_ids(server, tmp_path, capsys, monkeypatch):
     }
     assert main(["tokenize", "me/tik", "in", "other"]) == 2
     assert (
-        "me/tik: there is no such folder here, and the hub has no such repository" in capsys.readouterr().err
+        "me/tik: no such folder here, and the hub has no such repository" in capsys.readouterr().err
     )
 
 
@@ -154,7 +154,7 @@ def test_a_folder_wins_over_the_hub_and_a_typo_in_it_stays_local(server, tmp_pat
     with pytest.raises(CheckpointError, match=r"Did you mean 'quickstart'"):
         Tokenizer.load("runs/quickstrat")
     assert not server.log
-    with pytest.raises(CheckpointError, match="revision='v1' belongs to a hub id"):
+    with pytest.raises(CheckpointError, match="revision='v1' is for hub ids only"):
         Tokenizer.load("runs/quickstart", revision="v1")
 
 
@@ -169,7 +169,7 @@ def test_what_was_fetched_once_loads_without_the_hub(server, monkeypatch):
         Tokenizer.load("me/other")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(
-        CheckpointError, match="me/other: there is no such folder here, and the hub cannot be reached"
+        CheckpointError, match="me/other: no such folder here, and the hub cannot be reached"
     ):
         Tokenizer.load("me/other")
 
@@ -183,7 +183,7 @@ def test_without_huggingface_hub(monkeypatch, tmp_path):
 
 def test_a_repository_of_another_system_is_refused_with_the_way(server):
     server.repositories["you/vae"] = {"main": {"config.json": b"{}", "pytorch_model.bin": b"evil"}}
-    with pytest.raises(CheckpointError, match=r"you/vae: is no tokenizer of vqcore; nothing"):
+    with pytest.raises(CheckpointError, match=r"you/vae is not a vqcore tokenizer; nothing"):
         Tokenizer.load("you/vae")
     assert not any("pytorch_model.bin" in line for line in server.log)
 
@@ -227,7 +227,7 @@ def test_a_flipped_byte_names_file_and_both_checksums(tmp_path):
     path.write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
     with pytest.raises(
-        CheckpointError, match=rf"model.safetensors: damaged.*SHA-256 {digest[:16]}, there [0-9a-f]{{16}}"
+        CheckpointError, match=rf"model.safetensors: damaged.*the file is {digest[:16]}, but .* says [0-9a-f]{{16}}"
     ):
         Tokenizer.load(tmp_path / "made")
 
@@ -280,8 +280,8 @@ def test_a_pickle_is_not_read_unasked(tmp_path, capsys):
     with pytest.raises(CheckpointError) as caught:
         Tokenizer.load(path)
     line = f"Tokenizer.load({str(path)!r}, format='toy/plain', allow_pickle=True)"
-    assert line in str(caught.value) and "nothing of it was read" in str(caught.value)
-    with pytest.raises(CheckpointError, match="is a pickle, a program"):
+    assert line in str(caught.value) and "nothing was read" in str(caught.value)
+    with pytest.raises(CheckpointError, match="is a pickle: Python could run code"):
         Tokenizer.load(path, format="toy/plain")
     assert main(["export", str(path), str(tmp_path / "made")]) == 2
     command = re.search(r"or vqcore (export .*--allow-pickle)", capsys.readouterr().err)[1]
@@ -312,13 +312,13 @@ def test_a_pickle_with_a_program_in_it_runs_nothing(tmp_path):
 @pytest.mark.parametrize("name", ["model.pkl", "weights.bin", "model.safetensors", "notes.txt"])
 def test_a_file_nobody_knows_is_refused_with_what_there_is(tmp_path, name):
     (tmp_path / name).write_bytes(b"...")
-    with pytest.raises(CheckpointError, match=r"No format that is installed knows it \(.*toy/plain\)"):
+    with pytest.raises(CheckpointError, match=r"No installed format recognises it \(installed: .*toy/plain\)"):
         Tokenizer.load(tmp_path / name)
 
 
 def test_a_file_of_an_artefact_names_its_folder(tmp_path):
     make().save(tmp_path / "made")
-    with pytest.raises(CheckpointError, match=rf"give its folder: {tmp_path / 'made'}"):
+    with pytest.raises(CheckpointError, match=rf"give the folder: {tmp_path / 'made'}"):
         Tokenizer.load(tmp_path / "made/model.safetensors")
 
 
@@ -327,5 +327,5 @@ def test_an_unknown_format(tmp_path):
 
     with pytest.raises(UnknownName, match=r"has no format 'toy/plane'. Did you mean 'toy/plain'"):
         Tokenizer.load(tmp_path / "x.pth", format="toy/plane")
-    with pytest.raises(CheckpointError, match=r"x.pth: there is no such file"):
+    with pytest.raises(CheckpointError, match=r"x.pth: no such file"):
         Tokenizer.load(tmp_path / "x.pth", format="toy/plain")

@@ -26,6 +26,8 @@ with contextlib.redirect_stdout(said):
     look()
 import vqcore.config, vqcore.schema
 look()
+import vqcore.compose.layers
+look()
 tops = [sorted({name.partition(".")[0] for name in seen[i + 1] - seen[i]}) for i in range(len(seen) - 1)]
 print(json.dumps({"tops": tops, "targets": "fixture_good.parts" in sys.modules, "said": said.getvalue()}))
 """
@@ -57,9 +59,19 @@ def test_the_list_of_plugins_costs_their_manifests(layers):
     assert not foreign(layers["tops"][2]) & {"torch", "numpy", "omegaconf", "yaml", "PIL", "einops", "rich"}
 
 
-def test_the_config_layer_has_no_torch(layers):
-    assert "omegaconf" in layers["tops"][3]
-    assert not foreign(layers["tops"][3]) & {"torch", "numpy", "PIL", "einops", "jaxtyping", "rich"}
+@pytest.mark.parametrize("modules", ["vqcore.config", "vqcore.config, vqcore.schema"])
+def test_settings_cost_the_standard_library(modules):
+    """In a process of their own, so that nothing is imported before."""
+    code = f"import sys; before = set(sys.modules); import {modules}; print(*set(sys.modules) - before)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
+    assert foreign([name.partition(".")[0] for name in done.stdout.split()]) == {"vqcore"}
+
+
+def test_reading_files_brings_omegaconf_and_no_torch(layers):
+    assert foreign(layers["tops"][3]) == {"vqcore"}
+    assert "omegaconf" in layers["tops"][4]
+    assert not foreign(layers["tops"][4]) & {"torch", "numpy", "PIL", "einops", "jaxtyping", "rich"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["config", "--list"]])

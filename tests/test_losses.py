@@ -120,7 +120,7 @@ LABELS = {"kind": "categorical", "labels": 3, "range": None}
         (
             "mse",
             spec(1, **LABELS),
-            "loss=mse with categorical data: cross_entropy and class maps go together",
+            "loss=mse with categorical data: class maps need cross_entropy, and only class maps do",
         ),
         ("cross_entropy", spec(), "loss=cross_entropy with continuous data"),
         ("cosine", spec(1), "loss=cosine with 1 channel: a cosine compares vectors of 2 or more"),

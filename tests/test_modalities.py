@@ -1,4 +1,4 @@
-"""The core's modalities against what the pixels and numbers must be, worked out by hand or by NumPy."""
+"""The modalities of the core against pixels and numbers that are computed by hand or by NumPy."""
 
 import io
 import math
@@ -13,6 +13,7 @@ from PIL import Image
 from vqcore.compose.build import from_tree
 from vqcore.errors import DataError
 from vqcore.modalities.array import Array
+from vqcore.modalities.planes import cut_planes
 from vqcore.modalities.rgb import RGB, Reduced
 from vqcore.modalities.views import (
     CropConfig,
@@ -137,6 +138,34 @@ class TestViews:
         )
 
 
+class TestCuttingPlanes:
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+    @pytest.mark.parametrize("n, m", [(640, 224), (512, 224), (80, 30), (7, 20), (49, 3)])
+    def test_nearest_is_exact_for_every_type(self, dtype, n, m):
+        # (2 i + 1) n / 2 m is often a whole number, where Pillow's rounding errors choose either neighbour.
+        planes = np.arange(n).astype(dtype)[None, None]
+        places = [(2 * i + 1) * n // (2 * m) for i in range(m)]
+        assert np.array_equal(cut_planes(planes, whole((1, m)), "nearest")[0, 0], planes[0, 0, places])
+
+    def test_nearest_within_a_crop_and_between_pixels(self):
+        planes = np.arange(100).reshape(1, 1, 100)
+        view = view_of(((0, 20), (1, 60)), (1, 100), (1, 30))
+        assert cut_planes(planes, view, "nearest")[0, 0].tolist() == [20 + 2 * i + 1 for i in range(30)]
+        coarse = View(start=(0.0, 0.205), stop=(1.0, 0.805), size=(1, 6))
+        assert cut_planes(planes, coarse, "nearest")[0, 0].tolist() == [25, 35, 45, 55, 65, 75]
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+    def test_pillows_own_nearest(self, dtype):
+        planes = np.random.default_rng(0).integers(0, 250, (1, 50, 80)).astype(dtype)
+        expected = Image.fromarray(planes[0]).resize((30, 21), Image.Resampling.NEAREST)
+        assert np.array_equal(cut_planes(planes, whole((21, 30)), "pillow-nearest")[0], np.asarray(expected))
+
+    def test_averaging_filters(self):
+        planes = np.random.default_rng(0).integers(0, 60000, (1, 8, 12)).astype(np.uint16)
+        means = planes.reshape(2, 4, 3, 4).mean((1, 3))
+        assert np.allclose(cut_planes(planes, whole((2, 3)), "box")[0], means)
+
+
 class TestReadingPictures:
     @pytest.mark.parametrize(
         "suffix, options", [("png", {}), ("webp", {"lossless": True}), ("bmp", {}), ("tiff", {})]
@@ -258,7 +287,7 @@ class TestReadingPictures:
 
 
 class TestReadingLess:
-    """For training: pictures at a whole fraction of their size, where no crop needs more."""
+    """In training, pictures are read at a whole fraction of their size if no crop needs more detail."""
 
     def rgb(self, **settings) -> RGB:
         return RGB(RGB.Config(min_crop_scale=1.0, ratio=(1.0, 1.0), hflip=0.0, **settings), size=16)
@@ -274,7 +303,7 @@ class TestReadingLess:
             return
         assert isinstance(found, Reduced) and found.extent == (74, 101) == self.rgb().extent(found)
         height, width = found.levels.shape[:2]
-        # JPEG shrinks by 1, 2, 4 or 8, and the rest by whole factors.
+        # JPEG decodes at 1/1, 1/2, 1/4 or 1/8; the remaining factor is a whole number.
         least = 2 ** int(math.log2(min(factor, 8))) if suffix == "jpg" else factor
         assert least <= found.factor <= factor
         assert (height, width) == (-(-74 // found.factor), -(-101 // found.factor))
@@ -318,7 +347,7 @@ class TestReadingLess:
         whole_, less = (
             rgb.tensor(raw, view)[0, 16] for raw in (rgb.read(path), rgb.read(path, at_least=(32, 32)))
         )
-        # Where a profile crosses the middle, to a fraction of a pixel: the sum of a step is its place.
+        # The sum of a step function is the place of the step, to a fraction of a pixel.
         for first, last in ((0, 12), (12, 20), (20, 26), (26, 32)):
             moved = (whole_[first:last] - less[first:last]).sum() / 1.65
             # A crop's edges lie at whole pixels of the reduced picture.
@@ -338,7 +367,7 @@ class TestReadingLess:
             for seed in range(4):
                 view = rgb.view(rgb.extent(less), (64, 64), np.random.default_rng(seed))
                 off = (rgb.tensor(whole_, view) - rgb.tensor(less, view)).square().mean()
-                # dB: half a pixel of the reduced picture shows in hard edges.
+                # dB: a shift of half a pixel of the reduced picture changes sharp edges.
                 assert 10 * math.log10(4 / off) > 27
 
     def test_filters_that_torch_lacks_read_everything(self):
@@ -406,9 +435,9 @@ class TestDamagedPictures:
     def test_floats_and_long_integers_are_refused(self, tmp_path):
         Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(tmp_path / "f.tiff")
         Image.fromarray(np.ones((2, 2), dtype=np.int32)).save(tmp_path / "i.tiff")
-        with pytest.raises(DataError, match=r"f\.tiff: holds floats \(mode F\)"):
+        with pytest.raises(DataError, match=r"f\.tiff: has floats \(mode F\)"):
             pixels_of(tmp_path / "f.tiff")
-        with pytest.raises(DataError, match=r"i\.tiff: holds 32-bit integers \(mode I\)"):
+        with pytest.raises(DataError, match=r"i\.tiff: has 32-bit integers \(mode I\)"):
             pixels_of(tmp_path / "i.tiff")
 
     @pytest.mark.parametrize(
@@ -439,7 +468,7 @@ class TestPicturesAsTensors:
         assert np.array_equal(rgb.tensor(rgb.read(a), whole((5, 7), flip=True)).numpy(), expected[..., ::-1])
 
     def test_a_crop_is_resized_as_if_there_were_nothing_around_it(self):
-        # Cut first, then resized, in this order: published encoders saw these pixels.
+        # First cut, then resized: published encoders saw these pixels.
         a = picture(31, 41)
         rgb = RGB(RGB.Config(), size=16)
         alone = Image.fromarray(a[3:27, 9:33]).resize((16, 16), Image.Resampling.BICUBIC)
@@ -523,7 +552,7 @@ class TestPicturesAsTensors:
     def test_a_size_is_required(self):
         with pytest.raises(ValueError, match=r"data\.input_size"):
             RGB(RGB.Config(), size=None)
-        with pytest.raises(ValueError, match="has 3 axes where samples have 2"):
+        with pytest.raises(ValueError, match="has 3 axes, but samples have 2"):
             RGB(RGB.Config(), size=(1, 2, 3))
 
     @pytest.mark.parametrize(
@@ -566,7 +595,7 @@ class TestArrays:
         assert np.allclose(modality.show(x), a, atol=1e-4) and modality.show(x).shape == (4, 5)
 
     def test_what_is_shown_lies_in_the_declared_range(self):
-        """A decoder may say more than there is; values for metrics keep it."""
+        """A decoder may return values outside the range; `values` keeps them for metrics."""
         modality = array(channels=1, size=4, rank=1, range=(10.0, 20.0))
         x = torch.tensor([[-1.5, -1.0, 0.5, 3.0]])
         assert modality.show(x).tolist() == [10, 10, 17.5, 20]
@@ -735,10 +764,10 @@ class TestWrongArrays:
             (
                 {"channels": 3},
                 np.zeros((2, 8, 8)),
-                r"has 2 channels \(shape \(2, 8, 8\), channels first\).* are 3",
+                r"has 2 channels \(shape \(2, 8, 8\), channels first\), but 3 are declared",
             ),
             ({"channels": 3, "channels_last": True}, np.zeros((3, 8, 8)), "has 8 channels .*channels last"),
-            ({"channels": 3}, np.zeros((8, 8)), r"shape \(8, 8\) where 3 channels and 2 axes"),
+            ({"channels": 3}, np.zeros((8, 8)), r"shape \(8, 8\), but 3 channels and 2 axes are declared"),
             ({"channels": 1}, np.zeros((2, 2, 8, 8)), r"shape \(2, 2, 8, 8\)"),
             ({"channels": 1}, np.zeros((0, 8)), r"shape \(0, 8\)"),
             ({"channels": 1}, np.where(np.eye(8), np.nan, 1), r"the value nan at \[0, 0, 0\] .* not finite"),
@@ -748,7 +777,7 @@ class TestWrongArrays:
             (
                 {"kind": "categorical", "labels": 3},
                 np.full((8, 8), 3),
-                r"the value 3 .* no label; there are 3 \(0 to 2\)",
+                r"the value 3 .* no label; data\.modality\.labels=3 \(0 to 2\)",
             ),
             ({"kind": "categorical", "labels": 3}, np.full((8, 8), -1), "the value -1 .* no label"),
             ({"kind": "categorical", "labels": 3}, np.zeros((8, 8)), "type float64; class ids are integers"),
@@ -809,7 +838,7 @@ class TestWrongArrays:
             ({"kind": "categorical", "labels": 3, "channels": 2}, "channels=2"),
             ({"kind": "categorical", "labels": 0}, "labels=0"),
             ({"channels": 1, "kind": "angle", "range": (0.0, 1.0)}, "no meaning for kind 'angle'"),
-            ({"channels": 1, "range": (1.0, 1.0)}, "rising order"),
+            ({"channels": 1, "range": (1.0, 1.0)}, "ascending order"),
             ({"channels": 1, "rank": 4}, "rank=4"),
             ({"channels": 2, "kind": "unit-vector", "tolerance": 0.0}, r"tolerance=0\.0"),
             ({"channels": 1, "hflip": -0.1}, "hflip=-0.1"),
@@ -829,7 +858,7 @@ class TestWrongArrays:
         assert Array(Array.Config(channels=1), size=(3, 4, 5)).spec.size == (3, 4, 5)
         with pytest.raises(ValueError, match=r"data\.input_size or data\.modality\.size"):
             Array(Array.Config(channels=1), size=None)
-        with pytest.raises(ValueError, match="has 2 axes where samples have 3"):
+        with pytest.raises(ValueError, match="has 2 axes, but samples have 3"):
             Array(Array.Config(channels=1, rank=3), size=(4, 4))
 
 

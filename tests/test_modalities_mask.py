@@ -1,4 +1,4 @@
-"""Masks: files, blocks, and what the reader makes of a sample beside which one lies."""
+"""Masks: files, blocks, and samples that have a mask as an extra modality."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from vqcore_vision.instance import Instance
 from vqcore_vision.normal import Normal
 from vqcore_vision.semseg import Semseg
 
-from vqcore import check
+from vqcore.check.checks import cheap, first_batch
+from vqcore.check.samples import samples
 from vqcore.data.batches import EvalBatches, TrainBatches
 from vqcore.data.sources import Folder
 from vqcore.errors import ConfigError, DataError
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def holes(height=40, width=60):
-    """Valid but for a corner and some pixels."""
+    """All positions are valid except a corner and some pixels."""
     valid = np.random.default_rng(0).random((height, width)) < 0.9
     valid[: height // 3, : width // 2] = False
     return valid
@@ -46,7 +47,7 @@ class TestMask(ModalityConformance):
     size = (40, 60)
 
     def source(self):
-        # Blocks of the pool's size, so that the third of the configs shows what it reads.
+        # Blocks have the size of the pool, so that `show` of the third config returns what it reads.
         return np.kron(np.random.default_rng(0).integers(0, 2, (10, 15)), np.full((4, 4), 255)).astype(
             np.uint8
         )
@@ -81,7 +82,7 @@ class TestFiles:
         wanted = np.array([[invert, not invert, 0], [0, 0, invert]])
         np.save(tmp_path / "a.npy", levels)
         assert np.array_equal(mask_of(tmp_path / "a.npy", (2, 3), invert=invert)[0], wanted)
-        with pytest.raises(DataError, match="is an empty mask; none of its values is finite"):
+        with pytest.raises(DataError, match="is an empty mask; no value is finite"):
             mask_of(np.full((2, 3), np.nan), (2, 3), invert=invert)
 
     @pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "RGB"])
@@ -116,8 +117,8 @@ class TestFiles:
     @pytest.mark.parametrize(
         "array, settings, says",
         [
-            (np.zeros((9, 9), np.uint8), {}, r"a\.png: is an empty mask; its values run from 0 to 0"),
-            (np.ones((9, 9), np.uint8), {"threshold": 254.0}, "from 1 to 1.* above threshold=254"),
+            (np.zeros((9, 9), np.uint8), {}, r"a\.png: is an empty mask; its values are 0 to 0"),
+            (np.ones((9, 9), np.uint8), {"threshold": 254.0}, "are 1 to 1.* above threshold=254"),
             (np.full((9, 9), 255, np.uint8), {"invert": True}, r"at or below \(invert\) threshold=0"),
             (np.zeros((9, 9, 4), np.uint8), {}, "mode RGBA"),
             (np.random.default_rng(0).integers(0, 9, (9, 9, 3)).astype(np.uint8), {}, "mode RGB"),
@@ -129,7 +130,7 @@ class TestFiles:
             mask_of(tmp_path / "a.png", 9, **settings)
 
 
-# ------------------------------------------------------------------------------------------- beside a sample
+# As an extra modality
 
 
 MAINS = {
@@ -147,7 +148,7 @@ MAINS = {
 
 
 class InMemory:
-    """A few samples of a modality and one mask for all of them."""
+    """A few samples of a modality, and one mask for all samples."""
 
     def __init__(self, name, mask, count=4):
         make = MAINS[name][2]
@@ -164,7 +165,7 @@ class InMemory:
 
 
 def batch(tmp_path, name="rgb", valid=None, size=(24, 24), masks=None, evaluation=False, **settings):
-    """One batch of a modality, and the same one without the mask."""
+    """One batch of a modality with the mask, and the same batch without the mask."""
     cls, own, _ = MAINS[name]
     modality = cls(cls.Config(**own, **settings), size=size)
     data = InMemory(name, holes() if valid is None else valid)
@@ -188,7 +189,7 @@ def batch(tmp_path, name="rgb", valid=None, size=(24, 24), masks=None, evaluatio
 @pytest.mark.parametrize("name", MAINS)
 @pytest.mark.parametrize("evaluation", [False, True])
 def test_the_mask_has_the_view_of_its_sample(tmp_path, name, evaluation):
-    """A mask cut by hand from the files' own pixels, where the sample has them unchanged."""
+    """The mask equals a mask that is cut by hand, for samples whose pixels are not changed by resizing."""
     (with_mask, plain) = (each.batch for each in batch(tmp_path, name, evaluation=evaluation))
     assert torch.equal(with_mask.x, plain.x) and not with_mask.extras
     assert with_mask.mask.shape == (4, 24, 24) and with_mask.mask.dtype == torch.bool
@@ -198,7 +199,7 @@ def test_the_mask_has_the_view_of_its_sample(tmp_path, name, evaluation):
 
 
 def test_crop_and_flip_are_those_of_the_picture(tmp_path):
-    """A picture that is white where its mask is valid stays so through every crop and mirror."""
+    """A picture that is white at valid positions is white at the same positions after every crop and mirror."""
     valid = np.kron(np.random.default_rng(1).integers(0, 2, (5, 6)), np.ones((8, 10))) > 0
     settings = {"resample": "nearest", "min_crop_scale": 0.3, "hflip": 0.5}
     modality, mask = RGB(RGB.Config(**settings), size=(24, 24)), Mask(Mask.Config(), size=(24, 24))
@@ -218,7 +219,7 @@ def test_invalid_positions_get_the_value_that_is_asked_for(tmp_path, name, value
     outside = ~found.mask
     assert outside.any() and found.mask.any() and found.x.dtype == plain.x.dtype
     x, wanted = (each.x.movedim(1, -1) if each.x.ndim == 4 else each.x for each in (found, plain))
-    if name == "normal":  # its own holes are invalid too, and stay as they are
+    if name == "normal":  # holes of the normals are invalid too and keep their value
         outside = outside & plain.mask
     assert (x[outside] == value).all() and torch.equal(x[found.mask], wanted[found.mask])
 
@@ -273,17 +274,17 @@ def test_masks_of_other_sizes_but_not_of_other_aspects(tmp_path, shape, fits):
     assert len(loaded.bad) == (0 if fits else 4)
     if not fits:
         assert loaded.bad[0][1] == (
-            "its mask 'valid' of 60 x 40 is no mask of a sample of 40 x 60: the aspects differ"
+            "the mask 'valid' of 60 x 40 does not fit the sample of 40 x 60: the aspect ratios differ"
         )
 
 
 @pytest.mark.parametrize(
     "name, masks, settings, says",
     [
-        ("rgb", {"mask_value": 7.0}, {}, r"data\.extra\.valid\.mask_value=7 is no value of .*: -1 to 1"),
-        ("semseg", {"mask_value": 7.0}, {}, "mask_value=7 is no class of data.modality: 0 to 6"),
-        ("semseg", {"mask_value": 1.5}, {}, "mask_value=1.5 is no class"),
-        ("depth", {"mask_value": 0.0}, {"mask_value": -1.0}, "says it already; give one"),
+        ("rgb", {"mask_value": 7.0}, {}, r"data\.extra\.valid\.mask_value=7 is not a value of .*: -1 to 1"),
+        ("semseg", {"mask_value": 7.0}, {}, "mask_value=7 is not a class of data.modality: 0 to 6"),
+        ("semseg", {"mask_value": 1.5}, {}, "mask_value=1.5 is not a class"),
+        ("depth", {"mask_value": 0.0}, {"mask_value": -1.0}, "is set already; remove one of the two"),
     ],
 )
 def test_settings_that_contradict_the_modality(tmp_path, name, masks, settings, says):
@@ -294,10 +295,10 @@ def test_settings_that_contradict_the_modality(tmp_path, name, masks, settings, 
 def test_samples_without_places_take_no_mask(tmp_path):
     data, mask = InMemory("rgb", holes()), {"valid": Mask(Mask.Config(), size=24)}
     for modality, says in (
-        (Instance(Instance.Config(), size=None), "cuts its samples in its own way"),
+        (Instance(Instance.Config(), size=None), "crops its samples in its own way"),
         (
             Array(Array.Config(channels=3, size=5, rank=1), size=None),
-            "a mask has 2 axes where samples have 1",
+            "the mask has 2 axes, but the samples have 1",
         ),
     ):
         cfg = Folder.Config(name="folder", path="-", modality=modality.cfg, workers=0)
@@ -306,7 +307,7 @@ def test_samples_without_places_take_no_mask(tmp_path):
 
 
 class TestRuns:
-    """The whole way from a config, with the toy parts."""
+    """From a config to a training run, with the toy parts."""
 
     pytestmark = pytest.mark.usefixtures("toy")
 
@@ -330,15 +331,15 @@ class TestRuns:
 
     def test_a_run_with_a_folder_of_masks(self, tmp_path):
         run = build(run_config(tmp_path / "run", data=self.tree(tmp_path)), CPU)
-        found = check.first_batch(run)
+        found = first_batch(run)
         assert found.mask.sum() == 4 * 8 and (found.x[:, :, 0, 1] == 0.5).all()
-        findings = check.cheap(run)
+        findings = cheap(run)
         assert not [each for each in findings if each.grade == "error"]
         assert any("12.5% of the positions are valid" in each.what for each in findings)
 
     def test_check_names_empty_masks(self, tmp_path):
         run = build(run_config(tmp_path / "run", data=self.tree(tmp_path, empty=(1, 5))), CPU)
-        (error,) = [each for each in check.samples(run) if each.grade == "error"]
+        (error,) = [each for each in samples(run) if each.grade == "error"]
         assert (
             error.where == "data.path" and "2 of 8 samples" in error.what and "is an empty mask" in error.what
         )

@@ -1,4 +1,4 @@
-"""The recipes of planar data and arrays: accepted, with the published settings; and their tokenizers on real files."""
+"""The recipes load and have the published settings; their tokenizers work on real files."""
 
 import math
 import re
@@ -31,7 +31,7 @@ PUBLISHED = {
     "edge/canny_base": (8192, "smooth_l1", 50, 64),
     "edge/sam_base": (8192, "smooth_l1", 50, 64),
 }
-"""Codes, loss, epochs, batch of one process; those of 4M's published tokenizers."""
+"""Codebook size, loss, epochs and batch size per process of 4M's published tokenizers."""
 
 
 def recipe(name: str, *overrides: str) -> RunConfig:
@@ -100,7 +100,7 @@ def test_vectors_of_pictures_of_several_sizes_continue_their_base(name):
 
 def test_every_modality_has_a_base_recipe_and_where_something_has_a_size_one_for_several():
     folders = sorted(path for path in (ROOT / "cfgs" / "vqvae").iterdir() if path.is_dir())
-    fixed = {"pose", "instance", "audio"}  # nothing to vary, or no recipe of 4M's
+    fixed = {"pose", "instance", "audio"}  # one size only, or no published recipe
     assert {path.name for path in folders} == SIZED | fixed
     for folder in folders:
         bases = {path.stem.removesuffix("base") for path in folder.glob("*base.yaml")}
@@ -120,7 +120,7 @@ def test_smoke_recipes_take_twenty_steps_on_bundled_data(name):
 
 
 def shown(tokenizer: Tokenizer, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """What `show` makes of what `read` made of a file, and the file."""
+    """The result of `read` and `show` for a file, and the file itself."""
     path = EARTH / name / f"{TILE}.png"
     return np.asarray(tokenizer.show(tokenizer.read(path, (192, 192)))), np.asarray(Image.open(path))
 

@@ -1,4 +1,4 @@
-"""What a newcomer with data of his own meets: rates in numbers, sections explained, commands that can be pasted."""
+"""What a new user with new data sees: learning rates in numbers, explanations of sections, commands to copy."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import torch
 import yaml
 from toys import run_config, run_tree, toy  # noqa: F401
 
-from vqcore import check
+from vqcore.check.checks import cheap
 from vqcore.cli import culprit, main
 from vqcore.commands.show import sections
 from vqcore.compose.build import from_tree
@@ -79,13 +79,19 @@ def test_check_and_train_say_the_rate(tmp_path, capsys):
     [
         (3, None),
         (4, "optim.warmup=4 of run.steps=6: more than half of the run is warm-up"),
-        (6, "optim.warmup=6 of run.steps=6: the rate rises to the end, to 0.01, and never falls"),
-        (12, "optim.warmup=12 of run.steps=6: the rate rises to the end, to 0.005, and never falls"),
+        (
+            6,
+            "optim.warmup=6 of run.steps=6: the learning rate rises to the end of the run, to 0.01, and never falls",
+        ),
+        (
+            12,
+            "optim.warmup=12 of run.steps=6: the learning rate rises to the end of the run, to 0.005, and never falls",
+        ),
     ],
 )
 def test_a_warmup_that_leaves_nothing(tmp_path, warmup, says):
     run = build(run_config(tmp_path / "run", optim__warmup=warmup), torch.device("cpu"))
-    found = [f.what for f in check.cheap(run) if f.where == "optim" and f.grade == "warning"]
+    found = [f.what for f in cheap(run) if f.where == "optim" and f.grade == "warning"]
     assert found == ([says] if says else [])
 
 
@@ -103,7 +109,10 @@ def test_every_section_of_a_config_is_shown(name, capsys):
 def test_a_section_shows_its_name_and_what_nests_in_it(capsys):
     assert main(["show", "optim"]) == 0
     shown = capsys.readouterr().out
-    assert "  name: text, default adamw\n" in shown and "optim.players.NAME  What a player other" in shown
+    assert (
+        "  name: text, default adamw\n" in shown
+        and "optim.players.NAME  Optimizer settings of a player" in shown
+    )
 
 
 def test_show_without_a_name_lists_what_there_is(capsys):
@@ -113,8 +122,7 @@ def test_show_without_a_name_lists_what_there_is(capsys):
     assert "toy/encoder" in shown and "folder" in shown
     assert main(["show", "emma"]) == 2
     assert capsys.readouterr().err == (
-        "error: no component or section 'emma'. Did you mean 'ema'? "
-        "vqcore show, without a name, lists what there is.\n"
+        "error: no component or section 'emma'. Did you mean 'ema'? List all names: vqcore show\n"
     )
 
 
@@ -141,7 +149,7 @@ def test_python_reads_a_plugin_file_too(tmp_path):
     train(run_config(tmp_path / "run", run__steps=1, model__encoder={"name": "local/mine"}))
     registry.cache_clear()
     with pytest.raises(
-        UnknownPlugin, match=r"registry\(\).add_file\('FILE'\).* was of .*my plugin.py \(SHA-256 "
+        UnknownPlugin, match=r"registry\(\).add_file\('FILE'\).* came from .*my plugin.py \(SHA-256 "
     ):
         Tokenizer.load(tmp_path / "run")
     registry().add_file(str(file))
@@ -154,11 +162,11 @@ def test_a_plugin_that_is_missing_is_named_with_its_distribution(tmp_path, monke
     monkeypatch.setattr(sys, "path", [p for p in sys.path if not p.endswith("fixtures/toy")])
     registry.cache_clear()
     with pytest.raises(
-        UnknownPlugin, match=r"no plugin 'toy'.* 'toy/\w+' was of vqcore-toy 0.0: install that"
+        UnknownPlugin, match=r"no plugin 'toy'.* 'toy/\w+' came from vqcore-toy 0.0: install it"
     ):
         Tokenizer.load(tmp_path / "run")
     assert main(["eval", str(tmp_path / "run")]) == 2
-    assert "was of vqcore-toy 0.0: install that" in capsys.readouterr().err
+    assert "came from vqcore-toy 0.0: install it" in capsys.readouterr().err
 
 
 def test_a_bug_has_an_owner(tmp_path, capsys):
@@ -166,7 +174,7 @@ def test_a_bug_has_an_owner(tmp_path, capsys):
     file.write_text(MINE.replace("broken = False", "broken = True"))
     assert main(["train", path, "--plugin", str(file)]) == 1
     error = capsys.readouterr().err
-    assert f"this is a bug of local/mine, which comes from {file}; please report it" in error
+    assert f"this is a bug of local/mine, which comes from {file}; report it" in error
 
 
 def test_a_bug_that_libraries_meet_in_a_plugin_is_the_plugins(tmp_path):
@@ -190,7 +198,7 @@ def test_another_run_is_named_by_its_values(tmp_path):
         train(run_config(run, run__steps=1, optim__lr=0.02))
     assert str(one.value) == (
         f"run.dir={run} holds another run: optim.lr 0.01 there, 0.02 here. Choose another run.dir, e.g. "
-        f"run.dir={tmp_path / 'run-3'}, or give that run's settings to go on with it."
+        f"run.dir={tmp_path / 'run-3'}, or give the same settings as that run to resume it."
     )
     other = {"lr": 1.0, "eps": 1e-3, "warmup": 3, "min_lr": 0.1, "clip": 2.0, "accumulate": 2}
     with pytest.raises(RunError, match=r"optim.min_lr 0.0 there, 0.1 here; 1 more setting differs\. Choose"):
@@ -267,7 +275,7 @@ def test_an_evaluation_whose_codes_say_nothing(perplexity, samples, says):
 
 def test_eval_warns_of_collapsed_codes(tmp_path, monkeypatch, caplog):
     train(run_config(tmp_path / "run", run__steps=1, model__quantizer__codebook_size=512))
-    monkeypatch.setattr("vqcore.metrics.EVEN", 1.0)
+    monkeypatch.setattr("vqcore.evaluate.usage.EVEN", 1.0)
     with caplog.at_level("WARNING"):
         assert main(["eval", str(tmp_path / "run")]) == 0
     assert "the codes have collapsed" in caplog.text
@@ -314,7 +322,7 @@ def test_eval_says_what_a_constant_scores(tmp_path, capsys):
     assert results[0]["constant"] and "constant" not in results[0]["metrics"]
     assert (
         shown.count("8x8 constant") == 1
-        and "  constant: what one value everywhere scores" in shown
+        and "  constant: a baseline that predicts one value everywhere" in shown
         and "512 training samples" in shown
     )
 
@@ -328,7 +336,7 @@ def test_an_override_against_the_file_is_the_command_lines(tmp_path):
         load(path, ["optim.lr=1e-3"], schema=RunConfig)
     assert str(raised.value) == (
         "command line: optim: give either lr or base_lr. "
-        f"optim.base_lr comes from {path}; optim.base_lr=null takes it back."
+        f"optim.base_lr comes from {path}; optim.base_lr=null removes this value."
     )
     assert load(path, ["optim.lr=1e-3", "optim.base_lr=null"], schema=RunConfig).config.optim.lr == 1e-3
     path = written(tmp_path, optim={"base_lr": 1e-3, "lr": 1e-3})
@@ -350,9 +358,9 @@ def test_whole_numbers_may_be_written_as_floats(tmp_path):
 def test_config_knows_optimizers(tmp_path, capsys):
     path = written(tmp_path)
     assert main(["config", path, "optim.name=adamx"]) == 2
-    assert "error: command line: optim.name: torch.optim has no 'adamx'" in capsys.readouterr().err
+    assert "error: command line: optim.name: no optimizer 'adamx'" in capsys.readouterr().err
     assert main(["config", path, "optim.players={d: {name: rprob}}"]) == 2
-    assert "optim.players.d.name: torch.optim has no 'rprob'" in capsys.readouterr().err
+    assert "optim.players.d.name: no optimizer 'rprob'" in capsys.readouterr().err
     assert main(["config", path, "optim.name=radam"]) == 0
 
 
@@ -366,7 +374,7 @@ def test_outputs_of_another_size_are_said_without_torchs_warning(tmp_path, capsy
     path = written(tmp_path, model__decoder={"name": "toy/decoder", "patch": 8})
     assert main(["train", path]) == 2
     error = capsys.readouterr().err
-    assert "its output is (4, 2, 16, 16) where the data asks for (4, 2, 8, 8)" in error
+    assert "its output is (4, 2, 16, 16), but the data needs (4, 2, 8, 8)" in error
     assert "Using a target size" not in error and not recwarn.list
 
 

@@ -1,4 +1,4 @@
-"""Chance as a function: permutations without lists, seeds that depend on everything that is said."""
+"""Random numbers as functions: permutations without lists, and seeds that depend on all of their parts."""
 
 import numpy as np
 import torch

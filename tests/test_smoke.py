@@ -109,7 +109,7 @@ def test_recipe(recipe, tmp_path, capsys):
     tokenizer = Tokenizer.load(run)
     guesses = constants(tokenizer, samples(config, tokenizer, "train"))
     held_out = samples(config, tokenizer, "eval")
-    name = tokenizer.modality.metrics[0]
+    name = tokenizer.modality.metrics[0].rpartition("/")[2]
     metric = build_metrics({}, tokenizer)[name]
     better = getattr(metric, "better", "higher" if name in HIGHER else "lower" if name in LOWER else None)
     sign = {"higher": 1, "lower": -1}[better]

@@ -35,7 +35,7 @@ def test_a_whole_tokenizer_as_it_would_be_used(tmp_path, base, capsys):
     started = at_start(tmp_path / "new", base, model__full_ckpt=str(base))
     assert all(same(started, Tokenizer.load(base), part) for part in PARTS)
     said = capsys.readouterr().out
-    assert "model.full_ckpt: encoder, proj, quantizer, decoder from" in said and "as initialised" not in said
+    assert "model.full_ckpt: encoder, proj, quantizer, decoder from" in said and "newly initialised" not in said
 
 
 def test_the_encoder_alone(tmp_path, base, capsys):
@@ -43,7 +43,7 @@ def test_the_encoder_alone(tmp_path, base, capsys):
     started = at_start(tmp_path / "new", base, model__encoder_ckpt=str(base))
     assert same(started, Tokenizer.load(base), "encoder")
     assert all(same(started, fresh, part) for part in PARTS[1:])
-    assert "proj, quantizer, decoder as initialised" in capsys.readouterr().out
+    assert "proj, quantizer, decoder newly initialised" in capsys.readouterr().out
 
 
 def test_another_component_stays_at_its_initialisation_and_is_named(tmp_path, base, capsys):
@@ -51,7 +51,7 @@ def test_another_component_stays_at_its_initialisation_and_is_named(tmp_path, ba
     started = at_start(tmp_path / "new", base, model__full_ckpt=str(base), **changes)
     assert all(same(started, Tokenizer.load(base), part) for part in PARTS[:3])
     said = capsys.readouterr().out
-    assert "decoder as initialised. decoder: it is toy/decoder there and toy/denoiser here." in said
+    assert "decoder newly initialised. decoder is toy/decoder in the checkpoint and toy/denoiser here." in said
 
 
 def test_other_shapes_stay_whole_and_every_one_is_named(tmp_path, base, capsys):
@@ -59,7 +59,7 @@ def test_other_shapes_stay_whole_and_every_one_is_named(tmp_path, base, capsys):
     fresh = at_start(tmp_path / "fresh", base, model__quantizer=wide)
     started = at_start(tmp_path / "new", base, model__full_ckpt=str(base), model__quantizer=wide)
     assert same(started, fresh, "quantizer") and same(started, Tokenizer.load(base), "decoder")
-    assert "quantizer.embed is (16, 3) there and (32, 3) here" in capsys.readouterr().out
+    assert "quantizer.embed is (16, 3) in the checkpoint and (32, 3) here" in capsys.readouterr().out
 
 
 def test_frozen_means_the_tokens_stay_to_the_bit(tmp_path, base):
@@ -93,10 +93,10 @@ def test_a_frozen_run_is_taken_up_again_without_its_origin(tmp_path, base):
     ({"model__full_ckpt": "BASE", "model__encoder_ckpt": "BASE"}, ConfigError, r"not both"),
     ({"model__full_ckpt": "BASE", "model__freeze_enc": True,
       "model__quantizer": {"name": "toy/quantizer", "codebook_size": 32}}, ConfigError,
-     r"the tokens would not be those of .*quantizer.embed is \(16, 3\) there"),
+     r"the tokens would differ from those of .*quantizer.embed is \(16, 3\) in the checkpoint"),
     ({"model__full_ckpt": "BASE", "model__freeze_enc": True, "data__modality": {
         "name": "array", "channels": 2, "size": [8, 8], "range": [-2, 2]}}, ConfigError,
-     r"the tokens would not be those of .*modality \(range"),
+     r"the tokens would differ from those of .*modality \(range"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, base, changes, error, message):
     changes = {key: str(base) if value == "BASE" else value for key, value in changes.items()}
@@ -109,7 +109,7 @@ def test_nothing_that_fits_is_an_error(tmp_path, base):
     other = {"name": "toy/encoder", "patch": 4}
     config = {"model__encoder": other, "data__modality": {"name": "array", "channels": 3, "size": [8, 8]}}
     with pytest.raises(
-        CheckpointError, match=r"nothing in it fits this model. encoder.linear.weight is \(6, 2\)"
+        CheckpointError, match=r"none of its parts fits this model. encoder.linear.weight is \(6, 2\)"
     ):
         train(run_config(tmp_path / "new", **config, data__channels=3, model__encoder_ckpt=str(base)))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_values_far_outside_the_range_are_said_once(caplog):
     tokenizer.encode(levels)
     tokenizer.encode(-levels)
     (said,) = caplog.messages
-    assert "from 0 to 255 where this tokenizer knows -1 to 1" in said and "Tokenizer.read" in said
+    assert "from 0 to 255, but this tokenizer was made for -1 to 1" in said and "Tokenizer.read" in said
     free = make(range=None)
     free.encode(levels)
     assert len(caplog.messages) == 1
@@ -183,7 +184,7 @@ def test_equal_weights_make_equal_files(tmp_path):
 
 
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("vqcore.tokenizer.model_card", lambda *args: 1 / 0)
+    monkeypatch.setattr("vqcore.tokenizer.model_card", lambda *args, **more: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make().save(tmp_path / "made")
     assert list(tmp_path.iterdir()) == []
@@ -193,8 +194,8 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     ("damage", "message"),
     [
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: missing"),
-        (lambda f: (f / "provenance.json").unlink(), "no complete tokenizer"),
-        (lambda f: (f / "provenance.json").write_text("{"), "no complete tokenizer"),
+        (lambda f: (f / "provenance.json").unlink(), "not a complete tokenizer"),
+        (lambda f: (f / "provenance.json").write_text("{"), "not a complete tokenizer"),
         (lambda f: _flip(f / "model.safetensors"), "model.safetensors: damaged"),
         (lambda f: _cut(f / "model.safetensors"), "model.safetensors: damaged"),
         (lambda f: _flip(f / "config.yaml"), "config.yaml: damaged"),
@@ -275,7 +276,7 @@ def test_wrong_classes_are_named():
 def test_what_is_no_number_gets_no_codes():
     x = torch.zeros(2, 2, 8, 8)
     x[1, 0, 3, 4] = torch.nan
-    with pytest.raises(ValueError, match=r"holds nan at \[1, 0, 3, 4\]; its values are finite"):
+    with pytest.raises(ValueError, match=r"holds nan at \[1, 0, 3, 4\]; all values must be finite"):
         make().encode(x)
 
 
@@ -317,3 +318,18 @@ def test_read_and_show_are_inverse_for_arrays():
     x = tokenizer.read(array)
     assert x.shape == (1, 2, 8, 8)
     np.testing.assert_allclose(tokenizer.show(x), array, atol=1e-6)
+
+
+def test_facts_are_those_of_the_parts():
+    tokenizer = make()
+    facts, parts = tokenizer.facts(), dict(tokenizer.named_children())
+    assert facts.spec == tokenizer.spec and facts.size == tuple(tokenizer.cfg.size)
+    assert facts.grid == tokenizer.grid() and facts.tokens == math.prod(facts.grid)
+    assert facts.bits_per_token == tokenizer.num_codebooks * math.log2(tokenizer.codebook_size)
+    assert facts.parts.keys() == parts.keys()
+    assert sum(p.parameters for p in facts.parts.values()) == sum(p.numel() for p in tokenizer.parameters())
+    assert sum(p.buffers for p in facts.parts.values()) == sum(b.numel() for b in tokenizer.buffers())
+    twice = tuple(2 * side for side in facts.size)
+    assert tokenizer.facts(twice).grid == tokenizer.grid(twice)
+    tokenizer.freeze_encoder()
+    assert tokenizer.facts().parts["encoder"].trained == 0 < tokenizer.facts().parts["decoder"].trained

@@ -12,6 +12,7 @@ from toys import run_config, toy  # noqa: F401
 from vqcore import dist
 from vqcore.artefacts.folder import load_tensors
 from vqcore.artefacts.resolve import best_step, checkpoints, resolve
+from vqcore.compose.describe import dump
 from vqcore.errors import CheckpointError, ConfigError, DataError, RunError
 from vqcore.run.folder import check_folder
 from vqcore.tokenizer import Tokenizer
@@ -165,7 +166,7 @@ def test_evaluation_uses_the_running_average_and_load_gives_it(tmp_path):
     torch.testing.assert_close(raw.proj.weight, run.tokenizer.proj.weight)
     assert torch.equal(averaged.proj.weight, run.ema.averages["proj.weight"])
     assert not torch.equal(averaged.proj.weight, raw.proj.weight)
-    with pytest.raises(CheckpointError, match="holds no running average"):
+    with pytest.raises(CheckpointError, match="has no running averages"):
         train(run_config(tmp_path / "plain", ema={"decay": None}))
         Tokenizer.load(tmp_path / "plain", weights="ema")
 
@@ -186,7 +187,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_end_is_the_same(tmp_path, mon
     train(config)
     assert weights(tmp_path / "hurt") == weights(tmp_path / "whole")
     assert (tmp_path / "hurt/checkpoints/step_4.damaged1").is_dir()
-    assert "Going back to the checkpoint before it" in capsys.readouterr().out
+    assert "Using the checkpoint before it" in capsys.readouterr().out
 
 
 def test_without_an_intact_checkpoint_nothing_is_lost(tmp_path, monkeypatch):
@@ -300,7 +301,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"holds something else \(thesis.tex\)"):
         train(run_config(tmp_path))
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="this is a file"):
+    with pytest.raises(RunError, match="is a file, not a folder"):
         train(run_config(tmp_path / "file"))
     with pytest.raises(RunError, match="cannot be written"):
         train(run_config(tmp_path / "file" / "below"))
@@ -404,7 +405,7 @@ def test_half_a_picture_does_not_stop_a_run(tmp_path):
     (tmp_path / "run" / "samples").mkdir(parents=True)
     config = run_config(tmp_path / "run", run__steps=10)
     (tmp_path / "run" / "samples" / "step_10.png").write_bytes(b"half")
-    (tmp_path / "run" / "config.yaml").write_text(__import__("vqcore.config").config.dump(config))
+    (tmp_path / "run" / "config.yaml").write_text(dump(config))
     assert train(config).step == 10
 
 

@@ -16,7 +16,7 @@ from vqcore.registry import registry
 from vqcore.schema import RunConfig, TokenizerConfig
 from vqcore.tokenizer import Tokenizer
 
-Attempt = Callable[[str], AbstractContextManager[None]]
+Attempt = Callable[[str], AbstractContextManager[object]]
 """A context around the making of one part, from the config's key that decides the part."""
 
 

@@ -1,7 +1,8 @@
-"""Settings of components: the base class `Config`, slots for nested components, configs as plain data. Ground: standard library only.
+"""Settings of components: the base class `Config`, slots for nested components, configs as plain data.
 
-A component states its settings as a nested frozen dataclass that inherits `Config`; a component inside a component is a
-`slot`, several are `slots`. `vqcore.compose` reads files into these classes.
+A component declares its settings as a nested frozen dataclass that inherits `Config`. A setting that is another
+component is a `slot`; a setting that is a mapping of components is `slots`. `vqcore.compose` reads files into these
+classes. This module needs the standard library only.
 """
 
 import dataclasses
@@ -12,10 +13,10 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Base of every component's settings. `name` is the component's full name, e.g. `quant/fsq`.
+    """Base class of every component's settings. `name` is the component's full name, e.g. `quant/fsq`.
 
-    `training_only` lists settings that cannot change which codes an input gets or what codes decode to; they
-    stay out of a tokenizer's fingerprint.
+    `training_only` lists the settings that change neither the codes of an input nor the decoding of codes. A
+    tokenizer's fingerprint leaves these settings out.
     """
 
     training_only: ClassVar[tuple[str, ...]] = ()
@@ -23,7 +24,7 @@ class Config:
 
 
 def slot(kind: str, *, default: Any = dataclasses.MISSING) -> Any:
-    """A setting that is a component of this kind; `default` is None or a mapping like `{"name": ...}`."""
+    """A setting that is a component of this kind. `default` is None or a mapping such as `{"name": ...}`."""
     metadata = {"slot": kind, "default": default}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
@@ -33,13 +34,13 @@ def slot(kind: str, *, default: Any = dataclasses.MISSING) -> Any:
 def slots(kind: str, *, optional: bool = False) -> Any:
     """A setting that is a mapping from labels to components of this kind; empty by default.
 
-    With `optional` a component whose plugin is not installed is left out with a warning, and is no error.
+    With `optional`, a component whose plugin is not installed is left out with a warning. Without, this is an error.
     """
     return dataclasses.field(default_factory=dict, metadata={"slots": kind, "optional": optional})
 
 
 def to_tree(config: Any) -> Any:
-    """A config as plain nested data: mappings, lists, numbers, strings."""
+    """A config as plain nested data: mappings, lists, numbers and strings."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_tree(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
     if isinstance(config, Mapping):
@@ -50,11 +51,11 @@ def to_tree(config: Any) -> Any:
 
 
 def deciding(cfg: Config, kind: str, identity: Callable[[str, str], str]) -> dict[str, Any]:
-    """A component's settings that decide what it does with an input, as plain data; what fingerprints are made of.
+    """The settings that decide what a component does with an input, as plain data. Fingerprints are computed from them.
 
-    Settings that matter in training only are left out, and so are those at their default: a setting that a later
-    version adds changes nothing. `identity(kind, name)` is the name that a component keeps through renamings
-    (`Registry.identity`).
+    Settings in `training_only` and settings with their default value are left out, so a setting that a later version
+    adds does not change the fingerprint. `identity(kind, name)` is the name that a component keeps when the component
+    is renamed (`Registry.identity`).
     """
     found: dict[str, Any] = {"name": identity(kind, cfg.name)}
     for f in dataclasses.fields(cfg):
@@ -73,7 +74,7 @@ def deciding(cfg: Config, kind: str, identity: Callable[[str, str], str]) -> dic
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of nested data with its value; lists, and empty mappings, are leaves."""
+    """Every dotted key of nested data with its value. Lists and empty mappings are values."""
     if isinstance(tree, Mapping) and (tree or not path):
         for key, value in tree.items():
             yield from leaves(value, f"{path}.{key}" if path else str(key))

@@ -1,4 +1,4 @@
-"""What a run says while it runs: one moving line on a terminal, plain lines now and then elsewhere."""
+"""Output on the screen: a progress line, messages, and commands to copy. Only rank 0 prints."""
 
 import shlex
 import sys
@@ -21,10 +21,10 @@ from vqcore.registry import registry
 
 
 class ProgressLine:
-    """Progress of `total` units of work with rate, time left and a few metrics.
+    """Shows the progress of `total` units of work with rate, time left and a few metrics.
 
-    On a terminal a line that moves; elsewhere a plain line at the first update, then at least `interval_s` apart,
-    then at the last. Only rank 0 speaks.
+    On a terminal the progress line is updated in place. Elsewhere a plain line is printed at the first update, at the
+    last one, and between them at most every `interval_s` seconds.
     """
 
     def __init__(
@@ -61,12 +61,14 @@ class ProgressLine:
             self.live.stop()
 
     def update(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Say that `done` units are done; `metrics` replaces what is shown beside them."""
+        """Show that `done` units are done. `metrics` replaces the metrics shown before."""
         if self.silent:
             return
         now = time.monotonic()
         first = self.started is None
-        if self.started is None:  # what came before (workers, first allocations) says nothing about the rate
+        if (
+            self.started is None
+        ):  # the time before (start of workers, first allocations) would distort the rate
             self.start, self.started = done, now
         if metrics is not None:
             self.shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -82,13 +84,13 @@ class ProgressLine:
 
 
 def command(*words: object) -> str:
-    """A command to paste into a shell: `vqcore`, the words, and the `--plugin` file where this process has one."""
+    """A command to paste into a shell: `vqcore`, the words, and the `--plugin` file if this process was given one."""
     given = ("--plugin", registry().file) if registry().file else ()
     return shlex.join(["vqcore", *map(str, words), *given])
 
 
 def say(text: str) -> None:
-    """One line for the person at the screen, from rank 0."""
+    """Print one line; only rank 0 prints."""
     if dist.is_main():
         print(text, flush=True)
 

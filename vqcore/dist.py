@@ -1,4 +1,4 @@
-"""Everything that says torch.distributed. Rank and world size are read when they are used, never kept."""
+"""All use of torch.distributed. Rank and world size are read when they are needed and are never stored."""
 
 import os
 from collections.abc import Iterator
@@ -16,29 +16,29 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's number; 0 without a process group."""
+    """The number of this process; 0 without a process group."""
     return dist.get_rank() if _active() else 0
 
 
 def world_size() -> int:
-    """Number of processes that train together; 1 without a process group."""
+    """The number of processes that train together; 1 without a process group."""
     return dist.get_world_size() if _active() else 1
 
 
 def is_main() -> bool:
-    """Is this the process that writes files and talks? Also before the group is joined and after it is left."""
+    """Whether this process (rank 0) writes files and prints. Also valid before joining the group and after leaving."""
     return (rank() if _active() else int(os.environ.get("RANK", "0"))) == 0
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the group that torchrun announced and leave it at the end: gloo for CPU tensors, nccl for CUDA's."""
+    """Join torchrun's process group and leave the group at the end: gloo for CPU tensors, nccl for CUDA tensors."""
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store, own_rank, size = next(dist.rendezvous("env://"))
-    # Where torchrun starts processes again, its store still holds the addresses of the dead ones.
+    # After a restart by torchrun, the store still holds the addresses of the dead processes: use another prefix.
     store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(
         backend, store=store, rank=own_rank, world_size=size, timeout=timedelta(minutes=30)
@@ -50,7 +50,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def local_rank() -> int:
-    """This process's number on its machine, which is the number of its GPU."""
+    """The number of this process on its machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -62,7 +62,7 @@ def sum_(tensor: Tensor) -> Tensor:
 
 
 def shared_seed() -> int:
-    """A seed drawn from this process's global generator on rank 0 and known to all."""
+    """A seed drawn from the global generator of rank 0, the same in all processes."""
     seed = torch.randint(2**62, ())
     if world_size() > 1:
         dist.broadcast(seed, 0)
@@ -70,14 +70,14 @@ def shared_seed() -> int:
 
 
 def all_counts(count: int, device: torch.device) -> list[int]:
-    """Every process's `count`, in the order of ranks."""
+    """The `count` of every process, in the order of ranks."""
     counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
     counts[rank()] = count
     return sum_(counts).tolist()
 
 
 def sum_dicts(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums by name over all processes, which need not all have the same names; on the CPU, in float64."""
+    """Sums by name over all processes, on the CPU in float64. The processes may have different names."""
     own = {name: value.detach().cpu().double() for name, value in sums.items()}
     if world_size() == 1:
         return own
@@ -91,7 +91,7 @@ def sum_dicts(sums: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def any_(*flags: bool) -> tuple[bool, ...]:
-    """Which of these flags are set on any process: the same answer everywhere."""
+    """For each flag, whether any process has set it; all processes get the same answer."""
     if world_size() == 1:
         return flags
     counts = sum_(torch.tensor(flags, dtype=torch.int32))
@@ -99,14 +99,14 @@ def any_(*flags: bool) -> tuple[bool, ...]:
 
 
 def max_(tensor: Tensor) -> Tensor:
-    """Largest value over all processes, element by element, in place."""
+    """Maximum over all processes, element by element, in place."""
     if world_size() > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
 
 
 def gathered(value: T) -> list[T]:
-    """Every process's value, in the order of ranks; for small things that pickle, on rare occasions."""
+    """The value of every process, in the order of ranks. Only for small values, since pickling is slow."""
     if world_size() == 1:
         return [value]
     values: list = [None] * world_size()
@@ -116,10 +116,10 @@ def gathered(value: T) -> list[T]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Let all processes pass the end of this block or none: what one finds wrong is raised in all of them.
+    """If one process fails inside this block, raise an error in all processes at the end of the block.
 
-    Inside, no process may wait for another. The first process that found something says so (`VqcoreError.elsewhere`);
-    a bug's traceback is that of its own process.
+    Inside the block, no process may wait for another. Of the processes with a `VqcoreError`, the lowest rank prints the
+    message (`VqcoreError.elsewhere` is True in the others). A process with a bug raises its own exception.
     """
     own: VqcoreError | None = None
     bug: Exception | None = None

@@ -1,7 +1,7 @@
-"""What can go wrong by the user's hand, and the helpers that word it. Light layer: standard library only.
+"""Errors that a user can cause and fix, and helpers for their messages. Light layer: standard library only.
 
-Every `VqcoreError` is one line for a person: what, where, the nearest right answer, the next step. The command line
-prints it and exits with status 2; any other exception is a bug of ours and shows its traceback.
+The message of a `VqcoreError` is one line: what is wrong, where, the nearest right answer, the next step. The command
+line prints the message and exits with status 2. Any other exception is a bug and is printed with its traceback.
 """
 
 import difflib
@@ -9,13 +9,13 @@ from collections.abc import Iterable
 
 
 class VqcoreError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base class of all errors that a user can cause and fix."""
 
     elsewhere = False
-    """Did another process of this job find it? Then that one says so, and this one only ends."""
+    """True in the processes that only stop: another process of the job raised this error and prints the message."""
 
     def at(self, where: str) -> "VqcoreError":
-        """The same error with the place it came from in front, e.g. `cfgs/a.yaml: model.encoder.name`."""
+        """The same error with a place in front of its message, e.g. `cfgs/a.yaml: model.encoder.name`."""
         return type(self)(f"{where}: {self}")
 
 
@@ -23,8 +23,21 @@ class ConfigError(VqcoreError):
     """A setting is unknown, of the wrong type, out of range or contradicts another."""
 
 
+class SettingError(ValueError):
+    """A `Config` raises this in `__post_init__` to refuse a value, so that the message names the right file and key.
+
+    Wrong value of one setting: `names` is its name, and the text begins with the value: `SettingError("lr", "0 must be
+    above 0")`. Several settings contradict each other: `names` is a tuple of their names, and the text is a sentence. A
+    tuple of one name stands for something inside this setting, and the text begins with the key.
+    """
+
+    def __init__(self, names: str | tuple[str, ...], text: str):
+        super().__init__(f"{names}={text}" if isinstance(names, str) else text)
+        self.names = (names,) if isinstance(names, str) else names
+
+
 class UnknownName(VqcoreError):
-    """No installed component has this name, or it is of another kind."""
+    """No installed component has this name, or the component with this name is of another kind."""
 
 
 class UnknownPlugin(UnknownName):
@@ -32,43 +45,43 @@ class UnknownPlugin(UnknownName):
 
 
 class PluginConflict(VqcoreError):
-    """Two distributions claim one plugin id."""
+    """Two installed distributions use the same plugin id."""
 
 
 class PluginLoadError(VqcoreError):
-    """A plugin's manifest or target does not import, or is not what it says."""
+    """A plugin's manifest or target cannot be imported, or is not valid."""
 
 
 class PluginApiError(VqcoreError):
-    """A plugin was written for a plugin API that this vqcore does not speak."""
+    """A plugin was written for a plugin API that this vqcore does not support."""
 
 
 class CheckpointError(VqcoreError):
-    """A checkpoint or artefact is missing, damaged or does not fit."""
+    """A checkpoint or artefact is missing, is damaged or does not fit."""
 
 
 class DataError(VqcoreError):
-    """Data is missing, unreadable or not what the config declares."""
+    """Data is missing, cannot be read or is not what the config declares."""
 
 
 class RunError(VqcoreError):
-    """A run folder cannot be used: not writable, or it holds something else."""
+    """A run folder cannot be used: the folder is not writable, or contains something else."""
 
 
 def did_you_mean(word: str, options: Iterable[str], cutoff: float = 0.6) -> str:
-    """` Did you mean 'x'?` with the closest option, or nothing when none is as close as `cutoff` (1: the same)."""
+    """` Did you mean 'x'?` with the closest option, or an empty text if no option reaches `cutoff` (1: equal)."""
     close = difflib.get_close_matches(word, list(options), n=1, cutoff=cutoff)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def listed(names: Iterable[str], limit: int = 12) -> str:
-    """Names, comma-separated, shortened after `limit` of them."""
+    """The first `limit` names, separated by commas, and the number of the other names."""
     names = list(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text without its last full stop; the error's type where it has no text."""
+    """The first line of an error's text without its last full stop; the error's type if there is no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

@@ -1,8 +1,8 @@
-"""Reconstruction losses by name, with a mask: positions where it is False count nothing.
+"""Reconstruction losses by name, with a mask: positions where the mask is False do not count.
 
 mse, l1, smooth_l1 and huber (arXiv 1504.08083, equation 3), cosine (over channels), bce, cross_entropy.
-Differs from 4M: its `cosine` compares over space, its `cosine_1d` over channels, as here; its binary cross-entropy is
-that of a softmax over probabilities and never 0, `bce` is the one of logits.
+Differs from 4M: the `cosine` of 4M compares over space; its `cosine_1d` compares over channels, like `cosine` here. The
+binary cross-entropy of 4M takes a softmax over probabilities and is never 0; `bce` here takes logits.
 """
 
 from collections.abc import Callable
@@ -27,23 +27,25 @@ _WIDTH = {"smooth_l1": "beta", "huber": "delta"}
 
 
 def check_loss(name: str, spec: DataSpec) -> None:
-    """Raise `ValueError` when a loss does not fit the data's kind."""
+    """Raise `ValueError` when a loss does not fit the kind of the data."""
     if (name == "cross_entropy") != (spec.labels is not None):
-        raise ValueError(f"loss={name} with {spec.kind} data: cross_entropy and class maps go together")
+        raise ValueError(
+            f"loss={name} with {spec.kind} data: class maps need cross_entropy, and only class maps do"
+        )
     if name == "cosine" and spec.channels < 2:
         raise ValueError(f"loss=cosine with {spec.channels} channel: a cosine compares vectors of 2 or more")
     if name == "bce" and (spec.range is None or spec.kind not in ("binary", "continuous")):
         bounds = "no declared range" if spec.range is None else f"range {list(spec.range)}"
         raise ValueError(
-            f"loss=bce with {spec.kind} data of {bounds}: it needs values between a no and a yes"
+            f"loss=bce with {spec.kind} data of {bounds}: bce needs binary or continuous data with a range"
         )
 
 
 def loss_map(name: str, y: Tensor, x: Tensor, *, width: float = 1.0) -> Float[Tensor, "b *size"]:
     """The loss at every position, mean over channels.
 
-    `y` is what the decoder says: logits `(b, labels, *size)` for cross_entropy, whose `x` are class ids; logits for
-    bce, whose `x` lies in 0 to 1; else values like `x`. `width` is the beta of smooth_l1, the delta of huber.
+    `y` is the decoder's output. For cross_entropy `y` are logits `(b, labels, *size)` and `x` are class ids; for bce
+    `y` are logits and `x` lies in 0 to 1; else both are values. `width` is the beta of smooth_l1, the delta of huber.
     """
     if name == "cross_entropy":
         return F.cross_entropy(y, x.long(), reduction="none")
@@ -58,17 +60,17 @@ def loss_map(name: str, y: Tensor, x: Tensor, *, width: float = 1.0) -> Float[Te
 def pixel_loss(
     name: str, y: Tensor, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None, *, width: float = 1.0
 ) -> Float[Tensor, ""]:
-    """Mean over samples of their mean `loss_map` at valid positions; a sample without any counts as 0."""
+    """Mean over samples of the mean `loss_map` at valid positions; a sample without valid positions counts as 0."""
     if mask is None:
         return loss_map(name, y, x, width=width).mean()
-    # What stands at an invalid position may be no number: then the gradient of its loss is none either, even times 0.
+    # A value at an invalid position may be NaN; then the gradient of its loss is NaN too, even when multiplied by 0.
     x = torch.where(mask if x.ndim == mask.ndim else mask.unsqueeze(1), x, 0)
     each = torch.where(mask, loss_map(name, y, x, width=width), 0.0).flatten(1)
     return (each.sum(1) / mask.flatten(1).sum(1).clamp(min=1)).mean()
 
 
 def target_of(name: str, x: Tensor, spec: DataSpec) -> Tensor:
-    """What a decoder's output is compared with: the data; for bce as shares of its range."""
+    """The target of a decoder's output: the data; for bce, the data as shares of its range."""
     if name != "bce" or spec.range is None:
         return x
     low, high = spec.range
@@ -76,7 +78,7 @@ def target_of(name: str, x: Tensor, spec: DataSpec) -> Tensor:
 
 
 def output_of(name: str, y: Tensor, spec: DataSpec) -> Tensor:
-    """From a decoder's output to values like the data's; the logits of bce become shares of its range."""
+    """A decoder's output as values like the data; for bce, logits become values in the range of the data."""
     if name != "bce" or spec.range is None:
         return y
     low, high = spec.range

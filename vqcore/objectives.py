@@ -1,4 +1,4 @@
-"""How a decoder is trained and sampled. `reconstruction`: the decoder maps quantized latents straight to the input."""
+"""How a decoder is trained and sampled. `reconstruction`: the decoder maps quantized latents directly to the input."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,15 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vqcore.errors import SettingError
 from vqcore.losses import LossName, check_loss, output_of, pixel_loss, target_of
-from vqcore.protocols import Batch, DataSpec, Losses
+from vqcore.protocols import Batch, DataSpec, Decoder, Losses, TokenizerLike, needs_size
 from vqcore.schema import ObjectiveConfig
 
 
 class Reconstruction:
-    """Pixel loss between decoding and input, plus what the quantizer asks for (VQ-VAE, arXiv 1711.00937, eq. 3).
+    """Pixel loss between reconstruction and input, plus the losses of the quantizer (VQ-VAE, arXiv 1711.00937, eq. 3).
 
-    Losses: `pixel/<loss>`, the mean over valid positions and channels, and the quantizer's own.
+    Losses: `pixel/<loss>`, the mean over valid positions and channels, and the quantizer's losses.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -24,13 +25,13 @@ class Reconstruction:
         """Settings of the reconstruction objective."""
 
         loss: LossName | None = None
-        """Pixel loss; null takes the modality's own. cosine compares channels; bce wants values with two ends."""
+        """Pixel loss; null means the loss of the modality. cosine compares channels; bce needs data with a range."""
         width: float = 1.0
-        """smooth_l1 and huber only: the error up to which they are quadratic, their beta or delta."""
+        """smooth_l1 and huber only: the error below which the loss is quadratic (beta or delta)."""
 
         def __post_init__(self) -> None:
             if not self.width > 0:
-                raise ValueError(f"width={self.width} must be above 0")
+                raise SettingError("width", f"{self.width} must be above 0")
 
     def __init__(self, cfg: Config, *, spec: DataSpec):
         self.spec = spec
@@ -38,15 +39,21 @@ class Reconstruction:
         check_loss(self.loss, spec)
         self._options = {"width": cfg.width} if self.loss in ("smooth_l1", "huber") else {}
 
-    def setup(self, tokenizer: Any) -> None:
-        """Nothing beside the tokenizer is trained."""
+    def setup(self, tokenizer: TokenizerLike) -> None:
+        """Nothing to do: only the tokenizer is trained."""
 
     def players(self, step: int) -> tuple[str, ...]:
         """The tokenizer, at every step."""
         return ("model",)
 
     def losses(
-        self, tokenizer: Any, batch: Batch, *, player: str, step: int, rng: Sequence[torch.Generator]
+        self,
+        tokenizer: TokenizerLike,
+        batch: Batch,
+        *,
+        player: str,
+        step: int,
+        rng: Sequence[torch.Generator],
     ) -> Losses:
         """Encode, quantize, decode, compare."""
         quantized = tokenizer.quantize(tokenizer.latents(batch.x), batch.mask)
@@ -58,18 +65,18 @@ class Reconstruction:
 
     def decode(
         self,
-        tokenizer: Any,
+        tokenizer: TokenizerLike,
         codes: Int[Tensor, "b *grid q"],
         *,
         size: tuple[int, ...],
         rng: Sequence[torch.Generator],
         extras: Mapping[str, Any] | None = None,
     ) -> Tensor:
-        """One pass of the decoder; nothing is drawn, so `rng` is not used."""
+        """One pass of the decoder, without random numbers: `rng` is not used."""
         y = decoded(tokenizer.decoder, tokenizer.lookup(codes), size=size)
         return output_of(self.loss, y, self.spec)
 
 
-def decoded(decoder: Any, z_q: Float[Tensor, "b *grid d"], *, size: tuple[int, ...]) -> Tensor:
-    """A plain decoder's output in fp32; `size` reaches only a decoder whose grid does not decide it."""
-    return (decoder(z_q, size=size) if getattr(decoder, "needs_size", False) else decoder(z_q)).float()
+def decoded(decoder: Decoder, z_q: Float[Tensor, "b *grid d"], *, size: tuple[int, ...]) -> Tensor:
+    """A plain decoder's output in fp32; only a decoder with `needs_size` gets `size`."""
+    return (decoder(z_q, size=size) if needs_size(decoder) else decoder(z_q)).float()

@@ -1,4 +1,4 @@
-"""Pictures for people: contact sheets (original, rebuilt, token map) and the strip that grows while a run trains."""
+"""Pictures for people: contact sheets (original, reconstruction, token map) and the strip of a run in training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,17 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from vqcore import protocols
+from vqcore.files import aside
 from vqcore.modalities.colours import GREY
-from vqcore.protocols import Batch, Modality
+from vqcore.protocols import Batch, Codec, Modality
 from vqcore.rng import sample_generators
 
 TILE = 128
 """Side of one picture in a sheet, in pixels."""
 _GAP, _MARGIN = 4, 96
 _FINE = 4
-"""Curves are drawn this much larger and shrunk, so that their edges are smooth."""
+"""Curves are drawn this many times larger and then reduced, so that the curves have smooth edges."""
 _HEAT = np.array(
     [(8, 6, 14), (50, 12, 92), (124, 29, 109), (196, 60, 76), (241, 114, 29), (250, 190, 56), (252, 253, 191)]
 )
@@ -40,13 +42,12 @@ def picture(
     like: Tensor | None = None,
     mask: Bool[Tensor, "*size"] | None = None,
 ) -> Image.Image:
-    """One sample `(c, *size)`, or a class map, as a picture: the modality's own idea of one if it has any.
+    """One sample `(c, *size)`, or a class map, as a picture. A modality may have its own method for this.
 
-    `like` is the sample that it imitates: where a picture has to be scaled, both then have one scale. Where a picture
-    has a pixel for each position, those that `mask` calls invalid are grey.
+    `like` is the original of a reconstruction: both pictures then have the same scale from values to colours. If the
+    picture has a pixel for each position, the invalid positions of `mask` are grey.
     """
-    own = getattr(modality, "picture", None)
-    shown = own(x) if own else modality.show(x)
+    shown = protocols.picture(modality, x)
     if isinstance(shown, Image.Image):
         shown = shown.convert("RGB")
     else:
@@ -67,9 +68,9 @@ def masks(batch: Batch) -> Sequence[Bool[Tensor, "*size"] | None]:
 
 
 def array_picture(shown: np.ndarray, x: Tensor, like: Tensor) -> Image.Image:
-    """A picture of any array: curves for one axis, channels as colours for two, the middle slice for three.
+    """A picture of any array: curves for one axis, channels as colours for two axes, the middle slice for three axes.
 
-    Black and white are the smallest and the largest value of `like`; class maps have a colour for each class.
+    Black and white are the smallest and the largest value of `like`. A class map has one colour for each class.
     """
     if not x.is_floating_point():
         return _class_picture(np.asarray(shown))
@@ -84,9 +85,9 @@ def array_picture(shown: np.ndarray, x: Tensor, like: Tensor) -> Image.Image:
 
 
 def errors(x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> Float[Tensor, "c *size"]:
-    """How wrong one sample is at each position, as one channel: mean absolute difference, or 1 for a wrong class.
+    """The error of one sample at each position, as one channel: mean absolute difference, or 1 for a wrong class.
 
-    A sample of one axis keeps its channels. Masked positions count as right.
+    A sample of one axis keeps its channels. The error at invalid positions is 0.
     """
     if x.is_floating_point():
         each = (x_hat - x).abs().float()
@@ -97,23 +98,23 @@ def errors(x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> Float[Tensor
 
 
 def error_picture(each: Float[Tensor, "c *size"], top: float) -> Image.Image:
-    """Errors as a picture, from black (none) over red to pale yellow (`top` and more); curves for one axis."""
+    """Errors as a picture, from black (0) over red to pale yellow (`top` or more); curves for one axis."""
     unit = _flat(each.detach().cpu().numpy() / max(top, 1e-12))
     return _curves(unit) if unit.ndim == 2 else Image.fromarray(heat(unit[0]))
 
 
 def heat(unit: np.ndarray) -> np.ndarray:
-    """Colours of values from 0 to 1, dark to light, that a colour-blind or a printed page keeps in order."""
+    """Colours of values from 0 to 1, from dark to light: the order is visible in print and to colour-blind people."""
     places = np.linspace(0, 1, len(_HEAT))
     parts = [np.interp(unit.clip(0, 1), places, _HEAT[:, part]) for part in range(3)]
     return np.stack(parts, -1).round().astype(np.uint8)
 
 
 def token_maps(latents: Float[Tensor, "b *grid d"]) -> list[Image.Image]:
-    """Each sample's codes as colours: the three main directions of the quantized latents become red, green and blue.
+    """Each sample's codes as colours: the first three principal components of the latents are red, green and blue.
 
-    Equal codes have equal colours, and codes that stand for similar things have similar ones. A row of codes is a band
-    a quarter as high as it is long.
+    Equal codes have equal colours, and similar latents have similar colours. A row of codes becomes a band whose height
+    is a quarter of its length.
     """
     flat = rearrange(latents.detach().cpu().double(), "b ... d -> b (...) d")
     centred = flat - flat.mean((0, 1))
@@ -129,7 +130,7 @@ def token_maps(latents: Float[Tensor, "b *grid d"]) -> list[Image.Image]:
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """Rows of pictures with a label in front of each; enlarged without smoothing, so that pixels stay visible."""
+    """Rows of pictures, each with a label in front; small pictures are enlarged without smoothing."""
     columns = max(len(pictures) for _, pictures in rows)
     width, height = _MARGIN + columns * (TILE + _GAP), len(rows) * (TILE + _GAP)
     canvas = Image.new("RGB", (width, height), (255, 255, 255))
@@ -146,22 +147,22 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
 
 
 @torch.no_grad()
-def contact_sheet(tokenizer: Any, batch: Batch) -> Image.Image:
-    """Original, rebuilt and token map of each sample of a batch."""
+def contact_sheet(tokenizer: Codec, batch: Batch) -> Image.Image:
+    """Original, reconstruction and token map of each sample of a batch."""
     codes = tokenizer.encode(batch.x, batch.mask)
     return sheet(
         [
             ("original", originals(tokenizer.modality, batch)),
-            ("rebuilt", rebuilt(tokenizer, batch, codes)),
+            ("reconstruction", rebuilt(tokenizer, batch, codes)),
             ("token map", token_maps(tokenizer.lookup(codes))),
         ]
     )
 
 
 class Strip:
-    """A picture with the originals on top and one row of reconstructions for each step at which it was fed.
+    """A picture with the originals on top and one row of reconstructions for each call of `add`.
 
-    Rows of steps after `step`, from before the run was interrupted, are dropped: they will be made again.
+    Rows of steps after `step` are deleted: a resumed run makes these steps, and their rows, again.
     """
 
     def __init__(self, folder: Path, batch: Batch, step: int):
@@ -171,7 +172,7 @@ class Strip:
                 path.unlink()
 
     @torch.no_grad()
-    def add(self, tokenizer: Any, step: int) -> Path:
+    def add(self, tokenizer: Codec, step: int) -> Path:
         """Write `step_N.png` (one row) and the strip of all rows so far; returns the strip's path."""
         self.folder.mkdir(exist_ok=True)
         codes = tokenizer.encode(self.batch.x, self.batch.mask)
@@ -189,15 +190,13 @@ class Strip:
 
 
 def save_picture(shown: Image.Image, path: Path) -> None:
-    """Write a PNG aside and rename it, so that nobody meets half a picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.incomplete")
-    shown.save(aside, format="PNG")
-    aside.replace(path)
+    """Write a PNG."""
+    with aside(path) as temporary:
+        shown.save(temporary, format="PNG")
 
 
-def rebuilt(tokenizer: Any, batch: Batch, codes: Int[Tensor, "b *grid q"]) -> list[Image.Image]:
-    """What the codes of a batch decode to, as pictures."""
+def rebuilt(tokenizer: Codec, batch: Batch, codes: Int[Tensor, "b *grid q"]) -> list[Image.Image]:
+    """The reconstructions from the codes of a batch, as pictures."""
     size = tuple(batch.x.shape[-tokenizer.spec.rank :])
     rng = sample_generators(batch.keys, "picture")
     x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras).cpu()
@@ -211,14 +210,14 @@ def _step_of(path: Path) -> int:
 
 
 def _flat(values: np.ndarray) -> np.ndarray:
-    """The middle slice of a volume; a vector's channels as one curve; anything else as it is."""
+    """The middle slice of a volume; the channels of a vector as one curve; other arrays unchanged."""
     if values.ndim == 4:
         return values[:, values.shape[1] // 2]
     return values.T if values.ndim == 2 and values.shape[1] == 1 else values
 
 
 def _curves(unit: np.ndarray) -> Image.Image:
-    """Rows of values, where 0 is near the bottom and 1 near the top, as curves: the first few rows."""
+    """The first rows of values as curves; 0 is near the bottom of the picture, 1 is near the top."""
     side = 2 * TILE * _FINE
     canvas = Image.new("RGB", (side, side), (255, 255, 255))
     draw = ImageDraw.Draw(canvas)
@@ -232,13 +231,13 @@ def _curves(unit: np.ndarray) -> Image.Image:
 
 
 def _class_picture(classes: np.ndarray) -> Image.Image:
-    """Class ids by colour: a map as it is, the middle slice of a volume, a row as a band."""
+    """Class ids as colours: the middle slice of a volume, a band for a row."""
     classes = classes[len(classes) // 2] if classes.ndim == 3 else np.atleast_2d(classes)
     return Image.fromarray(_palette(np.repeat(classes, 8, axis=0) if len(classes) == 1 else classes))
 
 
 def _palette(index: Any) -> np.ndarray:
-    """A fixed colour for each integer, well spread over neighbouring ones."""
+    """A fixed colour for each integer; neighbouring integers have clearly different colours."""
     hashed = (np.asarray(index, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B1)
     return np.stack([(hashed >> np.uint64(shift)) % np.uint64(200) for shift in (3, 11, 19)], -1).astype(
         np.uint8

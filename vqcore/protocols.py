@@ -1,24 +1,34 @@
-"""The contracts between the parts: the records that travel and what each kind of component must offer.
+"""The contracts between the parts: the records that travel, and what a component of each kind must and may have.
 
-Components inherit from `torch.nn.Module` at most, never from these Protocols; `vqcore.testing` checks their laws.
+A component inherits from `torch.nn.Module` at most, never from these Protocols. Each kind has one Protocol of required
+members (`REQUIRED`). Optional members stand in small Protocols of their own (`OPTIONAL`). vqcore reads an optional
+member only through the function below its Protocol, and this function holds the default. To add an optional member,
+write a Protocol, list it in `OPTIONAL` and write such a function. `vqcore.testing` checks the laws and warns about
+misspelt names.
+
 Axes: b batch, c channels, d latent width, q codebooks, *size an input's axes (1 to 3), *grid a token grid's axes.
 One layout everywhere: inputs `b c *size` (class maps `b *size`), latents `b *grid d`, codes `b *grid q`, int64.
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from vqcore.schema import TokenizerConfig
+from vqcore.schema import RunConfig, TokenizerConfig
 
 Kind = Literal["continuous", "categorical", "angle", "unit-vector", "binary"]
+
+
+# Records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +36,9 @@ class DataSpec:
     """What a tokenizer's input is, as tensors.
 
     `size` is the nominal size, one number per axis; its length is the rank. `range` bounds the values of `x` (None:
-    unbounded). A categorical input is a class map `(b, *size)` with values in `[0, labels)`; everything else is float
-    `(b, channels, *size)`. `mask` says that batches carry a validity mask. `loss` is the loss an objective uses when
-    the config names none.
+    unbounded). A categorical input is a class map `(b, *size)` with values in `[0, labels)`; every other input is float
+    `(b, channels, *size)`. `mask` says that batches carry a validity mask. `loss` is the loss that an objective uses
+    when the config names none.
     """
 
     channels: int
@@ -59,16 +69,16 @@ class DataSpec:
 
 
 def expand(size: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """A size with one number per axis. Raises `ValueError` when there are too many or too few."""
+    """A size with one number per axis. Raises `ValueError` for a wrong number of axes."""
     sides = (size,) * rank if isinstance(size, int) else tuple(size)
     if len(sides) != rank:
-        raise ValueError(f"size {list(sides)} has {len(sides)} axes where samples have {rank}")
+        raise ValueError(f"size {list(sides)} has {len(sides)} axes, but samples have {rank}")
     return sides
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one size. `mask` is True where `x` is valid; `size` is what each sample measured before its crop."""
+    """Samples of one size. `mask` is True where `x` is valid; `size` is the size of each sample before its crop."""
 
     x: Tensor
     keys: tuple[str, ...]
@@ -89,7 +99,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantizer's answer. `losses` are scalars that train it, by name; `metrics` are scalars worth watching."""
+    """What a quantizer returns. `losses` are scalars that train the quantizer, `metrics` are scalars to log."""
 
     z_q: Float[Tensor, "b *grid d"]
     codes: Int[Tensor, "b *grid q"]
@@ -99,7 +109,7 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Losses:
-    """An objective's answer for one player: unweighted scalars by name, and what there is to look at."""
+    """What an objective returns for one player: unweighted scalars by name, the reconstruction, codes and metrics."""
 
     terms: Mapping[str, Float[Tensor, ""]]
     x_hat: Tensor | None = None
@@ -109,7 +119,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Part:
-    """How large a part of a tokenizer is: numbers it learns, how many of them are trained, numbers in its buffers."""
+    """How large a part of a tokenizer is: its parameters, its trained parameters, and the values in its buffers."""
 
     parameters: int
     trained: int
@@ -153,12 +163,12 @@ class Foreign:
 
 @dataclass(frozen=True)
 class View:
-    """Which part of a sample becomes the tensor: drawn once for the main modality and shared by all that ride along.
+    """Which part of a sample becomes the tensor. The main modality draws it; the extra modalities use the same one.
 
     `start` and `stop` are fractions of the sample's extent, one per axis; `flip` mirrors the last axis; `size` is the
-    size of the result. `draw` is a random number that decides whatever else of a training sample is left to chance,
-    such as its colours or which of its instances it is; 0, as in evaluation: nothing is. `extent` is what the sample
-    measured that the view was drawn for, where the modality says so: what is counted in its pixels needs it.
+    size of the result. `draw` is a random number from which a modality derives its other random choices for a training
+    sample, such as colours or which instance to show; 0, as in evaluation, means no random choice. `extent` is the
+    extent of the sample for which the view was drawn, if the modality gives it: whoever counts in pixels needs it.
     """
 
     start: tuple[float, ...]
@@ -169,15 +179,58 @@ class View:
     extent: tuple[int, ...] | None = None
 
 
+# Every part of a tokenizer
+
+
+@runtime_checkable
+class Fetches(Protocol):
+    """A part that can begin with published weights: `fetch` loads them.
+
+    Building a part asks no hub. vqcore calls `fetch` once, when no checkpoint fills the part. Raises `CheckpointError`.
+    """
+
+    def fetch(self) -> None: ...
+
+
+def fetch(part: Any) -> None:
+    """Let a part load its published weights. Default: the part keeps its random weights."""
+    if isinstance(part, Fetches):
+        part.fetch()
+
+
+@runtime_checkable
+class SparesDecay(Protocol):
+    """A module that names parameters which weight decay must not touch, such as a codebook."""
+
+    without_decay: tuple[str, ...]
+
+
+def without_decay(module: Any) -> tuple[str, ...]:
+    """Names of the module's own parameters without weight decay. Default: none beyond what the optimizer spares."""
+    return tuple(getattr(module, "without_decay", ()))
+
+
+@runtime_checkable
+class Interpolates(Protocol):
+    """An encoder or decoder with tensors `(1, d, *grid)` that are interpolated when a checkpoint has another grid."""
+
+    interpolated: tuple[str, ...]
+
+
+def interpolated(part: Any) -> tuple[str, ...]:
+    """Names of the tensors that may be interpolated. Default: none."""
+    return tuple(getattr(part, "interpolated", ()))
+
+
+# Encoders
+
+
 @runtime_checkable
 class Encoder(Protocol):
     """From a sample to a grid of latents. Built as `Class(cfg, *, spec: DataSpec)`; always sees float `(b, c, *size)`.
 
-    Laws: sample-wise (a sample's latents do not depend on its batch); deterministic in eval mode; `grid(size)` is the
-    grid of its output and raises `ValueError`, with both numbers, for a size it cannot take. Optional, for decoders
-    too: `interpolated`, names of tensors `(1, d, *grid)` that are interpolated when a checkpoint has another size.
-    Optional, for quantizers and decoders too: `fetch()`, which takes over published weights to begin with. Building
-    asks no hub for anything; `fetch` is called once, where no checkpoint fills the part. Raises `CheckpointError`.
+    Laws: a sample's latents do not depend on its batch; calls are deterministic in eval mode; `grid(size)` is the grid
+    of the output, and raises `ValueError` with both numbers for a size that the encoder cannot take.
     """
 
     dim: int
@@ -187,18 +240,18 @@ class Encoder(Protocol):
     def __call__(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b *grid d"]: ...
 
 
+# Quantizers
+
+
 @runtime_checkable
 class Quantizer(Protocol):
-    """From latents to codes and back. Built as `Class(cfg)`; knows nothing of images.
+    """From latents to codes and back. Built as `Class(cfg)`; knows nothing about images.
 
-    `dim` is the latent width it wants, `codebook_size` the number of values of one code, `num_codebooks` the length of
-    the last axis of `codes`. `mask` is True at valid positions; the others count in no loss and no statistic.
-    Optional: `grid_out(grid)` when it changes the grid; `token_state()`, the tensors that decide codes and their
-    decoding (default: its whole state dict); `without_decay`, names of parameters that codes are made of (any module
-    may have it: `vqcore.optim` takes them out of the weight decay).
+    `dim` is the latent width it needs, `codebook_size` the number of values of one code, `num_codebooks` the length of
+    the last axis of `codes`. `mask` is True at valid positions; invalid positions change no loss and no statistic.
     Laws: in eval mode `decode(codes)` equals `z_q` and no state changes; codes lie in `[0, codebook_size)`; losses and
     metrics have the same names at every call, in training and evaluation; gradients reach `z`; any grid of 1 to 3 axes;
-    `decode` raises `ValueError` that names the code and the bound when one is out of range.
+    `decode` raises `ValueError` that names the code and the bound when a code is out of range.
     """
 
     dim: int
@@ -213,12 +266,38 @@ class Quantizer(Protocol):
 
 
 @runtime_checkable
+class ChangesGrid(Protocol):
+    """A quantizer whose codes have another grid than its latents, for example one with several scales."""
+
+    def grid_out(self, grid: tuple[int, ...]) -> tuple[int, ...]: ...
+
+
+def grid_out(quantizer: Any, grid: tuple[int, ...]) -> tuple[int, ...]:
+    """The grid of the codes for a grid of latents. Default: the same grid."""
+    return quantizer.grid_out(grid) if isinstance(quantizer, ChangesGrid) else grid
+
+
+@runtime_checkable
+class NamesTokenState(Protocol):
+    """A quantizer with state that decides no code: `token_state` returns the tensors that decide codes and `decode`."""
+
+    def token_state(self) -> Mapping[str, Tensor]: ...
+
+
+def token_state(quantizer: Any) -> Mapping[str, Tensor]:
+    """The tensors that decide codes and their decoding, by name. Default: the whole state dict."""
+    return quantizer.token_state() if isinstance(quantizer, NamesTokenState) else quantizer.state_dict()
+
+
+# Decoders
+
+
+@runtime_checkable
 class Decoder(Protocol):
     """From quantized latents to a sample. Built as `Class(cfg, *, dim, spec)`; owns the projection from `dim`.
 
-    `last_layer` is the parameter nearest the output (adaptive loss weights read its gradient): a property, since an
-    attribute that is a parameter would be a second name for it in the state dict. Optional: `needs_size`, True for a
-    decoder whose grid does not decide the size of its output; it is then called with `size=`, the size wanted.
+    `last_layer` is the parameter nearest to the output (adaptive loss weights read its gradient). Make it a property:
+    an attribute that is a parameter would be a second name for the same tensor in the state dict.
     """
 
     @property
@@ -228,12 +307,28 @@ class Decoder(Protocol):
 
 
 @runtime_checkable
+class NeedsSize(Protocol):
+    """A decoder whose grid does not decide the size of its output: it is called with `size=`, the wanted size."""
+
+    needs_size: Literal[True]
+
+    def __call__(
+        self, z_q: Float[Tensor, "b *grid d"], *, size: tuple[int, ...]
+    ) -> Float[Tensor, "b c *size"]: ...
+
+
+def needs_size(decoder: Any) -> TypeGuard[NeedsSize]:
+    """Does the decoder want `size=`? Default: no, the grid decides the size of its output."""
+    return bool(getattr(decoder, "needs_size", False))
+
+
+@runtime_checkable
 class Denoiser(Protocol):
     """A decoder that predicts from a noised target; `is_denoiser` is True. Built as `Class(cfg, *, dim, spec)`.
 
-    `condition` runs once a sample; `mask` is True where a token is hidden, and all hidden means unconditional.
-    `to_target` and `from_target` lead into the space that is noised and back (identity for pixels). `rng` is one
-    generator a sample (`vqcore.rng.randn`).
+    `condition` runs once per sample; `mask` is True where a token is hidden, and a fully hidden grid means
+    unconditional. `to_target` maps a sample into the space that is noised, `from_target` maps back (identity for
+    pixels). `rng` has one generator per sample (`vqcore.rng.randn`).
     """
 
     is_denoiser: Literal[True]
@@ -259,9 +354,17 @@ class Denoiser(Protocol):
     def target_shape(self, size: tuple[int, ...]) -> tuple[int, ...]: ...
 
 
+def is_denoiser(decoder: Any) -> bool:
+    """Is the decoder (or its class) a denoiser? Default: no, a plain decoder."""
+    return bool(getattr(decoder, "is_denoiser", False))
+
+
+# What trains a tokenizer
+
+
 @runtime_checkable
 class Sampler(Protocol):
-    """One run down the noise levels; may remember earlier predictions."""
+    """One run down the noise levels. A sampler may remember earlier predictions."""
 
     timesteps: Sequence[float]
 
@@ -283,14 +386,14 @@ class Scheduler(Protocol):
 
 @runtime_checkable
 class PerceptualLoss(Protocol):
-    """Distance of two samples in a feature space. Built as `Class(cfg, *, spec)`; nothing in it is trained."""
+    """Distance of two samples in a feature space. Built as `Class(cfg, *, spec)`; none of its parameters is trained."""
 
     def __call__(self, x_hat: Tensor, x: Tensor) -> Float[Tensor, " b"]: ...
 
 
 @runtime_checkable
 class Discriminator(Protocol):
-    """Real or rebuilt? Built as `Class(cfg, *, spec)`; logits of any shape after the batch axis."""
+    """Tells data from reconstructions. Built as `Class(cfg, *, spec)`; logits of any shape after the batch axis."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -305,29 +408,66 @@ class Teacher(Protocol):
 
 
 @runtime_checkable
+class TokenizerLike(Protocol):
+    """What an objective may use of the tokenizer (`vqcore.tokenizer.Tokenizer`): its parts and the steps of a pass.
+
+    `decoder` is a `Decoder`, or a `Denoiser` for an objective with `needs_denoiser`. `embed` is None unless inputs are
+    class maps. `latents(batch.x)` runs `embed`, `encoder` and `proj`; `quantize(z, batch.mask)` runs the quantizer;
+    `lookup(codes)` is `quantizer.decode` on the tokenizer's device. Gradients flow through all of these.
+    """
+
+    spec: DataSpec
+    training: bool
+    embed: nn.Embedding | None
+    encoder: Encoder
+    proj: nn.Linear
+    quantizer: Quantizer
+    decoder: Any
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def grid(self, size: tuple[int, ...] | None = None) -> tuple[int, ...]: ...
+
+    def latents(self, x: Tensor) -> Float[Tensor, "b *grid d"]: ...
+
+    def quantize(
+        self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *size"] | None = None
+    ) -> Quantized: ...
+
+    def lookup(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]: ...
+
+
+@runtime_checkable
 class Objective(Protocol):
     """The one place that knows how a decoder is trained and sampled. Built as `Class(cfg, *, spec)`.
 
-    `setup` builds what only training needs (on the tokenizer's device). `players(step)` names who is optimised at a
-    step: `"model"` is the tokenizer, any other name is the attribute of the objective that holds that player's module.
-    `losses` reports one player's terms, unweighted and under the same names at every step and in eval mode. `rng`, one
-    generator a sample, is the only source of chance besides the layers' own dropout; so what happens to a sample does
-    not depend on the batch it is in. `decode` samples the decoder; `extras` is what rides along in the batch, if
-    anything does. Optional: `needs_denoiser`, True for an objective that only works with denoisers (default: False,
-    and only with plain decoders). Under DDP every rank keeps its own buffers, and a player's every trained parameter must take part in its losses.
+    `setup` builds what only training needs, on the tokenizer's device. `players(step)` names the players that are
+    optimised at a step: `"model"` is the tokenizer; any other name is the attribute of the objective that holds the
+    player's module. `losses` returns the terms of one player, unweighted, under the same names at every step and in
+    eval mode. `decode` samples the decoder; its keyword-only options beyond these are the sampling options. `rng`, one
+    generator per sample, is the only source of randomness besides dropout layers, so that a sample's result does not
+    depend on its batch. `extras` are the extra modalities of the batch. Under DDP every rank keeps its own buffers, and
+    every trained parameter of a player must take part in the player's losses.
     """
 
-    def setup(self, tokenizer: Any) -> None: ...
+    def setup(self, tokenizer: TokenizerLike) -> None: ...
 
     def players(self, step: int) -> tuple[str, ...]: ...
 
     def losses(
-        self, tokenizer: Any, batch: Batch, *, player: str, step: int, rng: Sequence[torch.Generator]
+        self,
+        tokenizer: TokenizerLike,
+        batch: Batch,
+        *,
+        player: str,
+        step: int,
+        rng: Sequence[torch.Generator],
     ) -> Losses: ...
 
     def decode(
         self,
-        tokenizer: Any,
+        tokenizer: TokenizerLike,
         codes: Int[Tensor, "b *grid q"],
         *,
         size: tuple[int, ...],
@@ -338,23 +478,30 @@ class Objective(Protocol):
 
 
 @runtime_checkable
+class NeedsDenoiser(Protocol):
+    """An objective that works with denoisers only."""
+
+    needs_denoiser: Literal[True]
+
+
+def needs_denoiser(objective: Any) -> bool:
+    """Does the objective need a denoiser? Default: no, it works with plain decoders only."""
+    return bool(getattr(objective, "needs_denoiser", False))
+
+
+# Data
+
+
+@runtime_checkable
 class Modality(Protocol):
     """How one sample is read, cropped, resized, flipped, normalised and shown. Built as `Class(cfg, *, size)`.
 
-    `size` is the nominal size the config asks for, or None: then the modality must know it. `suffixes` are the file
-    names it reads (lower case, with the dot), `metrics` the names of the metrics that mean something for it.
-    `read` takes a path or an object already in memory and raises `DataError` or `OSError` for a damaged one. Where
-    `at_least` is a size, it may return less detail than there is, enough for training views of that size or smaller;
-    `extent` is still the whole sample's. `view` draws a crop, or with `rng=None` the one for evaluation. Optional: `mask(raw, view)`, the validity mask, when
-    `spec.mask`; `picture(x)`, a PIL image of one sample for people where `show` is an array; `values(x)`, a batch in
-    the units of the files (metres, logits stay logits) as float `(b, c, *size)`, for metrics with `in_units`;
-    `write(shown, path)`, which writes what `show` gave to a path that ends in `written`, one of the `suffixes`, where
-    PNG for pictures and `.npy` for the rest are not what people want.
-    Optional, for masks (`vqcore.data.validity`): `is_mask`, True for one that, where it rides along, says which
-    positions of the main sample are valid (above a half): it goes into `Batch.mask`, not into the extras, and its
-    attribute `mask_value`, if not None, stands where they are not. `hole_value` of a main modality, if not None: its
-    last channel says itself what is valid (1, else -1), its other channels have this value in holes, and its batches
-    carry no mask. `has_own_box`, True for a main modality whose tensor is not simply the part that the view names.
+    `size` is the nominal size from the config, or None: then the modality must know its size. `suffixes` are the file
+    name extensions it reads (lower case, with the dot), `metrics` the names of the metrics that suit it. `read` takes a
+    path or an object in memory and raises `DataError` or `OSError` for a damaged one. With `at_least`, a size, `read`
+    may return less detail, enough for training views of that size or smaller; `extent` stays that of the whole sample.
+    `view` draws a crop; with `rng=None` it returns the view for evaluation. `show` undoes `read` and `tensor` for one
+    sample: a PIL image, or an array.
     """
 
     spec: DataSpec
@@ -375,11 +522,111 @@ class Modality(Protocol):
 
 
 @runtime_checkable
+class HasMask(Protocol):
+    """A modality whose samples have invalid positions; required when `spec.mask` is True. True means valid."""
+
+    def mask(self, raw: Any, view: View) -> Bool[Tensor, "*size"]: ...
+
+
+def mask(modality: Any, raw: Any, view: View) -> Tensor | None:
+    """The validity mask of a view. Default: None where `spec.mask` is False."""
+    return modality.mask(raw, view) if modality.spec.mask else None
+
+
+@runtime_checkable
+class HasPicture(Protocol):
+    """A modality with a picture of a sample for people, where `show` returns an array."""
+
+    def picture(self, x: Tensor) -> Image.Image: ...
+
+
+def picture(modality: Any, x: Tensor) -> Any:
+    """One sample for people: a PIL image or an array. Default: `show(x)`."""
+    return modality.picture(x) if isinstance(modality, HasPicture) else modality.show(x)
+
+
+@runtime_checkable
+class HasValues(Protocol):
+    """A modality that gives a batch in the units of its files (metres; logits stay logits): float `(b, c, *size)`.
+
+    Required where a metric has `in_units`.
+    """
+
+    def values(self, x: Tensor) -> Tensor: ...
+
+
+def values(modality: Any, x: Tensor) -> Tensor:
+    """A batch in the units of the files. There is no default: a metric with `in_units` needs a modality with units."""
+    return modality.values(x)
+
+
+@runtime_checkable
+class Writes(Protocol):
+    """A modality that writes its own files: what `show` returned, to a path that ends in `written`.
+
+    `written` is one of the `suffixes`.
+    """
+
+    written: str
+
+    def write(self, shown: Any, path: Path) -> None: ...
+
+
+def writer(modality: Any) -> Writes | None:
+    """The modality, if it writes its own files. Default: None, and vqcore writes PNG for pictures, else `.npy`."""
+    return modality if isinstance(modality, Writes) else None
+
+
+@runtime_checkable
+class Mask(Modality, Protocol):
+    """A modality of masks: `is_mask` is True. As an extra modality it says which positions of the main one are valid.
+
+    A value above a half means valid. The result goes into `Batch.mask`, not into the extras. `mask_value`, if not None,
+    replaces the values of the main modality at invalid positions.
+    """
+
+    is_mask: Literal[True]
+    mask_value: float | None
+
+
+def is_mask(modality: Any) -> TypeGuard[Mask]:
+    """Is an extra modality a validity mask? Default: no, its samples go into `Batch.extras`."""
+    return bool(getattr(modality, "is_mask", False))
+
+
+@runtime_checkable
+class HasHoles(Protocol):
+    """A main modality whose last channel says what is valid (1, else -1); its batches carry no mask.
+
+    `hole_value`, if not None, is the value of the other channels at invalid positions.
+    """
+
+    hole_value: float | None
+
+
+def hole_value(modality: Any) -> float | None:
+    """The value at invalid positions of a modality with a validity channel. Default: None, there is no such channel."""
+    return getattr(modality, "hole_value", None)
+
+
+@runtime_checkable
+class HasOwnBox(Protocol):
+    """A main modality that cuts its samples in its own way: the tensor is not simply the part that the view names."""
+
+    has_own_box: Literal[True]
+
+
+def has_own_box(modality: Any) -> bool:
+    """Does the modality cut its samples in its own way? Default: no, the tensor is the part that the view names."""
+    return bool(getattr(modality, "has_own_box", False))
+
+
+@runtime_checkable
 class Data(Protocol):
     """A finite set of samples. Built as `Class(cfg, *, split, modality, extra)`, split `train` or `eval`.
 
     `key(i)` names sample i for people and files: a relative path without suffix. `get(i, label)` is what the modality's
-    `read` takes; label is "" for the main modality or a key of `data.extra`. Raises `DataError` when there is nothing.
+    `read` takes; label is "" for the main modality or a key of `data.extra`. Raises `DataError` for an empty set.
     """
 
     def __len__(self) -> int: ...
@@ -389,16 +636,15 @@ class Data(Protocol):
     def get(self, index: int, label: str = "") -> Any: ...
 
 
+# Metrics
+
+
 @runtime_checkable
 class Metric(Protocol):
-    """A figure of a whole set, exact on any number of processes. Built as `Class(cfg, *, spec)`.
+    """A metric of a whole set, exact on any number of processes. Built as `Class(cfg, *, spec)`.
 
     `measure` returns sums over the samples of a batch (float64 tensors by name); the caller adds them up over batches
-    and processes; `summary` turns the totals into figures by name ("" for the one that has the metric's own name).
-    Optional: `in_units`, True for a metric that means something in the units of the files only (a relative error of
-    depths): it gets `modality.values` of both. `of_constant`, True for one that says something of a prediction that is
-    the same everywhere: `vqcore eval` shows it beside the figure. `better`, "higher" or "lower", of the figure that
-    has the metric's name.
+    and processes; `summary` turns the totals into values by name ("" for the value with the metric's own name).
     """
 
     def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> Mapping[str, Tensor]: ...
@@ -407,11 +653,50 @@ class Metric(Protocol):
 
 
 @runtime_checkable
+class InUnits(Protocol):
+    """A metric that makes sense only in the units of the files, for example a relative error of depths."""
+
+    in_units: Literal[True]
+
+
+def in_units(metric: Any) -> bool:
+    """Does the metric get `values` of both inputs? Default: no, the tensors as the tokenizer sees them."""
+    return bool(getattr(metric, "in_units", False))
+
+
+@runtime_checkable
+class OfConstant(Protocol):
+    """A metric for which a constant prediction is a useful baseline: `vqcore eval` shows both."""
+
+    of_constant: Literal[True]
+
+
+def of_constant(metric: Any) -> bool:
+    """Is a constant prediction measured as well? Default: no."""
+    return bool(getattr(metric, "of_constant", False))
+
+
+@runtime_checkable
+class HasDirection(Protocol):
+    """A metric that says which direction is better, for the value with the metric's own name."""
+
+    better: Literal["higher", "lower"] | None
+
+
+def better(metric: Any) -> Literal["higher", "lower"] | None:
+    """Which direction of the metric's value is better. Default: None, unknown."""
+    return getattr(metric, "better", None)
+
+
+# Around a tokenizer
+
+
+@runtime_checkable
 class Format(Protocol):
     """Files of another system. Built as `Class(cfg)`; its defaults serve `Tokenizer.load(path, format="name")`.
 
-    `recognises` looks at names and suffixes only and reads no pickle: it serves error texts. `read` raises
-    `CheckpointError` for what it cannot make a tokenizer of, and reads pickles with
+    `recognises` looks at names and suffixes only and reads no pickle: error messages use it. `read` raises
+    `CheckpointError` for files from which no tokenizer can be made, and reads pickles with
     `vqcore.artefacts.formats.read_pickle` alone.
     """
 
@@ -420,7 +705,73 @@ class Format(Protocol):
     def read(self, path: Path, *, allow_pickle: bool) -> Foreign: ...
 
 
-_PROTOCOLS: dict[str, type] = {
+@runtime_checkable
+class Codec(Protocol):
+    """What hooks and pictures use of the tokenizer (`vqcore.tokenizer.Tokenizer`): from samples to codes and back."""
+
+    spec: DataSpec
+    modality: Modality
+
+    def read(self, source: Any, size: tuple[int, ...] | None = None) -> Tensor: ...
+
+    def show(self, x_hat: Tensor) -> Any: ...
+
+    def encode(self, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None) -> Int[Tensor, "b *grid q"]: ...
+
+    def lookup(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]: ...
+
+    def decode(
+        self,
+        codes: Int[Tensor, "b *grid q"],
+        *,
+        size: tuple[int, ...] | None = None,
+        rng: Sequence[torch.Generator] | None = None,
+        extras: Mapping[str, Any] | None = None,
+        **sampling: Any,
+    ) -> Tensor: ...
+
+    def reconstruct(self, x: Tensor, **sampling: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class RunLike(Protocol):
+    """What a hook may read of a run. `step` optimizer steps are done; the run ends at `steps`; `dir` is its folder.
+
+    `window.counts()` is a tensor `(codebooks, codes)`: how often each code occurred in the last training tokens.
+    """
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    @property
+    def dir(self) -> Path: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def tokenizer(self) -> Codec: ...
+
+    @property
+    def data(self) -> Data: ...
+
+    @property
+    def eval_data(self) -> Data | None: ...
+
+    @property
+    def window(self) -> Any: ...
+
+
+# By kind
+
+
+REQUIRED: dict[str, type] = {
     "encoder": Encoder,
     "quantizer": Quantizer,
     "decoder": Decoder,
@@ -434,22 +785,62 @@ _PROTOCOLS: dict[str, type] = {
     "metric": Metric,
     "format": Format,
 }
+"""The Protocol of each kind. Kinds without a Protocol (`hook`, `text`) have other rules or none yet."""
+
+OPTIONAL: dict[str, tuple[type, ...]] = {
+    "encoder": (Interpolates, Fetches, SparesDecay),
+    "quantizer": (ChangesGrid, NamesTokenState, Fetches, SparesDecay),
+    "decoder": (NeedsSize, Denoiser, Interpolates, Fetches, SparesDecay),
+    "discriminator": (SparesDecay,),
+    "objective": (NeedsDenoiser,),
+    "modality": (HasMask, HasPicture, HasValues, Writes, Mask, HasHoles, HasOwnBox),
+    "metric": (InUnits, OfConstant, HasDirection),
+}
+"""The optional Protocols of each kind. A component has all members of such a Protocol or none."""
+
+
+def members(protocol: type) -> tuple[str, ...]:
+    """The names that a Protocol itself adds."""
+    own = [name for name, value in vars(protocol).items() if callable(value) or isinstance(value, property)]
+    own = [name for name in own if not name.startswith("_") or name in ("__call__", "__len__")]
+    return (*inspect.get_annotations(protocol), *own)
 
 
 def required_members(kind: str) -> tuple[str, ...]:
-    """The names an object of this kind must have; empty for kinds without a Protocol (hooks observe what they like)."""
-    return _members(_PROTOCOLS[kind]) if kind in _PROTOCOLS else ()
+    """The names that an object of this kind must have; empty for kinds without a Protocol."""
+    return members(REQUIRED[kind]) if kind in REQUIRED else ()
+
+
+def optional_members(kind: str) -> tuple[str, ...]:
+    """The names that an object of this kind may have, in the order of `OPTIONAL`."""
+    names = [name for protocol in OPTIONAL.get(kind, ()) for name in members(protocol)]
+    return tuple(name for name in names if name not in required_members(kind))
 
 
 def missing_members(kind: str, built: Any) -> list[str]:
-    """Members that `built` lacks as a component of this kind. A decoder may be a denoiser, which has other ones."""
-    is_denoiser = kind == "decoder" and getattr(built, "is_denoiser", False)
-    names = _members(Denoiser) if is_denoiser else required_members(kind)
-    return [name for name in names if not hasattr(built, name)]
+    """Members that `built` lacks as a component of this kind. A denoiser is a decoder with other required members."""
+    denoises = kind == "decoder" and is_denoiser(built)
+    return [
+        name
+        for name in (members(Denoiser) if denoises else required_members(kind))
+        if not hasattr(built, name)
+    ]
 
 
-def _members(protocol: type) -> tuple[str, ...]:
-    special = ("__call__", "__len__")
-    own = [n for n, v in vars(protocol).items() if callable(v) or isinstance(v, property)]
-    own = [name for name in own if not name.startswith("_") or name in special]
-    return (*getattr(protocol, "__annotations__", {}), *own)
+def misspelt_members(kind: str, thing: Any) -> dict[str, str]:
+    """Public attributes of a component (or of its class) that look like a misspelt optional member: found -> meant.
+
+    Such a name is one letter off the name of an optional member and is no member of this kind itself.
+    """
+    optional = optional_members(kind)
+    known = {*required_members(kind), *optional, *dir(nn.Module)}
+    own = [name for name in dir(thing) if not name.startswith("_") and name not in known]
+    return {name: meant for name in own for meant in optional if _one_letter_off(name, meant)}
+
+
+def _one_letter_off(a: str, b: str) -> bool:
+    """Do two different words differ by one insertion, deletion or substitution, or by a swap of two neighbours?"""
+    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    a, b = a[same:], b[same:]
+    swapped = a[:2] == b[:2][::-1] and a[2:] == b[2:]
+    return a != b and (a[1:] == b[1:] or a[1:] == b or a == b[1:] or swapped)

@@ -1,9 +1,10 @@
-"""Finds components by name: lazily, one manifest at a time, each plugin apart from the others. Light layer.
+"""Finds components by name and imports only what is named. Light layer.
 
-Discovery reads entry points and imports nothing. Naming `vit/encoder` imports vit's manifest; loading it
-imports the class. So a broken or slow plugin costs nothing to a run that does not name it, and nobody can
-shadow anybody: two distributions with one id are refused at first use. pluggy validates manifests; its own
-entry-point loader is not used, since it stops at the first broken plugin and drops conflicts silently.
+The registry reads the entry points of installed distributions and imports nothing. Looking up `vit/encoder` imports the
+manifest of the plugin `vit`; loading `vit/encoder` imports the class. So a broken or slow plugin has no effect on a run
+that does not name the plugin. Two distributions with the same id are refused when the id is first used, so no plugin
+can replace another silently. pluggy validates manifests; pluggy's own entry-point loader is not used, because it stops
+at the first broken plugin and drops conflicts silently.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ from vqcore.errors import (
 )
 from vqcore.plugin import KINDS, SUPPORTED_API, Component, ManifestHooks, Plugin, a_kind, kind_name
 
-OURS = {  # plugin id -> (distribution, folder): the only names an error may tell people to install
+OURS = {  # plugin id -> (distribution, folder); error messages tell people to install these distributions only
     id: (f"vqcore-{id}", f"plugins/vqcore_{id}")
     for id in ("vit", "quant", "vision", "audio", "synth", "track")
 }
@@ -52,7 +53,7 @@ _NAME = re.compile(r"[a-z][a-z0-9-]*")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a plugin comes from. `digest` is the SHA-256 of a `--plugin` file, else empty."""
+    """The distribution and manifest module of a plugin. `digest` is the SHA-256 of a `--plugin` file, else empty."""
 
     id: str
     distribution: str
@@ -66,7 +67,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Found:
-    """A component, the full name a config uses for it, and its origin."""
+    """A component with its full name, as used in configs, and its origin."""
 
     name: str
     component: Component
@@ -75,7 +76,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Status:
-    """One plugin as `vqcore plugins` shows it: its record, or the reason why it cannot be used."""
+    """One plugin as `vqcore plugins` shows it: the plugin's record, or the reason why the plugin cannot be used."""
 
     id: str
     origins: tuple[Origin, ...]
@@ -84,10 +85,10 @@ class Status:
 
 
 class Registry:
-    """All components that are installed. Tests make their own; everybody else calls `registry()`.
+    """All installed components. Call `registry()` to get the registry of this process; tests create their own.
 
-    `entry_points` defaults to those of the group `vqcore`; `disabled`, a set of distribution names, to the
-    comma-separated `VQCORE_DISABLED_PLUGINS`.
+    `entry_points` defaults to the entry points of the group `vqcore`. `disabled` are names of distributions; by default
+    the comma-separated names in the environment variable `VQCORE_DISABLED_PLUGINS`.
     """
 
     def __init__(
@@ -116,11 +117,11 @@ class Registry:
         self._files: dict[str, ModuleType] = {}
 
     def ids(self) -> dict[str, tuple[Origin, ...]]:
-        """Every plugin id with the distributions that claim it. Imports nothing."""
+        """Every plugin id with the distributions that use this id. Imports nothing."""
         return {id: tuple(origins) for id, origins in self._origins.items()}
 
     def origin(self, id: str) -> Origin:
-        """The one distribution behind an id; raises `UnknownName` or `PluginConflict`."""
+        """The distribution behind an id. Raises `UnknownName` or `PluginConflict`."""
         origins = self._origins.get(id, [])
         if not origins:
             raise UnknownPlugin(self._no_plugin(id))
@@ -134,24 +135,24 @@ class Registry:
         return origins[0]
 
     def plugin(self, id: str) -> Plugin:
-        """The record of a plugin; imports its manifest, and nothing else, the first time."""
+        """The record of a plugin. The first call imports the plugin's manifest, and nothing else."""
         if id not in self._plugins:
             origin = self.origin(id)
             if ":" in origin.module:
                 raise PluginLoadError(
-                    f"plugin '{id}' ({origin}): its entry point is '{origin.module}'; it must name the "
-                    f"manifest module alone: '{origin.module.partition(':')[0]}'."
+                    f"plugin '{id}' ({origin}): its entry point is '{origin.module}', but must be "
+                    f"the manifest module alone: '{origin.module.partition(':')[0]}'."
                 )
             self._plugins[id] = _record(origin, self._import(origin, origin.module))
         return self._plugins[id]
 
     def find(self, kind: str, name: str, where: str = "") -> Found:
-        """The component of this kind and name; `where` is the config key that asks, for the error text."""
+        """The component of this kind and name. `where` is the config key that holds the name, for error messages."""
         id, _, short = name.rpartition("/")
         id = id or "core"
         if id == "core" and name != short:
             raise UnknownName(
-                f"no plugin 'core': vqcore's own names have no slash.{did_you_mean(short, [short])}"
+                f"no plugin 'core': the names of vqcore's own components have no slash.{did_you_mean(short, [short])}"
             )
         plugin, origin = self.plugin(id), self.origin(id)
         full = {component: _full(id, component.name) for component in plugin.components}
@@ -161,15 +162,15 @@ class Registry:
         for component in plugin.components:
             if component.kind == kind and short in component.renamed_from:
                 place = f"{where}: " if where else ""
-                # FutureWarning: Python hides DeprecationWarning from those who write configs.
+                # FutureWarning, because Python hides a DeprecationWarning from people who write configs.
                 warnings.warn(
                     f"{place}'{name}' is now called '{full[component]}'.", FutureWarning, stacklevel=2
                 )
                 return Found(full[component], component, origin)
         for component in plugin.components:
             if component.name == short:
-                asks = f"{where} wants" if where else "this place wants"
-                raise UnknownName(f"'{name}' is {a_kind(component.kind)}; {asks} {a_kind(kind)}.")
+                place = where or "this place"
+                raise UnknownName(f"'{name}' is {a_kind(component.kind)}; {place} needs {a_kind(kind)}.")
         names = [full[component] for component in plugin.components if component.kind == kind]
         if id == "core":
             everywhere = [f.name for f in self.components(kind)]
@@ -181,16 +182,30 @@ class Registry:
         raise UnknownName(f"{origin} has no {kind_name(kind)} '{name}'.{hint}")
 
     def identity(self, kind: str, name: str) -> str:
-        """The name that a component keeps through renamings: its first one. What is not installed goes by `name`."""
+        """The component's first name, with the plugin's id; the same before and after a renaming.
+
+        A component that is not installed has the identity `name`.
+        """
         try:
             found = self.find(kind, name)
-        except VqcoreError:  # built from a registry of the caller's own
+        except VqcoreError:  # the caller built the component with a registry of its own
             return name
         first = next(iter(found.component.renamed_from), found.component.name)
         return _full(found.origin.id, first)
 
+    def same(self, a: Any, b: Any) -> bool:
+        """Whether two values of `name` are equal, or are the old and the new name of a renamed component."""
+        if a == b or not isinstance(a, str) or not isinstance(b, str):
+            return a == b
+        (id, _, one), (other_id, _, other) = a.rpartition("/"), b.rpartition("/")
+        try:
+            components = self.plugin(id or "core").components if id == other_id else ()
+        except VqcoreError:  # the error is reported when the component is built
+            return False
+        return any({one, other} <= {component.name, *component.renamed_from} for component in components)
+
     def load(self, kind: str, name: str, where: str = "") -> type:
-        """The class behind a name, checked to carry a proper `Config`. Imports the plugin's own code."""
+        """The class behind a name, after a check that the class has a `Config`. Imports the plugin's code."""
         found = self.find(kind, name, where)
         module_name, _, attribute = found.component.target.partition(":")
         module = self._import(found.origin, module_name or found.origin.module)
@@ -204,14 +219,14 @@ class Registry:
         if not (isinstance(config, type) and issubclass(config, Config)):
             raise PluginLoadError(
                 f"'{found.name}' of {found.origin} has no nested class Config(vqcore.config.Config); "
-                "every component states its settings there."
+                "every component declares its settings there."
             )
         return cls
 
     def build(self, kind: str, cfg: Any, where: str = "", **wiring: Any) -> Any:
-        """`Class(cfg, **wiring)`, checked to have every member that its kind requires.
+        """`Class(cfg, **wiring)`, after a check that the object has every member that its kind requires.
 
-        A `ValueError` of its constructor becomes a `ConfigError` that names the key `where`.
+        A `ValueError` of the constructor becomes a `ConfigError` that names the config key `where`.
         """
         from vqcore.protocols import missing_members
 
@@ -223,13 +238,13 @@ class Registry:
         if lacks:
             found = self.find(kind, cfg.name)
             raise PluginLoadError(
-                f"{found.name} was built but is no {kind_name(kind)}: it lacks {listed(map(repr, lacks))}. "
+                f"{found.name} was built but is not a valid {kind_name(kind)}: it lacks {listed(map(repr, lacks))}. "
                 f"Run: vqcore plugins --check {found.origin.id}"
             )
         return built
 
     def catalogue(self) -> list[Status]:
-        """Every plugin with its record or why it is unusable. Imports all manifests; never raises."""
+        """Every plugin with its record, or with the reason why the plugin cannot be used. Imports all manifests."""
         listings = []
         for id, origins in self._origins.items():
             try:
@@ -239,7 +254,7 @@ class Registry:
         return listings + self._refused
 
     def components(self, kind: str | None = None) -> list[Found]:
-        """Every usable component (of one kind), by full name."""
+        """All components of the usable plugins; with `kind`, those of one kind."""
         return [
             Found(_full(listing.id, component.name), component, listing.origins[0])
             for listing in self.catalogue()
@@ -249,22 +264,22 @@ class Registry:
         ]
 
     def add_file(self, path: str) -> None:
-        """Read a manifest from a Python file, as `--plugin FILE` does; its names are `local/...`.
+        """Read a manifest from a Python file, as `--plugin FILE` does. The components get names `local/...`.
 
-        In Python, `registry().add_file("mine.py")` stands before `Tokenizer.load` of what was made with that file.
-        Reading the same file again changes nothing; raises `PluginLoadError` for a second one.
+        In Python, call `registry().add_file("mine.py")` before `Tokenizer.load` of a tokenizer with such components.
+        Reading the same file again changes nothing. Raises `PluginLoadError` for a second file.
         """
         source = Path(path)
         if not source.is_file():
             raise PluginLoadError(f"--plugin {path}: there is no such file.")
         if source.suffix != ".py":
-            raise PluginLoadError(f"--plugin {path}: it must be a Python file whose name ends in .py.")
+            raise PluginLoadError(f"--plugin {path}: the name of the Python file must end in .py.")
         digest = hashlib.sha256(source.read_bytes()).hexdigest()
         if "local" in self._files and self._origins["local"][0].digest == digest:
             return
         if "local" in self._files:
             raise PluginLoadError(
-                f"--plugin {path}: one file at a time; put the components into one manifest."
+                f"--plugin {path}: only one file can be given; put all components into one manifest."
             )
         origin = Origin("local", str(source), "", "vqcore_local", digest)
         spec = importlib.util.spec_from_file_location("vqcore_local", source)
@@ -281,7 +296,7 @@ class Registry:
 
     @property
     def file(self) -> str:
-        """The `--plugin` file that was read, or nothing."""
+        """The path of the `--plugin` file, or an empty text."""
         return self._origins["local"][0].distribution if "local" in self._files else ""
 
     def _import(self, origin: Origin, module: str) -> ModuleType:
@@ -299,13 +314,13 @@ class Registry:
         if id in self._disabled:
             origin = self._disabled[id]
             return (
-                f"plugin '{id}' ({origin}) is switched off: "
-                f"VQCORE_DISABLED_PLUGINS holds {origin.distribution}."
+                f"plugin '{id}' ({origin}) is disabled: "
+                f"VQCORE_DISABLED_PLUGINS contains {origin.distribution}."
             )
         if id == "local":
             return (
-                "no plugin 'local': its components come from a file of yours. Give it with --plugin FILE; "
-                "in Python, before anything else: vqcore.registry.registry().add_file('FILE')"
+                "no plugin 'local': its components come from a Python file. Give this file with --plugin FILE; "
+                "in Python, first call vqcore.registry.registry().add_file('FILE')"
             )
         if id in OURS:
             distribution, folder = OURS[id]
@@ -313,7 +328,9 @@ class Registry:
                 f"no plugin '{id}' is installed. It comes with {distribution}: "
                 f"in a checkout of vqcore, run: pip install ./{folder}"
             )
-        hint = did_you_mean(id, [*self._origins, *OURS], cutoff=0.7)  # ids are short: unet is not quant
+        hint = did_you_mean(
+            id, [*self._origins, *OURS], cutoff=0.7
+        )  # ids are short, so unet must not suggest quant
         hint = hint or f" Installed: {listed(sorted(set(self._origins)))}."
         return f"no plugin '{id}'.{hint}"
 
@@ -325,7 +342,7 @@ def registry() -> Registry:
 
 
 def _record(origin: Origin, module: ModuleType) -> Plugin:
-    """Call a manifest's hook through pluggy and check what it returns."""
+    """Call a manifest's hook through pluggy and check the record that the hook returns."""
     who = _who(origin, origin.module)
     manager = pluggy.PluginManager("vqcore")
     manager.add_hookspecs(ManifestHooks)
@@ -336,11 +353,11 @@ def _record(origin: Origin, module: ModuleType) -> Plugin:
     except pluggy.PluginValidationError as error:
         reason = str(error).strip().splitlines()[-1].partition(" in plugin ")[0]
         raise PluginLoadError(
-            f"{who} has a manifest that does not fit: {reason}. "
-            "Its one hook is vqcore_plugin(), without arguments."
+            f"{who} has an invalid manifest: {reason}. "
+            "A manifest has one hook, vqcore_plugin(), without arguments."
         ) from error
     except (Exception, SystemExit) as error:
-        raise PluginLoadError(f"{who} has a manifest that does not work: {_reason(error)}.") from error
+        raise PluginLoadError(f"{who} has a manifest that fails: {_reason(error)}.") from error
     if len(records) != 1 or not isinstance(records[0], Plugin):
         raise PluginLoadError(f"{who} must implement vqcore_plugin() and return one vqcore.plugin.Plugin.")
     plugin = records[0]
@@ -349,16 +366,24 @@ def _record(origin: Origin, module: ModuleType) -> Plugin:
         isinstance(c, Component) for c in plugin.components
     ):
         raise PluginLoadError(
-            f"{who}: components must be a tuple of Component (one alone wants a comma: (Component(...),))."
+            f"{who}: components must be a tuple of Component (a single one needs a comma: (Component(...),))."
         )
-    seen = set()
+    seen: dict[tuple[str, str], Component] = {}
     for component in plugin.components:
         problem = _problem_of(component)
         if (component.kind, component.name) in seen:
             problem = f"is declared twice as {a_kind(component.kind)}."
         if problem:
             raise PluginLoadError(f"{who}: component '{component.name}' {problem}")
-        seen.add((component.kind, component.name))
+        seen[component.kind, component.name] = component
+    for component in plugin.components:
+        for former in component.renamed_from:
+            if seen.setdefault((component.kind, former), component) is not component:
+                raise PluginLoadError(
+                    f"{who}: component '{component.name}' has the former name '{former}', which is also a name of "
+                    f"another {kind_name(component.kind)}. Each name belongs to one component, because fingerprints "
+                    "contain the name."
+                )
     return plugin
 
 
@@ -372,28 +397,36 @@ def _check_api(origin: Origin, api: int) -> None:
         cure = "Upgrade vqcore."
     else:
         cure = f"Upgrade {origin.distribution}, or install an older vqcore."
-    raise PluginApiError(f"{origin} was written for plugin API {api}; this vqcore speaks {spoken}. {cure}")
+    raise PluginApiError(f"{origin} was written for plugin API {api}; this vqcore supports {spoken}. {cure}")
 
 
 def _problem_of(component: Component) -> str:
     texts = (component.kind, component.name, component.target, component.summary)
     if not all(isinstance(text, str) for text in texts):
-        return "has a kind, name, target or summary that is no text."
+        return "has a kind, name, target or summary that is not text."
     if component.kind not in KINDS:
         hint = did_you_mean(component.kind, KINDS) or f" Kinds: {listed(KINDS, len(KINDS))}."
         return f"is of kind '{component.kind}', which does not exist.{hint}"
     if not _NAME.fullmatch(component.name):
-        return "has a name that is not made of a-z, 0-9 and '-', beginning with a letter."
+        return "has an invalid name: use a-z, 0-9 and '-', and begin with a letter."
     if component.target.count(":") != 1 or component.target.endswith(":"):
-        return f"has target '{component.target}'; it must read 'module:Class'."
+        return f"has target '{component.target}', but must be 'module:Class'."
     if not isinstance(component.renamed_from, tuple):
-        return "has a renamed_from that is no tuple (one name wants a comma: ('old',))."
+        return "has a renamed_from that is not a tuple (a single name needs a comma: ('old',))."
+    for former in component.renamed_from:
+        if not isinstance(former, str) or not _NAME.fullmatch(former):
+            return (
+                f"has the former name {former!r}; a former name is made of a-z, 0-9 and '-', "
+                "without the plugin's id."
+            )
     return ""
 
 
 def _origin(entry: importlib.metadata.EntryPoint) -> Origin:
     name = version = None
-    with contextlib.suppress(Exception):  # a distribution whose METADATA is missing goes by its module's name
+    with contextlib.suppress(
+        Exception
+    ):  # if METADATA is missing, the module's name stands for the distribution
         if entry.dist:
             name, version = entry.dist.name, entry.dist.version
     return Origin(entry.name, name or entry.value, version or "", entry.value)
@@ -401,14 +434,14 @@ def _origin(entry: importlib.metadata.EntryPoint) -> Origin:
 
 def _bad_id(origin: Origin) -> str:
     if origin.id in _RESERVED:
-        return f"the id '{origin.id}' is vqcore's own; {origin.distribution} must choose another."
+        return f"the id '{origin.id}' is reserved for vqcore; {origin.distribution} must choose another id."
     if not _ID.fullmatch(origin.id):
-        return f"the id '{origin.id}' is not made of a-z and 0-9, beginning with a letter."
+        return f"the id '{origin.id}' is invalid: use a-z and 0-9, and begin with a letter."
     return ""
 
 
 def _ranked(origins: Iterable[Origin]) -> list[Origin]:
-    """In a fixed order, ours first: it decides which one an error text proposes to switch off, no more."""
+    """The origins in a fixed order, ours first. An error message proposes to disable those after the first."""
     ours = {_canonical(distribution) for distribution, _ in OURS.values()}
     return sorted(origins, key=lambda o: (_canonical(o.distribution) not in ours, o.distribution, o.module))
 
@@ -423,10 +456,12 @@ def _does_not_import(origin: Origin, module: str, error: BaseException) -> str:
         return text
     missing = error.name.partition(".")[0]
     if missing in (module.partition(".")[0], origin.module.partition(".")[0]) or origin.id == "core":
-        return f"{text} {origin.distribution} is not completely installed; install it again."
+        return (
+            f"{text} {origin.distribution} is not completely installed; install {origin.distribution} again."
+        )
     if missing == "vqcore":
-        return f"{text} {origin} does not fit vqcore {__version__}; install versions that belong together."
-    return f"{text} It is not vqcore's dependency but {origin.distribution}'s."
+        return f"{text} {origin} does not fit vqcore {__version__}; install matching versions."
+    return f"{text} {missing} is a dependency of {origin.distribution}, not of vqcore."
 
 
 def _reason(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """The sections of a config file. Config layer: no torch.
 
-`RunConfig` is what `vqcore train` reads; `TokenizerConfig` is the part of it that an artefact keeps. What nests here
-as a slot is a component and brings its own settings; `vqcore show NAME` lists them.
+`vqcore train` reads a `RunConfig`; an artefact stores a part of these settings as a `TokenizerConfig`. Each slot holds
+a component with its own settings; `vqcore show NAME` lists the settings.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from vqcore.config import Config, slot, slots
+from vqcore.errors import SettingError
 
 FREE_ON_RESUME = (
     "run.steps",
@@ -29,8 +30,7 @@ FREE_ON_RESUME = (
     "data.eval_extra_path",
     "requires",
 )
-"""Keys (and everything below them) that may differ when a run is taken up again; anything else is refused by name."""
-
+"""Keys (and all keys below them) that may change when a run is resumed. A change of any other key is an error."""
 
 OnTrouble = Literal["stop", "skip", "rollback"]
 OptimArg = bool | int | float | str | None
@@ -38,165 +38,178 @@ OptimArg = bool | int | float | str | None
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """What every component of kind `data` has; its own settings come on top."""
+    """Settings of every component of kind `data`. A component adds its own settings."""
 
     modality: Config = slot("modality")
-    """What a sample is and how it is read, cropped, resized, normalised and shown."""
+    """What a sample is, and how a sample is read, cropped, resized, normalised and shown."""
     extra: dict[str, Config] = slots("modality")
-    """Further modalities that ride along in `batch.extras` with the same crop; masks say what of the sample counts."""
+    """Extra modalities by label: `batch.extras` holds the same crop of them; a mask says which positions are valid."""
     batch_size: int = 32
-    """Samples in one batch of one process; `optim.accumulate` and the number of processes multiply it."""
+    """Samples in one batch of one process. A step takes batch_size x optim.accumulate x processes samples."""
     input_size: int | tuple[int, ...] | None = None
-    """Size of a training sample: one number for all axes or one per axis. Null: the modality's own, or those below."""
+    """Size of a training sample: one number for all axes, or one per axis. Null: the modality's own size, or the range
+    input_size_min to input_size_max."""
     input_size_min: int | tuple[int, ...] | None = None
-    """With input_size_max: every batch draws a size between the two, the same on every process."""
+    """With input_size_max: a size between the two is drawn for every step, the same on every process."""
     input_size_max: int | tuple[int, ...] | None = None
-    """The largest size of a batch; also the nominal size of the tokenizer."""
+    """The largest size of a batch, and the nominal size of the tokenizer."""
     resolution_step: int = 32
-    """Distance between the sizes that may be drawn."""
+    """Difference between two neighbouring sizes."""
     workers: int = 2
-    """Processes that read and prepare samples; 0 does it in the training process. Never changes a result."""
+    """Processes that read and prepare samples; 0: the training process does both. The results are the same."""
     cache_mib: float = 0.0
-    """Memory in which each reading process keeps samples as they were read, so that files are decoded once."""
+    """Memory in MiB of each reading process for samples as read from their files; cached files are decoded once."""
     max_bad_share: float = 0.05
-    """The run stops when more than this share of the samples is unreadable; until then they are skipped and named."""
+    """The run stops if a larger share of the samples cannot be read. Up to this share, unreadable
+    samples are skipped and logged."""
 
     @property
     def has_eval(self) -> bool:
-        """Are there samples to evaluate on? By default: is there a setting `eval_path`, and is it set."""
+        """Whether there are held-out samples. By default: whether the setting `eval_path` exists and is set."""
         return getattr(self, "eval_path", None) is not None
 
     def __post_init__(self) -> None:
         _positive(self, "batch_size", "resolution_step")
         if self.workers < 0:
-            raise ValueError(f"workers={self.workers} is negative")
+            raise SettingError("workers", f"{self.workers} must be at least 0")
         if self.cache_mib < 0:
-            raise ValueError(f"cache_mib={self.cache_mib} is negative")
+            raise SettingError("cache_mib", f"{self.cache_mib} must be at least 0")
         if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"max_bad_share={self.max_bad_share} is no share; it lies in 0..1")
+            raise SettingError("max_bad_share", f"{self.max_bad_share} must lie in 0..1")
         if (self.input_size_min is None) != (self.input_size_max is None):
-            raise ValueError("input_size_min and input_size_max go together")
+            raise SettingError(
+                ("input_size_min", "input_size_max"),
+                "give both input_size_min and input_size_max, or neither",
+            )
         if self.input_size is not None and self.input_size_max is not None:
-            raise ValueError("give input_size, or input_size_min and input_size_max, not all of them")
+            raise SettingError(
+                ("input_size", "input_size_min", "input_size_max"),
+                "give either input_size, or input_size_min and input_size_max",
+            )
         for name in ("input_size", "input_size_min", "input_size_max"):
             size = getattr(self, name)
             if size is not None and any(side < 1 for side in ([size] if isinstance(size, int) else size)):
-                raise ValueError(f"{name}={size} has a side below 1")
+                raise SettingError(name, f"{size}: every side must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Config):
-    """What every component of kind `objective` has."""
+    """Settings of every component of kind `objective`."""
 
     weights: dict[str, float] = field(default_factory=dict)
-    """Factors on losses by name, e.g. {vq/commit: 0.25}; a loss that is not listed counts once."""
+    """Weights of losses by name, e.g. {vq/commit: 0.25}; a loss that is not listed has weight 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The tokenizer's parts."""
+    """The parts of the tokenizer."""
 
     encoder: Config = slot("encoder")
-    """From a sample to a grid of latents."""
+    """Maps a sample to a grid of latents."""
     quantizer: Config = slot("quantizer")
-    """From latents to codes and back."""
+    """Maps latents to codes and back."""
     decoder: Config = slot("decoder")
-    """From quantized latents to a sample."""
+    """Maps quantized latents to a sample."""
     embed_dim: int = 64
-    """Class maps only: channels that a class is embedded in before the encoder."""
+    """Class maps only: channels of the class embedding in front of the encoder."""
     full_ckpt: str | None = None
-    """Start from a whole tokenizer (run, artefact or hub id): every part whose component and shapes agree."""
+    """Start from a whole tokenizer (run, artefact or hub id): copy every part with the same component and shapes."""
     encoder_ckpt: str | None = None
-    """Start from another tokenizer's encoder (and class embedding) alone."""
+    """Start from the encoder (and the class embedding) of another tokenizer only."""
     freeze_enc: bool = False
-    """Embedding, encoder, projection and codebook stay as full_ckpt has them, so tokens stay the same."""
+    """Embedding, encoder, projection and codebook are frozen as loaded from full_ckpt, so tokens stay the same."""
 
     def __post_init__(self) -> None:
         _positive(self, "embed_dim")
         if self.full_ckpt is not None and self.encoder_ckpt is not None:
-            raise ValueError("give full_ckpt or encoder_ckpt, not both; full_ckpt includes the encoder")
+            raise SettingError(
+                ("full_ckpt", "encoder_ckpt"),
+                "give either full_ckpt or encoder_ckpt; full_ckpt includes the encoder",
+            )
         if self.freeze_enc and self.full_ckpt is None:
-            raise ValueError(
-                "freeze_enc=true keeps the tokens of a trained tokenizer; say which one with full_ckpt"
+            raise SettingError(
+                "freeze_enc",
+                "true keeps the tokens of a trained tokenizer. Give this tokenizer with full_ckpt",
             )
 
     @property
     def bare(self) -> "ModelConfig":
-        """Without where its weights came from: what a finished tokenizer is."""
+        """The same settings without full_ckpt, encoder_ckpt and freeze_enc, as stored with a finished tokenizer."""
         return replace(self, full_ckpt=None, encoder_ckpt=None, freeze_enc=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """All that decides what a tokenizer does with an input: what an artefact's config.yaml holds."""
+    """All settings that decide what a tokenizer does with an input; an artefact's config.yaml holds them."""
 
     modality: Config = slot("modality")
     """How a sample is read and shown."""
     size: tuple[int, ...]
     """Nominal size of an input, one number per axis."""
     model: ModelConfig
-    """Encoder, quantizer, decoder."""
+    """Encoder, quantizer and decoder."""
     objective: ObjectiveConfig = slot("objective")
-    """How the decoder is sampled."""
+    """How codes are decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSection:
-    """Where, how long, in which precision."""
+    """Folder, length, precision, logging and checkpoints of a run."""
 
     dir: str
-    """Folder of the run; by default runs/<name of the config file>."""
+    """Folder of the run. By default runs/<name of the config file>."""
     seed: int = 0
-    """Every random choice follows from it."""
+    """Seed of every random choice."""
     steps: int | None = None
-    """Optimizer steps; give this or epochs."""
+    """Number of optimizer steps; give either steps or epochs."""
     epochs: float | None = None
-    """Passes over the training data."""
+    """Number of passes over the training data."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """bf16, fp16: autocast in the forward pass (fp16 scales the loss); weights and optimizer stay fp32."""
+    """bf16 and fp16: autocast in the forward pass (fp16 scales the loss); weights and optimizer stay in fp32."""
     compile: bool = False
     """Compile encoder, quantizer and decoder with torch.compile; the first steps take longer."""
     deterministic: bool = False
-    """Only deterministic kernels, for equal bits on CUDA too; slower, and an operation without one fails."""
+    """Use deterministic kernels only, for bit-equal results on CUDA too. Slower; an operation without such a kernel is
+    an error."""
     device: str | None = None
-    """cpu or cuda; by default cuda when there is one."""
+    """cpu or cuda. By default cuda if a GPU is available."""
     threads: int | None = None
-    """CPU threads of torch; by default torch's own choice."""
+    """CPU threads of torch. By default torch chooses."""
     log_every: int = 20
     """Steps between two lines of metrics.jsonl."""
     save_every: int = 1000
-    """Steps between two checkpoints; the last step is always saved."""
+    """Steps between two checkpoints. The last step is always saved."""
     save_every_seconds: float | None = None
-    """Also save when this much time has passed since the last checkpoint."""
+    """Also save if this many seconds have passed since the last checkpoint."""
     keep: int = 3
-    """Checkpoints kept: the last ones, and the best one beside them."""
+    """Number of latest checkpoints to keep. The best checkpoint is kept in addition."""
     on_nonfinite: OnTrouble = "stop"
-    """NaN or infinite gradients: stop, skip the step, or roll back to the last checkpoint and take other samples."""
+    """For NaN or infinite gradients: stop, skip the step, or roll back to the last checkpoint and use other samples."""
     on_explosion: OnTrouble = "skip"
-    """The same for a gradient norm above optim.max_norm."""
+    """The same choice for a gradient norm above optim.max_norm."""
 
     @property
     def folder(self) -> Path:
-        """`dir`, with `~` expanded."""
+        """`dir` with `~` expanded."""
         return Path(self.dir).expanduser()
 
     def __post_init__(self) -> None:
         _positive(self, "log_every", "save_every", "keep")
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs")
+            raise SettingError(("steps", "epochs"), "give either steps or epochs")
         if self.steps is not None:
             _positive(self, "steps")
         if self.epochs is not None and not self.epochs > 0:
-            raise ValueError(f"epochs={self.epochs} must be above 0")
+            raise SettingError("epochs", f"{self.epochs} must be above 0")
         if self.threads is not None:
             _positive(self, "threads")
         if self.save_every_seconds is not None and not self.save_every_seconds > 0:
-            raise ValueError(f"save_every_seconds={self.save_every_seconds} must be above 0")
+            raise SettingError("save_every_seconds", f"{self.save_every_seconds} must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlayerOptim:
-    """What a player other than the tokenizer does differently, e.g. a discriminator; null: as the tokenizer."""
+    """Optimizer settings of a player other than the tokenizer, e.g. a discriminator. Null: as for the tokenizer."""
 
     name: str | None = None
     """Optimizer."""
@@ -224,61 +237,62 @@ class OptimSection:
 
     name: str = "adamw"
     """Any optimizer of torch.optim in lower case: adamw (arXiv 1711.05101), sgd, adafactor ...; muon (arXiv 2502.16982)
-    takes matrices and kernels, and leaves the rest to adamw."""
+    trains matrices and kernels, and adamw trains the other parameters."""
     lr: float | None = None
-    """Peak learning rate as it is; give this or base_lr."""
+    """Peak learning rate; give either lr or base_lr."""
     base_lr: float | None = None
-    """Peak learning rate for a total batch of 256; it is scaled by total batch / 256."""
+    """Peak learning rate for a total batch of 256. The learning rate is base_lr x total batch / 256."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay rates of the two moments, for optimizers that have them."""
+    """Decay rates of the two moments, for optimizers with these settings."""
     eps: float = 1e-8
-    """Added to the root of the second moment, for optimizers that have it."""
+    """Added to the root of the second moment, for optimizers with this setting."""
     args: dict[str, OptimArg] = field(default_factory=dict)
     """Further arguments of the optimizer, e.g. {momentum: 0.9} or {fused: true}."""
     weight_decay: float = 0.05
-    """Decay of matrices and convolution kernels; vectors (biases, norms, scales), embeddings and codes have none."""
+    """Weight decay of matrices and convolution kernels. No decay for vectors (biases, norms, scales), embeddings and
+    codes."""
     weight_decay_end: float | None = None
-    """Decay at the end of the schedule, reached along half a cosine; by default it stays the same."""
+    """Weight decay at the end of the schedule, reached along half a cosine. By default the weight decay is constant."""
     warmup: int = 0
     """Steps of linear warm-up."""
     warmup_epochs: float | None = None
-    """The same in passes over the training data; give one of the two."""
+    """Linear warm-up in passes over the training data; give either warmup or warmup_epochs."""
     min_lr: float = 0.0
     """Learning rate at the end of the schedule."""
     horizon: int | None = None
-    """Step at which the schedule ends; by default the end of the run. Set it when a run may be lengthened."""
+    """Step at which the schedule ends. By default the end of the run. Set the horizon if the run may be lengthened."""
     clip: float | None = 1.0
-    """Largest norm of a step's gradient; a longer one is scaled down to it."""
+    """Largest norm of a step's gradient. A gradient with a larger norm is scaled down to this norm."""
     max_norm: float | None = None
-    """A step whose gradient norm is above this, before clipping, is an explosion: see run.on_explosion."""
+    """Largest gradient norm before clipping. Above this norm a step is an explosion: see run.on_explosion."""
     accumulate: int = 1
-    """Batches whose gradients make one step."""
+    """Number of batches in one optimizer step."""
     players: dict[str, PlayerOptim] = field(default_factory=dict)
-    """Differences for other players by name, e.g. {discriminator: {lr: 2.0e-4, betas: [0.5, 0.9]}}."""
+    """Other settings for other players by name, e.g. {discriminator: {lr: 2.0e-4, betas: [0.5, 0.9]}}."""
 
     def __post_init__(self) -> None:
         if (self.lr is None) == (self.base_lr is None):
-            raise ValueError("give either lr or base_lr")
+            raise SettingError(("lr", "base_lr"), "give either lr or base_lr")
         _positive(self, "accumulate")
         if self.horizon is not None:
             _positive(self, "horizon")
         if self.warmup and self.warmup_epochs is not None:
-            raise ValueError("give warmup (steps) or warmup_epochs, not both")
+            raise SettingError(("warmup", "warmup_epochs"), "give either warmup (steps) or warmup_epochs")
         for name in ("lr", "base_lr", "clip", "max_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} must be above 0")
+                raise SettingError(name, f"{value} must be above 0")
         for name in ("weight_decay", "weight_decay_end", "warmup", "warmup_epochs", "min_lr"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
-                raise ValueError(f"{name}={value} is negative")
+                raise SettingError(name, f"{value} must be at least 0")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={list(self.betas)} must lie in [0, 1)")
+            raise SettingError("betas", f"{list(self.betas)} must lie in [0, 1)")
         for player in self.players:
             self.of(player)
 
     def of(self, player: str) -> "OptimSection":
-        """The section as one player has it."""
+        """The settings of one player: this section with the changes under `players`."""
         own = self.players.get(player)
         if own is None:
             return self
@@ -288,37 +302,37 @@ class OptimSection:
         try:
             return replace(self, **{**rates, **warmup, **given, "players": {}})
         except ValueError as error:
-            raise ValueError(f"players.{player}: {error}") from error
+            raise SettingError(("players",), f"players.{player}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmaSection:
-    """A running average of the trained weights, kept beside them and used for evaluation and export."""
+    """A running average (EMA) of the trained weights, stored with the weights and used for evaluation and export."""
 
     decay: float | None = 0.999
-    """Share of the average that a step keeps; null switches it off."""
+    """Share of the average that is kept in each step. Null switches the average off."""
 
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 < self.decay < 1:
-            raise ValueError(f"decay={self.decay} must lie between 0 and 1")
+            raise SettingError("decay", f"{self.decay} must lie between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSection:
-    """What is measured on data.eval_path."""
+    """Evaluation on the held-out samples in data.eval_path."""
 
     every: int | None = None
-    """Steps between evaluations during training; null evaluates at the end only."""
+    """Steps between two evaluations during training. Null: one evaluation at the end."""
     sizes: tuple[int | tuple[int, ...], ...] | None = None
-    """Sizes to evaluate at, each one number for all axes or one per axis; by default the nominal size."""
+    """Sizes to evaluate at, each one number for all axes or one per axis. By default the nominal size."""
     metrics: dict[str, Config] = slots("metric")
-    """Metrics by label; by default those that the modality names."""
+    """Metrics by label. By default the metrics of the modality."""
     batch_size: int | None = None
-    """Samples at once; by default data.batch_size."""
+    """Samples in one batch. By default data.batch_size."""
     samples: int | None = None
-    """How many samples to measure; by default all."""
+    """Number of samples to measure. By default all samples."""
     pictures: int = 8
-    """How many samples the contact sheet and the strip show."""
+    """Number of samples on the contact sheet and on the strip."""
 
     def __post_init__(self) -> None:
         _positive(self, "pictures")
@@ -329,29 +343,29 @@ class EvalSection:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole training run."""
+    """All settings of a training run."""
 
     requires: tuple[str, ...] = ()
-    """Requirements checked before anything is imported, e.g. ["vqcore-vit>=0.1"]."""
+    """Required packages, checked before any plugin is imported, e.g. ["vqcore-vit>=0.1"]."""
     data: DataConfig = slot("data")
     """Where samples come from."""
     model: ModelConfig
     """The tokenizer."""
     objective: ObjectiveConfig = slot("objective", default={"name": "reconstruction"})
-    """How it is trained."""
+    """How the tokenizer is trained."""
     run: RunSection
-    """Where, how long, in which precision."""
+    """Folder, length, precision, logging and checkpoints."""
     optim: OptimSection
-    """Optimizer and schedule."""
+    """Optimizer and learning-rate schedule."""
     ema: EmaSection = field(default_factory=EmaSection)
-    """Average of the weights."""
+    """Running average of the weights."""
     eval: EvalSection = field(default_factory=EvalSection)
-    """Measurements."""
+    """Evaluation."""
     hooks: dict[str, Config] = slots("hook", optional=True)
-    """Observers of the run by label."""
+    """Hooks by label: components that watch the run."""
 
 
 def _positive(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+            raise SettingError(name, f"{getattr(config, name)} must be at least 1")

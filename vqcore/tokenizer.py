@@ -1,8 +1,8 @@
 """The tokenizer: encoder -> quantizer -> decoder, loaded from a folder and used on files, pictures and arrays.
 
-Its children are named `embed` (class maps only), `encoder`, `proj`, `quantizer` and `decoder` in every state dict. The
-modality (how a file becomes a tensor) and the objective (how the decoder is sampled) belong to it but hold no weights
-of it.
+The children of a `Tokenizer` are named `embed` (class maps only), `encoder`, `proj`, `quantizer` and `decoder` in every
+state dict. The modality (how a file becomes a tensor) and the objective (how the decoder is sampled) belong to the
+tokenizer, but their weights do not.
 """
 
 import contextlib
@@ -36,7 +36,6 @@ from vqcore.artefacts.folder import (
     staged,
     verify,
     weights_of,
-    write_text,
 )
 from vqcore.artefacts.formats import fetch_foreign, read_foreign
 from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config
@@ -44,7 +43,22 @@ from vqcore.artefacts.resolve import resolve
 from vqcore.compose.describe import dump
 from vqcore.config import Config, deciding
 from vqcore.errors import CheckpointError, ConfigError, VqcoreError, listed
-from vqcore.protocols import DataSpec, Facts, Part, Quantized
+from vqcore.files import write_text
+from vqcore.protocols import (
+    DataSpec,
+    Encoder,
+    Facts,
+    Modality,
+    Objective,
+    Part,
+    Quantized,
+    Quantizer,
+    fetch,
+    grid_out,
+    is_denoiser,
+    needs_denoiser,
+    token_state,
+)
 from vqcore.registry import Registry, registry
 from vqcore.rng import generator, seeded
 from vqcore.schema import TokenizerConfig
@@ -55,15 +69,16 @@ log = logging.getLogger(__name__)
 class Tokenizer(nn.Module):
     """Turns an input into a grid of codes and back.
 
-    `seed` fixes the initial weights, part by part; parts that begin with published ones get them now, unless `fetch`
-    is False because others will fill them. `encoder_only` leaves the decoder out. Raises `ConfigError` when a part
-    refuses its settings or two parts do not fit.
+    `seed` fixes the initial weights of each part. With `fetch`, parts that start from published weights load them now.
+    `encoder_only` leaves the decoder out. Raises `ConfigError` if a part refuses its settings, or if decoder and
+    objective do not fit.
     """
 
-    objective: Any
-    encoder: Any
-    quantizer: Any
-    decoder: Any
+    modality: Modality
+    objective: Objective
+    encoder: Encoder
+    quantizer: Quantizer
+    decoder: Any  # a Decoder or a Denoiser; None without it
 
     def __init__(
         self,
@@ -104,7 +119,7 @@ class Tokenizer(nn.Module):
             self.decoder = build(
                 "decoder", "model.decoder", cfg.model.decoder, dim=self.quantizer.dim, spec=self.spec
             )
-        # Not registered as a child: what an objective holds (discriminators, teachers) is no part of a tokenizer.
+        # Not registered as a child: discriminators and teachers of an objective are no part of a tokenizer.
         self.__dict__["objective"] = build("objective", "objective", cfg.objective, spec=self.spec)
         if self.decoder is not None:
             _check_pair(self)
@@ -112,13 +127,12 @@ class Tokenizer(nn.Module):
             self.fetch()
 
     def fetch(self, parts: Sequence[str] = ("encoder", "quantizer", "decoder")) -> None:
-        """Give parts the published weights they begin with, if they do (`fetch` in `vqcore.protocols`)."""
+        """Load the published weights of parts that start from them (`fetch` in `vqcore.protocols`)."""
         for name in parts:
-            if (fetch := getattr(getattr(self, name), "fetch", None)) is not None:
-                try:
-                    fetch()
-                except CheckpointError as error:
-                    raise error.at(f"model.{name}") from error
+            try:
+                fetch(getattr(self, name))
+            except CheckpointError as error:
+                raise error.at(f"model.{name}") from error
 
     @property
     def codebook_size(self) -> int:
@@ -127,7 +141,7 @@ class Tokenizer(nn.Module):
 
     @property
     def num_codebooks(self) -> int:
-        """Codes at every position of the grid: the length of the last axis of `codes`."""
+        """Number of codes at every position of the grid: the length of the last axis of `codes`."""
         return self.quantizer.num_codebooks
 
     def facts(self, size: tuple[int, ...] | None = None) -> Facts:
@@ -144,7 +158,7 @@ class Tokenizer(nn.Module):
         return Facts(self.spec, size, self.grid(size), self.codebook_size, self.num_codebooks, parts)
 
     def freeze_encoder(self) -> None:
-        """Keep `embed`, `encoder`, `proj` and `quantizer` as they are: no gradient, eval mode whatever `train` says."""
+        """Freeze `embed`, `encoder`, `proj` and `quantizer`: they get no gradient and stay in eval mode."""
         self._frozen = ("embed", "encoder", "proj", "quantizer")
         for name in self._frozen:
             if (part := getattr(self, name)) is not None:
@@ -152,7 +166,7 @@ class Tokenizer(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Tokenizer":
-        """Training mode, or eval mode, for all parts that are not frozen."""
+        """Set training mode, or eval mode, of all parts that are not frozen."""
         super().train(mode)
         for name in self._frozen:
             if (part := getattr(self, name)) is not None:
@@ -161,17 +175,15 @@ class Tokenizer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.proj.weight.device
 
     def grid(self, size: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """The grid of codes for an input of this size (default: the nominal size)."""
-        grid = self.encoder.grid(tuple(size or self.cfg.size))
-        grid_out = getattr(self.quantizer, "grid_out", None)
-        return grid_out(grid) if grid_out else grid
+        return grid_out(self.quantizer, self.encoder.grid(tuple(size or self.cfg.size)))
 
     def latents(self, x: Tensor) -> Float[Tensor, "b *grid d"]:
-        """What the quantizer sees. `x` is float `(b, c, *size)`, or a class map `(b, *size)` of integers."""
+        """The input of the quantizer. `x` is float `(b, c, *size)`, or a class map `(b, *size)` of integers."""
         if self.embed is not None:
             x = rearrange(self.embed(x.long()), "b ... c -> b c ...")
         return self.proj(self.encoder(x))
@@ -179,7 +191,7 @@ class Tokenizer(nn.Module):
     def quantize(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *size"] | None = None
     ) -> Quantized:
-        """Quantize latents; `mask` is True where the input is valid. A position is valid if any part of it is."""
+        """Quantize latents. `mask` is True where the input is valid; a grid position is valid if any part of it is."""
         return self.quantizer(z, None if mask is None else _to_grid(mask, z.shape[1:-1]))
 
     @torch.no_grad()
@@ -194,7 +206,7 @@ class Tokenizer(nn.Module):
             return self.quantize(self.latents(x.to(self.device)), mask).codes
 
     def lookup(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """The quantized latents that codes stand for."""
+        """The quantized latents of codes."""
         return self.quantizer.decode(codes.to(self.device))
 
     @torch.no_grad()
@@ -207,13 +219,13 @@ class Tokenizer(nn.Module):
         extras: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> Tensor:
-        """Inputs rebuilt from codes, float `(b, c, *size)`; logits `(b, labels, *size)` for class maps.
+        """Reconstructions from codes, float `(b, c, *size)`; logits `(b, labels, *size)` for class maps.
 
-        `size` defaults to the one with this grid; `rng`, one generator a sample (default: seed 0 for each),
-        and `sampling` are for decoders that draw, `extras` for those that look at what rides along.
+        `size` defaults to the size with this grid. Decoders that draw noise use `rng`, one generator a sample
+        (default: seed 0 for each), and `sampling`; decoders with more inputs than the codes use `extras`.
         """
         if self.decoder is None:
-            raise CheckpointError("this tokenizer was loaded with encoder_only=True; it cannot decode.")
+            raise CheckpointError("this tokenizer cannot decode: it was loaded with encoder_only=True.")
         rng = rng or [generator(0, "decode") for _ in codes]
         size = size or self.size_of(tuple(codes.shape[1:-1]))
         with _evaluating(self):
@@ -233,13 +245,13 @@ class Tokenizer(nn.Module):
         return tuple(side * have // base for side, have, base in zip(self.cfg.size, grid, nominal))
 
     def read(self, source: Any, size: tuple[int, ...] | None = None) -> Tensor:
-        """A batch of one from a path or an object in memory, prepared as for evaluation: `(1, c, *size)`."""
+        """A batch of one sample `(1, c, *size)` from a path or an object in memory, prepared as for evaluation."""
         raw = self.modality.read(source)
         view = self.modality.view(self.modality.extent(raw), tuple(size or self.cfg.size), None)
         return self.modality.tensor(raw, view).unsqueeze(0)
 
     def show(self, x_hat: Tensor) -> Any:
-        """One sample for people: a PIL image, or an array in the modality's own units. Undoes `read`."""
+        """One sample in the form of the files: a PIL image, or an array in the modality's own units. Undoes `read`."""
         has_channels = self.spec.labels is None or x_hat.is_floating_point()
         if x_hat.ndim > self.spec.rank + has_channels:
             if len(x_hat) != 1:
@@ -250,7 +262,7 @@ class Tokenizer(nn.Module):
         return self.modality.show(x_hat.detach().cpu())
 
     def check_input(self, x: Tensor) -> None:
-        """Raise `ValueError` naming what differs between `x` and the declared input."""
+        """Raise `ValueError` if `x` is not an input of this tokenizer; the text names the difference."""
         spec = self.spec
         wants = ("b", *(f"size{i}" for i in range(spec.rank)))
         if spec.labels is None:
@@ -266,12 +278,10 @@ class Tokenizer(nn.Module):
             raise ValueError(f"class ids lie in 0..{spec.labels - 1}, found {int(x.min())}..{int(x.max())}")
         if spec.labels is None and not (finite := x.isfinite()).all():
             place = (~finite).nonzero()[0].tolist()
-            raise ValueError(
-                f"an input holds {x[tuple(place)].item()} at {place}; its values are finite numbers"
-            )
+            raise ValueError(f"an input holds {x[tuple(place)].item()} at {place}; all values must be finite")
 
     def _check_range(self, x: Tensor, mask: Bool[Tensor, "b *size"] | None) -> None:
-        """Warn, once, of values that lie further outside the declared range than it is wide, as 0..255 do in -1..1."""
+        """Warn once of values that exceed the declared range by more than its width, such as 0..255 in -1..1."""
         if self.spec.range is None or self._range_was_left:
             return
         if mask is not None:
@@ -282,17 +292,17 @@ class Tokenizer(nn.Module):
         if max(low - least, most - high) > high - low:
             self._range_was_left = True
             log.warning(
-                f"an input runs from {least:.4g} to {most:.4g} where this tokenizer knows {low:.4g} to {high:.4g}; its "
-                "codes mean little. Tokenizer.read makes inputs of files, pictures and arrays."
+                f"the values of an input run from {least:.4g} to {most:.4g}, but this tokenizer was made for {low:.4g} to "
+                f"{high:.4g}: the codes are not reliable. Tokenizer.read prepares files, pictures and arrays."
             )
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that decides which codes an input gets and what they decode to, as hex.
+        """SHA-256, as hex, of everything that decides the codes of an input and the latents of codes.
 
-        Over the settings of modality, encoder and quantizer (those that are not at their default and do not matter in
-        training only), and over
-        names, shapes and fp32 bytes of `embed`, `encoder`, `proj` and the quantizer's `token_state`.
+        It covers the settings of modality, encoder and quantizer (those at their default and those that matter in
+        training only are left out; a renamed component keeps its first name), and names, shapes and fp32 bytes of
+        `embed`, `encoder`, `proj` and the quantizer's `token_state`.
         """
         named = {"encoder": self.cfg.model.encoder, "quantizer": self.cfg.model.quantizer}
         settings = {
@@ -301,8 +311,7 @@ class Tokenizer(nn.Module):
         }
         digest = hashlib.sha256(f"vqcore-fingerprint-{FINGERPRINT_VERSION}".encode())
         digest.update(json.dumps(settings, sort_keys=True).encode())
-        token_state = getattr(self.quantizer, "token_state", self.quantizer.state_dict)
-        state = {f"quantizer.{key}": value for key, value in token_state().items()}
+        state = {f"quantizer.{key}": value for key, value in token_state(self.quantizer).items()}
         for part in ("embed", "encoder", "proj"):
             module = getattr(self, part)
             state |= {f"{part}.{key}": value for key, value in module.state_dict().items()} if module else {}
@@ -314,9 +323,10 @@ class Tokenizer(nn.Module):
         return digest.hexdigest()
 
     def save(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
-        """Write an artefact (weights, config, provenance, model card) into a new folder, which appears complete.
+        """Write an artefact (weights, config, provenance, model card) into a new folder.
 
-        A loaded tokenizer keeps what is known of its origin (data, metrics, versions of its parts).
+        The folder appears only when it is complete. A tokenizer that was loaded keeps the data, metrics and versions
+        of its provenance.
         """
         self._save(Path(folder), provenance, ".")
 
@@ -328,9 +338,10 @@ class Tokenizer(nn.Module):
         revision: str | None = None,
         message: str = "vqcore tokenizer",
     ) -> str:
-        """Upload the artefact to `user/name` on the Hugging Face hub, which is made if need be; returns its address.
+        """Upload the artefact to `user/name` on the Hugging Face hub and return its address.
 
-        Needs huggingface_hub and a login (`hf auth login` or `HF_TOKEN`). `revision` is a branch.
+        A missing repository is created. Needs huggingface_hub and a login (`hf auth login` or `HF_TOKEN`). `revision`
+        is a branch.
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "tokenizer"
@@ -347,8 +358,8 @@ class Tokenizer(nn.Module):
     ) -> None:
         """Write weights, config and model card into a folder of `staged`; the provenance gets its share too.
 
-        `fingerprint` is that of the weights that will be used (averages, if there are any), `metrics` are those of
-        their evaluation, `address` is what the card's snippet loads.
+        `fingerprint` belongs to the weights that will be used (with averages, if there are any), `metrics` to their
+        evaluation; `address` is what the code in the card loads.
         """
         save_tensors(staging / WEIGHTS, weights_of(self))
         write_text(staging / CONFIG, dump(self.cfg))
@@ -371,12 +382,12 @@ class Tokenizer(nn.Module):
         allow_pickle: bool = False,
         registry_: Registry | None = None,
     ) -> "Tokenizer":
-        """A tokenizer from a run folder (best checkpoint, else the last), a checkpoint, an artefact or a hub id.
+        """A tokenizer, in eval mode, from a run folder (best checkpoint, else the last), a checkpoint, an artefact or
+        a hub id.
 
-        It is in eval mode. `weights` is `model`, `ema` (the running average) or `auto` (the average where there is
-        one). `revision` belongs to a hub id. Every file's checksum and the fingerprint are verified. `format` reads
-        files of other systems, and only with `allow_pickle` those that are pickles. Raises `CheckpointError` when
-        something is missing, damaged or does not fit.
+        `weights` is `model`, `ema` (running averages) or `auto` (averages if there are any). `revision` belongs to a
+        hub id. Checksums and fingerprint are verified. `format` reads files of other systems; pickles only with
+        `allow_pickle`. Raises `CheckpointError` if something is missing, damaged or does not fit.
         """
         if format is not None:
             source = fetch_foreign(path, revision, allow_pickle=allow_pickle)
@@ -395,11 +406,11 @@ class Tokenizer(nn.Module):
         return tokenizer.to(device or "cpu").eval()
 
     def load_weights(self, folder: Path, weights: str = "auto") -> None:
-        """Fill this tokenizer with a folder's weights, exactly: a missing, unknown or misshapen tensor is an error."""
+        """Fill this tokenizer with a folder's weights. A missing, unknown or misshapen tensor is an error."""
         self.fill(read_weights(folder, weights), str(folder))
 
     def fill(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Take over weights by name, exactly; `source` is for the error's text."""
+        """Take over weights by name; `source` is for the text of the error. Names and shapes must match exactly."""
         if self.decoder is None:
             state = {key: value for key, value in state.items() if not key.startswith("decoder.")}
         own = weights_of(self)
@@ -413,21 +424,21 @@ class Tokenizer(nn.Module):
 
 
 def _check_pair(tokenizer: Tokenizer) -> None:
-    """Objectives train either plain decoders or denoisers."""
+    """Raise `ConfigError` unless the decoder is of the kind that the objective trains: plain, or a denoiser."""
     catalogue = tokenizer.registry
-    wants = bool(getattr(tokenizer.objective, "needs_denoiser", False))
-    if wants == bool(getattr(tokenizer.decoder, "is_denoiser", False)):
+    wants = needs_denoiser(tokenizer.objective)
+    if wants == is_denoiser(tokenizer.decoder):
         return
     cfg = tokenizer.cfg
     fitting = []
     for found in catalogue.components("decoder"):
         with contextlib.suppress(VqcoreError):
-            if bool(getattr(catalogue.load("decoder", found.name), "is_denoiser", False)) == wants:
+            if is_denoiser(catalogue.load("decoder", found.name)) == wants:
                 fitting.append(found.name)
     kinds = ("a denoiser", "maps latents to the input") if wants else ("a plain decoder", "is a denoiser")
     raise ConfigError(
         f"objective '{cfg.objective.name}' needs {kinds[0]}; '{cfg.model.decoder.name}' {kinds[1]}. "
-        f"Here it could be: {listed(fitting) or 'none'}."
+        f"Installed decoders that fit: {listed(fitting) or 'none'}."
     )
 
 
@@ -443,7 +454,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _to_grid(mask: Bool[Tensor, "b *size"], grid: torch.Size) -> Bool[Tensor, "b *grid"]:
-    if mask.ndim - 1 != len(grid):  # tokens that belong to no place: all valid if anything is
+    if mask.ndim - 1 != len(grid):  # tokens without a place: all valid if anything is
         valid = mask.flatten(1).any(1)
         return valid.reshape(-1, *[1] * len(grid)).expand(-1, *grid)
     pool = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[len(grid) - 1]

@@ -1,6 +1,6 @@
 """The training loop: load, step, log, evaluate, save.
 
-It knows batches, players and steps; what a loss is made of is the objective's business. Every random choice follows from
+The trainer knows batches, players and steps; the objective knows what a loss is made of. Every random choice follows from
 (seed, purpose, step), so a run that was killed and resumed ends with the same bits.
 """
 
@@ -119,7 +119,7 @@ class _Loop:
                     run.progress.stopped_by = signals.received or "a signal to another process"
                     say(
                         f"\nstopped by {run.progress.stopped_by} after step {run.step}, which is saved; the same command "
-                        "goes on."
+                        "resumes the run."
                     )
                     break
 
@@ -204,14 +204,14 @@ def _fixed_samples(run: Run) -> Batch:
 
 
 def _explain(run: Run, error: BaseException) -> None:
-    """A disk that takes no more, or another process that died, is no bug of ours."""
-    kept = f"Its checkpoints are whole, up to step {max(run.progress.saved, 0)}"
+    """Turn a full disk, or the death of another process, into one clear line."""
+    kept = f"The checkpoints are complete up to step {max(run.progress.saved, 0)}"
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         raise RunError(
-            f"run.dir={run.dir} takes no more ({error.strerror}). {kept}: make room, and the same command goes on."
+            f"run.dir={run.dir}: the disk takes no more data ({error.strerror}). {kept}: make room, then the same command resumes the run."
         ) from error
     if dist.world_size() > 1 and isinstance(error, RuntimeError) and "by peer" in str(error):
         raise RunError(
-            f"rank {dist.rank()}, step {run.step + 1}: another process of this run is gone; what it said stands "
-            f"above or in its own log. {kept}: the same command goes on; torchrun --max-restarts=3 does so by itself."
+            f"rank {dist.rank()}, step {run.step + 1}: another process of this run has ended; its message stands "
+            f"above or in its own log. {kept}: the same command resumes the run; torchrun --max-restarts=3 does so by itself."
         ) from error

@@ -1,4 +1,4 @@
-"""Folders that hold a tokenizer: written aside, checksummed, renamed when complete; verified when read.
+"""Folders that hold a tokenizer: written beside their place, checksummed, renamed when complete; verified when read.
 
 An artefact is `model.safetensors`, `config.yaml`, `provenance.json` and `README.md`; a checkpoint is an artefact plus
 `ema.safetensors` and the training state. `provenance.json` lists the SHA-256 of every other file. There is no pickle,
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vqcore.errors import CheckpointError, RunError
+from vqcore.files import write_text
 
 WEIGHTS, EMA = "model.safetensors", "ema.safetensors"
 
@@ -32,13 +33,13 @@ FINGERPRINT_VERSION = 2
 
 @contextmanager
 def staged(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
-    """A folder beside `folder` to write into; at the end it is checksummed, flushed to disk and takes its name.
+    """A folder beside `folder` to write into; the block's end checksums it, flushes it to disk and renames it.
 
-    Whatever goes wrong before that, `folder` does not exist afterwards. Raises `RunError` if it does already.
+    If the block fails, `folder` does not exist afterwards. Raises `RunError` if `folder` exists already.
     """
     if folder.exists():
         raise RunError(
-            f"{folder} exists already; nothing is overwritten. Choose another folder or remove it."
+            f"{folder} exists already and is not overwritten. Choose another folder, or remove this one."
         )
     staging = folder.parent / f".{folder.name}.incomplete"
     try:
@@ -46,7 +47,7 @@ def staged(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
         staging.mkdir(parents=True)
         note(staging, **provenance)
         yield staging
-        unsealed = (PROVENANCE, CARD)  # people edit a card, and so does the hub
+        unsealed = (PROVENANCE, CARD)  # people and the hub edit a card
         note(staging, files={p.name: _sha256(p) for p in sorted(staging.iterdir()) if p.name not in unsealed})
         for path in staging.iterdir():
             _flush(path)
@@ -59,33 +60,26 @@ def staged(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
 
 
 def note(staging: Path, **entries: Any) -> dict[str, Any]:
-    """Add entries to the provenance of a staging folder; returns all of it."""
+    """Add entries to the provenance in a staging folder; returns the whole provenance."""
     path = staging / PROVENANCE
     made = {**(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}), **entries}
     write_text(path, json.dumps(made, indent=2) + "\n")
     return made
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file in one go: aside, then renamed."""
-    aside = path.with_name(f".{path.name}.incomplete")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-
-
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state dict, with a parameter that has several names (tied weights) under the first of them only."""
+    """A module's state dict. A parameter with several names (tied weights) appears under its first name only."""
     once = {name for name, _ in module.named_parameters()}
     again = {name for name, _ in module.named_parameters(remove_duplicate=False)} - once
     return {name: value for name, value in module.state_dict().items() if name not in again}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Tensors by name as safetensors, sorted by name, contiguous, on the CPU."""
+    """Write tensors by name as safetensors, sorted by name."""
     ours = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
     try:
         save_file(ours, path)
-    except SafetensorError as error:  # it wraps what the system says, number and all
+    except SafetensorError as error:  # it wraps the system's error, whose number stands in the text
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -93,7 +87,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; `CheckpointError` names a missing or damaged one."""
+    """The tensors of a safetensors file. Raises `CheckpointError` for a missing or damaged file."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -103,26 +97,26 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_weights(folder: Path, weights: str = "auto") -> dict[str, Tensor]:
-    """A folder's weights: `model`, `ema` (averages of the trained parameters), or `auto`: averages if any."""
+    """A folder's weights: `model` (as trained), `ema` (with running averages), `auto` (with averages if there are any)."""
     if weights not in ("auto", "model", "ema"):
-        raise CheckpointError(f"weights='{weights}': it is one of auto, model, ema.")
+        raise CheckpointError(f"weights='{weights}' is unknown; choose auto, model or ema.")
     state = load_tensors(folder / WEIGHTS)
     if weights == "ema" and not (folder / EMA).exists():
-        raise CheckpointError(f"{folder} holds no running average ({EMA}); use weights=model.")
+        raise CheckpointError(f"{folder} has no running averages ({EMA}); use weights=model.")
     if weights != "model" and (folder / EMA).exists():
         state.update(load_tensors(folder / EMA))
     return state
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Compare every file with its checksum and return the provenance. `CheckpointError` names what is damaged."""
+    """Compare every file with its checksum and return the provenance. Raises `CheckpointError` for a damaged file."""
     path = folder / PROVENANCE
     try:
         provenance = json.loads(path.read_text(encoding="utf-8"))
         files = provenance["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: missing or damaged; {folder.name} is no complete tokenizer."
+            f"{path}: missing or damaged, so {folder.name} is not a complete tokenizer."
         ) from error
     for name, digest in files.items():
         if name == CARD:
@@ -131,19 +125,19 @@ def verify(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{folder / name}: missing.")
         if (found := _sha256(folder / name)) != digest:
             raise CheckpointError(
-                f"{folder / name}: damaged: its checksum is not the one in {PROVENANCE} "
-                f"(SHA-256 {found[:16]}, there {digest[:16]})."
+                f"{folder / name}: damaged: the checksum of the file is {found[:16]}, but {PROVENANCE} says "
+                f"{digest[:16]} (SHA-256)."
             )
     return provenance
 
 
 def check_fingerprint(folder: Path, made: Mapping[str, Any], found: str) -> None:
-    """Refuse a tokenizer that is not the one its provenance speaks of (checksums may have been made anew)."""
+    """Raise `CheckpointError` unless a tokenizer has the fingerprint in its provenance (checksums can be faked)."""
     if made.get("fingerprint_version") == FINGERPRINT_VERSION and made.get("fingerprint") != found:
         raise CheckpointError(
-            f"{folder}: is not the tokenizer it says it is: its fingerprint is {found[:16]}, {PROVENANCE} says "
-            f"{str(made.get('fingerprint'))[:16]}. Its weights or settings were changed after it was saved; codes of "
-            "the one do not fit the other."
+            f"{folder}: the fingerprint of this tokenizer is {found[:16]}, but {PROVENANCE} says "
+            f"{str(made.get('fingerprint'))[:16]}. Weights or settings were changed after the tokenizer was saved; "
+            "codes from before the change do not fit."
         )
 
 

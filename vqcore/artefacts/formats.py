@@ -28,12 +28,12 @@ def read_foreign(
     catalogue = registry_ or registry()
     cfg = format if isinstance(format, Config) else _defaults(catalogue, format)
     if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file.")
+        raise CheckpointError(f"{path}: no such file.")
     return catalogue.build("format", cfg, "format").read(path, allow_pickle=allow_pickle)
 
 
 def fetch_foreign(path: str | Path, revision: str | None, *, allow_pickle: bool) -> Path:
-    """The file or folder itself, or the folder of a hub id; pickles are fetched only if they may be read."""
+    """The file or folder itself, or the downloaded folder of a hub id. Pickles are downloaded only if allowed."""
     found = None if Path(path).exists() else hub.hub_id(path)
     if found is None:
         return Path(path)
@@ -42,11 +42,14 @@ def fetch_foreign(path: str | Path, revision: str | None, *, allow_pickle: bool)
 
 
 def read_pickle(path: Path, *, allow_pickle: bool, allow: Sequence[Any] = ()) -> Any:
-    """A PyTorch pickle's tensors and plain data; of classes only those in `allow`. Refused unless `allow_pickle`."""
+    """The tensors and plain data of a PyTorch pickle; other classes only if they are in `allow`.
+
+    Raises `CheckpointError` unless `allow_pickle` is true, and for pickles that hold anything else.
+    """
     if not allow_pickle:
         raise CheckpointError(
-            f"{path}: is a pickle, a program that Python runs when it reads it. If you trust where it comes from, say "
-            "allow_pickle=True (--allow-pickle); even then nothing but tensors and plain data is read."
+            f"{path} is a pickle: Python could run code from it. If you trust its origin, give allow_pickle=True "
+            "(--allow-pickle); even then only tensors and plain data are read."
         )
     try:
         with torch.serialization.safe_globals(list(allow)):
@@ -54,25 +57,25 @@ def read_pickle(path: Path, *, allow_pickle: bool, allow: Sequence[Any] = ()) ->
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{path}: holds more than tensors and plain data; not read ({reason[:160]})."
+            f"{path} holds more than tensors and plain data and is not read ({reason[:160]})."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: damaged, or no file of PyTorch ({error}).") from error
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch file ({error}).") from error
 
 
 def refusal(path: Path) -> CheckpointError:
-    """Why a path that is no tokenizer of ours is not read, and the line that would read it."""
+    """The error for a path that is no vqcore tokenizer: why nothing was read, and the command that would read it."""
     if path.is_file() and (path.parent / "provenance.json").is_file():
-        return CheckpointError(f"{path}: is a file of a tokenizer; give its folder: {path.parent}")
+        return CheckpointError(f"{path} is one file of a tokenizer; give the folder: {path.parent}")
     is_pickle = path.suffix.lower() in PICKLES
-    kind = "a pickle of another system" if is_pickle else "no tokenizer of vqcore"
-    what = f"{path}: is {kind}; nothing of it was read."
+    kind = "a pickle of another system" if is_pickle else "not a vqcore tokenizer"
+    what = f"{path} is {kind}; nothing was read."
     more = (", allow_pickle=True", " --allow-pickle") if is_pickle else ("", "")
     names = _recognising(path)
     if not names:
-        others = f"No format that is installed knows it ({listed(_installed()) or 'there is none'})."
+        others = f"No installed format recognises it (installed: {listed(_installed()) or 'none'})."
         return CheckpointError(
-            f"{what} {others} One that does: vqcore export {path} FOLDER --format NAME{more[1]}"
+            f"{what} {others} With a format that does: vqcore export {path} FOLDER --format NAME{more[1]}"
         )
     call = f"Tokenizer.load({str(path)!r}, format={names[0]!r}{more[0]})"
     command = f"vqcore export {path} FOLDER --format {names[0]}{more[1]}"
@@ -89,7 +92,7 @@ def _installed() -> list[str]:
 
 
 def _recognising(path: Path) -> list[str]:
-    """Installed formats that know such a file; one that cannot be asked is left out, for this is an error's text."""
+    """The installed formats that recognise a file. A broken format is left out: this is for the text of an error."""
     names = []
     for name in _installed():
         try:

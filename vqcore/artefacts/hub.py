@@ -16,15 +16,15 @@ from vqcore.artefacts.folder import FILES
 from vqcore.errors import CheckpointError
 
 FOREIGN = ("*.safetensors", "*.json", "*.yaml", "*.yml", "*.txt", "README.md")
-"""What is fetched of a repository that another system made, unless pickles are allowed."""
+"""Files that are downloaded from a repository of another system; pickles come on top if they are allowed."""
 _PREFIX = "hf://"
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 def hub_id(path: str | Path) -> tuple[str, str | None] | None:
-    """`user/name` or `user/name@revision` as its two parts, if a path can be one; `hf://` in front says that it is.
+    """The two parts of `user/name` or `user/name@revision`; None if the text is no hub id.
 
-    Without it, what begins with an existing folder is a path.
+    `hf://` in front makes it a hub id. Without `hf://`, a text whose first part is an existing folder is a path.
     """
     text = str(path)
     explicit = text.startswith(_PREFIX)
@@ -36,8 +36,8 @@ def hub_id(path: str | Path) -> tuple[str, str | None] | None:
 
 
 def download(id: str, revision: str | None = None, patterns: tuple[str, ...] = FILES) -> Path:
-    """The folder with a repository's files, fetched unless the cache has them. Raises `CheckpointError`."""
-    with _explained(id, revision, "there is no such folder here, and ") as library:
+    """The folder with a repository's files, downloaded unless they are in the cache. Raises `CheckpointError`."""
+    with _explained(id, revision, "no such folder here, and ") as library:
         found = library.snapshot_download(
             id,
             revision=revision,
@@ -57,7 +57,7 @@ def upload(
     revision: str | None = None,
     message: str = "vqcore tokenizer",
 ) -> str:
-    """Make the repository (or branch `revision`) if there is none, and upload a folder; returns the address."""
+    """Upload a folder and return its address; a missing repository (or branch `revision`) is created."""
     with _explained(id, revision) as library:
         api = library.HfApi(
             endpoint=os.environ.get("HF_ENDPOINT"), library_name="vqcore", library_version=__version__
@@ -71,7 +71,7 @@ def upload(
 
 @contextlib.contextmanager
 def _explained(id: str, revision: str | None, known: str = "") -> Iterator[ModuleType]:
-    """huggingface_hub; its errors become one line that begins with what is known already and says what to do."""
+    """The module huggingface_hub; its errors become one line: `known`, then what is wrong and what to do."""
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -84,19 +84,19 @@ def _explained(id: str, revision: str | None, known: str = "") -> Iterator[Modul
         yield huggingface_hub
     except errors.GatedRepoError as error:
         raise CheckpointError(
-            f"{id}: access is restricted. Ask for it on its page, then: hf auth login"
+            f"{id}: access is restricted. Request access on the page of the repository, then run: hf auth login"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise CheckpointError(f"{id}: has no revision '{revision}' on the hub.") from error
+        raise CheckpointError(f"{id}: the hub has no revision '{revision}' of it.") from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{id}: {known}the hub has no such repository, or shows it to members only (then: hf auth login)."
+            f"{id}: {known}the hub has no such repository, or it is private (then run: hf auth login)."
         ) from error
     except errors.HFValidationError as error:
-        raise CheckpointError(f"{id}: is no hub id: {_answer(error)}.") from error
+        raise CheckpointError(f"{id} is not a hub id: {_answer(error)}.") from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, wire, OSError) as error:
         if getattr(error, "response", None) is not None:
-            raise CheckpointError(f"{id}: the hub says: {_answer(error)}.") from error
+            raise CheckpointError(f"{id}: the hub answered: {_answer(error)}.") from error
         offline = isinstance(error, errors.OfflineModeIsEnabled) or isinstance(
             error.__cause__, errors.OfflineModeIsEnabled
         )
@@ -109,6 +109,6 @@ def _answer(error: BaseException) -> str:
     if status == 401:
         return "not logged in. Run: hf auth login"
     if status == 403:
-        return "you may not write there. Is it your name or organisation, and may your token write?"
+        return "you may not write there. Check the user or organisation name, and that your token may write"
     cause = error.__cause__ or error
     return next((line for line in str(cause).strip().splitlines() if line), type(cause).__name__).rstrip(".")

@@ -21,7 +21,7 @@ from vqcore.registry import Registry, registry
 from vqcore.schema import TokenizerConfig
 
 ORIGIN = ("components", "data", "eval", "git", "step", "eval_loss", "metrics", "command")
-"""Entries of the provenance that go on being true when a tokenizer is loaded and saved elsewhere."""
+"""Entries of the provenance that are kept when a tokenizer is loaded and saved elsewhere."""
 
 
 def read_config(folder: Path, registry_: Registry | None = None) -> TokenizerConfig:
@@ -38,17 +38,17 @@ def read_config(folder: Path, registry_: Registry | None = None) -> TokenizerCon
 
 
 def made_with(folder: Path, error: UnknownPlugin, registry_: Registry | None = None) -> UnknownPlugin:
-    """The error with the distribution that the folder's provenance names for the first component that is missing."""
+    """The same error, with the distribution of the first missing component as the folder's provenance names it."""
     try:
         recorded = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["components"].values()
         missing = [made for made in recorded if not _is_installed(made["name"], registry_ or registry())]
         whose = f"{missing[0]['distribution']} {missing[0]['version']}".strip()
     except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError):
         return error
-    told = f"{error} '{missing[0]['name']}' was of {whose}"
+    told = f"{error} '{missing[0]['name']}' came from {whose}"
     if "sha256" in missing[0]:
         return UnknownPlugin(f"{told} (SHA-256 {missing[0]['sha256'][:16]}).")
-    return UnknownPlugin(f"{told}: install that, then the same command goes on.")
+    return UnknownPlugin(f"{told}: install it, then run the same command again.")
 
 
 def _is_installed(name: str, catalogue: Registry) -> bool:
@@ -85,7 +85,7 @@ def provenance_of(config: Any, **more: Any) -> dict[str, Any]:
 
 
 def _data(config: Any) -> dict[str, Any]:
-    """What a run was trained on: its data section without the modality, which the artefact's config holds."""
+    """The data section of a run's config, without the modality (which is in the artefact's config)."""
     return {key: value for key, value in to_tree(config.data).items() if key not in ("modality", "workers")}
 
 

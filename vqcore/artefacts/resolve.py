@@ -13,14 +13,14 @@ _STEP = re.compile(r"step_(\d+)")
 
 
 def checkpoints(run: Path) -> dict[int, Path]:
-    """The checkpoint folders of a run by step, ascending; complete ones, as far as their names tell."""
+    """The checkpoint folders of a run by step, ascending. Only complete checkpoints have such names."""
     folder = run / "checkpoints"
     found = [(int(match[1]), path) for path in folder.glob("step_*") if (match := _STEP.fullmatch(path.name))]
     return dict(sorted(found))
 
 
 def score(checkpoint: Path) -> float | None:
-    """The evaluation loss that a checkpoint had, or None when it was not evaluated (or cannot be read)."""
+    """The evaluation loss of a checkpoint; None if it was not evaluated or cannot be read."""
     try:
         return json.loads((checkpoint / PROVENANCE).read_text()).get("eval_loss")
     except (OSError, ValueError):
@@ -28,21 +28,22 @@ def score(checkpoint: Path) -> float | None:
 
 
 def best_step(run: Path) -> int | None:
-    """The step whose checkpoint had the lowest evaluation loss, or None if none was evaluated."""
+    """The step of the checkpoint with the lowest evaluation loss; None if no checkpoint was evaluated."""
     scores = {step: found for step, path in checkpoints(run).items() if (found := score(path)) is not None}
     return min(scores, key=lambda step: (scores[step], -step)) if scores else None
 
 
 def best_score(run: Path) -> float | None:
-    """The lowest evaluation loss of a run's checkpoints, or None if none was evaluated."""
+    """The lowest evaluation loss of a run's checkpoints; None if no checkpoint was evaluated."""
     best = best_step(run)
     return None if best is None else score(checkpoints(run)[best])
 
 
 def resolve(path: str | Path, revision: str | None = None) -> Path:
-    """The folder that holds the weights: an artefact or checkpoint itself, a run's best (else last) checkpoint.
+    """The folder with the weights: an artefact or a checkpoint itself; of a run its best checkpoint, else the last.
 
-    What is no path but looks like a hub id (`user/name`, `user/name@revision`) is fetched from the hub.
+    A hub id (`user/name`, `user/name@revision`) that is no existing path is fetched from the hub. Raises
+    `CheckpointError` for everything else.
     """
     folder = Path(path)
     if not folder.exists():
@@ -52,21 +53,19 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
                 raise refusal(folder)
             return fetched
         siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise CheckpointError(
-            f"{path}: there is no such run or tokenizer.{did_you_mean(folder.name, siblings)}"
-        )
+        raise CheckpointError(f"{path}: no such run or tokenizer.{did_you_mean(folder.name, siblings)}")
     if revision is not None:
-        raise CheckpointError(f"{path}: is a folder; revision='{revision}' belongs to a hub id.")
+        raise CheckpointError(f"{path} is a folder; revision='{revision}' is for hub ids only.")
     steps = checkpoints(folder)
     if steps:
         return steps[best_step(folder) or max(steps)]
     if (folder / "checkpoints").is_dir():
-        raise CheckpointError(f"{path}: this run has saved no checkpoint yet.")
+        raise CheckpointError(f"{path}: this run has no checkpoint yet.")
     if (folder / PROVENANCE).is_file() or ((folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()):
         return folder
     if folder.is_file() or any(folder.glob("*.safetensors")):
         raise refusal(folder)
     raise CheckpointError(
-        f"{path}: neither a run (no checkpoints/) nor a tokenizer (no {WEIGHTS}). "
-        "A run folder is what `vqcore train` printed, a tokenizer what `vqcore export` wrote."
+        f"{path} is neither a run (it has no checkpoints/) nor a tokenizer (it has no {WEIGHTS}). "
+        "Give the run folder that `vqcore train` printed, or a folder that `vqcore export` wrote."
     )

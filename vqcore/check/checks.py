@@ -14,7 +14,8 @@ from vqcore.assembly import assemble, pick_device
 from vqcore.check.findings import Finding
 from vqcore.check.model import learns, model_findings, needs
 from vqcore.check.plan import codebook, parameters, rates, tokens
-from vqcore.check.samples import FEW, samples, value_findings
+from vqcore.check.samples import FEW, declared, samples
+from vqcore.check.values import value_findings
 from vqcore.data.batches import TrainBatches
 from vqcore.data.sizes import sizes
 from vqcore.errors import VqcoreError
@@ -25,13 +26,13 @@ from vqcore.schema import DataConfig, RunConfig
 
 
 def cheap(run: Run) -> list[Finding]:
-    """Look at one training batch and at what the model makes of it. Nothing is trained or drawn; no state changes."""
+    """Check one training batch and what the model makes of it. Nothing is trained, and no state changes."""
     try:
         batch = first_batch(run)
     except VqcoreError as error:
-        return [Finding("error", "data", str(error), "vqcore check looks at the samples one by one.")]
+        return [Finding("error", "data", str(error), "vqcore check reads the samples one by one.")]
     return [
-        *value_findings(run, [batch], "the first batch"),
+        *value_findings(declared(run), [batch], "the first batch"),
         *model_findings(run, batch),
         *codebook(run),
         *rates(run),
@@ -39,7 +40,7 @@ def cheap(run: Run) -> list[Finding]:
 
 
 def everything(config: RunConfig) -> Iterator[Finding]:
-    """Build a config's parts and check all there is. Parts that cannot be built are named, all of them."""
+    """Build a config's parts and run all checks. If some parts cannot be built, all of them are named."""
     problems: dict[str, str] = {}
 
     @contextlib.contextmanager
@@ -68,14 +69,14 @@ def everything(config: RunConfig) -> Iterator[Finding]:
 
 
 def full(run: Run) -> Iterator[Finding]:
-    """Everything, in the order of a batch's way through the code. Trains the run's tokenizer for a few steps."""
+    """All checks, in the order of a batch's way through the code. Trains the run's tokenizer for a few steps."""
     read = list(samples(run))
     yield from read
     try:
         batch = first_batch(run, _largest(run))
     except VqcoreError as error:
         known = any(finding.grade == "error" for finding in read)
-        instead = "no batch can be made; what follows was found with noise"
+        instead = "no batch can be made; the next findings were made with noise"
         yield (
             Finding("note", "data", instead)
             if known
@@ -123,7 +124,7 @@ def _largest(run: Run) -> DataConfig:
 
 
 def noise(run: Run, count: int = 2) -> Batch:
-    """A batch of noise at the largest training size, for looking at the model without the data."""
+    """A batch of noise at the largest training size, to check the model without the data."""
     spec, size = run.tokenizer.spec, sizes(run.config.data, run.tokenizer.spec)[-1]
     draw = generator(0, "noise")
     if spec.labels is not None:

@@ -1,4 +1,4 @@
-"""What a check finds: one thing, how grave, where, and what to do about it."""
+"""What a check finds: an error, a warning or a note."""
 
 import logging
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ Grade = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found: how grave, where (a key of the config or a file), what, and what to do about it."""
+    """One finding: its grade, where (a key of the config or a file), what is wrong, and what to do."""
 
     grade: Grade
     where: str
@@ -27,7 +27,7 @@ class Finding:
 
 
 def settle(findings: Iterable[Finding]) -> None:
-    """Say each warning once, then raise `ConfigError` for the first error, if there is one."""
+    """Log every warning, then raise `ConfigError` for the first error, if there is one."""
     findings = list(findings)
     for finding in findings:
         if finding.grade == "warning" and dist.is_main():

@@ -1,4 +1,4 @@
-"""What a model makes of one batch before training: shapes, losses, one step that must help, the memory of a step."""
+"""Checks of the model on one batch: shapes, losses, a step that must lower the loss, the memory of a step."""
 
 import contextlib
 import math
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqcore.check.findings import Finding, Grade
 from vqcore.errors import VqcoreError, did_you_mean, listed, reason
-from vqcore.protocols import Batch, Losses
+from vqcore.protocols import Batch, Losses, is_denoiser
 from vqcore.rng import sample_generators
 from vqcore.run.optim import peak_rate
 from vqcore.run.state import Run
@@ -27,7 +27,7 @@ def model_findings(run: Run, batch: Batch) -> list[Finding]:
     with _watched(run) as seen:
         for player in run.objective.players(run.steps):
             try:
-                with warnings.catch_warnings():  # of shapes that differ; that is said below, and better
+                with warnings.catch_warnings():  # torch's warning of different shapes; a finding says it better
                     warnings.filterwarnings("ignore", "Using a target size", UserWarning)
                     terms |= dict(_losses(run, batch, player).terms)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -44,16 +44,16 @@ def _losses(run: Run, batch: Batch, player: str) -> Losses:
 
 
 def _misshapen(run: Run, batch: Batch, seen: "_Seen") -> Finding | None:
-    """Does the output of a plain decoder have another shape than the data?"""
+    """A finding if the output of a plain decoder has another shape than the data."""
     spec, out = run.tokenizer.spec, seen.outputs.get("decoder")
-    if out is None or getattr(run.tokenizer.decoder, "is_denoiser", False):
+    if out is None or is_denoiser(run.tokenizer.decoder):
         return None
     wanted = (len(batch.x), spec.out_channels, *batch.x.shape[-spec.rank :])
     if tuple(out) == wanted:
         return None
     where = f"model.decoder ({run.config.model.decoder.name})"
-    what = f"its output is {tuple(out)} where the data asks for {wanted} ({seen.way})"
-    return Finding("error", where, what, "Does it enlarge the grid as much as the encoder shrinks the input?")
+    what = f"its output is {tuple(out)}, but the data needs {wanted} ({seen.way})"
+    return Finding("error", where, what, "Check that the decoder enlarges the grid as much as the encoder shrinks the input.")
 
 
 def weight_findings(run: Run, terms: dict[str, Tensor]) -> Iterator[Finding]:
@@ -62,12 +62,12 @@ def weight_findings(run: Run, terms: dict[str, Tensor]) -> Iterator[Finding]:
     for name, weight in weights.items():
         if name not in terms and weight != 0:
             what = f"no loss is called '{name}'.{did_you_mean(name, terms)}"
-            yield Finding("error", "objective.weights", what, f"Losses here: {listed(terms)}.")
+            yield Finding("error", "objective.weights", what, f"Losses: {listed(terms)}.")
     found = {name: float(value) for name, value in terms.items()}
     broken = [name for name, value in found.items() if not math.isfinite(value)]
     if broken:
         what = f"{listed(broken)} is not finite before any training"
-        yield Finding("error", "objective", what, "Look at the data's range; try run.precision=fp32.")
+        yield Finding("error", "objective", what, "Check the range of the data; try run.precision=fp32.")
     parts = (f"{name} {value:.4g} x {weights.get(name, 1.0):g}" for name, value in found.items())
     yield Finding("note", "objective", f"losses before training: {', '.join(parts)}")
 
@@ -81,7 +81,7 @@ def learns(run: Run, batch: Batch) -> Iterator[Finding]:
         player.forward(batch, run.steps, _chance(run, batch))  # some quantizers begin with the first batch
     total, _ = player.forward(batch, run.steps, _chance(run, batch))
     if not total.requires_grad:
-        yield Finding("error", "objective", "the loss depends on no trained parameter", "Look for a detach.")
+        yield Finding("error", "objective", "the loss depends on no trained parameter", "Look for a detach() in the model.")
         return
     player.optimizer.zero_grad(set_to_none=True)
     total.backward()
@@ -109,7 +109,7 @@ def _learning(run: Run, rate: float, before: float, tried: list[float]) -> Findi
     what = f"one step on one batch takes the loss from {before:.4g} to {told}"
     if not tried[-1] < before:
         return Finding(
-            "error", "objective", what, "Its gradient does not lower it: look at detach, signs and weights."
+            "error", "objective", what, "The gradient does not lower the loss: check detach(), signs and weights."
         )
     if len(tried) > 1 and not run.config.optim.warmup:
         return Finding(
@@ -123,11 +123,11 @@ def _learning(run: Run, rate: float, before: float, tried: list[float]) -> Findi
 
 
 def _still_parts(run: Run) -> Iterator[Finding]:
-    """Parts none of whose trained parameters gets a gradient."""
+    """Parts in which no trained parameter gets a gradient."""
     for name, module in run.tokenizer.named_children():
         own = [p for p in module.parameters() if p.requires_grad]
         if own and not any(p.grad is not None and bool(p.grad.any()) for p in own):
-            yield Finding("error", f"model.{name}", "no loss gives it a gradient", "It would never learn.")
+            yield Finding("error", f"model.{name}", "no loss gives this part a gradient", "This part would never learn.")
 
 
 def _loss(run: Run, batch: Batch) -> float:
@@ -188,7 +188,7 @@ def _first(batch: Batch, count: int) -> Batch:
 
 
 class _Seen:
-    """The shapes that went through a tokenizer's parts, and the part that works now."""
+    """The shapes that went through a tokenizer's parts, and the part that is at work."""
 
     def __init__(self) -> None:
         self.at = "objective"
@@ -203,7 +203,7 @@ class _Seen:
 
 @contextlib.contextmanager
 def _watched(run: Run) -> Iterator[_Seen]:
-    """Note which part of the tokenizer is at work and what it returns."""
+    """Record which part of the tokenizer is at work and the shape that it returns."""
     seen, handles = _Seen(), []
     for name, module in run.tokenizer.named_children():
         cfg = getattr(run.config.model, name, None)
@@ -218,7 +218,7 @@ def _watched(run: Run) -> Iterator[_Seen]:
 
 
 def _entering(seen: _Seen, where: str) -> Callable:
-    def enter(module: Any, args: tuple) -> None:
+    def enter(module: nn.Module, args: tuple) -> None:
         seen.at = where
         if not seen.passed and args and isinstance(args[0], Tensor):
             seen.passed.append(f"x {tuple(args[0].shape)}")
@@ -227,7 +227,7 @@ def _entering(seen: _Seen, where: str) -> Callable:
 
 
 def _leaving(seen: _Seen, name: str) -> Callable:
-    def leave(module: Any, args: tuple, out: Any) -> None:
+    def leave(module: nn.Module, args: tuple, out: Any) -> None:
         seen.at = "objective"
         made = getattr(out, "codes", out)
         if not isinstance(made, Tensor):

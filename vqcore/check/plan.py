@@ -15,7 +15,7 @@ STEPS_TO_MEET_ALL = 10
 
 
 def codebook(run: Run) -> Iterator[Finding]:
-    """More codes than a step has tokens, or than the whole training set has."""
+    """A codebook with more codes than a step, or than the whole training set, has tokens."""
     tokenizer, cfg = run.tokenizer, run.config
     if not learns_codes(tokenizer.quantizer):
         return
@@ -29,7 +29,7 @@ def codebook(run: Run) -> Iterator[Finding]:
     elif codes > in_step:
         grave = codes > STEPS_TO_MEET_ALL * in_step
         steps = math.ceil(codes / in_step)
-        what = f"{codes:,} codes and {in_step:,} tokens in a step: it takes {steps} steps to meet them all"
+        what = f"{codes:,} codes and {in_step:,} tokens in a step: {steps} steps are needed to meet all codes"
         remedy = f"Raise data.batch_size or optim.accumulate until a step has about {codes:,} tokens."
         yield Finding("warning" if grave else "note", where, what, remedy if grave else "")
 
@@ -42,7 +42,7 @@ def parameters(run: Run) -> Iterator[Finding]:
         more += ["frozen"] if part.parameters and not part.trained else []
         shown.append(f"{name} {_count(part.parameters)}{f' ({listed(more)})' if more else ''}")
     if not any(part.trained for part in parts.values()):
-        yield Finding("error", "model", "no parameter is trained", "Is everything frozen?")
+        yield Finding("error", "model", "no parameter is trained", "Check model.freeze_enc and the model's settings.")
     total = sum(part.parameters for part in parts.values())
     yield Finding("note", "model", f"{_count(total)} parameters: {', '.join(shown)}")
 
@@ -62,7 +62,7 @@ def tokens(run: Run) -> Iterator[Finding]:
 
 
 def rates(run: Run) -> Iterator[Finding]:
-    """Every player's peak learning rate in numbers; a warm-up that leaves little or nothing of the run."""
+    """Every player's peak learning rate in numbers; a warm-up that takes most of the run or all of it."""
     batch = run.total_batch
     for name in run.objective.players(run.steps):
         cfg = run.player(name).cfg
@@ -75,7 +75,7 @@ def rates(run: Run) -> Iterator[Finding]:
                 what = f"{short}: more than half of the run is warm-up"
             else:
                 reached = peak_rate(cfg, batch) * run.steps / cfg.warmup
-                what = f"{short}: the rate rises to the end, to {reached:.3g}, and never falls"
+                what = f"{short}: the learning rate rises to the end of the run, to {reached:.3g}, and never falls"
             yield Finding("warning", where, what, f"E.g. {where}.warmup={run.steps // 20}.")
 
 

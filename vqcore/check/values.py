@@ -1,72 +1,92 @@
-"""What is suspicious about the numbers of samples, given what their modality declares.
+"""Finds suspicious values in samples, given what their modality declares.
 
 The field's classic silent error is data in 0..255 where -1..1 is declared: everything trains, nothing learns.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from vqcore.check.findings import Finding
+from vqcore.config import Config
 from vqcore.errors import VqcoreError, listed
-from vqcore.protocols import Batch, DataSpec
+from vqcore.protocols import Batch, Data, DataSpec
 from vqcore.registry import registry
-from vqcore.run.state import Run
 
-Suspicion = tuple[Literal["error", "warning", "note"], str, str]
 SLACK = 0.01
 """Share of a declared range by which a value may lie outside it."""
 SLIVER = 0.1
-"""A smaller share of the declared range that is used at all is suspicious."""
+"""Values that use a smaller share of the declared range are suspicious."""
 LARGE = 20.0
-"""Values beyond this are suspicious where no range is declared: networks expect numbers of size 1."""
+"""Larger values are suspicious where no range is declared: networks expect numbers of size 1."""
 _USUAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
 
 
-def suspicions(run: Run, batches: Sequence[Batch], source: str) -> Iterator[Suspicion]:
-    """Grade, what, remedy; and one note that says what the values are."""
-    spec = run.tokenizer.spec
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """What a config says of its samples: the modality's settings and spec, and the training data they describe."""
+
+    modality: Config
+    spec: DataSpec
+    data: Data
+
+    @property
+    def where(self) -> str:
+        """The config's key and the modality, for findings."""
+        return f"data.modality ({self.modality.name})"
+
+
+def value_findings(declared: Declared, batches: Sequence[Batch], source: str) -> Iterator[Finding]:
+    """What is suspicious about the values of some batches, and one note that describes them.
+
+    `source` says what the batches are, e.g. `the first batch`.
+    """
+    spec, where = declared.spec, declared.where
     channels = _by_channel(spec, batches)
     if not channels.numel():
-        yield "error", f"{source}: no position is valid", "The mask hides everything; look at the modality."
+        what = f"{source}: no position is valid"
+        yield Finding(
+            "error", where, what, "The mask hides everything: check the mask or the modality's settings."
+        )
         return
     broken = (~channels.isfinite()).any(1)
     if bool(broken.any()):
-        names = _channels(broken)
-        yield "error", f"{source}: {names} holds NaN or infinity", "Mend the files, or mask such positions."
+        what = f"{source}: {_channels(broken)} holds NaN or infinity"
+        yield Finding("error", where, what, "Mend the files, or mask such positions.")
+        return
+    if spec.labels is not None:
+        yield from _classes(declared, channels, source, batches)
         return
     low, high = channels.amin(1), channels.amax(1)
-    if spec.labels is not None:
-        yield from _classes(spec, channels, source, batches)
-        return
-    yield from _range(run, float(low.min()), float(high.max()), source)
+    yield from _range(declared, float(low.min()), float(high.max()), source)
     still = low == high
     if bool(still.all()):
-        yield "error", f"{source}: every value of a channel is the same", "Is the right file or key read?"
+        what = f"{source}: every value of a channel is the same"
+        yield Finding("error", where, what, "Check that the right file or key is read.")
     elif bool(still.any()):
-        yield (
-            "warning",
-            f"{source}: {_channels(still)} never changes",
-            "It teaches nothing; is it read rightly?",
+        what = f"{source}: {_channels(still)} never changes"
+        yield Finding(
+            "warning", where, what, "A constant channel teaches nothing. Check that it is read correctly."
         )
     seen = f"{float(low.min()):.4g} to {float(high.max()):.4g}, mean {float(channels.mean()):.3g}"
     spread = f"standard deviation {float(channels.std(correction=0)):.3g}{_share(batches)}"
-    yield "note", f"{source}: values {seen}, {spread}", ""
+    yield Finding("note", where, f"{source}: values {seen}, {spread}")
 
 
-def better_range(run: Run, data: Any, count: int = 8) -> str:
-    """What to declare instead of `data.modality.range`, if the files hold something else; else nothing.
+def better_range(declared: Declared, data: Data, count: int = 8) -> str:
+    """What to declare instead of `data.modality.range`, if the files hold other values; else an empty text.
 
-    The modality is built once more without its range, and what it reads then is looked at.
+    The modality is built once more without its range to see what the files hold.
     """
-    cfg: Any = run.config.data.modality
+    cfg: Any = declared.modality
     if getattr(cfg, "range", None) is None:
         return ""
     try:
-        free = registry().build("modality", dataclasses.replace(cfg, range=None), size=run.tokenizer.cfg.size)
+        free = registry().build("modality", dataclasses.replace(cfg, range=None), size=declared.spec.size)
         raw = [torch.as_tensor(free.read(data.get(i * len(data) // count))).double() for i in range(count)]
     except (VqcoreError, OSError, TypeError, ValueError):
         return ""
@@ -84,8 +104,7 @@ def _by_channel(spec: DataSpec, batches: Sequence[Batch]) -> Tensor:
         x = batch.x.unsqueeze(1) if spec.labels is not None else batch.x
         flat = rearrange(x, "b c ... -> c (b ...)")
         columns.append(flat if batch.mask is None else flat[:, rearrange(batch.mask, "... -> (...)").cpu()])
-    joined = torch.cat(columns, 1)
-    return joined.double()
+    return torch.cat(columns, 1).double()
 
 
 def _share(batches: Sequence[Batch]) -> str:
@@ -95,48 +114,43 @@ def _share(batches: Sequence[Batch]) -> str:
     return f"; {valid / total:.1%} of the positions are valid" if total else ""
 
 
-def _range(run: Run, low: float, high: float, source: str) -> Iterator[Suspicion]:
-    spec, better = run.tokenizer.spec, _usual(low, high)
+def _range(declared: Declared, low: float, high: float, source: str) -> Iterator[Finding]:
+    spec, where, better = declared.spec, declared.where, _usual(low, high)
     seen = f"{source}: values run from {low:.4g} to {high:.4g}"
     if spec.range is None:
-        has_setting = hasattr(run.config.data.modality, "range")
         if spec.kind == "continuous" and max(abs(low), abs(high)) > LARGE:
-            remedy = (
-                f"Declare them: data.modality.range=[{better[0]:g}, {better[1]:g}]." if has_setting else ""
-            )
-            yield "warning", f"{seen} and no range is declared; networks learn from values of size 1", remedy
+            what = f"{seen} and no range is declared; networks learn from values of size 1"
+            remedy = f"Declare the range: data.modality.range=[{better[0]:g}, {better[1]:g}]."
+            yield Finding("warning", where, what, remedy if hasattr(declared.modality, "range") else "")
         return
     bottom, top = spec.range
-    width, declared = top - bottom, f"{bottom:g} to {top:g}"
+    width, asked = top - bottom, f"{bottom:g} to {top:g}"
     if low < bottom - SLACK * width or high > top + SLACK * width:
-        remedy = f"They look like {better[0]:g}..{better[1]:g}: bring them to {declared} when they are read."
-        yield "error", f"{seen}, where {declared} is declared", remedy
+        remedy = f"The values look like {better[0]:g}..{better[1]:g}: map them to {asked} when they are read."
+        yield Finding("error", where, f"{seen}, but {asked} is declared", remedy)
     elif high - low < SLIVER * width and high > low:
-        what = f"{seen}, {(high - low) / width:.1%} of the declared {declared}"
-        yield "warning", what, better_range(run, run.data)
+        what = f"{seen}, {(high - low) / width:.1%} of the declared {asked}"
+        yield Finding("warning", where, what, better_range(declared, declared.data))
     elif bottom < 0 < top and low >= 0 and high > low:
-        yield (
-            "warning",
-            f"{seen}, never below 0, where {declared} is declared",
-            "Are they 0..1, not yet centred?",
-        )
+        what = f"{seen}, never below 0, but {asked} is declared"
+        yield Finding("warning", where, what, "Check whether the values are 0..1 and not yet centred.")
 
 
-def _classes(spec: DataSpec, channels: Tensor, source: str, batches: Sequence[Batch]) -> Iterator[Suspicion]:
-    assert spec.labels is not None
+def _classes(
+    declared: Declared, channels: Tensor, source: str, batches: Sequence[Batch]
+) -> Iterator[Finding]:
+    labels, where = declared.spec.labels or 0, declared.where
     seen = channels.unique().long().tolist()
-    wrong = [label for label in seen if not 0 <= label < spec.labels]
+    wrong = [label for label in seen if not 0 <= label < labels]
     if wrong:
-        what = f"{source}: class {listed(map(str, wrong), 4)} where {spec.labels} are declared (0 to {spec.labels - 1})"
-        yield (
-            "error",
-            what,
-            f"Set data.modality.labels={max(seen) + 1}, or map such classes when they are read.",
-        )
+        what = f"{source}: class {listed(map(str, wrong), 4)} occurs, but {labels} classes are declared (0 to {labels - 1})"
+        remedy = f"Set data.modality.labels={max(seen) + 1}, or map such classes when they are read."
+        yield Finding("error", where, what, remedy)
     elif len(seen) == 1:
-        yield "warning", f"{source}: only class {seen[0]} occurs", "Is the right file or key read?"
+        what = f"{source}: only class {seen[0]} occurs"
+        yield Finding("warning", where, what, "Check that the right file or key is read.")
     else:
-        yield "note", f"{source}: {len(seen)} of {spec.labels} classes occur{_share(batches)}", ""
+        yield Finding("note", where, f"{source}: {len(seen)} of {labels} classes occur{_share(batches)}")
 
 
 def _usual(low: float, high: float) -> tuple[float, float]:

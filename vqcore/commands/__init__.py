@@ -1,1 +1,1 @@
-"""One module a verb of the command line; imported when the verb is used."""
+"""One module per verb of the command line. A module is imported when its verb is used."""

@@ -1,4 +1,4 @@
-"""`vqcore check`: look at a config before it costs anything. Reads and computes, writes nothing."""
+"""`vqcore check`: check a config before training. Reads samples and trains a few steps; writes nothing."""
 
 import argparse
 import contextlib
@@ -16,9 +16,9 @@ from vqcore.schema import RunConfig
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was found, as it is found; status 2 if anything would stop the run or spoil it."""
+    """Print each finding as soon as it is known. Status 2 if there is an error."""
     found = []
-    # What the parts say while they are built must not stand in the middle of JSON.
+    # Messages that components print while they are built must not be mixed with the JSON.
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         for finding in findings(args.config, args.overrides):
             found.append(finding)
@@ -37,15 +37,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def findings(path: str, overrides: list[str]) -> Iterator[Finding]:
-    """Everything that can be known about a config before its first step."""
+    """The findings of all checks that run before the first training step."""
     try:
         config = load(path, overrides, schema=RunConfig).config
     except VqcoreError as error:
         yield Finding("error", "config", str(error))
         return
-    yield Finding("note", "config", "every setting is known, every component installed")
+    yield Finding("note", "config", "every setting is known, every component is installed")
     yield from _run_dir(config)
-    from vqcore.check.checks import everything  # torch takes seconds to load; what is above does without
+    from vqcore.check.checks import (
+        everything,
+    )  # torch takes seconds to load; the checks above do not need torch
 
     yield from everything(replace(config, run=replace(config.run, compile=False)))
 
@@ -59,7 +61,7 @@ def _run_dir(config: RunConfig) -> Iterator[Finding]:
         yield Finding("error", "run.dir", str(error).removeprefix(f"run.dir={config.run.folder} "))
         return
     if found := checkpoints(config.run.folder):
-        yield Finding("note", "run.dir", f"holds this run already: it will go on after step {max(found)}")
+        yield Finding("note", "run.dir", f"this run has checkpoints: it will resume after step {max(found)}")
 
 
 def _print(finding: Finding) -> None:

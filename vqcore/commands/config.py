@@ -1,4 +1,4 @@
-"""`vqcore config`: a config as training would see it, complete and checked."""
+"""`vqcore config`: print a config complete and checked, as training uses it."""
 
 import argparse
 
@@ -10,17 +10,19 @@ from vqcore.errors import ConfigError
 from vqcore.schema import RunConfig
 
 _EVERYWHERE = ("adamw", "adam", "sgd")
-"""Optimizers that every torch has: asking it takes seconds."""
+"""Optimizers of every torch version. For these names torch, which takes seconds to load, is not imported."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the resolved YAML; with --origin one line a setting and the layer it came from."""
+    """Print the resolved YAML; with --origin one line per setting, with the layer that set it."""
     if args.list:
         for name in recipes():
             print(f"recipe:{name}")
         return 0
     if not args.config:
-        raise ConfigError("name a config: vqcore config FILE.yaml (or --list the recipes).")
+        raise ConfigError(
+            "no config given. Run: vqcore config FILE.yaml, or list the recipes: vqcore config --list"
+        )
     loaded = load(args.config, args.overrides, schema=RunConfig)
     _check_optimizers(loaded)
     if not args.origin:
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_optimizers(loaded: Loaded) -> None:
-    """Raise `ConfigError` for a name that torch does not know; the schema cannot, since torch keeps the list."""
+    """Raise `ConfigError` for an unknown optimizer. The schema cannot check the names, because torch has the list."""
     optim = loaded.config.optim
     names = {"optim": optim.name} | {
         f"optim.players.{label}": own.name for label, own in optim.players.items()

@@ -1,4 +1,4 @@
-"""`vqcore decode`: codes become files again: pictures as PNG, sounds as WAV, everything else as `.npy`."""
+"""`vqcore decode`: turn codes back into files: pictures as PNG, sounds as WAV, everything else as `.npy`."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from vqcore.tokens.passes import decode_folder
 
 
 def run(args: argparse.Namespace) -> int:
-    """Decode a folder of codes or one file of them."""
+    """Decode a folder of codes or one file of codes."""
     tokenizer = Tokenizer.load(args.run, pick_device(args.device), weights=args.weights)
     done = decode_folder(
         tokenizer,
@@ -20,5 +20,5 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         force=args.force,
     )
-    say(f"{done.written} written to {args.output}, {done.skipped} there already")
+    say(f"{done.written} written to {args.output}, {done.skipped} existed already")
     return 0

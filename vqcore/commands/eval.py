@@ -1,4 +1,4 @@
-"""`vqcore eval`: figures of a run or of an exported tokenizer, on its evaluation data or on others; two compared."""
+"""`vqcore eval`: measure a run or an exported tokenizer on its held-out data or on other data, or compare two."""
 
 import argparse
 import contextlib
@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vqcore import dist, pictures
-from vqcore.artefacts.folder import EMA, write_text
+from vqcore.artefacts.folder import EMA
 from vqcore.assembly import build_extra, check_size, eval_sizes, open_data, pick_device
 from vqcore.config import to_tree
 from vqcore.console import say
@@ -33,6 +33,7 @@ from vqcore.evaluate.measure import (
 )
 from vqcore.evaluate.subject import Subject, subject
 from vqcore.evaluate.usage import collapse
+from vqcore.files import write_text
 from vqcore.protocols import Data, Modality
 from vqcore.run.checkpoints import load_players
 from vqcore.tokenizer import Tokenizer
@@ -41,11 +42,13 @@ log = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a table and write JSON and a contact sheet, into a run's folder or where --json says; or compare two."""
+    """Print a table of metrics, and write JSON and a contact sheet to the run's folder or to --json; or compare two."""
     if args.compare:
         return _compare(args)
     if args.run is None:
-        raise ConfigError("command line: which run? E.g. vqcore eval runs/quickstart, or --compare RUN RUN.")
+        raise ConfigError(
+            "command line: no run given. E.g. vqcore eval runs/quickstart, or vqcore eval --compare RUN RUN"
+        )
     found = subject(args.run, args.overrides)
     written = _written(found, args.json)
     with _processes(found) as device:
@@ -58,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dict[str, Any]:
-    """Metrics by weights and size, with the record of how they were measured. All processes call it together.
+    """Metrics by weights and size, with the record of the measurement. All processes call this function together.
 
-    Losses need what only training has (discriminators, feature networks), so they are measured of runs alone.
+    Losses need parts that only a training run has (discriminators, feature networks), so losses of runs only.
     """
     config, losses, results = found.config, found.run is not None, list[dict[str, Any]]()
     for kind in weights:
@@ -84,7 +87,7 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
 def _baseline(
     found: Subject, tokenizer: Tokenizer, data: Data, extra: dict[str, Modality]
 ) -> tuple[Tensor | None, str]:
-    """The constant prediction, and which samples it is the mean of: training samples where they are at hand."""
+    """The constant prediction (the mean of training samples, or else of held-out samples) and the name of the set."""
     try:
         train, source = open_data(found.config, tokenizer.modality, extra, "train"), "training"
     except DataError:
@@ -98,20 +101,20 @@ def _how(
     data: Data,
     extra: dict[str, Modality],
     sizes: Sequence[tuple[int, ...]],
-    figures: Mapping[str, float],
+    measured: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The record of how figures were measured: what decides them, and where."""
+    """The record of a measurement: the settings that decide the metrics, and the environment."""
     config = found.config
     metrics = metric_configs(config.eval.metrics, tokenizer)
     components = {"modality": ("modality", config.data.modality.name)}
     components |= {label: ("metric", cfg.name) for label, cfg in metrics.items()}
     return {
         "better": comparison.directions(
-            build_metrics(config.eval.metrics, tokenizer), loss_names(figures, metrics)
+            build_metrics(config.eval.metrics, tokenizer), loss_names(measured, metrics)
         ),
         "protocol": comparison.protocol(
             set_hash=comparison.set_sha256(data, extra, config.eval.samples),
-            count=int(figures["samples"]),
+            count=int(measured["samples"]),
             sizes=sizes,
             modality=config.data.modality,
             extra=config.data.extra,
@@ -127,7 +130,7 @@ def _result(
     size: tuple[int, ...],
     got: Measured,
 ) -> dict[str, Any]:
-    """What is kept of one evaluation; a warning where its codes have collapsed."""
+    """The stored result of one evaluation. Logs a warning if the codes have collapsed."""
     if (warning := collapse(got.metrics, tokenizer.codebook_size)) and dist.is_main():
         log.warning("warning: %s %s: %s", "x".join(map(str, size)), weights, warning)
     made = {"weights": weights, "size": list(size), "fingerprint": tokenizer.fingerprint}
@@ -136,7 +139,7 @@ def _result(
 
 @contextlib.contextmanager
 def _processes(found: Subject) -> Iterator[torch.device]:
-    """This process as the settings want it, and the group that torchrun announced."""
+    """Set the CPU threads of this process, join torchrun's process group and yield the device."""
     run = found.config.run
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -147,7 +150,9 @@ def _processes(found: Subject) -> Iterator[torch.device]:
 
 def _opened(found: Subject, tokenizer: Tokenizer, extra: dict[str, Modality]) -> Data:
     if not found.config.data.has_eval:
-        raise DataError("there is nothing to evaluate on. Set data.eval_path, e.g. data.eval_path=my/photos")
+        raise DataError(
+            "data.eval_path: no held-out data is given. Set data.eval_path, e.g. data.eval_path=my/photos"
+        )
     try:
         return open_data(found.config, tokenizer.modality, extra, "eval")
     except DataError as error:
@@ -155,29 +160,30 @@ def _opened(found: Subject, tokenizer: Tokenizer, extra: dict[str, Modality]) ->
 
 
 def _written(found: Subject, json_file: str | None) -> tuple[Path, Path] | None:
-    """Where figures and contact sheet go: as told, else into the run's folder; nowhere for what stands alone."""
+    """The paths for metrics and contact sheet: --json, else the run's folder; None for an exported tokenizer."""
     if json_file is None:
         run = found.run
         return None if run is None else (run / comparison.FILE, run / "samples" / "eval.png")
     path = Path(json_file).expanduser()
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(
-            f"--json {json_file}: is a folder or lies in none; name a file in one that there is."
+            f"--json {json_file}: this is a folder, or its parent folder does not exist. Give the path of a file in "
+            "an existing folder."
         )
     return path, path.with_suffix(".png")
 
 
-def _write(found: Subject, report: dict[str, Any], device: torch.device, figures: Path, sheet: Path) -> None:
+def _write(found: Subject, report: dict[str, Any], device: torch.device, metrics: Path, sheet: Path) -> None:
     text = json.dumps({**report, "data": to_tree(found.config.data)}, indent=2)
-    write_text(figures, text + "\n")
+    write_text(metrics, text + "\n")
     shown = _contact_sheet(found, report["results"][0]["weights"], device)
     pictures.save_picture(shown, sheet)
-    say(f"\nfigures        {figures}")
-    say(f"contact sheet  {sheet} (original, rebuilt, token map)")
+    say(f"\nmetrics        {metrics}")
+    say(f"contact sheet  {sheet} (original, reconstruction, token map)")
 
 
 def _weights(asked: str, checkpoint: Path) -> list[str]:
-    """Which weights to measure: `auto` and `both` by what the checkpoint holds."""
+    """The weights to measure. `auto` and `both` depend on whether the checkpoint has a running average."""
     has_average = (checkpoint / EMA).is_file()
     if asked == "both":
         return ["ema", "model"] if has_average else ["model"]
@@ -202,25 +208,27 @@ def _show(report: dict[str, Any], title: str) -> None:
     for result in report["results"]:
         if result["constant"]:
             columns[f"{'x'.join(map(str, result['size']))} constant"] = result["constant"]
-    names = list(dict.fromkeys(name for figures in columns.values() for name in figures))
-    lines = [[name, *(_number(figures.get(name)) for figures in columns.values())] for name in names]
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    lines = [[name, *(_number(column.get(name)) for column in columns.values())] for name in names]
     print_table(title, ["", *columns], lines)
     if any(result["constant"] for result in report["results"]):
         say(
-            "  constant: what one value everywhere scores: each channel's mean (class maps: the most frequent class) over"
-            f" {SAMPLES} {report['constant_of']} samples"
+            "  constant: a baseline that predicts one value everywhere: each channel's mean (class maps: the most"
+            f" frequent class) over {SAMPLES} {report['constant_of']} samples"
         )
 
 
 def _compare(args: argparse.Namespace) -> int:
-    """Two evaluations side by side: what `vqcore eval` wrote of a run is read, what stands alone is measured now."""
-    overrides = [args.run, *args.overrides] if args.run else args.overrides  # they follow two names, not one
+    """Compare two evaluations. Results of runs are read from their files; exported tokenizers are measured now."""
+    overrides = (
+        [args.run, *args.overrides] if args.run else args.overrides
+    )  # after the two names of --compare, argparse takes the first override for RUN
     names = tuple(args.compare)
     alone = [name for name in names if not comparison.is_written(name)]
     if args.json or (overrides and not alone) or not all("=" in word for word in overrides):
         raise ConfigError(
-            "command line: --compare takes two runs that were measured already, and nothing else; settings are for "
-            "exported tokenizers, which are measured now."
+            "command line: --compare takes two evaluated runs and no other argument. Settings can be given only if one "
+            "of the two is an exported tokenizer, which is measured now."
         )
     reports = {name: comparison.read(name) for name in names if name not in alone}
     reports |= _measured({name: subject(name, overrides) for name in alone}, args.weights)
@@ -254,7 +262,7 @@ def _number(value: float | None) -> str:
 
 
 def print_table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """A table: ruled on a terminal, plain aligned lines elsewhere. The first column is text."""
+    """Print a table: with borders on a terminal, as plain aligned lines elsewhere. The first column is text."""
     if sys.stdout.isatty():
         table = Table(title=title, title_justify="left", title_style="bold")
         for column, name in enumerate(head):

@@ -1,4 +1,4 @@
-"""`vqcore export`: a tokenizer that stands alone, without training state; from a run, the hub or foreign files."""
+"""`vqcore export`: write a tokenizer as an artefact without training state. RUN is a run, a hub id or foreign files."""
 
 import argparse
 from pathlib import Path
@@ -9,9 +9,12 @@ from vqcore.tokenizer import Tokenizer
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the artefact, upload it if asked to, and say how to use it."""
+    """Write the artefact, upload it if --push is given, and print how to use it."""
     if args.allow_pickle and args.format is None:
-        raise ConfigError("--allow-pickle: says nothing without --format; vqcore's own files are no pickles.")
+        raise ConfigError(
+            "--allow-pickle: vqcore's own files are not pickles, so --format is needed too. "
+            "Remove --allow-pickle, or add --format NAME."
+        )
     tokenizer = Tokenizer.load(
         args.run, weights=args.weights, format=args.format, allow_pickle=args.allow_pickle
     )

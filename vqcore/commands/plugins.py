@@ -1,4 +1,4 @@
-"""`vqcore plugins`: every plugin with origin, status, components. Imports manifests only, unless --check."""
+"""`vqcore plugins`: list every plugin with origin, status and components. Imports manifests only, unless --check."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from vqcore.registry import Registry, Status, registry
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the catalogue; status 2 when --check finds something wrong."""
+    """Print the catalogue. Status 2 if --check finds a problem."""
     listings = registry().catalogue()
     known = [listing.id for listing in listings]
     for id in args.ids:
@@ -37,9 +37,11 @@ def _print(listing: Status) -> int:
 
 
 def _check(catalogue: Registry, listing: Status) -> int:
-    from vqcore.testing.checks import check_plugin
+    from vqcore.testing.checks import check_plugin, plugin_warnings
 
     failures = check_plugin(catalogue, listing.id)
+    for warning in plugin_warnings(catalogue, listing.id):
+        print(f"           WARNING {warning}")
     for failure in failures:
         print(f"           FAILED {failure}")
     if not failures:

@@ -1,4 +1,4 @@
-"""`vqcore report`: one page about a run, for a browser. The plugin `track` writes it."""
+"""`vqcore report`: write an HTML page about a run. The plugin `track` writes the page."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`vqcore show NAME`: every setting of a component, which is said to be what and whose, or of a config's section."""
+"""`vqcore show NAME`: explain a component (summary, origin, settings) or a section of a config (settings)."""
 
 import argparse
 import dataclasses
@@ -14,7 +14,7 @@ from vqcore.schema import RunConfig
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every component of this name (a name may serve in several kinds), else the section of this name."""
+    """Print every component with this name (several kinds may share a name), else the section with this name."""
     catalogue = registry()
     if args.name is None:
         _list(catalogue)
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def sections() -> dict[str, type]:
-    """The sections of a config file by name, and the dataclass behind each."""
+    """The sections of a config file: the dataclass by name."""
     hints = typing.get_type_hints(RunConfig)
     return {
         name: hint
@@ -48,7 +48,7 @@ def sections() -> dict[str, type]:
 
 
 def _section(name: str) -> None:
-    """A section, and what nests in its mappings (`optim.players`)."""
+    """Print a section and the settings in its mappings (`optim.players`)."""
     cls: Any = sections()[name]
     print(f"{name}  (a section of a config)  {inspect.cleandoc(cls.__doc__)}\n")
     _settings(cls)
@@ -67,7 +67,7 @@ def _settings(cls: type) -> None:
 
 
 def _list(catalogue: Registry) -> None:
-    """All that there is to show: the sections, then the components by kind."""
+    """Print the names of the sections, then the names of the components by kind."""
     print(textwrap.fill(f"sections of a config: {', '.join(sections())}", 110, subsequent_indent="  "))
     names: dict[str, list[str]] = {}
     for found in catalogue.components():
@@ -79,11 +79,11 @@ def _list(catalogue: Registry) -> None:
 def _no_component(catalogue: Registry, name: str) -> str:
     if name in catalogue.ids():
         inside = [found.name for found in catalogue.components() if found.origin.id == name]
-        return f"'{name}' is a plugin, no component. It has: {listed(inside, 40)}."
+        return f"'{name}' is a plugin, not a component. Components of '{name}': {listed(inside, 40)}."
     names = sorted({*(found.name for found in catalogue.components()), *sections()})
     same = [other for other in names if other.rpartition("/")[2] == name]
     hint = f" Did you mean '{same[0]}'?" if same else did_you_mean(name, names)
-    return f"no component or section '{name}'.{hint} vqcore show, without a name, lists what there is."
+    return f"no component or section '{name}'.{hint} List all names: vqcore show"
 
 
 def _place(cls: type) -> str:

@@ -1,4 +1,4 @@
-"""`vqcore tokenize`: files become codes, one `.npy` a sample, in the smallest unsigned integer that holds them."""
+"""`vqcore tokenize`: turn files into codes: one `.npy` per sample, in the smallest unsigned integer type that fits."""
 
 import argparse
 import contextlib
@@ -13,7 +13,7 @@ from vqcore.tokens.store import MANIFEST
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tokenize a folder or a file; files whose codes exist are skipped, unreadable ones named."""
+    """Tokenize a folder or a file. Files with existing codes are skipped; unreadable files are named."""
     device = pick_device(args.device)
     tokenizer = Tokenizer.load(args.run, device, encoder_only=True, weights=args.weights)
     size = parse_size(args.size, tokenizer.cfg.size)
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             overwrite=args.overwrite,
         )
-    say(f"{done.written} written, {done.skipped} there already, {len(done.failed)} unreadable")
+    say(f"{done.written} written, {done.skipped} existed already, {len(done.failed)} unreadable")
     say(
         f"codes     {args.output}  (grid {' x '.join(map(str, tokenizer.grid(size)))}, q {tokenizer.num_codebooks})"
     )
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _nothing_left(target: Path) -> Iterator[None]:
-    """Where tokenizing fails before there are codes, take away the manifest, and the folder if it was made for it."""
+    """If tokenizing fails before codes are written, remove the manifest, and the folder if it did not exist before."""
     existed, claimed = target.exists(), (target / MANIFEST).exists()
     try:
         yield

@@ -1,4 +1,4 @@
-"""`vqcore train`: a config becomes a run."""
+"""`vqcore train`: train a tokenizer from a config."""
 
 import argparse
 import signal
@@ -10,7 +10,7 @@ from vqcore.schema import RunConfig
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train to the end and say where to look."""
+    """Train to the end and print where the results are."""
     config = load(args.config, args.overrides, schema=RunConfig).config
     from vqcore.trainer import train
 
@@ -23,11 +23,11 @@ def run(args: argparse.Namespace) -> int:
             say(f"  {name:24} {value:.4g}")
     if dist.is_main():
         used, held = run.window.metrics()["codes/usage"], run.window.held
-        say(f"  codebook used            {used:.1%} of it by the last {held:,} training tokens")
+        say(f"  codebook used            {used:.1%} by the last {held:,} training tokens")
     say(f"\nrun folder     {run.dir}")
-    say(f"pictures       {run.dir / 'samples' / 'strip.png'} (as it learned)")
+    say(f"pictures       {run.dir / 'samples' / 'strip.png'} (reconstructions during training)")
     if run.progress.evaluation:
-        say(f"               {run.dir / 'samples' / 'sheet.png'} (original, rebuilt, token map)")
+        say(f"               {run.dir / 'samples' / 'sheet.png'} (original, reconstruction, token map)")
     if (run.dir / "report.html").is_file():
         say(f"report         {run.dir / 'report.html'} (curves, best and worst samples, codes)")
     say(f"next           {command('eval', run.dir)}")

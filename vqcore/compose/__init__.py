@@ -1,1 +1,1 @@
-"""From files and the command line to a checked config. omegaconf lives here alone."""
+"""Reads files and the command line into a checked config. Only this folder imports omegaconf."""

@@ -1,9 +1,8 @@
-"""Turns a merged tree into checked dataclasses: finds every named component, checks each value against its type."""
+"""Turns a merged tree into checked dataclasses: finds every named component and checks the type of every value."""
 
 import dataclasses
 import functools
 import importlib.metadata
-import importlib.util
 import logging
 import re
 import types
@@ -22,6 +21,7 @@ from vqcore.config import Config
 from vqcore.errors import (
     ConfigError,
     PluginLoadError,
+    SettingError,
     UnknownPlugin,
     VqcoreError,
     did_you_mean,
@@ -45,19 +45,25 @@ def from_tree(
     file: str = "config",
     registry_: Registry | None = None,
 ) -> T:
-    """Check plain nested data against a schema and build it. Errors name the layer and the key."""
+    """Check plain nested data against a schema and build the schema's dataclass. Errors name the layer and the key.
+
+    `origin` is the layer (a file or the command line) of each dotted key; `file` is the layer of all other keys.
+    """
     builder = _Builder(origin or {}, file, registry_ or registry(), schema)
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
     except OmegaConfBaseException as error:
-        raise builder.unresolved(error) from error
+        key = full_key(error)
+        raise ConfigError(
+            f"{builder.layer(key.partition('[')[0])}: {omegaconf_reason(error, key)}"
+        ) from error
     assert isinstance(resolved, dict)
     _check_requires(resolved.get("requires"), builder.layer("requires"))
     return builder.build(schema, resolved, "")
 
 
 def saved_tree(path: Path) -> dict[str, Any]:
-    """A config that vqcore saved, as plain data for `from_tree`. Raises `ConfigError` when it is missing or damaged."""
+    """A saved config as plain data for `from_tree`. Raises `ConfigError` if the file is missing or damaged."""
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except FileNotFoundError:
@@ -65,25 +71,49 @@ def saved_tree(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot be read: {first_line(error)}.") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: cannot be read: it holds no mapping.")
+        raise ConfigError(f"{path}: cannot be read: a config is a mapping (key: value).")
     return {str(key): value for key, value in tree.items()}
 
 
-class _Mismatch(Exception):
-    """A value that is not of the type its setting wants."""
+def yaml_value(text: str) -> Any:
+    """A value as read by OmegaConf's YAML reader, which reads `1e-3` as a number (PyYAML does not)."""
+    tree: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
+    return tree["value"]
 
-    def __init__(self, path: str, value: Any, annotation: Any):
-        self.path, self.value, self.annotation = path, value, annotation
+
+def full_key(error: OmegaConfBaseException) -> str:
+    """The config key in one of OmegaConf's errors, or an empty text."""
+    return str(getattr(error, "full_key", None) or "")
+
+
+def omegaconf_reason(error: OmegaConfBaseException, key: str) -> str:
+    """The message for one of OmegaConf's errors: `key: what is wrong. What to write.`"""
+    reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", first_line(error)).strip('"')
+    if "nvironment variable" in reason:
+        hint = " Set the variable, or give a default: ${oc.env:NAME,default}."
+    elif isinstance(error, (InterpolationResolutionError, GrammarParseError)):
+        hint = (
+            " An interpolation is ${key.path}, where the config sets key.path, or ${oc.env:NAME};"
+            " write \\${ for a literal ${."
+        )
+    else:
+        hint = ""
+    return f"{key}: {reason}.{hint}" if key else f"{reason}.{hint}"
+
+
+def joined(path: str, name: str) -> str:
+    """The dotted key of a setting `name` below `path`; an empty path is the top level."""
+    return f"{path}.{name}" if path else name
 
 
 class _Builder:
-    """Turns a plain tree into dataclasses, slot by slot."""
+    """Turns a plain tree into dataclasses, slot by slot. `path` is always the dotted key of the node."""
 
     def __init__(self, origin: Mapping[str, str], file: str, registry_: Registry, schema: type):
         self.origin, self.file, self.registry, self.schema = origin, file, registry_, schema
 
     def build(self, cls: type[T], node: Any, path: str, component: str = "") -> T:
-        """A dataclass from a mapping; `component` is the full name if it is the Config of one."""
+        """A dataclass from a mapping. `component` is the full name if `cls` is the Config of a component."""
         if not isinstance(node, dict):
             raise self._error(path, f" must be a mapping, not {value_text(node)}.")
         fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -103,11 +133,13 @@ class _Builder:
                 values[name] = value
         try:
             return cls(**values)
+        except SettingError as error:
+            raise self._refused(cls, path, values, error) from error
         except ValueError as error:
-            raise self._refused(cls, path, values, str(error).rstrip(".")) from error
+            raise self._error(path, f": {_sentence(error)}") from error
 
     def layer(self, path: str) -> str:
-        """Which layer gave a key: itself, all that is below it, or the nearest node above; else the file."""
+        """The layer that set a key, or the one layer that set all keys below, or the layer of the next key above."""
         if path in self.origin:
             return self.origin[path]
         inside = {label for key, label in self.origin.items() if path and key.startswith(f"{path}.")}
@@ -115,11 +147,6 @@ class _Builder:
             return inside.pop()
         above = path.rpartition(".")[0]
         return self.layer(above) if above and not inside else self.file
-
-    def unresolved(self, error: OmegaConfBaseException) -> ConfigError:
-        """What OmegaConf says of an interpolation, with the layer that holds it."""
-        key = full_key(error)
-        return ConfigError(f"{self.layer(key.partition('[')[0])}: {omegaconf_reason(error, key)}")
 
     def _setting(self, field: dataclasses.Field, annotation: Any, given: Any, path: str) -> Any:
         if "slot" in field.metadata:
@@ -130,9 +157,9 @@ class _Builder:
             return self.build(annotation, {} if given is dataclasses.MISSING else given, path)
         if given is not dataclasses.MISSING:
             return self._leaf(annotation, given, path)
-        if _required(field):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise self._error(path, f" is required ({type_text(annotation)}).")
-        return given
+        return given  # MISSING: the dataclass has a default
 
     def _slot(self, field: dataclasses.Field, given: Any, path: str, base: Any) -> Any:
         kind, default = field.metadata["slot"], field.metadata["default"]
@@ -142,14 +169,14 @@ class _Builder:
             given = default
         if given is None:
             if default is dataclasses.MISSING:
-                raise self._error(path, f" cannot be null; it wants {self._wish(kind)}")
+                raise self._error(path, f" cannot be null. Expected: {self._wish(kind)}")
             return None
         if isinstance(given, dict) and isinstance(default, Mapping) and "name" not in given:
             given = {**default, **given}
         return self._component(kind, given, path, base if isinstance(base, type) else Config)
 
     def _slots(self, field: dataclasses.Field, given: Any, path: str) -> Any:
-        """The components by label; null takes away what a layer below has given."""
+        """The components by label. A label with the value null removes the component that an earlier layer set."""
         if given is dataclasses.MISSING or given is None:
             return {}
         if not isinstance(given, dict):
@@ -163,22 +190,22 @@ class _Builder:
             except UnknownPlugin as error:
                 if not field.metadata["optional"]:
                     raise
-                log.warning("warning: %s The run goes on without it.", error)
+                log.warning("warning: %s The run continues without %s.", error, f"{path}.{label}")
         return found
 
     def _component(self, kind: str, node: Any, path: str, base: type) -> Any:
         if isinstance(node, str):
             raise self._error(
                 path,
-                f"={value_text(node)} is no mapping. Write {{name: {node}}}, "
+                f"={value_text(node)} is not a mapping. Write {{name: {node}}}, "
                 f"or {path}.name={node} on the command line.",
             )
         if not isinstance(node, dict):
             raise self._error(
-                path, f" must be a mapping with a name, not {value_text(node)}; it wants {self._wish(kind)}"
+                path, f" must be a mapping with a name, not {value_text(node)}. Expected: {self._wish(kind)}"
             )
         if not isinstance(node.get("name"), str) or not node["name"]:
-            raise self._error(path, f" has no name; it wants {self._wish(kind)}")
+            raise self._error(path, f" has no name. Expected: {self._wish(kind)}")
         name_key = f"{path}.name"
         try:
             found = self.registry.find(kind, node["name"], path)
@@ -208,10 +235,10 @@ class _Builder:
             raise self._error(found.path, text) from found
 
     def _typed(self, annotation: Any, value: Any, path: str) -> Any:
-        """The value as the type that its setting wants; nothing is converted but what YAML cannot say.
+        """The value as the type of its setting. Only values that YAML cannot write in this type are converted.
 
-        Lists become tuples, an integer a float where a float is wanted, a float without a fraction an integer, and a
-        text a number or a truth value where one of these is wanted (the environment knows only text).
+        A list becomes a tuple, an integer becomes a float, a float without a fraction becomes an integer, and a text
+        becomes a number or a truth value (environment variables are always text).
         """
         origin, args = typing.get_origin(annotation), typing.get_args(annotation)
         if origin in (typing.Union, types.UnionType):
@@ -232,7 +259,7 @@ class _Builder:
         if annotation is float and type(plain) in (int, float):
             return float(plain)
         if annotation is int and type(plain) is float and plain.is_integer():
-            return int(plain)  # YAML knows 1e4 for a float only
+            return int(plain)  # YAML reads 1e4 as a float
         if annotation in (int, bool, str, type(None)) and type(plain) is annotation:
             return plain
         raise _Mismatch(path, value, annotation)
@@ -240,7 +267,7 @@ class _Builder:
     def _one_of(self, annotation: Any, value: Any, path: str) -> Any:
         inside = None
         args = typing.get_args(annotation)
-        for arg in sorted(args, key=lambda arg: type(value) is not arg):  # a text stays one where it may
+        for arg in sorted(args, key=lambda arg: type(value) is not arg):  # the value's own type first
             try:
                 return self._typed(arg, value, path)
             except _Mismatch as found:
@@ -257,56 +284,66 @@ class _Builder:
         hint = hint or f" Settings: {listed(k for k in known if k != 'name') or 'none'}."
         return ConfigError(f"{self.layer(here)}: {here} is not {whose}.{hint}")
 
-    def _refused(self, cls: type, path: str, values: Mapping[str, Any], text: str) -> ConfigError:
-        """What a dataclass says of bad values; of those that its text names, the command line's are to blame.
+    def _refused(self, cls: type, path: str, values: Mapping[str, Any], error: SettingError) -> ConfigError:
+        """The error for values that a dataclass has refused, with the layer that set these values.
 
-        A text that begins with `setting=` speaks of that one; in any other, what a file gives can be taken back.
+        If several settings contradict each other and the command line sets one of them, the error names the command
+        line, and says which settings of a file can be removed with null.
         """
-        first = re.match(r"\w+(?==)", text)
-        if first and first[0] in _hints(cls):
-            return ConfigError(f"{self.layer(joined(path, first[0]))}: {joined(path, text)}.")
-        named = dict.fromkeys(re.findall(r"\w+", text))
-        keys = {joined(path, name): name for name in named if values.get(name) is not None}
+        text = _sentence(error)
+        if len(error.names) == 1:
+            return ConfigError(f"{self.layer(joined(path, error.names[0]))}: {joined(path, text)}")
+        keys = {joined(path, name): name for name in error.names if values.get(name) is not None}
         given = {key: self.origin[key] for key in keys if key in self.origin}
         if COMMAND_LINE not in given.values():
-            return self._error(path, f": {text}.")
+            return self._error(path, f": {text}")
         theirs = {key: layer for key, layer in given.items() if layer != COMMAND_LINE}
         free = [key for key in theirs if type(None) in typing.get_args(_hints(cls)[keys[key]])]
-        remedy = "".join(f" {key} comes from {theirs[key]}; {key}=null takes it back." for key in free)
-        return ConfigError(f"{COMMAND_LINE}: {path}: {text}.{remedy}")
+        remedy = "".join(f" {key} comes from {theirs[key]}; {key}=null removes this value." for key in free)
+        return ConfigError(f"{COMMAND_LINE}: {path}: {text}{remedy}")
 
     def _error(self, path: str, text: str) -> ConfigError:
         layer = self.layer(path.partition("[")[0])
         return ConfigError(f"{layer}: {path}{text}" if path else f"{layer}{text}")
 
 
-def omegaconf_reason(error: OmegaConfBaseException, key: str) -> str:
-    """`key: what is wrong. What to write.`, from one of OmegaConf's errors."""
-    reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", first_line(error)).strip('"')
-    if "nvironment variable" in reason:
-        hint = " Set it, or give a default: ${oc.env:NAME,default}."
-    elif isinstance(error, (InterpolationResolutionError, GrammarParseError)):
-        hint = (
-            " An interpolation reads ${key.path}, of a setting that the config gives, or ${oc.env:NAME};"
-            " a ${ that is meant as text is written \\${."
-        )
-    else:
-        hint = ""
-    return f"{key}: {reason}.{hint}" if key else f"{reason}.{hint}"
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
-def full_key(error: OmegaConfBaseException) -> str:
-    return str(getattr(error, "full_key", None) or "")
+def _schema_leaves(cls: type, path: str = "") -> Iterable[str]:
+    for f in dataclasses.fields(cls):
+        here = f"{path}.{f.name}" if path else f.name
+        annotation = _hints(cls)[f.name]
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and not f.metadata:
+            yield from _schema_leaves(annotation, here)
+        else:
+            yield here
 
 
-def yaml_value(text: str) -> Any:
-    """What OmegaConf's YAML reader, which knows `1e-3` for a number, makes of a value."""
-    tree: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
-    return tree["value"]
+def _from_text(text: str) -> Any:
+    try:
+        return yaml_value(text)
+    except (yaml.YAMLError, OmegaConfBaseException):
+        return text
+
+
+def _sentence(error: ValueError) -> str:
+    """The first line of an error with a full stop, unless the line ends with a question mark."""
+    text = first_line(error)
+    return text if text.endswith("?") else f"{text}."
+
+
+class _Mismatch(Exception):
+    """A value does not have the type of its setting."""
+
+    def __init__(self, path: str, value: Any, annotation: Any):
+        self.path, self.value, self.annotation = path, value, annotation
 
 
 def _check_requires(requires: Any, layer: str) -> None:
-    """Compare `requires:` with what is installed, before anything else is looked at."""
+    """Compare `requires:` with the installed packages. Runs before all other checks."""
     if requires is None:
         return
     if not isinstance(requires, list):
@@ -330,33 +367,3 @@ def _check_requires(requires: Any, layer: str) -> None:
             ) from None
         if not wanted.specifier.contains(version, prereleases=True):
             raise ConfigError(f"{layer}: requires {wanted}, but {wanted.name} {version} is installed.")
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _schema_leaves(cls: type, path: str = "") -> Iterable[str]:
-    for f in dataclasses.fields(cls):
-        here = f"{path}.{f.name}" if path else f.name
-        annotation = _hints(cls)[f.name]
-        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and not f.metadata:
-            yield from _schema_leaves(annotation, here)
-        else:
-            yield here
-
-
-def _required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _from_text(text: str) -> Any:
-    try:
-        return yaml_value(text)
-    except (yaml.YAMLError, OmegaConfBaseException):
-        return text
-
-
-def joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name

@@ -1,4 +1,4 @@
-"""Configs as text: YAML for files and the command line, and the settings of a component as `vqcore show` prints them."""
+"""Configs as text: YAML for files and the command line, and the list of settings that `vqcore show` prints."""
 
 import ast
 import dataclasses
@@ -21,48 +21,20 @@ REQUIRED = "required"
 
 
 def dump(config: Any) -> str:
-    """A config as YAML, complete and resolved; loading it gives an equal object."""
+    """A config as complete and resolved YAML. Loading this YAML gives an equal object."""
     return _yaml(to_tree(config), default_flow_style=None, width=110)
 
 
 def inline(value: Any) -> str:
-    """A value as it may stand behind `key=` on the command line or `key: ` in a file."""
+    """A value in one line, as written after `key=` on the command line or after `key: ` in a file."""
     if isinstance(value, float) and math.isfinite(value):
         return repr(value)  # 1e-08, where YAML writes 1.0e-08
     return _yaml(value, default_flow_style=True, width=10**9).removesuffix("\n").removesuffix("\n...")
 
 
-def _yaml(tree: Any, **style: Any) -> str:
-    return yaml.dump(_escaped(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
-
-
-def _escaped(tree: Any) -> Any:
-    """The tree with `${` in its values written so that it is read back as text."""
-    if isinstance(tree, Mapping):
-        return {key: _escaped(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_escaped(value) for value in tree]
-    if isinstance(tree, str):
-        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", tree)
-    return tree
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what OmegaConf's reader takes for a number (`1e3`), and what has line breaks (PyYAML turns some)."""
-
-    def represent_text(self, text: str) -> yaml.ScalarNode:
-        """A string that is read back as the same string."""
-        plain = text[:1].isalpha() or text[:1] in ("_", "/")
-        style = None if plain else "'"
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style if text.isprintable() else '"')
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
-
-
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a component as `vqcore show` prints it; its default is a YAML text, or `REQUIRED`."""
+    """One setting of a component, for `vqcore show`. `default` is YAML text or `REQUIRED`."""
 
     name: str
     type: str
@@ -71,7 +43,7 @@ class Setting:
 
 
 def settings(cls: type) -> list[Setting]:
-    """The settings of a config class: type, default and the string under each field in the source."""
+    """The settings of a config class: name, type, default, and the string below the field in the source code."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
@@ -81,9 +53,12 @@ def settings(cls: type) -> list[Setting]:
     for f in dataclasses.fields(cls):
         if f.name == "name" and issubclass(cls, Config):
             continue
-        kind = f.metadata.get("slot") or f.metadata.get("slots")
-        if kind:
-            type_name = a_kind(kind) if "slot" in f.metadata else f"a mapping from labels to {_many(kind)}"
+        if "slot" in f.metadata:
+            type_name = a_kind(f.metadata["slot"])
+        elif "slots" in f.metadata:
+            kind = f.metadata["slots"]
+            kinds = f"{kind[:-1]}ies" if kind.endswith("y") else kind if kind == "data" else f"{kind}s"
+            type_name = f"a mapping from labels to {kinds}"
         else:
             type_name = type_text(hints[f.name])
         default: Any = f.metadata.get("default", f.default)
@@ -97,24 +72,8 @@ def settings(cls: type) -> list[Setting]:
     return found
 
 
-def _field_texts(cls: type) -> dict[str, str]:
-    """The string literal under each annotated field, read from the source."""
-    try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    texts, previous = {}, None
-    for node in getattr(body, "body", []):
-        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if is_text and previous and isinstance(node.value.value, str):
-            texts[previous] = " ".join(node.value.value.split())
-        is_field = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-        previous = node.target.id if is_field else None
-    return texts
-
-
 def type_text(annotation: Any, many: bool = False) -> str:
-    """A type in words: `an integer`, or with `many` `integers`."""
+    """A type in words: `an integer`, or with `many`: `integers`."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, args))
@@ -139,10 +98,51 @@ def type_text(annotation: Any, many: bool = False) -> str:
     )
 
 
-def _many(kind: str) -> str:
-    return f"{kind[:-1]}ies" if kind.endswith("y") else kind if kind == "data" else f"{kind}s"
-
-
 def value_text(value: Any) -> str:
+    """A value in an error message, shortened to 60 characters."""
     text = repr(value) if isinstance(value, str) else "null" if value is None else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _field_texts(cls: type) -> dict[str, str]:
+    """The string literal below each annotated field, read from the source code of the class."""
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    texts, previous = {}, None
+    for node in getattr(body, "body", []):
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if is_text and previous and isinstance(node.value.value, str):
+            texts[previous] = " ".join(node.value.value.split())
+        is_field = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        previous = node.target.id if is_field else None
+    return texts
+
+
+def _yaml(tree: Any, **style: Any) -> str:
+    return yaml.dump(_escaped(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
+
+
+def _escaped(tree: Any) -> Any:
+    """The tree with each `${` in its values escaped, so that OmegaConf reads `${` as text."""
+    if isinstance(tree, Mapping):
+        return {key: _escaped(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_escaped(value) for value in tree]
+    if isinstance(tree, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", tree)
+    return tree
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that OmegaConf reads as numbers (`1e3`), and texts with line breaks, which PyYAML may change."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """A YAML node that is read as the same string."""
+        plain = text[:1].isalpha() or text[:1] in ("_", "/")
+        style = None if plain else "'"
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)

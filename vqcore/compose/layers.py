@@ -1,6 +1,7 @@
 """Merges a config: `defaults:` files in order, then the file, then the command line.
 
-Mappings merge, lists are atoms, and a node that changes `name` replaces the whole node. The merged tree goes to `build`.
+Mappings are merged. A list replaces the earlier list. A mapping with another `name` replaces the whole earlier mapping.
+`build` then checks the merged tree and builds the config.
 """
 
 import copy
@@ -10,21 +11,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vqcore.compose.build import (
-    COMMAND_LINE,
-    T,
-    from_tree,
-    full_key,
-    joined,
-    omegaconf_reason,
-    yaml_value,
-)
+from vqcore.compose.build import COMMAND_LINE, from_tree, full_key, joined, omegaconf_reason, yaml_value
 from vqcore.compose.describe import value_text
 from vqcore.compose.recipes import recipe_path
 from vqcore.config import leaves
@@ -32,20 +25,21 @@ from vqcore.errors import ConfigError, did_you_mean, first_line, listed
 from vqcore.registry import Registry, registry
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DEFAULT = "default"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checked config, the layer that gave each leaf (by dotted key), and a line per component replaced."""
+    """A checked config, the layer that set each value (by dotted key), and one line per replaced component."""
 
     config: Any
     origin: Mapping[str, str]
     notes: tuple[str, ...]
 
     def layer(self, key: str) -> str:
-        """The layer that gave a leaf: its own, that of the node it was interpolated with, or the default."""
+        """The layer that set a value: by its key, or by a key above (an interpolated node); otherwise `default`."""
         while key:
             if key in self.origin:
                 return self.origin[key]
@@ -56,7 +50,7 @@ class Loaded:
 def load(
     path: str, overrides: Sequence[str] = (), *, schema: type, registry_: Registry | None = None
 ) -> Loaded:
-    """Read, merge, check and build. `path` is a file or `recipe:NAME`; an override reads `key.path=value`."""
+    """Read, merge, check and build a config. `path` is a file or `recipe:NAME`; an override is `key.path=value`."""
     layers = _Layers(registry_ or registry())
     layers.add_file(path)
     if any(f.name == "run" for f in dataclasses.fields(schema)):
@@ -76,7 +70,7 @@ def overridden(
     file: str,
     registry_: Registry | None = None,
 ) -> T:
-    """A saved tree with command-line settings on top, checked and built."""
+    """A saved tree, changed by settings of the command line, checked and built."""
     layers = _Layers(registry_ or registry())
     layers.add(copy.deepcopy(dict(tree)), file)
     return _finish(layers, overrides, schema, file)
@@ -90,7 +84,7 @@ def _finish(layers: "_Layers", overrides: Sequence[str], schema: type[T], file: 
 
 
 class _Layers:
-    """The merged tree, growing layer by layer, and where each leaf came from."""
+    """The tree merged so far, and the layer that set each value."""
 
     def __init__(self, registry_: Registry) -> None:
         self.registry = registry_
@@ -99,13 +93,13 @@ class _Layers:
         self.notes: list[str] = []
 
     def add_file(self, path: str, parents: Mapping[Path, str] | None = None) -> None:
-        """Add what a file's `defaults:` name, in order, then the file; `parents` led here."""
+        """Add the files under `defaults:` in their order, then the file. `parents` are the files that led here."""
         recipe = path.startswith("recipe:")
         file = recipe_path(path.removeprefix("recipe:"), self.registry) if recipe else Path(path)
         chain = {**(parents or {}), file.resolve(): path}
         if parents and file.resolve() in parents:
             raise ConfigError(
-                f"{path}: its defaults lead back to itself: {' -> '.join([*parents.values(), path])}."
+                f"{path}: its defaults lead back to this file: {' -> '.join([*parents.values(), path])}."
             )
         tree = _parse(_read(file, path, list(chain.values())), path)
         above = tree.pop("defaults", [])
@@ -122,18 +116,19 @@ class _Layers:
 
     def _merge(self, base: dict[str, Any], top: dict[str, Any], label: str, path: str) -> None:
         for key, value in top.items():
-            here = f"{path}.{key}" if path else key
+            here = joined(path, key)
             old = base.get(key)
             if isinstance(value, dict) and isinstance(old, dict):
                 new_name, old_name = value.get("name"), old.get("name")
-                if new_name is None or old_name is None or new_name == old_name:
+                if new_name is None or old_name is None or self.registry.same(new_name, old_name):
                     if value:
-                        self.origin.pop(here, None)  # an empty mapping is a leaf until something is in it
+                        self.origin.pop(here, None)  # an empty mapping is a value until it gets a key
                     self._merge(old, value, label, here)
                     continue
                 dropped = [k for k in old if k != "name"]
+                old_label = self.origin.get(f"{here}.name", DEFAULT)
                 self.notes.append(
-                    f"{here}: '{new_name}' ({label}) replaces '{old_name}' ({self._origin_of(here)})"
+                    f"{here}: '{new_name}' ({label}) replaces '{old_name}' ({old_label})"
                     + (f"; its settings {listed(dropped)} are dropped" if dropped else "")
                 )
             base[key] = value
@@ -141,12 +136,9 @@ class _Layers:
                 del self.origin[stale]
             self.origin.update({leaf: label for leaf, _ in leaves(value, here)})
 
-    def _origin_of(self, path: str) -> str:
-        return self.origin.get(f"{path}.name", DEFAULT)
-
 
 def _beside(file: Path, entry: str) -> str:
-    """The path of an entry of `defaults:`, without `..` in it where that changes nothing (a link may)."""
+    """The path of an entry of `defaults:`; without `..` unless a link in the path makes a difference."""
     path = file.parent / entry
     tidy = os.path.normpath(path)
     return tidy if Path(tidy).resolve() == path.resolve() else str(path)
@@ -161,7 +153,7 @@ def _read(file: Path, shown: str, chain: list[str]) -> str:
         hint = did_you_mean(file.name, siblings)
         raise ConfigError(f"{asked}{shown}: there is no such file.{hint}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{shown}: not a text file; a config is YAML in UTF-8.") from error
+        raise ConfigError(f"{shown}: this is not a text file; a config is YAML in UTF-8.") from error
     except OSError as error:
         raise ConfigError(f"{shown}: cannot be read: {error.strerror}.") from error
 
@@ -174,26 +166,23 @@ def _parse(text: str, shown: str) -> dict[str, Any]:
             raise ConfigError(f"{shown}: a config is a mapping (key: value), not {found}.")
         tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if root else {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{shown}: {_yaml_reason(error)}.") from error
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        reason = str(getattr(error, "problem", None) or first_line(error)).rstrip(".")
+        raise ConfigError(f"{shown}: {place}not valid YAML: {reason}.") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{shown}: {omegaconf_reason(error, full_key(error))}") from error
     assert isinstance(tree, dict)
     return _string_keys(tree, shown)
 
 
-def _yaml_reason(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    reason = str(getattr(error, "problem", None) or first_line(error)).rstrip(".")
-    return f"{place}not valid YAML: {reason}"
-
-
 def _string_keys(tree: dict[Any, Any], shown: str, path: str = "") -> dict[str, Any]:
+    """The same tree. Raises `ConfigError` for a key that YAML does not read as text."""
     for key, value in tree.items():
         if not isinstance(key, str):
             place = f"{path}: " if path else ""
             raise ConfigError(
-                f"{shown}: {place}the key {value_text(key)} is no text; if it is meant, put it in quotes."
+                f"{shown}: {place}the key {value_text(key)} is not text; put the key in quotes."
             )
         if isinstance(value, dict):
             _string_keys(value, shown, joined(path, key))
@@ -201,11 +190,12 @@ def _string_keys(tree: dict[Any, Any], shown: str, path: str = "") -> dict[str, 
 
 
 def _overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of the command line as one tree."""
     tree: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key or any(not part for part in key.split(".")):
-            raise ConfigError(f"{COMMAND_LINE}: '{override}' is no override; write key.path=value.")
+            raise ConfigError(f"{COMMAND_LINE}: '{override}' is not a setting; write key.path=value.")
         *parents, last = key.split(".")
         node: dict[str, Any] = {last: _override_value(key, text)}
         for part in reversed(parents):
@@ -228,12 +218,12 @@ def _override_value(key: str, text: str) -> Any:
 
 
 def _lay(tree: dict[str, Any], top: dict[str, Any], override: str) -> None:
-    """Lay one override over the others: the last value of a key counts, a value and a mapping do not mix."""
+    """Add one override to the tree. The last value of a key wins; a value and a mapping for one key are an error."""
     for key, value in top.items():
         old = tree.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
             _lay(old, value, override)
         elif key in tree and isinstance(value, dict) != isinstance(old, dict):
-            raise ConfigError(f"{COMMAND_LINE}: {override} contradicts another override of '{key}'.")
+            raise ConfigError(f"{COMMAND_LINE}: {override} contradicts another setting of '{key}'.")
         else:
             tree[key] = value

@@ -1,7 +1,6 @@
-"""Recipes: the configs that come with the core and with plugins, by name (`recipe:NAME`)."""
+"""Recipes: the configs in the core and in plugins, found by name (`recipe:NAME`)."""
 
 import functools
-import importlib.metadata
 import importlib.util
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from vqcore.registry import Registry, registry
 
 
 def recipe_path(name: str, registry_: Registry | None = None) -> Path:
-    """The file behind `recipe:NAME`: the core's, or for `vit/...` one in the `cfgs/` of vit's package."""
+    """The file behind `recipe:NAME`: in the core, or for `vit/...` in the folder `cfgs/` of the package of `vit`."""
     catalogue = registry_ or registry()
     id, _, rest = name.removesuffix(".yaml").partition("/")
     core = core_recipes()
@@ -25,7 +24,7 @@ def recipe_path(name: str, registry_: Registry | None = None) -> Path:
 
 
 def recipes(registry_: Registry | None = None) -> list[str]:
-    """The names of all recipes in the core and in installed plugins, but for ids that are claimed twice."""
+    """The names of all recipes in the core and in the installed plugins. Skips ids with two distributions."""
     core = core_recipes()
     names = [_recipe_name(core, path) for path in sorted(core.rglob("*.yaml"))] if core else []
     for id, origins in (registry_ or registry()).ids().items():
@@ -37,8 +36,8 @@ def recipes(registry_: Registry | None = None) -> list[str]:
 
 @functools.cache
 def core_recipes() -> Path | None:
-    """The folder of the core's recipes: inside the package if it came as a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    """The folder of the core's recipes: inside the package of a wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
     return next((path for path in (package / "cfgs", package.parent / "cfgs") if path.is_dir()), None)
 
 

@@ -1,1 +1,1 @@
-"""The core's own data sources, and what makes batches of any source."""
+"""The data sources of the core, and the code that makes batches from any data source."""

@@ -1,15 +1,15 @@
-"""Batches from any source and any modality: functions of (seed, epoch, step), never of workers or history.
+"""Batches from any data source and any modality. A batch depends on seed, epoch and step, not on workers or history.
 
-All processes together walk an endless stream of positions. Position p belongs to epoch p // n and is sample
-permute(p % n), a keyed permutation that needs no list; batches run across the borders of epochs. Each step has its size,
-each sample of an epoch its crop. A sample that cannot be read is replaced by another one, chosen in the same way.
+All processes together read an endless stream of positions. With n samples, position p belongs to epoch p // n and is
+sample permute(p % n), a keyed permutation that needs no list. A batch may contain samples of two epochs. A size is
+drawn for each step, and a crop for each sample of an epoch. A sample that cannot be read is replaced by another sample,
+which is drawn in the same way.
 """
 
 import logging
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,21 +26,20 @@ from vqcore.schema import DataConfig
 
 log = logging.getLogger(__name__)
 
-
 REPLACEMENTS = 16
-"""Other samples tried in the place of an unreadable one before the run gives up."""
+"""Number of other samples to try instead of an unreadable sample before the run stops with an error."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A batch, and the samples that were to be in it and could not be read."""
+    """A batch, and the samples that could not be read for this batch."""
 
     batch: Batch | None
     bad: tuple[Bad, ...] = ()
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples of one size as a batch. Extras that are tensors are stacked, others become lists."""
+    """A batch of samples of one size. Extras that are tensors are stacked; other extras become lists."""
     first = samples[0]
     extras = {label: [sample.extras[label] for sample in samples] for label in first.extras}
     return Batch(
@@ -53,10 +52,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class TrainBatches:
-    """The training batches of steps `start_step` to `steps - 1` for one process, `accumulate` of them a step.
+    """The training batches of one process for steps `start_step` to `steps - 1`, `accumulate` batches per step.
 
-    One process with batches of 2B and two with batches of B see the same samples in the same order, cropped
-    alike. Iterating again starts again. Raises `DataError` when no readable sample can be found.
+    One process with batches of 2B samples and two processes with batches of B samples get the same samples in the same
+    order with the same crops. A new iterator starts at `start_step`. Raises `DataError` if no readable sample is found.
     """
 
     def __init__(
@@ -76,24 +75,32 @@ class TrainBatches:
     ):
         self.sizes = sizes(cfg, modality.spec)
         reader = Reader(data, modality, extra, cfg.cache_mib, self.sizes[-1])
-        dataset = _TrainSet(reader, self.sizes, seed, cfg.batch_size, accumulate, rank, world)
-        self._requests = _Steps(start_step, steps, accumulate)
+        self._dataset = _TrainSet(reader, self.sizes, seed, cfg.batch_size, accumulate, rank, world)
+        self._numbers = range(start_step * accumulate, steps * accumulate)
         workers = cfg.workers if workers is None else workers
-        self._answers: Iterable[Loaded | VqcoreError]
-        if workers:
-            self._answers = _loader(dataset, self._requests, workers)
-        else:
-            self._answers = _Here(dataset, self._requests)
+        self._loader = _loader(self._dataset, self._numbers, workers) if workers else None
 
     def __iter__(self) -> Iterator[Loaded]:
-        yield from _raising(self._answers)
+        yield from _raising(self._read_here() if self._loader is None else self._loader)
+
+    def _read_here(self) -> Iterator[Loaded | VqcoreError]:
+        """The batches, read in this process with one thread as in a worker: more threads would mostly wait."""
+        for number in self._numbers:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                answer = self._dataset[number]
+            finally:
+                torch.set_num_threads(threads)
+            yield answer
 
 
 class EvalBatches:
-    """Every sample once over all processes, each with its evaluation view; the last batch may be smaller.
+    """The evaluation batches of one process. All processes together get every sample once, with its evaluation view.
 
-    `limit` takes that many samples, spread evenly over the set. Unreadable samples are left out and reported
-    with a batch nearby; a process that can read none of its samples yields one report without a batch.
+    The last batch may be smaller. With `limit`, only this number of samples is used, spread evenly over the data set.
+    Unreadable samples are left out, and are reported with the batch before or after them. If a process can read none of
+    its samples, the process yields one report without a batch.
     """
 
     def __init__(
@@ -111,13 +118,13 @@ class EvalBatches:
         workers: int | None = None,
     ):
         total = len(data) if limit is None else min(limit, len(data))
-        self._requests = _Shares(len(data), total, batch_size, rank, world)
+        self._shares = _Shares(len(data), total, batch_size, rank, world)
         dataset = _EvalSet(Reader(data, modality, extra), size)
-        self._loader = _loader(dataset, self._requests, cfg.workers if workers is None else workers)
+        self._loader = _loader(dataset, self._shares, cfg.workers if workers is None else workers)
 
     def __len__(self) -> int:
-        """Batches when every sample can be read."""
-        return len(self._requests)
+        """The number of batches if every sample can be read."""
+        return len(self._shares)
 
     def __iter__(self) -> Iterator[Loaded]:
         held: Loaded | None = None
@@ -136,7 +143,7 @@ class EvalBatches:
 
 
 class BadSamples:
-    """Counts the samples that cannot be read and ends the run when they are too large a share of the set."""
+    """Counts the samples that cannot be read, and stops the run if their share of the data set is too large."""
 
     def __init__(self, data: Data, cfg: DataConfig):
         self.total, self.max_share = len(data), cfg.max_bad_share
@@ -146,7 +153,7 @@ class BadSamples:
         return len(self.reasons)
 
     def add(self, bad: Iterable[Bad]) -> None:
-        """Note samples; each is named in the log the first time. Raises `DataError` above `max_share`."""
+        """Count samples, and log each sample once. Raises `DataError` if the share is above `max_share`."""
         for key, reason in bad:
             if key not in self.reasons:
                 self.reasons[key] = reason
@@ -159,13 +166,13 @@ class BadSamples:
             )
 
     def metrics(self) -> dict[str, float]:
-        """How many there were so far, as a metric; nothing when there were none."""
+        """The number of unreadable samples so far as a metric; empty if there are none."""
         return {"data/bad": float(len(self))} if self.reasons else {}
 
 
 @dataclass(frozen=True)
 class _TrainSet:
-    """From (step, micro-batch) to a batch; what it returns depends on nothing else."""
+    """Maps the number of a batch to the batch. Batch i belongs to step i // `accumulate`."""
 
     reader: Reader
     sizes: list[tuple[int, ...]]
@@ -175,10 +182,9 @@ class _TrainSet:
     rank: int
     world: int
 
-    def __getitem__(self, request: tuple[int, int]) -> Loaded | VqcoreError:
-        step, micro = request
-        size = self.sizes[derive(self.seed, "size", step) % len(self.sizes)]
-        first = ((step * self.accumulate + micro) * self.world + self.rank) * self.batch_size
+    def __getitem__(self, number: int) -> Loaded | VqcoreError:
+        size = self.sizes[derive(self.seed, "size", number // self.accumulate) % len(self.sizes)]
+        first = (number * self.world + self.rank) * self.batch_size
         samples: list[Sample] = []
         bad: list[Bad] = []
         try:
@@ -189,6 +195,7 @@ class _TrainSet:
         return Loaded(collate(samples), tuple(bad))
 
     def _sample(self, position: int, size: tuple[int, ...], bad: list[Bad]) -> Sample:
+        """The sample at a position of the stream, or a replacement. Unreadable samples are added to `bad`."""
         count = len(self.reader.data)
         epoch = position // count
         index = permute(position % count, count, derive(self.seed, "shuffle", epoch))
@@ -203,12 +210,12 @@ class _TrainSet:
         if isinstance(answer, Sample):
             return answer
         tried = f"{bad[-1][0]}: {bad[-1][1]}"
-        raise DataError(f"{REPLACEMENTS + 1} samples in a row cannot be read; the last: {tried}")
+        raise DataError(f"{REPLACEMENTS + 1} samples in a row cannot be read. The last one is {tried}")
 
 
 @dataclass(frozen=True)
 class _EvalSet:
-    """From numbers of samples to a batch of those that can be read, or None, and the others."""
+    """Maps sample indices to a batch of the readable samples (None if there are none) and the unreadable samples."""
 
     reader: Reader
     size: tuple[int, ...]
@@ -221,22 +228,8 @@ class _EvalSet:
 
 
 @dataclass(frozen=True)
-class _Steps:
-    """(step, micro-batch), one after the other."""
-
-    start: int
-    stop: int
-    accumulate: int
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        for step in range(self.start, self.stop):
-            for micro in range(self.accumulate):
-                yield step, micro
-
-
-@dataclass(frozen=True)
 class _Shares:
-    """The numbers of one process's samples by batch: every `world`-th of `total` out of `count`."""
+    """The sample indices of each batch of one process: every `world`-th of `total` samples out of `count`."""
 
     count: int
     total: int
@@ -253,39 +246,14 @@ class _Shares:
             yield [place * self.count // self.total for place in mine[start : start + self.batch_size]]
 
 
-@dataclass(frozen=True)
-class _Here:
-    """What a training set answers to requests, read in this process."""
-
-    dataset: _TrainSet
-    requests: Iterable[tuple[int, int]]
-
-    def __iter__(self) -> Iterator[Loaded | VqcoreError]:
-        for request in self.requests:
-            with _one_thread():
-                answer = self.dataset[request]
-            yield answer
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """What `DataLoader` does in its workers: samples are so small that threads wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _loader(dataset: Any, requests: Any, workers: int) -> DataLoader:
+def _loader(dataset: Any, items: Any, workers: int) -> DataLoader:
     return DataLoader(
         dataset,
-        sampler=requests,
-        batch_size=None,  # a request is already a whole batch
+        sampler=items,
+        batch_size=None,  # each item of the data set is a whole batch already
         num_workers=workers,
         collate_fn=_unchanged,
-        generator=torch.Generator(),  # else every pass takes a number from the global generator
+        generator=torch.Generator(),  # otherwise each pass draws a number from the global generator
     )
 
 
@@ -294,26 +262,19 @@ def _unchanged(answer: Any) -> Any:
 
 
 def _raising(source: Iterable[Any]) -> Iterator[Any]:
-    """What was read, by workers or here. Our errors travel as values: torch would wrap them in a traceback."""
-    answers = _begun(source)
+    """The answers of a loader. An answer that is a `VqcoreError` is raised here, without torch's text around it."""
+    # With its first workers torch installs a SIGCHLD handler, which raises an error anywhere in the program when a
+    # worker dies, for example in the middle of an optimizer step. Without the handler, a dead worker is noticed some
+    # seconds later, when its batch is needed.
+    handler = signal.getsignal(signal.SIGCHLD)
+    answers = iter(source)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)
     try:
         for answer in answers:
             if isinstance(answer, VqcoreError):
                 raise answer
             yield answer
     finally:
-        # Workers end with the last reference; left to the garbage collector they take five seconds each.
+        # Workers end with the last reference. Left to the garbage collector, each worker would take five seconds.
         del answers
-
-
-def _begun(source: Iterable[Any]) -> Iterator[Any]:
-    """The iterator of a loader, without the signal handler that torch installs with its first worker processes.
-
-    It raises wherever the program is when a worker dies, be it half-way through an optimizer's step. Without it a dead
-    worker is noticed, some seconds later, where its batch is awaited.
-    """
-    before = signal.getsignal(signal.SIGCHLD)
-    answers = iter(source)
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
-    return answers

@@ -1,4 +1,4 @@
-"""Samples as they were read, kept in memory up to a limit: files that fit are decoded once a process."""
+"""Keeps samples as read from their files in memory, up to a limit; a process decodes each cached file once."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class Cache:
-    """Keeps what a function of a key returned, the first ones that fit into `mib` MiB.
+    """Keeps values by key: the first values that fit into `mib` MiB.
 
-    Nothing is ever thrown out: passes over a shuffled set visit every sample equally often, so that the newest one is
-    no better a guess than the first. What is kept must not be changed by its users.
+    No value is ever removed: passes over a shuffled data set use every sample equally often, so a new sample is not
+    needed sooner than an old one. The caller must not change a value.
     """
 
     def __init__(self, mib: float):
@@ -20,7 +20,7 @@ class Cache:
         self.kept: dict[Hashable, Any] = {}
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What is kept under a key, or a new one."""
+        """The value of a key. A value that is not in the cache is made with `make`, and kept if it fits."""
         if key in self.kept:
             return self.kept[key]
         value = make()
@@ -32,7 +32,7 @@ class Cache:
 
 
 def _bytes(value: Any) -> int | None:
-    """Memory of what a modality's `read` returns; None where it cannot be told."""
+    """The memory in bytes of a value that `Modality.read` has returned; None if the memory is not known."""
     if isinstance(value, (np.ndarray, Tensor)):
         return int(value.nbytes)
     if isinstance(value, (int, float)):

@@ -1,7 +1,7 @@
-"""The batches of a run's next steps, whatever happens to the processes that read them.
+"""The batches of a run, step by step, also after a loader worker has died.
 
-What a step sees is a function of its number on the stream, so the feed can be taken up anywhere: after a worker died,
-or further on when a run rolls back and leaves samples out.
+The batches of a step depend only on the position of the step in the stream of samples. So the feed can start at any
+position: at the same step after a worker has died, or further on when a run rolls back and skips samples.
 """
 
 import logging
@@ -18,14 +18,11 @@ from vqcore.schema import RunConfig
 
 log = logging.getLogger(__name__)
 DEATHS = 3
-"""Times that a reading process may die, without a step in between, before the run gives up."""
+"""The run stops when loader workers die this many times in a row within one step."""
 
 
 class Feed:
-    """Batches by step, up to step `steps` of the run; `offset` is how far the stream runs ahead of the steps.
-
-    A context manager.
-    """
+    """A context manager that returns the batches of each step, up to step `steps` of the run."""
 
     def __init__(
         self,
@@ -50,26 +47,29 @@ class Feed:
         self.close()
 
     def close(self) -> None:
-        """End the reading processes. An abandoned iterator would keep the reason of a failure waiting for them."""
+        """Stop the loader workers. Otherwise the message of an error waits until the workers end by themselves."""
         if self.stream is not None:
             self.stream.close()
             self.stream = None
 
     def next(self, step: int, offset: int = 0) -> list[Batch]:
-        """The batches of a step, one per accumulated part. Raises `DataError` when nothing can be read."""
+        """The `optim.accumulate` batches of a step. The stream is `offset` steps ahead of the run.
+
+        Raises `DataError` if the samples cannot be read.
+        """
         for _ in range(DEATHS):
             try:
                 return self._take(step + offset, self.steps + offset)
             except RuntimeError as error:
-                # The only sign that torch gives: the process was killed, mostly for memory.
+                # torch has no error class for a worker that was killed, mostly because of too little memory.
                 if "DataLoader worker" not in str(error):
                     raise
                 self.close()
-                log.warning("a reading process died (%s); starting it again.", first_line(error))
+                log.warning("a loader worker died (%s); starting the workers again.", first_line(error))
                 last = error
         raise DataError(
-            f"step {step + 1}: reading processes died {DEATHS} times in a row ({first_line(last)}). "
-            "Is there too little memory? Try fewer data.workers, or 0."
+            f"step {step + 1}: loader workers died {DEATHS} times in a row ({first_line(last)}). "
+            "There may be too little memory: set data.workers to a smaller number, or to 0."
         ) from last
 
     def _take(self, position: int, stop: int) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""A sorted listing of a folder's files in a few bytes each: paths in one blob, not in a list of strings."""
+"""A sorted listing of the files in a folder. All paths are stored in one bytes object, a few bytes for each file."""
 
 import os
 from collections import Counter
@@ -11,11 +11,11 @@ from vqcore.errors import DataError, did_you_mean, listed
 
 
 class Listing:
-    """The files below `root` that end in one of `suffixes`, sorted by key: path below `root`, no suffix.
+    """The files below `root` with one of `suffixes`, sorted by key. The key is the path below `root` without suffix.
 
-    Suffixes are compared without case (they are plain ASCII); hidden files and folders are skipped; a folder
-    that several links lead to is listed once. `setting` is the config key that errors name. Raises
-    `DataError` when there is no such folder, nothing in it, or two files with one key.
+    Upper and lower case are equal in suffixes, which are plain ASCII. Hidden files and folders are skipped. A folder
+    that several links point to is listed once. `setting` is the config key for error messages. Raises `DataError` if
+    the folder does not exist, if no file has one of the suffixes, or if two files have the same key.
     """
 
     def __init__(self, root: str, suffixes: Sequence[str], setting: str):
@@ -41,15 +41,15 @@ class Listing:
         return len(self._cuts)
 
     def path(self, index: int) -> Path:
-        """Where file `index` is."""
+        """The path of file `index`."""
         return self.root / os.fsdecode(self._blob[self._ends[index] : self._ends[index + 1]])
 
     def key(self, index: int) -> str:
-        """Path below the root, with slashes, without suffix."""
+        """The path of file `index` below the root, with slashes and without suffix."""
         return os.fsdecode(self._key(index))
 
     def find(self, key: str) -> int | None:
-        """The number of the file with this key."""
+        """The index of the file with this key, or None."""
         wanted = os.fsencode(key)
         low, high = 0, len(self)
         while low < high:
@@ -61,7 +61,7 @@ class Listing:
         return low if low < len(self) and self._key(low) == wanted else None
 
     def without_partner(self, other: "Listing") -> list[int]:
-        """Numbers of the files whose key the other listing lacks."""
+        """The indices of the files whose key is not in the other listing."""
         lonely, place = [], 0
         for index in range(len(self)):
             key = self._key(index)
@@ -75,7 +75,7 @@ class Listing:
         return self._blob[self._ends[index] : self._ends[index + 1] - self._cuts[index]]
 
     def _below(self, folder: Path, prefix: bytes) -> Iterator[tuple[bytes, int]]:
-        """Yield `(path below the root, length of its suffix)` in the order of keys."""
+        """Yield `(path below the root, length of the suffix)` in the order of keys."""
         status = folder.stat()
         if (status.st_dev, status.st_ino) in self._seen:
             return
@@ -88,7 +88,7 @@ class Listing:
                 yield from self._below(folder / name, inner + b"/")
 
     def _entries(self, folder: Path) -> list[tuple[bytes, str, int]]:
-        """What a folder holds as `(what to sort by, name, length of suffix)`; folders have length 0."""
+        """The entries of a folder as `(sort key, name, length of suffix)`. For a folder the length is 0."""
         files: dict[str, str] = {}
         entries = []
         with os.scandir(folder) as found:
@@ -96,7 +96,7 @@ class Listing:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    # With its slash a folder sorts among files as its contents do among all keys.
+                    # The slash puts the folder in the position of its files in the order of all keys.
                     entries.append((os.fsencode(f"{entry.name}/"), entry.name, 0))
                 elif cut := self._cut(entry.name):
                     stem = entry.name[:-cut]
@@ -107,7 +107,7 @@ class Listing:
         return entries
 
     def _cut(self, name: str) -> int:
-        """Length of the suffix if it is one that is read, else 0."""
+        """The length of the suffix if `suffixes` contains this suffix, else 0."""
         lower = name.lower()
         for ending in self._endings:
             if lower.endswith(ending):
@@ -117,7 +117,7 @@ class Listing:
         return 0
 
     def _listed_elsewhere(self, folder: Path) -> bool:
-        """Is this a link to a folder that the walk reaches under its own name?"""
+        """Whether this is a link to a folder below the root that is also listed under its own name."""
         if not folder.is_symlink():
             return False
         target, root = folder.resolve(), self.root.resolve()
@@ -129,14 +129,14 @@ class Listing:
         one, two = sorted((first, second))
         return (
             f"{self.setting}: {folder}: {one} and {two} differ in their suffix only, "
-            "so what is made of them would have one name; rename or move one"
+            "so their outputs would have the same name. Rename or move one of the two files"
         )
 
     def _nothing(self) -> str:
         found = listed(f"{count} x {suffix}" for suffix, count in self._other.most_common())
         return (
-            f"{self.setting}: {self.root}: holds no file that can be read "
-            f"({', '.join(self.suffixes)}); found: {found or 'nothing'}"
+            f"{self.setting}: {self.root}: contains no file of a readable type "
+            f"({', '.join(self.suffixes)}). Found: {found or 'nothing'}"
         )
 
 
@@ -144,12 +144,14 @@ def _require_folder(path: Path, setting: str) -> None:
     if path.is_dir():
         return
     if path.exists():
-        raise DataError(f"{setting}: {path}: is a file, not a folder; give the folder it lies in")
+        raise DataError(
+            f"{setting}: {path}: this is a file, not a folder. Give the folder that contains the file"
+        )
     raise DataError(f"{setting}: {path}: there is no such folder.{nearest_sibling(path)}")
 
 
 def nearest_sibling(path: Path) -> str:
-    """` Did you mean 'x'?` with the entry beside `path` whose name is closest, or nothing."""
+    """` Did you mean 'x'?` with the entry in the same folder whose name is closest, or an empty text."""
     if not path.parent.is_dir():
         return ""
     names = {entry.name: str(path.parent / entry.name) for entry in path.parent.iterdir()}

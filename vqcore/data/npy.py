@@ -1,4 +1,4 @@
-"""Opens `.npy` and `.npz` files without ever unpickling; whatever is wrong with one becomes a `DataError`."""
+"""Opens `.npy` and `.npz` files. Never reads pickled objects. Any problem with a file becomes a `DataError`."""
 
 import tokenize
 import zipfile
@@ -22,41 +22,45 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What NumPy raises for damaged files: it reads a header as Python source, and an archive by zipfile."""
+"""Errors that NumPy raises for damaged files: NumPy parses headers as Python source and opens archives with zipfile."""
 
 
 def read_array(path: Path, where: str) -> np.ndarray:
-    """The array in a `.npy` file, in memory. `where` stands in front of errors."""
+    """The array in a `.npy` file, read into memory. Error messages begin with `where`."""
     with _explained(where), path.open("rb") as file:
         return _single(np.load(file, allow_pickle=False), where)
 
 
 def map_array(path: Path, where: str) -> np.ndarray:
-    """The array in a `.npy` file, left on disk and read where it is touched."""
+    """The array in a `.npy` file, mapped into memory: only the parts in use are read from disk."""
     with _explained(where):
         return _single(np.load(path, mmap_mode="r", allow_pickle=False), where)
 
 
 def read_member(path: Path, name: str | None, where: str, setting: str = "data.key") -> np.ndarray:
-    """An array of a `.npz` file, in memory: the named one, or the only one. `setting` is what names it."""
+    """The array `name` of a `.npz` file, or the only array, read into memory. `setting` is the config key of `name`."""
     with _explained(where), path.open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
-            raise DataError(f"{where}: is a single array; call it .npy")
+            raise DataError(
+                f"{where}: this is a single array, not an archive of arrays. Rename the file to .npy"
+            )
         names = list(archive)
         if name is None and len(names) != 1:
             some = names[0] if names else "NAME"
-            raise DataError(f"{where}: holds the arrays {listed(names)}; choose one, e.g. {setting}={some}")
+            raise DataError(
+                f"{where}: contains the arrays {listed(names)}. Choose one, e.g. {setting}={some}"
+            )
         if name is not None and name not in names:
             hint = did_you_mean(name, names)
-            raise DataError(f"{where}: holds no array '{name}'.{hint} Arrays: {listed(names)}")
+            raise DataError(f"{where}: contains no array '{name}'.{hint} Arrays: {listed(names)}")
         return archive[name or names[0]]
 
 
 def _single(opened: object, where: str) -> np.ndarray:
     if not isinstance(opened, np.ndarray):
         opened.close()  # type: ignore[attr-defined]
-        raise DataError(f"{where}: is an archive of arrays, not a .npy file; call it .npz")
+        raise DataError(f"{where}: this is an archive of arrays, not a .npy file. Rename the file to .npz")
     return opened
 
 
@@ -66,7 +70,7 @@ def _explained(where: str) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         if "pickle" in str(error) or "Python objects" in str(error):
-            reason = "holds Python objects or is no array file; only arrays of numbers are read"
+            reason = "contains Python objects or is not an array file; only arrays of numbers can be read"
         else:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{where}: {reason}") from error

@@ -1,7 +1,7 @@
 """Reads one sample: the main modality and all extra modalities with the same view; masks become part of the sample."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from vqcore.data.cache import Cache
 from vqcore.errors import ConfigError, DataError
-from vqcore.protocols import Data, Modality, View
+from vqcore.protocols import Data, Mask, Modality, View, has_own_box, hole_value, is_mask, mask
 
 Bad = tuple[str, str]
-"""Key of a sample that could not be read, and why."""
+"""The key of a sample that could not be read, and the reason."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample as tensors. `extent` is what it measured before it was cropped."""
+    """One sample as tensors. `extent` is the size of the sample before the crop."""
 
     x: Tensor
     key: str
@@ -30,10 +30,10 @@ class Sample:
 
 
 class Reader:
-    """Reads one sample with everything that rides along, all with one view; masks become part of the sample.
+    """Reads one sample of the main modality and of all extra modalities, all with the same view.
 
-    `most` is the largest size that training asks for: the modality may read less detail than the file has. Raises
-    `ConfigError` for a mask that does not fit the modality.
+    `most` is the largest size in training: the modality may read fewer details than the file has. Raises `ConfigError`
+    for a mask that does not fit the main modality.
     """
 
     def __init__(
@@ -45,33 +45,36 @@ class Reader:
         most: tuple[int, ...] | None = None,
     ):
         self.data, self.modality = data, modality
-        # Beside extra modalities samples stay whole: a crop must begin where theirs does, to the pixel.
+        # With extra modalities the whole sample is read: all crops must begin at the same pixel.
         self.most = None if extra else most
-        self.masks = {label: rides for label, rides in extra.items() if getattr(rides, "is_mask", False)}
-        self.extra = {label: rides for label, rides in extra.items() if label not in self.masks}
+        self.masks = {label: each for label, each in extra.items() if is_mask(each)}
+        self.extra = {label: each for label, each in extra.items() if label not in self.masks}
         self.cache = Cache(cache_mib)
-        check_masks(modality, self.masks)
+        _check_masks(modality, self.masks)
 
     def read(self, index: int, size: tuple[int, ...], rng: np.random.Generator | None) -> Sample:
+        """The sample at `size`; a random view if `rng` is given, else the evaluation view."""
         raw = self._raw(index, "", self.modality, self.most)
         extent = self.modality.extent(raw)
         view = self.modality.view(extent, size, rng)
         extras = {
-            label: rides.tensor(self._raw(index, label, rides), view) for label, rides in self.extra.items()
+            label: each.tensor(self._raw(index, label, each), view) for label, each in self.extra.items()
         }
-        mask = self.modality.mask(raw, view) if self.modality.spec.mask else None  # type: ignore[attr-defined]
-        sample = Sample(self.modality.tensor(raw, view), self.data.key(index), extent, mask, extras)
-        for label, rides in self.masks.items():
-            sample = self._masked(sample, label, rides, index, view)
-        return sample
+        valid = mask(self.modality, raw, view)
+        x = self.modality.tensor(raw, view)
+        for label, each in self.masks.items():
+            shown = _valid(label, each, self._raw(index, label, each), view, extent)
+            x = _hidden(self.modality, x, shown, each.mask_value)
+            if hole_value(self.modality) is None:
+                valid = shown if valid is None else valid & shown
+        return Sample(x, self.data.key(index), extent, valid, extras)
 
-    def _masked(self, sample: Sample, label: str, rides: Any, index: int, view: View) -> Sample:
-        """A sample of which only what a mask calls valid is left."""
-        valid = valid_of(label, rides, self._raw(index, label, rides), view, sample.extent)
-        x = hidden(self.modality, sample.x, valid, rides.mask_value)
-        if getattr(self.modality, "hole_value", None) is not None:
-            return replace(sample, x=x)
-        return replace(sample, x=x, mask=valid if sample.mask is None else sample.mask & valid)
+    def try_read(self, index: int, size: tuple[int, ...], rng: np.random.Generator | None) -> Sample | Bad:
+        """The sample, or its key and the reason why it cannot be read. Other exceptions are bugs and are raised."""
+        try:
+            return self.read(index, size, rng)
+        except (DataError, OSError) as error:
+            return self.data.key(index), str(error)
 
     def _raw(
         self, index: int, label: str, modality: Modality, at_least: tuple[int, ...] | None = None
@@ -80,58 +83,55 @@ class Reader:
             (index, label), lambda: modality.read(self.data.get(index, label), at_least=at_least)
         )
 
-    def try_read(self, index: int, size: tuple[int, ...], rng: np.random.Generator | None) -> Sample | Bad:
-        """The sample, or its key and why there is none. Any other exception is a bug and passes."""
-        try:
-            return self.read(index, size, rng)
-        except (DataError, OSError) as error:
-            return self.data.key(index), str(error)
 
-
-def check_masks(modality: Any, masks: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` when a mask cannot be one of this modality, or its `mask_value` is no value of it."""
+def _check_masks(modality: Modality, masks: Mapping[str, Mask]) -> None:
+    """Raise `ConfigError` if a mask does not fit the main modality, or if a `mask_value` is not one of its values."""
     spec = modality.spec
-    for label, rides in masks.items():
-        where, value = f"data.extra.{label}", rides.mask_value
-        if getattr(modality, "has_own_box", False):
+    for label, each in masks.items():
+        where, value = f"data.extra.{label}", each.mask_value
+        if has_own_box(modality):
             raise ConfigError(
-                f"{where}: data.modality cuts its samples in its own way; a mask beside it fits none"
+                f"{where}: a mask cannot be used here, because data.modality crops its samples in its own way"
             )
-        if rides.spec.rank != spec.rank:
-            raise ConfigError(f"{where}: a mask has {rides.spec.rank} axes where samples have {spec.rank}")
+        if each.spec.rank != spec.rank:
+            raise ConfigError(
+                f"{where}: the mask has {each.spec.rank} axes, but the samples have {spec.rank}"
+            )
         if value is None:
             continue
-        if getattr(modality, "hole_value", None) is not None:
+        if hole_value(modality) is not None:
             raise ConfigError(
-                f"{where}.mask_value={value:g}: data.modality.mask_value says it already; give one"
+                f"{where}.mask_value={value:g}: data.modality.mask_value is set already; remove one of the two"
             )
         low, high = (0, spec.labels - 1) if spec.labels is not None else spec.range or (value, value)
         if not low <= value <= high or (spec.labels is not None and value != int(value)):
             kind = "class" if spec.labels is not None else "value"
             raise ConfigError(
-                f"{where}.mask_value={value:g} is no {kind} of data.modality: {low:g} to {high:g}"
+                f"{where}.mask_value={value:g} is not a {kind} of data.modality: {low:g} to {high:g}"
             )
 
 
-def valid_of(label: str, rides: Any, raw: Any, view: View, extent: tuple[int, ...]) -> Bool[Tensor, "*size"]:
-    """Where a mask that rides along says that a view of a sample of this extent is valid.
+def _valid(
+    label: str, modality: Mask, raw: Any, view: View, extent: tuple[int, ...]
+) -> Bool[Tensor, "*size"]:
+    """The valid positions of a view, from the mask of a sample with this extent.
 
-    Raises `DataError` when mask and sample differ in their aspect by more than a pixel.
+    Raises `DataError` if the aspect ratios of mask and sample differ by more than a pixel.
     """
-    own = rides.extent(raw)
-    # One axis gives the scale of the others, give or take half a pixel of the coarser one.
+    own = modality.extent(raw)
+    # The largest ratio of an axis gives the scale; the other axes may differ by one pixel of the coarser of the two.
     scale = max(a / b for a, b in zip(own, extent))
     if any(abs(a - scale * b) > max(1.0, 1.01 * scale) for a, b in zip(own, extent)):
         sides = " x ".join(map(str, own)), " x ".join(map(str, extent))
         raise DataError(
-            f"its mask '{label}' of {sides[0]} is no mask of a sample of {sides[1]}: the aspects differ"
+            f"the mask '{label}' of {sides[0]} does not fit the sample of {sides[1]}: the aspect ratios differ"
         )
-    return rearrange(rides.tensor(raw, view), "1 ... -> ...") > 0.5
+    return rearrange(modality.tensor(raw, view), "1 ... -> ...") > 0.5
 
 
-def hidden(modality: Modality, x: Tensor, valid: Bool[Tensor, "*size"], value: float | None) -> Tensor:
-    """A sample whose invalid positions hold `value` (None: what they did), or are holes of its validity channel."""
-    own = getattr(modality, "hole_value", None)
+def _hidden(modality: Modality, x: Tensor, valid: Bool[Tensor, "*size"], value: float | None) -> Tensor:
+    """The sample with `value` at invalid positions (None: unchanged). Marks holes if there is a validity channel."""
+    own = hole_value(modality)
     if own is not None:
         return torch.cat([torch.where(valid, x[:-1], own), torch.where(valid, x[-1:], -1.0)])
     if value is None:

@@ -1,4 +1,4 @@
-"""The sizes that a config asks for: the nominal one, and those that training batches may have."""
+"""The sizes in a config: the nominal size, and the possible sizes of training batches."""
 
 from vqcore.errors import ConfigError
 from vqcore.protocols import DataSpec, expand
@@ -6,16 +6,16 @@ from vqcore.schema import DataConfig
 
 
 def nominal_size(cfg: DataConfig, rank: int | None = None) -> int | tuple[int, ...] | None:
-    """The size the config asks for, or the largest; one number per axis if `rank` is given."""
+    """`input_size`, or the largest size `input_size_max`; one number per axis if `rank` is given."""
     size = cfg.input_size if cfg.input_size_max is None else cfg.input_size_max
     return size if size is None or rank is None else _expand("input_size", size, rank)
 
 
 def sizes(cfg: DataConfig, spec: DataSpec) -> list[tuple[int, ...]]:
-    """The sizes a training batch may have: from input_size_min up, never above input_size_max.
+    """The possible sizes of a training batch, from input_size_min up to at most input_size_max.
 
-    Every step adds resolution_step to each axis. Raises `ConfigError` when the axes do not take the same
-    number of steps.
+    Each size is larger than the size before by resolution_step along every axis. Raises `ConfigError` if the axes have
+    different numbers of sizes.
     """
     if cfg.input_size_min is None or cfg.input_size_max is None:
         return [spec.size if cfg.input_size is None else _expand("input_size", cfg.input_size, spec.rank)]
@@ -27,8 +27,8 @@ def sizes(cfg: DataConfig, spec: DataSpec) -> list[tuple[int, ...]]:
     steps = [(high - low) // cfg.resolution_step for low, high in zip(least, most)]
     if len(set(steps)) > 1:
         raise ConfigError(
-            f"{shown}: with resolution_step={cfg.resolution_step} the axes take {steps} steps; "
-            "all must take the same number, because they grow together"
+            f"{shown}: with resolution_step={cfg.resolution_step} the axes take {steps} steps, but "
+            "all axes must take the same number of steps, because all axes grow together"
         )
     return [tuple(low + k * cfg.resolution_step for low in least) for k in range(steps[0] + 1)]
 

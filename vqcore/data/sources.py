@@ -1,4 +1,4 @@
-"""Where samples come from: a folder of files, or an array file that holds one sample after the other."""
+"""The data sources of the core: a folder of files, and an array file with one sample after the other."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import numpy as np
 
 from vqcore.data.listing import Listing, nearest_sibling
 from vqcore.data.npy import map_array, read_member
-from vqcore.errors import DataError, did_you_mean, listed
+from vqcore.errors import DataError, SettingError, did_you_mean, listed
 from vqcore.protocols import Modality
 from vqcore.schema import DataConfig
 
@@ -17,24 +17,24 @@ Split = Literal["train", "eval"]
 
 
 class Folder:
-    """A folder of files at any depth, one sample each; what rides along lies elsewhere under the same names.
+    """A folder of files at any depth, one file per sample. Files of extra modalities have the same names elsewhere.
 
-    A sample whose partner is missing counts as unreadable; when more than `max_bad_share` of them lack one,
-    building fails at once.
+    A sample without a file of an extra modality counts as unreadable. If this is a larger share than `max_bad_share`,
+    an error is raised at once.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(DataConfig):
-        """Settings of a folder."""
+        """Settings of a folder of files."""
 
         path: str
         """Folder of the training samples."""
         eval_path: str | None = None
-        """Folder of the samples for evaluation."""
+        """Folder of the held-out samples."""
         extra_path: dict[str, str] = field(default_factory=dict)
-        """Folder by label of data.extra; files belong together by their path without suffix."""
+        """Folder of each extra modality, by label of data.extra. Files with equal paths, suffix aside, belong together."""
         eval_extra_path: dict[str, str] = field(default_factory=dict)
-        """The same beside eval_path."""
+        """Folder of each extra modality for the held-out samples, by label of data.extra."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -48,24 +48,24 @@ class Folder:
         prefix = "data.extra_path" if split == "train" else "data.eval_extra_path"
         self._files = Listing(path, modality.suffixes, setting)
         self._extra = {
-            label: Listing(_expanded(extra_path[label]), rides.suffixes, f"{prefix}.{label}")
-            for label, rides in extra.items()
+            label: Listing(_expanded(extra_path[label]), each.suffixes, f"{prefix}.{label}")
+            for label, each in extra.items()
         }
         for label, files in self._extra.items():
             lonely = self._files.without_partner(files)
             if len(lonely) > cfg.max_bad_share * len(self):
-                count = f"{len(lonely)} of {len(self)} samples have no partner for '{label}'"
+                count = f"{len(lonely)} of {len(self)} samples have no file for '{label}'"
                 raise DataError(f"{files.setting}: {count}. The first: {self._missing(lonely[0], label)}")
 
     def __len__(self) -> int:
         return len(self._files)
 
     def key(self, index: int) -> str:
-        """Path below the folder, without suffix."""
+        """The path below the folder, without suffix."""
         return self._files.key(index)
 
     def get(self, index: int, label: str = "") -> Path:
-        """The file of a sample. Raises `DataError`, with both names, when a partner is missing."""
+        """The file of a sample, or of its extra modality `label`. Raises `DataError` if the extra file is missing."""
         if not label:
             return self._files.path(index)
         partner = self._extra[label].find(self._files.key(index))
@@ -76,24 +76,24 @@ class Folder:
     def _missing(self, index: int, label: str) -> str:
         files = self._extra[label]
         wanted = f"{files.root / self._files.key(index)}{'|'.join(files.suffixes)}"
-        return f"{self._files.path(index)}: has no partner for '{label}'; there is no {wanted}"
+        return f"{self._files.path(index)}: has no file for '{label}': {wanted} does not exist"
 
 
 class ArrayFile:
-    """Samples along the first axis of an array: a `.npy` file (mapped) or a `.npz` file (read at once)."""
+    """Samples along the first axis of an array: a `.npy` file (mapped) or a `.npz` file (read at the start)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(DataConfig):
         """Settings of an array file."""
 
         path: str
-        """File of the training samples, .npy or .npz."""
+        """File of the training samples: .npy or .npz."""
         eval_path: str | None = None
-        """File of the samples for evaluation."""
+        """File of the held-out samples."""
         key: str | None = None
-        """Name of the array in a .npz file; by default the only one."""
+        """Name of the array in a .npz file. By default the only array."""
         extra_key: dict[str, str] = field(default_factory=dict)
-        """Name of the array in a .npz file by label of data.extra."""
+        """Name of the array of each extra modality in the .npz file, by label of data.extra."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -108,23 +108,23 @@ class ArrayFile:
         for label, name in self._names.items():
             if len(self._array(label)) != self._length:
                 raise DataError(
-                    f"{self._setting}: {path}: '{name}' holds {len(self._array(label))} samples where "
-                    f"the main array holds {self._length}"
+                    f"{self._setting}: {path}: '{name}' has {len(self._array(label))} samples, but "
+                    f"the main array has {self._length}"
                 )
 
     def __len__(self) -> int:
         return self._length
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map would carry the whole file to a worker that is not forked.
+        # A pickled memory map would copy the whole file to a worker that is not forked.
         return {**vars(self), "_arrays": {}}
 
     def key(self, index: int) -> str:
-        """The sample's number, padded with zeros."""
+        """The index of the sample, padded with zeros."""
         return f"{index:0{len(str(self._length - 1))}d}"
 
     def get(self, index: int, label: str = "") -> np.ndarray:
-        """The array of a sample."""
+        """The array of a sample, or of its extra modality `label`."""
         return np.asarray(self._array(label)[index])
 
     def _array(self, label: str) -> np.ndarray:
@@ -133,19 +133,19 @@ class ArrayFile:
             array = _open(self._path, self._names[label], where)
             if not array.ndim or not len(array):
                 raise DataError(
-                    f"{where}: holds no samples (shape {array.shape}); they lie along the first axis"
+                    f"{where}: contains no samples (shape {array.shape}); the first axis must count the samples"
                 )
             self._arrays[label] = array
         return self._arrays[label]
 
 
 def _path_of(path: str, eval_path: str | None, split: Split) -> tuple[str, str]:
-    """The split's path, `~` expanded (a shell leaves it alone behind `=`), and the setting it comes from."""
+    """The path of a split with `~` expanded (a shell does not expand `~` after `=`), and the setting with this path."""
     if split == "train":
         return _expanded(path), "data.path"
     if eval_path is None:
         raise DataError(
-            "data.eval_path: there is nothing to evaluate on; set it, e.g. data.eval_path=data/heldout"
+            "data.eval_path: no held-out data is given. Set data.eval_path, e.g. data.eval_path=data/heldout"
         )
     return _expanded(eval_path), "data.eval_path"
 
@@ -155,25 +155,30 @@ def _expanded(path: str) -> str:
 
 
 def _check_labels(setting: str, given: Mapping[str, str], extra: Mapping[str, Any]) -> None:
+    """Raise `SettingError` unless `given` and `data.extra` have the same labels."""
     for label in given:
         if label not in extra:
             hint = did_you_mean(label, extra) or f" Labels: {listed(extra) or 'none'}."
-            raise ValueError(f"{setting}.{label}: there is no data.extra.{label}.{hint}")
+            raise SettingError((setting,), f"{setting}.{label}: data.extra.{label} does not exist.{hint}")
     for label in extra:
         if label not in given:
-            raise ValueError(f"data.extra.{label} comes from nowhere: set data.{setting}.{label}")
+            raise SettingError(("extra",), f"extra.{label} has no source. Set data.{setting}.{label}")
 
 
 def _open(path: Path, name: str | None, where: str) -> np.ndarray:
     if path.is_dir():
-        raise DataError(f"{where}: is a folder, not a file; data.name=folder reads folders")
+        raise DataError(
+            f"{where}: this is a folder, not a file. To read a folder of files, set data.name=folder"
+        )
     if not path.is_file():
         raise DataError(f"{where}: there is no such file.{nearest_sibling(path)}")
     suffix = path.suffix.lower()
     if suffix not in (".npy", ".npz"):
-        raise DataError(f"{where}: ends in '{suffix}'; an array file is .npy or .npz")
+        raise DataError(f"{where}: the suffix is '{suffix}', but an array file is .npy or .npz")
     if suffix == ".npz":
         return read_member(path, name, where)
     if name is not None:
-        raise DataError(f"{where}: a .npy file holds one array without a name; '{name}' needs a .npz file")
+        raise DataError(
+            f"{where}: a .npy file has one array without a name; the name '{name}' needs a .npz file"
+        )
     return map_array(path, where)

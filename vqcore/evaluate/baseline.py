@@ -1,6 +1,7 @@
-"""What a prediction that looks at nothing scores: something to compare the metrics of an evaluation with.
+"""The constant prediction: a baseline for the metrics of an evaluation.
 
-The prediction is one value a channel, its mean over some training samples, or for class maps the most frequent class.
+It is the same for every sample and at every position: each channel's mean over some training samples, or for class maps
+the most frequent class.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,23 +18,23 @@ from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
 
 SAMPLES = 512
-"""Samples, from all over a set, that the prediction is made of."""
+"""How many samples the constant is made of, spread evenly over the set; all of them where the set is smaller."""
 
 
 def constant(
     tokenizer: Tokenizer, config: RunConfig, data: Data, extra: Mapping[str, Modality]
 ) -> Float[Tensor, " c"] | None:
-    """One number for each channel of a decoder's output: the mean over valid positions of `SAMPLES` samples.
+    """One number for each channel of a decoder's output: the mean over the valid positions of `SAMPLES` samples.
 
-    For class maps it is the logits of the most frequent class. Unreadable samples are left out; the answer is None
-    where none is left. All processes call it together.
+    For class maps the numbers are logits: 1 for the most frequent class, 0 for the others. Unreadable samples are left
+    out. The answer is None when no sample is readable. All processes call this function together.
     """
     loaded = eval_batches(tokenizer, config, data, extra, limit=SAMPLES, shared=True)
     return constant_of((one.batch for one in loaded if one.batch is not None), tokenizer.spec)
 
 
 def constant_of(batches: Iterable[Batch], spec: DataSpec) -> Float[Tensor, " c"] | None:
-    """The constant of some batches of this process and of all others; None where there is no valid position."""
+    """The constant of the batches of all processes; None when they have no valid position."""
     sums = torch.zeros(spec.out_channels, dtype=torch.float64)
     count = torch.zeros((), dtype=torch.float64)
     for batch in batches:

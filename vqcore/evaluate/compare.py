@@ -1,7 +1,8 @@
-"""How figures were measured, written beside them, and when two evaluations may be compared.
+"""The record of how metrics were measured, and the comparison of two evaluations.
 
-The record holds everything that changes a figure besides the tokenizer itself: the samples (by content), the sizes, how
-a sample becomes a tensor, the metrics. Versions are written down too; they should not matter, so they only warn.
+The record holds everything that changes a metric besides the tokenizer: the samples (by content), the sizes, the
+modality's settings, the metrics' settings. Versions are recorded too. Other versions should not change a metric, so
+they only cause a warning.
 """
 
 import dataclasses
@@ -23,21 +24,21 @@ from torch import Tensor
 from vqcore import __version__, dist
 from vqcore.config import Config, deciding
 from vqcore.errors import CheckpointError, DataError, VqcoreError
-from vqcore.protocols import Data, Metric
+from vqcore.protocols import Data, Metric, better
 from vqcore.registry import registry
 
 FILE = "eval.json"
 SAME = 1e-6
-"""Figures that differ by less, relatively, are equal: another order of the sums does as much."""
+"""Metrics with a smaller relative difference are equal: another order of the sums can cause such a difference."""
 _CHUNK = 1 << 20
 
 
 def set_sha256(data: Data, labels: Iterable[str], limit: int | None) -> str:
-    """SHA-256 of the samples that an evaluation measures: their keys and contents, whatever their order.
+    """SHA-256 of the samples that an evaluation measures: of their keys and contents, in any order.
 
-    Every sample has its own digest, over its key and all that rides along; the set's is that of their sum. So every
-    process reads its share once, nothing as long as the set is kept, and a folder and a tar of the same files agree.
-    All processes call it together.
+    Every sample has its own digest, over its key, its content and its extra modalities. The digest of the set is the
+    digest of the sum of all these. So every process reads only its share, the memory does not grow with the set, and a
+    folder and a tar of the same files have the same digest. All processes call this function together.
     """
     labels = ("", *labels)
     total = len(data) if limit is None else min(limit, len(data))
@@ -61,7 +62,7 @@ def _sample_digest(data: Data, index: int, labels: tuple[str, ...]) -> bytes:
 
 
 def _content(source: Any) -> bytes:
-    """SHA-256 of what a source hands to a modality; a file and its bytes in memory have the same."""
+    """SHA-256 of what a data source gives to a modality; a file and its bytes in memory have the same SHA-256."""
     digest = hashlib.sha256()
     if isinstance(source, Path):
         with source.open("rb") as file:
@@ -98,7 +99,7 @@ def protocol(
     extra: Mapping[str, Config],
     metrics: Mapping[str, Config],
 ) -> dict[str, Any]:
-    """All that two evaluations must share for their figures to mean the same, as plain data."""
+    """Everything that must be equal in two evaluations whose metrics are compared, as plain data."""
     return {
         "set": {"sha256": set_hash, "count": count},
         "sizes": [list(size) for size in sizes],
@@ -115,47 +116,47 @@ def _settings(cfg: Config, kind: str) -> dict[str, Any]:
 def environment(
     components: Mapping[str, tuple[str, str]], *, seed: int, device: torch.device
 ) -> dict[str, Any]:
-    """What should not change a figure but may: versions, device, seed. `components` are (kind, name) by place."""
+    """What should not change a metric but may: versions, device, seed. `components` are (kind, name) by place."""
     versions = {"vqcore": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
     versions |= {name: importlib.metadata.version(name) for name in ("numpy", "pillow")}
     for kind, name in components.values():
         try:
             origin = registry().find(kind, name).origin
-        except VqcoreError:  # built from a registry of the caller's own
+        except VqcoreError:  # the caller built it with another registry
             continue
         versions[origin.distribution] = origin.version
     return {"versions": versions, "device": device.type, "seed": seed}
 
 
 def directions(metrics: Mapping[str, Metric], losses: Iterable[str]) -> dict[str, str]:
-    """Which way figures are better, "higher" or "lower", as far as it is known."""
-    known = {label: getattr(metric, "better", None) for label, metric in metrics.items()}
+    """Which values of a metric are better, "higher" or "lower", for the metrics where this is known."""
+    known = {label: better(metric) for label, metric in metrics.items()}
     return {name: "lower" for name in losses} | {name: way for name, way in known.items() if way}
 
 
 def is_written(name: str) -> bool:
-    """Are the figures of this in a file, or should they be? So it is with a run and with the file itself."""
+    """Whether the metrics of `name` are read from a file: `name` is this file, or a run, whose folder holds it."""
     path = Path(name)
     return path.is_file() or (path / FILE).is_file() or (path / "checkpoints").is_dir()
 
 
 def read(run: str | Path) -> dict[str, Any]:
-    """What `vqcore eval` wrote for a run: its folder, or the file itself."""
+    """What `vqcore eval` wrote for a run. `run` is the run's folder or the file."""
     path = Path(run) / FILE if Path(run).is_dir() else Path(run)
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         report["protocol"]["set"]["sha256"], report["results"][0]["metrics"]
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is none. Measure it first: vqcore eval {run}") from None
+        raise CheckpointError(f"{path}: no such file. Measure the run first: vqcore eval {run}") from None
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         raise CheckpointError(
-            f"{path}: not a file that this vqcore eval wrote. Measure again: vqcore eval {run}"
+            f"{path}: this version of vqcore eval did not write this file. Measure again: vqcore eval {run}"
         ) from None
     return report
 
 
 def refuse_unequal(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str]) -> None:
-    """Raise `CheckpointError`, naming all that differs, unless two evaluations measured the same thing."""
+    """Raise `CheckpointError` if two evaluations were measured differently; the text names every difference."""
     ours, theirs = _facts(a["protocol"]), _facts(b["protocol"])
     differ = [
         f"{key} ({_short(ours.get(key))} / {_short(theirs.get(key))})"
@@ -165,7 +166,7 @@ def refuse_unequal(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str,
     if differ:
         raise CheckpointError(
             f"{names[0]} and {names[1]} were not measured alike: {', '.join(differ)}. "
-            "Evaluate both the same way, e.g. with the same data.eval_path and eval.sizes."
+            "Evaluate both with the same settings, e.g. the same data.eval_path and eval.sizes."
         )
 
 
@@ -180,7 +181,7 @@ def warnings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def _facts(tree: Any, path: str = "") -> dict[str, Any]:
-    """A tree's leaves by dotted path; the path says to a person what differs."""
+    """The leaves of nested data by dotted path."""
     if not isinstance(tree, Mapping) or not tree:
         return {path: tree}
     facts: dict[str, Any] = {}
@@ -196,7 +197,7 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of two evaluations. `better` is "a", "b", "=" or, where nothing is better, ""."""
+    """One metric of two evaluations. `better` is "a", "b", "=", or "" where no value is better."""
 
     name: str
     a: float
@@ -205,7 +206,7 @@ class Row:
 
 
 def rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """The figures that both have, side by side, by a title of weights and size."""
+    """The metrics that both evaluations have, side by side; one table for each size and kind of weights, by title."""
     better = {**b.get("better", {}), **a.get("better", {})}
     tables = {}
     for ours, theirs in _pairs(a["results"], b["results"]):
@@ -221,7 +222,7 @@ def rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Row]]:
 
 
 def _pairs(ours: list[dict], theirs: list[dict]) -> list[tuple[dict, dict]]:
-    """Results of one size and, where both have them, the same weights; else those that are used by default."""
+    """Pairs of results of the same size: with the same weights where both have them, else with the default weights."""
     pairs = []
     for size in dict.fromkeys(tuple(result["size"]) for result in ours):
         left = {result["weights"]: result for result in ours if tuple(result["size"]) == size}

@@ -1,4 +1,4 @@
-"""Measures a tokenizer on a data set: losses, the metrics that mean something for its data, the codebook, bits."""
+"""Measures a tokenizer on a data set: losses, metrics of the reconstruction, use of the codebook, bits."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ from vqcore.console import ProgressLine
 from vqcore.data.batches import BadSamples, EvalBatches
 from vqcore.errors import DataError
 from vqcore.evaluate.usage import CodeCounts
-from vqcore.protocols import Batch, Data, Metric, Modality
+from vqcore.protocols import Batch, Data, Metric, Modality, in_units, of_constant, values
 from vqcore.registry import registry
 from vqcore.rng import sample_generators
 from vqcore.schema import RunConfig
@@ -29,11 +29,11 @@ CODE_METRICS = (
     "bits_per_token",
     "bits_per_pixel",
 )
-"""The figures that say nothing of the reconstruction."""
+"""The metrics of the codes, not of the reconstruction."""
 
 
 def build_metrics(configs: Mapping[str, Config], tokenizer: Tokenizer) -> dict[str, Metric]:
-    """The metrics of a config by label, or those that the modality names."""
+    """The metrics of a config by label; the modality's own metrics if the config has none."""
     return {
         label: registry().build("metric", cfg, f"eval.metrics.{label}", spec=tokenizer.spec)
         for label, cfg in metric_configs(configs, tokenizer).items()
@@ -41,9 +41,9 @@ def build_metrics(configs: Mapping[str, Config], tokenizer: Tokenizer) -> dict[s
 
 
 def metric_configs(configs: Mapping[str, Config], tokenizer: Tokenizer) -> Mapping[str, Config]:
-    """The settings of the metrics by label: those of a config, or the defaults of those that the modality names.
+    """The settings of the metrics by label: those of a config, or the defaults of the modality's own metrics.
 
-    The label of the latter is the name without its plugin.
+    The label of a modality's metric is its name without the plugin's id.
     """
     return configs or {name.rpartition("/")[2]: _defaults(name) for name in tokenizer.modality.metrics}
 
@@ -53,15 +53,15 @@ def _defaults(name: str) -> Config:
     return cls.Config(name=name)
 
 
-def loss_names(figures: Iterable[str], metrics: Iterable[str]) -> list[str]:
-    """Which of the names that `evaluate` gave are losses: neither of a metric's label nor of the codes."""
+def loss_names(names: Iterable[str], metrics: Iterable[str]) -> list[str]:
+    """The names of losses among the names that `evaluate` returned; `metrics` are the labels of the metrics."""
     labels = set(metrics)
-    return [name for name in figures if name not in CODE_METRICS and name.partition("/")[0] not in labels]
+    return [name for name in names if name not in CODE_METRICS and name.partition("/")[0] not in labels]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The metrics of a tokenizer on a data set at one size, and those of a constant prediction, if one was given."""
+    """The metrics of a tokenizer on a data set at one size, and those of the constant prediction if there is one."""
 
     metrics: dict[str, float]
     constant: dict[str, float]
@@ -80,12 +80,12 @@ def evaluate(
     constant: Tensor | None = None,
     watch: Callable[[int], None] = lambda samples: None,
 ) -> Measured:
-    """Metrics over all samples of all processes, by name; sums are exact, so one process or many give the same.
+    """Metrics over all samples of all processes, by name; sums are exact, so the number of processes does not matter.
 
-    `loss` is the sum of the model's losses by `weights`; with None there are no losses, and the objective needs no
-    setup. `codes/usage` and `codes/perplexity` are over the whole set. `constant` is one number for each channel of a
-    decoder's output (`vqcore.evaluate.baseline`). Call it with the tokenizer in eval mode. Raises `DataError` when
-    there was no sample at all.
+    `loss` is the sum of the model's losses, weighted by `weights`. With `weights=None` no losses are measured, and the
+    objective needs no setup. `codes/usage` and `codes/perplexity` are over the whole set. `constant` is one number for
+    each channel of a decoder's output (`vqcore.evaluate.baseline`). The tokenizer must be in eval mode. Raises
+    `DataError` when there is no sample.
     """
     totals = _Totals(tokenizer)
     for batch in batches:
@@ -97,7 +97,7 @@ def evaluate(
         x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras)
         for label, metric in metrics.items():
             totals.measure(f"metric:{label}", metric, x_hat, batch)
-            if constant is not None and getattr(metric, "of_constant", False):
+            if constant is not None and of_constant(metric):
                 totals.measure(f"constant:{label}", metric, _everywhere(constant, x_hat), batch)
         totals.codes.add(codes)
         totals.samples += len(batch.x)
@@ -113,7 +113,7 @@ def evaluate(
 
 
 def _add_losses(totals: "_Totals", tokenizer: Tokenizer, batch: Batch, seed: int, step: int) -> Tensor | None:
-    """Add a batch's losses; returns its codes if the objective had them."""
+    """Add a batch's losses; returns the batch's codes if the objective returns them."""
     rng = sample_generators(batch.keys, seed, "eval")
     out = tokenizer.objective.losses(tokenizer, batch, player="model", step=step, rng=rng)
     for name, value in out.terms.items():
@@ -127,15 +127,15 @@ def _everywhere(values: Float[Tensor, " c"], like: Float[Tensor, "b c *size"]) -
 
 
 def measured(metric: Metric, tokenizer: Tokenizer, x_hat: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-    """A metric's sums over a batch, in the units of the files if it wants them."""
+    """A metric's sums over a batch, in the units of the files if the metric asks for them."""
     pair = x_hat, batch.x
-    if getattr(metric, "in_units", False):
-        pair = tokenizer.modality.values(x_hat), tokenizer.modality.values(batch.x)
+    if in_units(metric):
+        pair = values(tokenizer.modality, x_hat), values(tokenizer.modality, batch.x)
     return metric.measure(*pair, batch.mask)
 
 
 class _Totals:
-    """Sums of this process, in double precision on the CPU; how often each code of each codebook occurred."""
+    """Sums of this process, in double precision on the CPU, and counts of each code of each codebook."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -180,7 +180,7 @@ def _metrics(
 
 
 def _summaries(sums: Mapping[str, Tensor], kind: str, metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """What metrics make of the sums `KIND:LABEL:NAME` over a whole set, by label."""
+    """The metrics by label, from the sums `KIND:LABEL:NAME` over a whole set."""
     found = {}
     for label, metric in metrics.items():
         prefix = f"{kind}:{label}:"
@@ -202,10 +202,10 @@ def eval_batches(
     limit: int | None = None,
     shared: bool = False,
 ) -> EvalBatches:
-    """Samples as an evaluation sees them, at the nominal size unless told otherwise, `limit` of them from all over.
+    """Batches of evaluation samples, by default at the nominal size; `limit` takes so many, spread over the set.
 
-    This process has all of them and reads them itself, as suits a look at a few; `shared` gives every process its
-    share, read by `data.workers`.
+    Without `shared` every process has all these samples and reads them itself, which suits a look at a few. With
+    `shared` every process has its share, read by `data.workers` processes.
     """
     return EvalBatches(
         data,
@@ -232,7 +232,7 @@ def evaluate_data(
     losses: bool = True,
     constant: Tensor | None = None,
 ) -> Measured:
-    """Measure a tokenizer on one data set at one size. Unreadable files are skipped, named and counted."""
+    """Measure a tokenizer on one data set at one size. Unreadable samples are skipped, named and counted."""
     batches = eval_batches(tokenizer, config, data, extra, size=size, limit=config.eval.samples, shared=True)
     total = min(len(data), config.eval.samples or len(data))
     with ProgressLine("evaluate", -(-total // dist.world_size()), unit="sample") as line:
@@ -259,9 +259,9 @@ def _readable(batches: EvalBatches, bad: BadSamples) -> Iterator[Batch]:
 def sample_pictures(
     tokenizer: Tokenizer, config: RunConfig, data: Data, extra: Mapping[str, Modality]
 ) -> Batch:
-    """`eval.pictures` readable samples, from all over the set."""
+    """`eval.pictures` samples, spread over the set, without those that are not readable."""
     count = config.eval.pictures
     for loaded in eval_batches(tokenizer, config, data, extra, batch_size=count, limit=count):
         if loaded.batch is not None:
             return loaded.batch
-    raise DataError(f"none of the samples to show can be read. The first: {': '.join(loaded.bad[0])}")
+    raise DataError(f"no sample to show can be read. The first: {': '.join(loaded.bad[0])}")

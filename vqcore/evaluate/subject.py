@@ -1,7 +1,7 @@
-"""What `vqcore eval` measures: a run, or a tokenizer that stands alone, and the settings of its evaluation.
+"""What `vqcore eval` measures: a run or an exported tokenizer, and the settings of its evaluation.
 
-A tokenizer that stands alone (an artefact, a hub id) has no run. What it was trained and evaluated on is in its
-provenance; the place may not exist here, so every `data.` key can be given anew.
+An exported tokenizer (an artefact, a hub id) has no run. Its provenance records the data that it was trained and
+evaluated on. These data may not exist on this machine, so every `data.` key can be given on the command line.
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ from vqcore.schema import RunConfig
 
 _UNRECORDED = {"name": "folder", "path": ""}
 _ELSEWHERE = (
-    "That is what it was trained with; to measure it on data of yours: data.eval_path=FOLDER, or, where "
-    "its data were no folder, data.name=folder data.path=FOLDER data.eval_path=FOLDER"
+    "The tokenizer was trained with these settings. To measure it on your own data: data.eval_path=FOLDER, or, if "
+    "its data source was not a folder, data.name=folder data.path=FOLDER data.eval_path=FOLDER"
 )
 
 
 _BESIDE = ("data.extra", "data.extra_path", "data.eval_extra_path")
-"""What rides along. Other samples do not have it, unless the overrides say where."""
+"""The settings of extra modalities. Other samples have no extra modalities, unless the overrides name them."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The folder of the weights, the run they belong to (None: they stand alone), and how they are measured."""
+    """The folder of the weights, their run (None for an exported tokenizer), and the settings of the evaluation."""
 
     name: str
     weights: Path
@@ -42,21 +42,22 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """What was measured, for people: the checkpoint of a run, else the name as it was given."""
+        """What is measured, as text: the checkpoint of a run, else the name that the user gave."""
         return self.name if self.run is None else str(self.weights)
 
     def explained(self, error: VqcoreError) -> VqcoreError:
-        """An error about the data, with what to do where the settings came along from another place."""
+        """An error about the data; for an exported tokenizer its text says how to name other data."""
         return _explained(error, self.overrides) if self.run is None else error
 
 
 def subject(name: str, overrides: Sequence[str] = ()) -> Subject:
-    """What a path or hub id stands for, with overrides on top. Raises `CheckpointError` and `ConfigError`."""
+    """The subject of a path or hub id, with overrides. Raises `CheckpointError` and `ConfigError`."""
     for override in overrides:
         section = override.partition("=")[0]
         if section.split(".")[0] not in ("data", "eval", "run") or section.startswith("data.modality"):
             raise ConfigError(
-                f"command line: {override}: a trained tokenizer is what it is; eval takes data.*, eval.* and run.*"
+                f"command line: {override}: this setting of a trained tokenizer cannot change. eval takes data.* "
+                "(without data.modality), eval.* and run.*"
             )
     weights = resolve(name)
     run = weights.parent.parent if weights.parent.name == "checkpoints" else None
@@ -78,7 +79,7 @@ def _alone(folder: Path, overrides: Sequence[str]) -> RunConfig:
         "model": to_tree(cfg.model),
         "objective": to_tree(cfg.objective),
         "eval": made.get("eval", {}),
-        # A run must say these; no evaluation reads them.
+        # A RunConfig requires these settings; no evaluation reads them.
         "run": {"dir": str(folder), "steps": 1},
         "optim": {"lr": 1.0},
     }
@@ -89,7 +90,7 @@ def _alone(folder: Path, overrides: Sequence[str]) -> RunConfig:
 
 
 def _config(tree: dict[str, Any], overrides: Sequence[str], file: Path) -> RunConfig:
-    """The config with overrides on top; another `data.name` replaces all of `data` but the modality."""
+    """The config with overrides; another `data.name` replaces all of `data` except the modality."""
     kept = f"data.modality={inline(tree['data']['modality'])}"
     try:
         return overridden(tree, [*overrides, kept], schema=RunConfig, file=str(file))

@@ -1,9 +1,8 @@
-"""How much of a codebook is used: over a whole set, and over the last tokens of training."""
+"""Use of the codebook: over a whole evaluation set, and over the last tokens of training."""
 
 import math
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -11,35 +10,36 @@ from jaxtyping import Int
 from torch import Tensor
 
 from vqcore import dist
+from vqcore.protocols import Quantizer
 
 WINDOW = 65_536
-"""Tokens over which the use of a codebook is watched in training."""
+"""The number of last tokens in training over which the use of a codebook is measured."""
 
 DENSE = 2**22
-"""Codebooks up to this size get a number per code; beyond it only codes that occur are kept."""
+"""Codebooks up to this size have a counter for every code; for larger ones only codes that occur are counted."""
 
 COLLAPSE = 0.1
-"""A codebook of which less than this share is used (of what window and data could show) has collapsed."""
+"""A codebook has collapsed when less than this share is used, of the codes that window and data could show."""
 
 FILL = 4
-"""Tokens a code that there must be, in training so far and in the data, before an unused code means anything."""
+"""Tokens for each code, in training so far and in the data, that are necessary before unused codes are reported."""
 
 EVEN = 0.02
-"""Codes of an evaluation whose perplexity is below this share of what it could be have collapsed."""
+"""The codes of an evaluation have collapsed when their perplexity is below this share of the largest possible one."""
 
 _REMEDY = (
-    "Try another optim.lr (too low shows here, too), a smaller codebook, dead-code replacement, a smaller latent_dim, "
-    "or quant/fsq;"
+    "Try another optim.lr (a low learning rate can be the cause, too), a smaller codebook, dead-code replacement, a "
+    "smaller latent_dim, or quant/fsq;"
 )
 
 _REMEDY_IMPLICIT = (
-    "They are fixed, so none is dead: the encoder reaches only this part of them. Train longer, try another optim.lr "
-    "(too low shows here, too), or take fewer codes (levels, bits);"
+    "The codes are fixed, so no code is dead: the encoder reaches only a part of them. Train longer, try another "
+    "optim.lr (a low learning rate can be the cause, too), or use fewer codes (levels, bits);"
 )
 
 
-def learns_codes(quantizer: Any) -> bool:
-    """Has a quantizer a table with one row a code? (Implicit codebooks, as of FSQ, have no codes that could die.)"""
+def learns_codes(quantizer: Quantizer) -> bool:
+    """Whether a quantizer has a table with one row for each code. (In implicit codebooks, as of FSQ, no code dies.)"""
     tensors = (
         chain(quantizer.parameters(), quantizer.buffers()) if isinstance(quantizer, torch.nn.Module) else ()
     )
@@ -47,24 +47,25 @@ def learns_codes(quantizer: Any) -> bool:
 
 
 def collapse(metrics: Mapping[str, float], codebook_size: int) -> str:
-    """What is wrong with the codes of a whole evaluation set, if they carry next to nothing; else nothing."""
+    """A warning if the codes of a whole evaluation set have collapsed, else an empty text."""
     perplexity = metrics["codes/perplexity"]
     possible = min(codebook_size, metrics["samples"] * metrics["tokens_per_sample"])
     if perplexity >= EVEN * possible:
         return ""
     return (
-        f"the codes have collapsed: their perplexity is {perplexity:.3g}, as of {perplexity:.3g} codes in even use, "
-        f"where {possible:,.0f} are possible. They carry little of a sample; docs/quantizers.md says what helps."
+        f"the codes have collapsed: their perplexity is {perplexity:.3g}, as of {perplexity:.3g} evenly used codes; it "
+        f"could be {possible:,.0f}. Such codes keep little of a sample; docs/quantizers.md says what helps."
     )
 
 
 class CodeWindow:
-    """The last tokens of training: how much of the codebook they use, and since when the rest is dead.
+    """The last tokens of training: how much of the codebook they use, and for how long the other codes are dead.
 
-    `window` is the number of tokens over all processes; each keeps its share. Memory is constant: the window, and one
-    number per code (none for codebooks above `DENSE`, whose dead have no known age). A code is dead when the window
-    holds none of it; its age is the number of steps since it last occurred (or since the start). `learned` says that
-    every code has parameters of its own; `tokens` how many the training data has in all, where that is known.
+    `window` is the number of tokens over all processes; each process keeps its share. Memory is constant: the window,
+    and one number for each code (none for codebooks above `DENSE`, where the age of dead codes is unknown). A code is
+    dead when it does not occur in the window. Its age is the number of steps since it last occurred, or since the
+    start. `learned` says that every code has its own parameters. `tokens` is the number of tokens of the training data,
+    if known.
     """
 
     def __init__(
@@ -86,11 +87,11 @@ class CodeWindow:
 
     @property
     def held(self) -> int:
-        """How many tokens the windows of all processes hold by now; `window` once they are full."""
+        """How many tokens the windows of all processes hold now; `window` when they are full."""
         return int((self.codes[:, 0] >= 0).sum()) * dist.world_size()
 
     def add(self, codes: Int[Tensor, "b *grid q"], step: int = 0) -> None:
-        """Take in the codes of step number `step` (from 0); the oldest ones leave."""
+        """Add the codes of step number `step` (from 0); the oldest codes leave the window."""
         new = rearrange(codes.detach(), "... q -> (...) q").to("cpu", torch.int32)
         for book, column in enumerate(new.T if self.last_seen.numel() else ()):
             self.last_seen[book, column.long()] = step + 1
@@ -101,30 +102,30 @@ class CodeWindow:
         self.position = (self.position + len(new)) % len(self.codes)
 
     def metrics(self, step: int | None = None) -> dict[str, float]:
-        """Figures over the window and all processes, means over codebooks, after `step` steps.
+        """Metrics over the windows of all processes, means over codebooks, after `step` steps.
 
-        `codes/usage` (share of the codebook seen; the rest is dead), `codes/perplexity`, and with a step
-        `codes/dead_age` (median age of the dead in steps; 0 if none is).
+        `codes/usage` (share of the codebook that occurs; the other codes are dead), `codes/perplexity`, and with a step
+        `codes/dead_age` (median age of the dead codes in steps; 0 if no code is dead).
         """
         seen = CodeCounts(self.codebook_size, self.codes.shape[1])
         for book in range(self.codes.shape[1]):
             seen.add_column(book, self._column(book))
         everywhere = seen.summed()
-        figures = everywhere.metrics()
+        found = everywhere.metrics()
         if step is not None and self.last_seen.numel():
             ages = step - dist.max_(self.last_seen.clone())
             dead = torch.ones_like(ages, dtype=torch.bool)
             for book, ids in enumerate(everywhere.ids):
                 dead[book, ids] = False
-            figures["codes/dead_age"] = float(ages[dead].median()) if dead.any() else 0.0
-        return figures
+            found["codes/dead_age"] = float(ages[dead].median()) if dead.any() else 0.0
+        return found
 
-    def warning(self, figures: Mapping[str, float]) -> str:
-        """One line with a remedy when a full window uses too little of the codebook; once, until it recovers.
+    def warning(self, metrics: Mapping[str, float]) -> str:
+        """One line with a remedy when a full window uses too little of the codebook; once, until the use recovers.
 
-        Nothing is said before training had some tokens a code, and less is expected of data that has too few.
+        There is no warning before training had `FILL` tokens for each code. Small data sets are expected to use less.
         """
-        usage, size = figures["codes/usage"], self.codebook_size
+        usage, size = metrics["codes/usage"], self.codebook_size
         full = bool((self.codes[-1] >= 0).all())
         ripe = full and self.taken * dist.world_size() >= FILL * min(size, self.window)
         in_data = self.window if self.tokens is None else self.tokens / FILL
@@ -136,7 +137,7 @@ class CodeWindow:
         remedy = _REMEDY if self.learned else _REMEDY_IMPLICIT
         return (
             f"the codebook has collapsed: {usage:.1%} of {size:,} codes occur in the last {self.held:,} "
-            f"tokens (perplexity {figures['codes/perplexity']:.0f}). {remedy} docs/quantizers.md says how to choose."
+            f"tokens (perplexity {metrics['codes/perplexity']:.0f}). {remedy} docs/quantizers.md says how to choose."
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -145,14 +146,14 @@ class CodeWindow:
         return {"codes": self.codes, "last_seen": self.last_seen, **counters}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` gave; a window of another size begins empty."""
+        """Restore what `state` returned; a window of another size stays empty."""
         if state and state["codes"].shape == self.codes.shape:
             self.codes, self.last_seen = state["codes"].clone(), state["last_seen"].clone()
             self.position = int(state["position"])
             self.taken = int(state.get("taken", (self.codes[:, 0] >= 0).sum()))
 
     def counts(self) -> list[Int[Tensor, " k"]]:
-        """How often each code of each codebook occurs in this process's window; above `DENSE` only those that do."""
+        """Counts of each code of each codebook in this process's window; above `DENSE` only of codes that occur."""
         columns = [self._column(book) for book in range(self.codes.shape[1])]
         if self.codebook_size > DENSE:
             return [column.unique(return_counts=True)[1] for column in columns]
@@ -164,7 +165,7 @@ class CodeWindow:
 
 
 class CodeCounts:
-    """How often each code of each codebook occurred: numbers for those that did, so that a codebook may be huge."""
+    """Counts of each code of each codebook; only codes that occurred are stored, so a codebook may be very large."""
 
     def __init__(self, codebook_size: int, num_codebooks: int):
         self.codebook_size = codebook_size
@@ -172,12 +173,12 @@ class CodeCounts:
         self.times = [torch.zeros(0, dtype=torch.int64) for _ in range(num_codebooks)]
 
     def add(self, codes: Int[Tensor, "b *grid q"]) -> None:
-        """Take in a batch's codes."""
+        """Add a batch's codes."""
         for book, column in enumerate(rearrange(codes, "b ... q -> q (b ...)").cpu()):
             self.add_column(book, column)
 
     def add_column(self, book: int, column: Int[Tensor, " n"]) -> None:
-        """Take in codes of one codebook."""
+        """Add codes of one codebook."""
         self._merge(book, *column.unique(return_counts=True))
 
     def summed(self) -> "CodeCounts":
@@ -201,7 +202,7 @@ class CodeCounts:
         }
 
     def by_code(self) -> list[Int[Tensor, " k"]]:
-        """A number per code of each codebook; above `DENSE` only for those that occurred."""
+        """One count for each code of each codebook; above `DENSE` only for codes that occurred."""
         if self.codebook_size > DENSE:
             return self.times
         dense = [torch.zeros(self.codebook_size, dtype=torch.int64) for _ in self.ids]

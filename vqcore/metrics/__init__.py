@@ -1,1 +1,1 @@
-"""What is measured of a reconstruction."""
+"""Metrics that compare a reconstruction with its input."""

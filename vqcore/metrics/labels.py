@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from vqcore.config import Config as BaseConfig
-from vqcore.metrics.sums import id_counts, valid_positions
+from vqcore.metrics.sums import id_counts, ratio, valid_positions
 from vqcore.protocols import DataSpec
 
 
 class Accuracy:
-    """Share of valid positions of class maps whose most likely class is the right one."""
+    """Share of the valid positions of class maps whose most likely class is the true class."""
 
     better = "higher"
     of_constant = True
@@ -27,20 +27,21 @@ class Accuracy:
             raise ValueError("accuracy is for class maps")
 
     def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Right positions and all positions."""
+        """Number of correct positions, and of all valid positions."""
         right = (x_hat.argmax(1) == x).double()
         valid = torch.ones_like(right) if mask is None else mask.double()
         return {"right": (right * valid).sum(), "all": valid.sum()}
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Their ratio."""
-        return {"": float(sums["right"] / sums["all"])}
+        """The share of correct positions."""
+        return {"": ratio(sums["right"], sums["all"])}
 
 
 class IoU:
-    """Intersection over union of predicted and true positions of each class; the mean over classes that occur.
+    """Intersection over union of the predicted and the true positions of a class; mean over the classes that occur.
 
-    A class occurs when it is the true one of a valid position anywhere in the set. Binary data have one class, "yes".
+    A class occurs when it is the true class of a valid position anywhere in the data set. Binary data have one class,
+    the upper value.
     """
 
     better = "higher"
@@ -50,7 +51,7 @@ class IoU:
         """Settings of `iou`."""
 
         per_class: bool = False
-        """Report every class that occurs, as iou/<id>, besides the mean."""
+        """Also report every class that occurs, as iou/<id>."""
 
     def __init__(self, cfg: Config, *, spec: DataSpec):
         if spec.labels is None and spec.kind != "binary":
@@ -58,7 +59,7 @@ class IoU:
         self.cfg, self.labels, self.middle = cfg, spec.labels, _middle(spec)
 
     def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Per class: positions where prediction and truth agree, of the prediction, of the truth."""
+        """Per class, the number of positions where prediction and truth agree, of the prediction, and of the truth."""
         count = self.labels or 2
         if self.labels is None:
             found, true = (x_hat > self.middle).long(), (x > self.middle).long()
@@ -73,20 +74,20 @@ class IoU:
         }
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """The mean over classes that occur; NaN when none does."""
+        """The mean over the classes that occur; NaN when no class occurs."""
         either = sums["found"] + sums["true"] - sums["both"]
-        ratio = sums["both"] / either.clamp(min=1)
+        shares = sums["both"] / either.clamp(min=1)
         occurs = sums["true"] > 0
         if self.labels is None:
-            return {"": float(ratio[1]) if occurs[1] else math.nan}
-        figures = {"": float(ratio[occurs].mean())}
+            return {"": float(shares[1]) if occurs[1] else math.nan}
+        found = {"": float(shares[occurs].mean())}
         if self.cfg.per_class:
-            figures |= {str(int(k)): float(ratio[k]) for k in occurs.nonzero().flatten()}
-        return figures
+            found |= {str(int(k)): float(shares[k]) for k in occurs.nonzero().flatten()}
+        return found
 
 
 class F1:
-    """Harmonic mean of precision and recall of the positions above a threshold, over the whole set."""
+    """Harmonic mean of precision and recall of the positions above a threshold, over the whole data set."""
 
     better = "higher"
 
@@ -95,7 +96,7 @@ class F1:
         """Settings of `f1`."""
 
         threshold: float = 0.5
-        """Share of the declared range above which a value is a yes, in the data and in the reconstruction."""
+        """Values above this share of the declared range count as positive, in the data and in the reconstruction."""
 
         def __post_init__(self) -> None:
             if not 0 < self.threshold < 1:
@@ -108,7 +109,7 @@ class F1:
         self.threshold = low + cfg.threshold * (high - low)
 
     def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Positions that are rightly, falsely and not found."""
+        """Number of true positives, of false positives and of false negatives."""
         found, true = x_hat > self.threshold, x > self.threshold
         valid = valid_positions(mask, true)
         return {
@@ -118,7 +119,7 @@ class F1:
         }
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """F1, precision and recall; 0 where there is nothing to divide by."""
+        """F1, precision and recall; 0 where the denominator is 0."""
         right, false, missed = (float(sums[name]) for name in ("right", "false", "missed"))
         return {
             "": 2 * right / max(2 * right + false + missed, 1),

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from vqcore.config import Config as BaseConfig
-from vqcore.metrics.sums import per_sample, sample_count
+from vqcore.metrics.sums import mean, per_sample, summed
 from vqcore.protocols import DataSpec
 
 
 class PSNR:
-    """Peak signal-to-noise ratio, 10 log10(peak^2 / MSE) in dB, of each sample clamped to its range; their mean.
+    """Peak signal-to-noise ratio, 10 log10(peak^2 / MSE) in dB, mean over samples.
 
-    The peak is the width of the declared range. A perfect sample counts as 100 dB.
+    Reconstructions are clamped to the declared range, whose width is the peak. A perfect sample counts as 100 dB.
     """
 
     better = "higher"
@@ -30,19 +30,19 @@ class PSNR:
         self.low, self.high = spec.range
 
     def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Sum of the samples' PSNR, and their number."""
+        """Sum of PSNR over samples, and the number of samples."""
         mse = per_sample((x_hat.double().clamp(self.low, self.high) - x).square(), mask)
         peak = self.high - self.low
         psnr = 10 * torch.log10(peak**2 / mse.clamp(min=peak**2 * 1e-10))
-        return {"sum": psnr.sum(), "count": sample_count(x)}
+        return summed(psnr)
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """The mean over samples, in dB."""
-        return {"": float(sums["sum"] / sums["count"])}
+        return mean(sums)
 
 
 class MAE:
-    """Mean absolute error per sample, in units of the data as the tokenizer sees it; their mean."""
+    """Mean absolute error in the values that the tokenizer sees, mean over samples."""
 
     better = "lower"
     of_constant = True
@@ -55,9 +55,9 @@ class MAE:
         pass
 
     def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Sum of the samples' errors, and their number."""
-        return {"sum": per_sample((x_hat.double() - x).abs(), mask).sum(), "count": sample_count(x)}
+        """Sum of the errors of samples, and the number of samples."""
+        return summed(per_sample((x_hat.double() - x).abs(), mask))
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """The mean over samples."""
-        return {"": float(sums["sum"] / sums["count"])}
+        return mean(sums)

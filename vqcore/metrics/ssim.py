@@ -1,11 +1,11 @@
-"""Structural similarity of reconstructions as people will see them: rounded to 8 bits, windows weighted by a Gaussian.
+"""Structural similarity of reconstructions rounded to 8 bits, in windows weighted by a Gaussian.
 
 Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity", IEEE TIP
 13(4), 2004, eq. 13: mean over windows and channels of
 (2 mu_x mu_y + C1)(2 cov_xy + C2) / ((mu_x^2 + mu_y^2 + C1)(var_x + var_y + C2)), C1 = (0.01 L)^2, C2 = (0.03 L)^2.
 
-Differs from the paper: each channel is compared by itself instead of the luminance alone, any number of axes is taken,
-and only windows that lie wholly inside the sample count.
+Differs from the paper: each channel is compared by itself instead of the luminance alone, samples may have one to three
+axes, and only windows that lie completely inside the sample count.
 """
 
 import math
@@ -19,20 +19,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqcore.config import Config as BaseConfig
+from vqcore.metrics.sums import mean
 from vqcore.protocols import DataSpec
 
 LEVELS = 255.0
-"""Dynamic range L: both samples are rounded to this many steps over the declared range."""
+"""Dynamic range L: both samples are rounded to this number of steps over the declared range."""
 SIGMA, RADIUS = 1.5, 5
-"""Of the Gaussian window, in positions; it is 11 wide."""
+"""Standard deviation and radius of the Gaussian window, in positions. The window is 11 positions wide."""
 C1, C2 = (0.01 * LEVELS) ** 2, (0.03 * LEVELS) ** 2
 _POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 
 
 class SSIM:
-    """Structural similarity of each sample, 1 for equal ones; their mean. Needs 11 positions along every axis.
+    """Structural similarity, mean over samples; 1 for equal samples. Needs 11 positions along every axis.
 
-    With a mask only windows that are wholly valid count, and a sample without any is left out.
+    With a mask, only windows without an invalid position count. A sample without such a window is left out.
     """
 
     better = "higher"
@@ -50,7 +51,7 @@ class SSIM:
         self.low, self.high = spec.range
 
     def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Sum of the samples' SSIM, and their number."""
+        """Sum of SSIM over samples, and the number of samples."""
         _check_size(tuple(x.shape[2:]))
         similar = ssim_map(self._levels(x_hat), self._levels(x)).mean(1)
         valid = torch.ones_like(similar, dtype=torch.bool) if mask is None else _whole_windows(mask)
@@ -60,7 +61,7 @@ class SSIM:
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """The mean over samples."""
-        return {"": float(sums["sum"] / sums["count"])}
+        return mean(sums)
 
     def _levels(self, x: Tensor) -> Float[Tensor, "b c *size"]:
         unit = (x.double() - self.low) / (self.high - self.low)
@@ -68,7 +69,7 @@ class SSIM:
 
 
 def ssim_map(x: Float[Tensor, "b c *size"], y: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *inner"]:
-    """SSIM of every window that lies wholly inside; `inner` is 10 less than `size`. Values run from 0 to 255."""
+    """SSIM of every window that lies completely inside; `inner` is 10 less than `size`. Values run from 0 to 255."""
     mean_x, mean_y = _smooth(x), _smooth(y)
     var_x, var_y = _smooth(x * x) - mean_x**2, _smooth(y * y) - mean_y**2
     cov = _smooth(x * y) - mean_x * mean_y
@@ -77,11 +78,11 @@ def ssim_map(x: Float[Tensor, "b c *size"], y: Float[Tensor, "b c *size"]) -> Fl
 
 
 def _smooth(x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *inner"]:
-    """Weighted means over windows, one axis after the other."""
+    """Weighted means over windows, axis by axis."""
     weights = [math.exp(-0.5 * (place / SIGMA) ** 2) for place in range(RADIUS + 1)]
     whole = weights[0] + 2 * sum(weights[1:])
     for axis in range(2, x.ndim):
-        # Sums of shifted views: eight times as fast on a CPU as a convolution in double precision.
+        # Sums of shifted views: on a CPU, eight times as fast as a convolution in double precision.
         inner = x.shape[axis] - 2 * RADIUS
         out = x.narrow(axis, RADIUS, inner) * (weights[0] / whole)
         for place in range(1, RADIUS + 1):

@@ -10,20 +10,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vqcore.config import Config as BaseConfig
-from vqcore.metrics.sums import id_counts, ratio, valid_positions
+from vqcore.metrics.sums import count_of, id_counts, mean, summed, valid_positions
 from vqcore.protocols import DataSpec
 
 ANGLES = (11.25, 22.5, 30.0)
-"""Degrees within which a direction counts as right; those of the surface-normal literature."""
-
+"""A direction within so many degrees counts as correct; the limits of the surface-normal literature."""
 BINS_PER_DEGREE = 100
-"""Resolution of the median of angles: the exact one lies within half a hundredth of a degree."""
+"""Resolution of the median angle: the exact median lies within half a hundredth of a degree."""
 
 
 class Angle:
-    """Degrees between true and rebuilt directions: mean, median, and shares within 11.25, 22.5 and 30 degrees.
+    """Degrees between true and reconstructed directions: mean, median, and shares within 11.25, 22.5 and 30 degrees.
 
-    Directions are vectors over channels, of any length but 0, or the angles of angle data, in radians.
+    Directions are vectors over channels, of any length above 0, or the angles of angle data, in radians.
     """
 
     in_units = True
@@ -41,7 +40,7 @@ class Angle:
             )
 
     def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """How often each hundredth of a degree occurred, their sum and number."""
+        """Sum and number of the angles, the number within each limit, and a histogram of hundredths of a degree."""
         y, x = x_hat.double(), x.double()
         if self.is_angle:
             off = torch.atan2(torch.sin(y - x), torch.cos(y - x)).abs()
@@ -53,13 +52,13 @@ class Angle:
         within = torch.stack([(degrees <= limit).double().sum() for limit in ANGLES])
         return {
             "sum": degrees.sum(),
-            "count": torch.tensor(float(len(degrees)), dtype=torch.float64, device=x.device),
+            "count": count_of(degrees),
             "within": within,
             "histogram": id_counts(places, 180 * BINS_PER_DEGREE),
         }
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Mean and median in degrees, shares in 0 to 1; NaN when there was no direction."""
+        """Mean and median in degrees, shares from 0 to 1; NaN when there was no direction."""
         count = float(sums["count"])
         if not count:
             return {"": math.nan}
@@ -69,10 +68,9 @@ class Angle:
 
 
 class Cosine:
-    """Cosine of the angle between true and rebuilt vectors over channels, mean over positions."""
+    """Cosine of the angle between true and reconstructed vectors over channels, mean over positions."""
 
     better = "higher"
-
     in_units = True
 
     @dataclass(frozen=True, kw_only=True)
@@ -84,14 +82,14 @@ class Cosine:
             raise ValueError(f"cosine is for vectors, not for {spec.kind} data of {spec.channels} channel")
 
     def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Sum over valid positions and their number; a rebuilt vector that is no number counts as 0."""
+        """Sum over the valid positions, and their number; a reconstruction that is NaN counts as 0."""
         valid = valid_positions(mask, x[:, 0]) & x.isfinite().all(1)
         cosine = torch.nn.functional.cosine_similarity(x_hat.double(), x.double(), dim=1)
-        return {"sum": cosine[valid].nan_to_num(0.0).sum(), "count": valid.double().sum()}
+        return summed(cosine[valid].nan_to_num(0.0))
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """The mean."""
-        return {"": ratio(sums["sum"], sums["count"])}
+        """The mean over positions."""
+        return mean(sums)
 
 
 def _between(y: Float[Tensor, "b c *size"], x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b *size"]:

@@ -1,8 +1,7 @@
-"""Any array of one to three axes: channels, range and kind are declared, values are checked against them.
+"""Any array of one to three axes. The config declares channels, range and kind, and values are checked against these.
 
-A file holds `(channels, *size)`, or `(*size, channels)` with `channels_last`. The channel axis may be missing
-where there is one channel or a class map, and a vector (nominal size 1) may lack its axis; `show` leaves out
-what may be missing.
+A file has the shape `(channels, *size)`, or `(*size, channels)` with `channels_last`. One channel or a class map needs
+no channel axis, and a vector (nominal size 1) needs no other axis; `show` leaves these axes out.
 """
 
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from torch.nn import functional as F
 
 from vqcore import config
 from vqcore.data.npy import read_array
-from vqcore.errors import DataError
+from vqcore.errors import DataError, SettingError
 from vqcore.modalities.views import centred_box, pixels, scaled_box, view_of
 from vqcore.protocols import DataSpec, Kind, View, expand
 
 SLACK = 0.01
-"""Share of a declared range by which a value may lie outside it; such values are clipped."""
+"""Values may lie outside the declared range by this share of the range; such values are clipped."""
 
 _METRICS: dict[str, tuple[str, ...]] = {
     "categorical": ("accuracy", "iou"),
@@ -36,10 +35,10 @@ _METRICS: dict[str, tuple[str, ...]] = {
 class Array:
     """Arrays as tensors `(c, *size)`, class maps as `(*size)`.
 
-    Kinds: continuous (mapped from `range` to [-1, 1], or as it is), angle (radians; becomes sines, then
-    cosines), unit-vector (length 1 within a tolerance, then exactly), binary (the two ends of `range`, by default 0 and
-    1, become -1 and 1), categorical (class ids). Class maps and binary arrays are resized by nearest
-    neighbour, others linearly.
+    Kinds: continuous (mapped from `range` to [-1, 1]; unchanged without a range), angle (radians; becomes sines, then
+    cosines), unit-vector (length 1 within a tolerance, then scaled to exactly 1), binary (the two ends of `range`, by
+    default 0 and 1, become -1 and 1), categorical (class ids). Class maps and binary arrays are resized by nearest
+    neighbour, other kinds linearly.
     """
 
     suffixes = (".npy",)
@@ -51,46 +50,46 @@ class Array:
         training_only: ClassVar[tuple[str, ...]] = ("hflip", "min_crop_scale")
 
         kind: Kind = "continuous"
-        """What a value is; it decides encoding, resizing, the default loss and the metrics."""
+        """The meaning of a value; it decides encoding, resizing, the default loss and the metrics."""
         channels: int | None = None
-        """Numbers per position; required unless the kind is categorical."""
+        """Number of values per position; required unless the kind is categorical."""
         labels: int | None = None
         """Number of classes of a categorical array, whose values lie in 0 .. labels - 1."""
         size: int | tuple[int, ...] | None = None
-        """Nominal size where data.input_size gives none: one number, or one per axis. 1 for vectors."""
+        """Nominal size if data.input_size is not set: one number, or one number per axis. 1 for vectors."""
         rank: int | None = None
-        """Number of axes besides channels; by default that of the size, or 2 when that is a number over 1."""
+        """Number of axes besides channels. Null: the length of the size, or 2 if the size is one number above 1."""
         range: tuple[float, float] | None = None
-        """Values that become -1 and 1. Null: values stay as they are."""
+        """Values that become -1 and 1. Null: values stay unchanged."""
         tolerance: float = 0.01
-        """Unit vectors only: how far from 1 a length in a file may be; other files are refused."""
+        """Unit vectors only: files with a vector whose length is further from 1 are refused."""
         channels_last: bool = False
-        """The channel axis is the last one in the files."""
+        """The channel axis is the last axis in the files."""
         hflip: float = 0.0
-        """Share of the training samples whose last axis is mirrored; components of vectors stay."""
+        """Share of the training samples whose last axis is mirrored; the components of vectors stay unchanged."""
         min_crop_scale: float = 1.0
-        """Smallest share of the sample that a training crop keeps; 1 draws no crops."""
+        """Smallest share of the sample that a training crop keeps; 1 means no random crops."""
 
         def __post_init__(self) -> None:
             _check_channels(self)
             if self.rank is not None and not 1 <= self.rank <= 3:
-                raise ValueError(f"rank={self.rank} must be 1, 2 or 3")
+                raise SettingError("rank", f"{self.rank} must be 1, 2 or 3")
             if self.range is not None and self.kind in ("categorical", "angle"):
-                raise ValueError(f"range={list(self.range)} has no meaning for kind '{self.kind}'")
+                raise SettingError("range", f"{list(self.range)} has no meaning for kind '{self.kind}'")
             if self.range is not None and not self.range[0] < self.range[1]:
-                raise ValueError(f"range={list(self.range)} must be two numbers in rising order")
+                raise SettingError("range", f"{list(self.range)} must be two numbers in ascending order")
             if not 0 < self.tolerance < 1:
-                raise ValueError(f"tolerance={self.tolerance} must lie between 0 and 1")
+                raise SettingError("tolerance", f"{self.tolerance} must lie between 0 and 1")
             if not 0 <= self.hflip <= 1:
-                raise ValueError(f"hflip={self.hflip} is no probability; it lies in 0..1")
+                raise SettingError("hflip", f"{self.hflip} must lie in 0..1")
             if not 0 < self.min_crop_scale <= 1:
-                raise ValueError(f"min_crop_scale={self.min_crop_scale} must lie above 0 and at most at 1")
+                raise SettingError("min_crop_scale", f"{self.min_crop_scale} must lie in (0, 1]")
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None and cfg.size is None:
-            raise ValueError("arrays have no size of their own: set data.input_size or data.modality.size")
+            raise ValueError("arrays need a size: set data.input_size or data.modality.size")
         rank = cfg.rank or _rank_of(cfg.size) or _rank_of(size) or 2
-        # What rides along may have fewer axes than the main modality, whose size is asked for.
+        # An extra modality may have fewer axes than the main modality, whose size is given here.
         fits = size is not None and _rank_of(size) in (None, rank)
         nominal = size if fits or cfg.size is None else cfg.size
         assert nominal is not None
@@ -107,15 +106,15 @@ class Array:
         self.metrics: tuple[str, ...] = _METRICS.get(cfg.kind, ("psnr", "mae") if bounded else ("mae",))
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
-        """A `.npy` file, or anything NumPy takes for an array, as `(channels, *extent)` with its own values.
+        """A `.npy` file, or anything that NumPy can turn into an array, as `(channels, *extent)`, values unchanged.
 
-        Raises `DataError` when shape, type or values are not what the config declares.
+        Raises `DataError` when shape, type or values differ from the declared ones.
         """
         is_file = isinstance(source, (str, Path))
         name = str(source) if is_file else "array in memory"
         array = read_array(Path(source), name) if is_file else np.asarray(source)
         if array.dtype.kind not in "biuf":
-            raise DataError(f"{name}: holds values of type {array.dtype}; only real numbers can be read")
+            raise DataError(f"{name}: has values of type {array.dtype}; only real numbers can be read")
         array = self._with_channels_first(array, name)
         self._check_values(array, name)
         return array
@@ -125,7 +124,7 @@ class Array:
         return raw.shape[1:]
 
     def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
-        """The largest centred box (all if the aspects agree), or in training a part, perhaps flipped."""
+        """The largest centred box with the aspect ratio of `size`, or in training a part of it, sometimes mirrored."""
         if rng is None:
             return view_of(centred_box(extent, size), extent, size)
         crops = self.cfg.min_crop_scale < 1
@@ -133,9 +132,9 @@ class Array:
         return view_of(box, extent, size, flip=bool(rng.random() < self.cfg.hflip))
 
     def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c *size"] | Int[Tensor, "*size"]:
-        """The part that a view names, at the view's size; copied exactly where nothing has to be resized.
+        """The part that the view names, at the view's size; values are copied exactly if no resize is needed.
 
-        A view of another rank was drawn for something else: then the whole, at its own size.
+        As an extra modality beside samples with another number of axes: the whole array, at its own nominal size.
         """
         rank = self.spec.rank
         if len(view.size) != rank:
@@ -152,7 +151,7 @@ class Array:
         return rearrange(x, "1 ... -> ...") if self.cfg.kind == "categorical" else x
 
     def show(self, x: Tensor) -> np.ndarray:
-        """One sample in the convention of the files, clipped to the declared range; class scores become class ids."""
+        """One sample in the layout and units of the files, clipped to the declared range; class scores become ids."""
         x = self._single(x)
         if self.cfg.range is not None:
             x = x.clamp(-1, 1)
@@ -164,13 +163,13 @@ class Array:
         return rearrange(array, "c ... -> ... c") if self.cfg.channels_last else array
 
     def values(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b channels *size"]:
-        """A batch in the units of the files, but binary ones; class scores stay as they are."""
+        """A batch in the units of the files; binary arrays and class scores stay unchanged."""
         if self.cfg.kind in ("categorical", "binary"):
             return x
         return torch.stack([torch.from_numpy(self._decode(one.detach().cpu())).to(x.device) for one in x])
 
     def _single(self, x: Tensor) -> Tensor:
-        """One sample with its channel axis, whether or not `x` has a batch axis."""
+        """One sample with its channel axis, with or without a batch axis in `x`."""
         x = x.detach().cpu()
         has_channels = x.is_floating_point()
         if x.ndim > self.spec.rank + has_channels:
@@ -187,14 +186,14 @@ class Array:
             array = rearrange(array, "... c -> c ...")
         if array.ndim != rank + 1 or not array.size:
             raise DataError(
-                f"{name}: has shape {shape} where {channels} channels and {rank} axes are declared "
-                "(data.modality.channels, .rank; a size of [n] is one axis, of n two)"
+                f"{name}: has shape {shape}, but {channels} channels and {rank} axes are declared "
+                "(data.modality.channels and .rank; the size [n] has one axis, the size n has two)"
             )
         if len(array) != channels:
             last, other, turned = ("last", 0, "false") if self.cfg.channels_last else ("first", -1, "true")
             hint = f": set data.modality.channels_last={turned}" if shape[other] == channels else ""
             raise DataError(
-                f"{name}: has {len(array)} channels (shape {shape}, channels {last}); declared are {channels}{hint}"
+                f"{name}: has {len(array)} channels (shape {shape}, channels {last}), but {channels} are declared{hint}"
             )
         return array
 
@@ -202,9 +201,11 @@ class Array:
         kind = self.cfg.kind
         if kind == "categorical":
             if array.dtype.kind == "f":
-                raise DataError(f"{name}: holds values of type {array.dtype}; class ids are integers")
+                raise DataError(f"{name}: has values of type {array.dtype}; class ids are integers")
             wrong = (array < 0) | (array >= self.cfg.labels)
-            problem = f"is no label; there are {self.cfg.labels} (0 to {(self.cfg.labels or 0) - 1})"
+            problem = (
+                f"is no label; data.modality.labels={self.cfg.labels} (0 to {(self.cfg.labels or 0) - 1})"
+            )
         elif kind == "binary":
             low, high = self.cfg.range or (0, 1)
             wrong = (array != low) & (array != high)
@@ -224,14 +225,14 @@ class Array:
             found = f"{length.flat[int(wrong.argmax())]:.3g}"
             problem = (
                 f"belongs to a vector of length {found}, not 1 (data.modality.tolerance={self.cfg.tolerance:g}); "
-                "data.modality.range maps other values to -1 and 1"
+                "data.modality.range maps values on another scale to -1..1"
             )
         if wrong.any():
             place = tuple(int(axis) for axis in np.argwhere(wrong)[0])
             raise DataError(f"{name}: the value {array[place]} at {list(place)} (channel first) {problem}")
 
     def _encode(self, array: np.ndarray) -> np.ndarray:
-        """Values as the tensor holds them; always a copy."""
+        """The values of the tensor; always a copy."""
         if self.cfg.kind == "categorical":
             return array.astype(np.int64)
         if self.cfg.kind == "binary":
@@ -265,7 +266,7 @@ class Array:
         return x.float().numpy()
 
     def _to_unit(self, x: Tensor) -> Tensor:
-        """Length 1 again for what has length 1: a vector, or a pair of sine and cosine."""
+        """Unit vectors, and pairs of sine and cosine, scaled to length 1; other kinds unchanged."""
         if self.cfg.kind == "unit-vector":
             return F.normalize(x, dim=0)
         if self.cfg.kind == "angle":
@@ -275,7 +276,7 @@ class Array:
 
 
 def _rank_of(size: int | tuple[int, ...] | None) -> int | None:
-    """How many axes a size tells of; the number 1 stands for a vector, any other leaves it open."""
+    """The number of axes of a size. The number 1 means a vector; any other single number leaves the rank open."""
     if isinstance(size, tuple):
         return len(size)
     return 1 if size == 1 else None
@@ -283,20 +284,22 @@ def _rank_of(size: int | tuple[int, ...] | None) -> int | None:
 
 def _check_channels(cfg: Array.Config) -> None:
     if (cfg.kind == "categorical") != (cfg.labels is not None):
-        raise ValueError(f"labels={cfg.labels} with kind '{cfg.kind}': labels belong to categorical arrays")
+        raise SettingError(
+            "labels", f"{cfg.labels} with kind '{cfg.kind}': labels belong to categorical arrays"
+        )
     if cfg.labels is not None and cfg.labels < 1:
-        raise ValueError(f"labels={cfg.labels} must be at least 1")
+        raise SettingError("labels", f"{cfg.labels} must be at least 1")
     if cfg.kind == "categorical" and cfg.channels not in (None, 1):
-        raise ValueError(f"channels={cfg.channels}: a class map has one channel")
+        raise SettingError("channels", f"{cfg.channels}: a class map has one channel")
     if cfg.kind != "categorical" and cfg.channels is None:
-        raise ValueError("channels is required: how many numbers are there per position?")
+        raise ValueError("channels is required: set it to the number of values per position")
     least = 2 if cfg.kind == "unit-vector" else 1
     if cfg.channels is not None and cfg.channels < least:
-        raise ValueError(f"channels={cfg.channels} must be at least {least} for kind '{cfg.kind}'")
+        raise SettingError("channels", f"{cfg.channels} must be at least {least} for kind '{cfg.kind}'")
 
 
 def _cut(array: np.ndarray, view: View) -> np.ndarray:
-    """The view's part, rounded to whole elements, at least one along each axis."""
+    """The part that the view names, rounded to whole elements, at least one element along each axis."""
     extent = array.shape[1:]
     slices = [slice(None)]
     for start, stop, n in zip(*pixels(view, extent), extent):
@@ -306,7 +309,7 @@ def _cut(array: np.ndarray, view: View) -> np.ndarray:
 
 
 def _nearest(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """The element under the centre of each new one, in whole numbers."""
+    """The element under the centre of each new element, computed in whole numbers."""
     for axis, (n, m) in enumerate(zip(array.shape[1:], size), start=1):
         if n != m:
             array = np.take(array, (2 * np.arange(m) + 1) * n // (2 * m), axis)
@@ -316,6 +319,6 @@ def _nearest(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 def _linear(x: Float[Tensor, "c *extent"], size: tuple[int, ...]) -> Float[Tensor, "c *size"]:
     mode = ("linear", "bilinear", "trilinear")[len(size) - 1]
     batch = rearrange(x, "... -> 1 ...")
-    # Only the planar kernel can widen its filter when it shrinks.
+    # `interpolate` has antialiasing for two axes only.
     batch = F.interpolate(batch, size, mode=mode, align_corners=False, antialias=len(size) == 2)
     return rearrange(batch, "1 ... -> ...")

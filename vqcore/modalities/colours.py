@@ -1,4 +1,4 @@
-"""Colours for people: a perceptual scale for measured values, distinct colours for classes."""
+"""Colours for pictures: a perceptual colour scale for measured values, distinct colours for classes."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -16,13 +16,13 @@ VIRIDIS = (
     (181, 222, 43),
     (253, 231, 37),
 )
-"""Ten even steps of matplotlib's viridis (CC0), whose brightness grows evenly."""
+"""Ten evenly spaced colours of matplotlib's viridis (CC0), whose brightness grows evenly."""
 GREY = (128, 128, 128)
-"""What has no value."""
+"""The colour of positions without a value."""
 
 
 def gradient(share: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"] | None = None) -> Image.Image:
-    """A picture of values from 0 (dark blue) to 1 (yellow), clipped; grey where `valid` is False."""
+    """A picture of values from 0 (dark blue) to 1 (yellow); values outside are clipped. Grey where `valid` is False."""
     stops = np.linspace(0, 1, len(VIRIDIS))
     table = np.array(VIRIDIS)
     colours = np.stack([np.interp(share, stops, table[:, channel]) for channel in range(3)], axis=-1)
@@ -32,9 +32,9 @@ def gradient(share: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"] | N
 
 
 def class_colours(count: int) -> UInt8[np.ndarray, "count 3"]:
-    """Distinct colours for classes, class 0 black: those of PASCAL VOC, the first of which everybody knows.
+    """Distinct colours for classes, as in PASCAL VOC; class 0 is black.
 
-    Bits 0, 3, 6, ... of the id make red, from its highest bit down; bits 1, 4, ... green; bits 2, 5, ... blue.
+    Bits 0, 3, 6, ... of the id become the bits of red, the highest first; bits 1, 4, ... green; bits 2, 5, ... blue.
     """
     ids = np.arange(count)
     colours = np.zeros((count, 3), dtype=np.uint8)
@@ -46,5 +46,5 @@ def class_colours(count: int) -> UInt8[np.ndarray, "count 3"]:
 
 
 def coloured(classes: Int[np.ndarray, "h w"], colours: UInt8[np.ndarray, "k 3"]) -> Image.Image:
-    """A picture of class ids; ids beyond the table start it again."""
+    """A picture of class ids; ids beyond the table of colours start again at its first colour."""
     return Image.fromarray(colours[classes % len(colours)])

@@ -1,6 +1,6 @@
-"""Masks: which positions of what they ride along with count; also a modality like any other, zeros and ones.
+"""Masks. As an extra modality, a mask says which positions of the main sample are valid.
 
-4M's `mask_valid` (arXiv 2312.06647), of which only pure white counts: `threshold: 254`.
+4M's `mask_valid` (arXiv 2312.06647), where only pure white is valid, is `threshold: 254`.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqcore.errors import DataError
+from vqcore.errors import DataError, SettingError
 from vqcore.modalities.planes import SUFFIXES, cut_planes, name_of, read_planes, upright
 from vqcore.modalities.views import CropConfig, crop_view
 from vqcore.protocols import DataSpec, View, expand
 
 
 class Mask:
-    """Masks as `(1, h, w)` of ones, where a position is valid, and zeros. Riding along, it makes `Batch.mask`."""
+    """Masks as `(1, h, w)`: 1 at valid positions, else 0. As an extra modality, masks become `Batch.mask`."""
 
     suffixes = (*SUFFIXES, ".npy")
     metrics = ("iou", "f1")
@@ -34,42 +34,42 @@ class Mask:
         training_only: ClassVar[tuple[str, ...]] = CropConfig.training_only
 
         threshold: float = 0.0
-        """What is above it in a file is valid. 254: pure white of an 8-bit picture alone, as 4M."""
+        """Values above this in a file are valid. 254, as in 4M: only pure white of an 8-bit picture is valid."""
         invert: bool = False
-        """The files mark what is not valid."""
+        """The files mark the invalid positions."""
         pool: int = 1
-        """Blocks of pool x pool positions are valid where all of them are, e.g. whole patches of the encoder."""
+        """A block of pool x pool positions is valid only if all its positions are, e.g. a patch of the encoder."""
         mask_value: float | None = None
-        """Riding along: what the main sample's tensor holds where it is not valid. Null: it stays as it is."""
+        """As an extra modality: the value of invalid positions in the main sample's tensor. Null: values stay."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             if self.pool < 1:
-                raise ValueError(f"pool={self.pool} must be at least 1")
+                raise SettingError("pool", f"{self.pool} must be at least 1")
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None:
-            raise ValueError("masks have no size of their own: set data.input_size")
+            raise ValueError("masks need a size: set data.input_size")
         self.cfg, self.mask_value = cfg, cfg.mask_value
         self.spec = DataSpec(channels=1, size=expand(size, 2), kind="binary", range=(0.0, 1.0), loss="bce")
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
-        """A grey or palette picture, a `.npy` file or an array `(h, w)` as `(1, h, w)`: 1 where it is valid, else 0.
+        """A grey or palette picture, a `.npy` file or an array `(h, w)` as `(1, h, w)`: 1 at valid positions, else 0.
 
         Pictures are turned upright by their EXIF orientation. NaN and infinity are never valid. Raises `DataError`
-        when it is damaged or coloured, or when nothing is valid.
+        when the source is damaged or has colours, or when no position is valid.
         """
         raw = read_planes(source, (("Y",),), _levels)
         finite = np.isfinite(raw)
         if not finite.any():
-            raise DataError(f"{name_of(source)}: is an empty mask; none of its values is finite")
+            raise DataError(f"{name_of(source)}: is an empty mask; no value is finite")
         valid = ((raw > self.cfg.threshold) != self.cfg.invert) & finite
         if not valid.any():
             low, high = float(raw[finite].min()), float(raw[finite].max())
             is_what = "above" if not self.cfg.invert else "at or below (invert)"
             raise DataError(
-                f"{name_of(source)}: is an empty mask; its values run from {low:g} to {high:g}, and valid is what "
-                f"lies {is_what} threshold={self.cfg.threshold:g}"
+                f"{name_of(source)}: is an empty mask; its values are {low:g} to {high:g}, and only values "
+                f"{is_what} threshold={self.cfg.threshold:g} are valid"
             )
         return valid.astype(np.uint8)
 
@@ -82,7 +82,7 @@ class Mask:
         return crop_view(self.cfg, extent, size, rng)
 
     def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "1 h w"]:
-        """The part that a view names, at the view's size, nearest pixels; then in blocks."""
+        """The part that the view names, at the view's size, by nearest pixels; then by blocks of `pool`."""
         x = torch.from_numpy(cut_planes(raw, view, "nearest")).float()
         x = x.flip(-1) if view.flip else x
         pool, (height, width) = self.cfg.pool, view.size
@@ -92,13 +92,13 @@ class Mask:
         return repeat(blocks, "c h w -> c (h p) (w q)", p=pool, q=pool)[:, :height, :width].contiguous()
 
     def show(self, x: Float[Tensor, "*b 1 h w"]) -> Image.Image:
-        """One mask as a grey picture as in the files: white where `x` is above a half, with `invert` black."""
+        """One mask as a grey picture like the files: white where `x` is above 0.5, or black with `invert`."""
         inside = rearrange(x.detach().cpu(), "... h w -> (...) h w")[0] > 0.5
         return Image.fromarray((inside.numpy() != self.cfg.invert).astype(np.uint8) * 255)
 
 
 def _levels(image: Image.Image) -> np.ndarray:
-    """One upright plane of a grey picture, or the indices of a palette picture; of colours, if all channels agree."""
+    """The upright plane of a grey picture, of a palette picture (indices), or of RGB with three equal channels."""
     turn = upright(image)
     image = image if turn is None else image.transpose(turn)
     if image.mode == "RGB":
@@ -107,7 +107,7 @@ def _levels(image: Image.Image) -> np.ndarray:
             return planes[:1]
     if image.mode not in ("1", "L", "P", "I", "F") and not image.mode.startswith("I;16"):
         raise DataError(
-            f"holds colours or transparency (mode {image.mode}); a mask is a grey or palette picture"
+            f"has colours or transparency (mode {image.mode}); a mask is a grey or palette picture"
         )
     kind = np.uint8 if image.mode in ("1", "L", "P") else np.float32
     return rearrange(np.asarray(image).astype(kind), "h w -> 1 h w")

@@ -1,6 +1,6 @@
-"""Planar samples: reading pictures, `.npy` and `.exr` files, and cutting a view out of them by Pillow's filters.
+"""Planar samples: reads pictures, `.npy` and `.exr` files, and cuts a view out of them with Pillow's filters.
 
-Planes are arrays `(c, h, w)`. Each is resized in its own type: 8-bit planes round as Pillow rounds pictures.
+Planes are arrays `(c, h, w)`. Planes are resized in their own type: 8-bit planes round as Pillow rounds pictures.
 """
 
 import math
@@ -22,13 +22,13 @@ from vqcore.protocols import View
 
 T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
-"""Tried by content, not suffix; no others, because Pillow runs Ghostscript for PostScript."""
+"""Recognised by content, not by suffix. Other formats are refused, because Pillow runs Ghostscript for PostScript."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-"""Names of files in these formats."""
+"""Suffixes of files in these formats."""
 Smooth = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-"""Pillow's filters, for what may be averaged."""
+"""Pillow's filters, for values that may be averaged."""
 Filter = Literal["nearest", "pillow-nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-"""`nearest` takes the pixel under each new centre, exactly. Pillow's own adds up roundings, which differ by type."""
+"""`nearest` takes the pixel under each new centre, exactly. Pillow's rounding errors add up and differ by type."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,9 +38,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each EXIF orientation."""
+"""The transposition that undoes each EXIF orientation."""
 SIDEWAYS = tuple(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
-"""What exchanges width and height."""
+"""The transpositions that exchange width and height."""
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -54,18 +54,19 @@ _DAMAGE = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
-"""What Pillow raises for damaged files."""
+"""Exceptions that Pillow raises for damaged files."""
 
 
 def name_of(source: Any) -> str:
-    """How errors call a source: its path, or that it is in memory."""
+    """The name of a source in error messages: its path, or `picture in memory`."""
     return str(source) if isinstance(source, (str, Path)) else "picture in memory"
 
 
 def read_picture(source: Any, convert: Callable[[Image.Image], T]) -> T:
-    """What `convert` makes of a picture: a path, a PIL image, or an array that PIL can hold.
+    """The result of `convert` for a picture: a path, a PIL image, or an array that PIL can represent.
 
-    Raises `DataError`, with the name of the file, when it is damaged, too large for Pillow, or `convert` refuses it.
+    Raises `DataError`, with the name of the file, when the picture is damaged or too large for Pillow, or when
+    `convert` refuses it.
     """
     name = name_of(source)
     try:
@@ -78,8 +79,8 @@ def read_picture(source: Any, convert: Callable[[Image.Image], T]) -> T:
                 return convert(source)
             if not isinstance(source, (str, Path)) and not hasattr(source, "read"):
                 raise DataError(
-                    f"a {type(source).__name__} is no picture; read takes a path, a PIL image or a NumPy array, and "
-                    "tensors go to Tokenizer.encode as they are"
+                    f"a {type(source).__name__} is no picture; read takes a path, a PIL image or a NumPy array. Give a "
+                    "tensor to Tokenizer.encode without reading"
                 )
             with Image.open(source, formats=FORMATS) as image:
                 return convert(image)
@@ -93,16 +94,16 @@ def read_picture(source: Any, convert: Callable[[Image.Image], T]) -> T:
 
 
 def upright(image: Image.Image) -> Image.Transpose | None:
-    """What turns a picture upright, from its EXIF orientation; None if it is."""
-    image.load()  # turns a TIFF by itself, and then no longer says that it lies
+    """The transposition that turns a picture upright, from its EXIF orientation; None if it is upright."""
+    image.load()  # for a TIFF, this also applies and removes the orientation
     return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def read_planes(source: Any, channels: tuple[tuple[str, ...], ...], convert: Callable) -> np.ndarray:
     """Planes `(c, h, w)` of a picture, a `.npy` or `.exr` file, or an array `(h, w)`, `(c, h, w)`, `(h, w, c)`.
 
-    `channels` are the names that an EXR file may give its planes, in the order of preference; `convert` makes
-    planes of a PIL image. Raises `DataError` for anything else.
+    `channels` are the possible names of the planes in an EXR file, in the order of preference; `convert` turns a PIL
+    image into planes. Raises `DataError` for anything else.
     """
     suffix = Path(source).suffix.lower() if isinstance(source, (str, Path)) else ""
     if suffix == ".exr":
@@ -114,9 +115,9 @@ def read_planes(source: Any, channels: tuple[tuple[str, ...], ...], convert: Cal
 
 
 def cut(image: Image.Image, view: View, resample: str) -> Image.Image:
-    """The part of a picture that a view names, at the view's size.
+    """The part of a picture that the view names, at the view's size.
 
-    It is cropped to whole pixels first, so that no filter looks beyond the crop.
+    The picture is first cropped to whole pixels, so that no filter uses pixels outside the crop.
     """
     (top, left), (bottom, right) = pixels(view, (image.height, image.width))
     first = math.floor(left), math.floor(top)
@@ -128,9 +129,9 @@ def cut(image: Image.Image, view: View, resample: str) -> Image.Image:
 
 
 def cut_planes(planes: np.ndarray, view: View, resample: str) -> np.ndarray:
-    """The part of planes `(c, h, w)` that a view names, at the view's size, in the type they have.
+    """The part of planes `(c, h, w)` that the view names, at the view's size, in the type of the planes.
 
-    Only integers of more than 8 bits become floats under a filter that averages.
+    Only integers of more than 8 bits become floats, if the filter averages.
     """
     if resample == "nearest":
         rows, columns = (
@@ -144,9 +145,9 @@ def cut_planes(planes: np.ndarray, view: View, resample: str) -> np.ndarray:
 
 
 def _nearest(start: float, stop: float, n: int, m: int) -> np.ndarray:
-    """Of each of `m` new pixels between `start` and `stop`: the old one under its centre."""
+    """For each of `m` new pixels between `start` and `stop`, the old pixel under its centre."""
     centres = start + (2 * np.arange(m) + 1) * (stop - start) / (2 * m)
-    # What should be whole is whole after this, and all else is further from whole than a millionth.
+    # Rounding makes exact whole numbers whole again; all other centres are further from a whole number.
     return np.clip(np.floor(np.round(centres, 6)).astype(np.int64), 0, n - 1)
 
 
@@ -162,40 +163,40 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_planes(array: np.ndarray, channels: int, name: str) -> np.ndarray:
-    """An array as planes: integers of 8, 16 or, with a sign, 32 bits, or single-precision floats."""
+    """An array as planes: unsigned integers of 8 or 16 bits, signed integers of 32 bits, or single-precision floats."""
     shape = array.shape
     if array.ndim == 2:
         array = rearrange(array, "h w -> 1 h w")
     elif array.ndim == 3 and shape[0] != channels and shape[2] == channels:
         array = rearrange(array, "h w c -> c h w")
     if array.ndim != 3 or len(array) != channels or not array.size:
-        raise DataError(f"{name}: has shape {shape}; declared {_count(channels)} of two axes")
+        raise DataError(f"{name}: has shape {shape}; expected {_count(channels)} and two axes")
     if array.dtype.kind == "f":
         return array.astype(np.float32)
     if array.dtype.kind not in "biu":
-        raise DataError(f"{name}: holds values of type {array.dtype}; only real numbers can be read")
+        raise DataError(f"{name}: has values of type {array.dtype}; only real numbers can be read")
     if array.dtype in (np.bool_, np.uint8):
         return array.astype(np.uint8)
     low, high = int(array.min()), int(array.max())
     if not -(2**31) <= low <= high < 2**31:
         raise DataError(
-            f"{name}: holds integers from {low} to {high}; they must fit into 32 bits with a sign"
+            f"{name}: has integers from {low} to {high}; integers must fit into 32 bits with a sign"
         )
     return array.astype(np.uint16 if low >= 0 and high < 2**16 else np.int32)
 
 
 def _read_exr(path: Path, channels: tuple[tuple[str, ...], ...]) -> np.ndarray:
-    """The planes of an OpenEXR file under the first set of names that it has, as floats."""
+    """The planes of an OpenEXR file, as floats, under the first set of names that all exist in the file."""
     if not path.is_file():
         raise DataError(f"{path}: No such file or directory")
     try:
         import OpenEXR
     except ImportError as error:
-        raise DataError(f"{path}: reading EXR files needs a library. Run: pip install OpenEXR") from error
+        raise DataError(f"{path}: EXR files need the package OpenEXR. Run: pip install OpenEXR") from error
     try:
         found = OpenEXR.File(str(path), separate_channels=True).channels()
         planes = {key: np.asarray(channel.pixels, dtype=np.float32) for key, channel in found.items()}
-    except Exception as error:  # the library raises RuntimeError, ValueError and its own
+    except Exception as error:  # OpenEXR raises RuntimeError, ValueError and exceptions of its own
         raise DataError(f"{path}: {error or type(error).__name__}") from error
     for names in channels:
         if set(names) <= set(planes):
@@ -203,8 +204,8 @@ def _read_exr(path: Path, channels: tuple[tuple[str, ...], ...]) -> np.ndarray:
     if len(planes) == len(channels[0]) == 1:
         return np.stack(list(planes.values()))
     wanted = " or ".join("+".join(names) for names in channels)
-    raise DataError(f"{path}: holds the channels {', '.join(planes)}; wanted are {wanted}")
+    raise DataError(f"{path}: has the channels {', '.join(planes)}; expected are {wanted}")
 
 
 def _count(channels: int) -> str:
-    return "is one channel" if channels == 1 else f"are {channels} channels"
+    return "one channel" if channels == 1 else f"{channels} channels"

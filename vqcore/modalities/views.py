@@ -1,6 +1,6 @@
-"""Which part of a sample is taken: boxes of a wanted aspect, centred or drawn, from its extent alone.
+"""Which part of a sample becomes the tensor: boxes with a wanted aspect ratio, centred or random, from its extent.
 
-A box is `(start, sides)` in whole pixels; a `View` holds it as fractions, so that it fits what rides along.
+A box is `(start, sides)` in whole pixels. A `View` has fractions of the extent, so that it fits extra modalities too.
 """
 
 import math
@@ -11,33 +11,34 @@ from typing import ClassVar
 import numpy as np
 
 from vqcore.config import Config
+from vqcore.errors import SettingError
 from vqcore.protocols import View
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 TRIES = 10
-"""Boxes drawn before the centred one is taken; so does torchvision's RandomResizedCrop."""
+"""Number of random boxes before the centred box is taken, as in torchvision's RandomResizedCrop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CropConfig(Config):
-    """How training samples of planar data are cropped and mirrored; none of it matters to a finished tokenizer."""
+    """How training samples of planar data are cropped and mirrored. A finished tokenizer ignores these settings."""
 
     training_only: ClassVar[tuple[str, ...]] = ("hflip", "min_crop_scale", "ratio")
 
     hflip: float = 0.5
     """Share of the training samples that are mirrored left to right."""
     min_crop_scale: float = 0.8
-    """Smallest share of a sample's area that a training crop keeps; 1 is the largest."""
+    """Smallest share of a sample's area that a training crop keeps; the largest share is 1."""
     ratio: tuple[float, float] = (0.75, 1.3333333)
-    """Smallest and largest factor on the aspect of a training crop."""
+    """Smallest and largest factor on the aspect ratio of a training crop."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.hflip <= 1:
-            raise ValueError(f"hflip={self.hflip} is no probability; it lies in 0..1")
+            raise SettingError("hflip", f"{self.hflip} must lie in 0..1")
         if not 0 < self.min_crop_scale <= 1:
-            raise ValueError(f"min_crop_scale={self.min_crop_scale} must lie above 0 and at most at 1")
+            raise SettingError("min_crop_scale", f"{self.min_crop_scale} must lie in (0, 1]")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio={list(self.ratio)} must be two positive numbers in rising order")
+            raise SettingError("ratio", f"{list(self.ratio)} must be two positive numbers in ascending order")
 
 
 def crop_view(
@@ -54,7 +55,7 @@ def crop_view(
 def view_of(
     box: Box, extent: tuple[int, ...], size: tuple[int, ...], flip: bool = False, draw: int = 0
 ) -> View:
-    """A box as fractions of the extent."""
+    """A view of this box, as fractions of the extent."""
     start, sides = box
     return View(
         start=tuple(a / n for a, n in zip(start, extent)),
@@ -67,14 +68,14 @@ def view_of(
 
 
 def pixels(view: View, extent: Sequence[int | float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Start and stop of a view in pixels: whole numbers for the extent it was drawn for."""
-    # A millionth of a pixel is more than the division in `view_of` can lose and less than anything can show.
+    """Start and stop of a view in pixels: whole numbers if the view was drawn for this extent."""
+    # A millionth of a pixel is more than the rounding error of the division in `view_of`, and too little to matter.
     start = tuple(round(a * n, 6) for a, n in zip(view.start, extent))
     return start, tuple(round(a * n, 6) for a, n in zip(view.stop, extent))
 
 
 def centred_box(extent: tuple[int, ...], size: tuple[int, ...]) -> Box:
-    """The largest centred box with the aspect of `size`."""
+    """The largest centred box with the aspect ratio of `size`."""
     sides = _largest(extent, size, 1.0)
     return tuple((n - side) // 2 for n, side in zip(extent, sides)), sides
 
@@ -82,7 +83,7 @@ def centred_box(extent: tuple[int, ...], size: tuple[int, ...]) -> Box:
 def scaled_box(
     extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator, min_scale: float
 ) -> Box:
-    """A box of the aspect of `size` at a random place, `min_scale` to 1 of the largest one's volume."""
+    """A box with the aspect ratio of `size` at a random place; its volume is `min_scale` to 1 of the largest box."""
     scale = rng.uniform(min_scale, 1.0) ** (1 / len(extent))
     return _anywhere(extent, _largest(extent, size, scale), rng)
 
@@ -96,8 +97,8 @@ def resized_crop_box(
 ) -> Box:
     """A random resized crop (Inception's, arXiv 1409.4842, section 6) of a picture `(h, w)`.
 
-    Its area is `min_scale` to 1 of the whole picture's; its aspect w/h is that of `size` times a factor drawn
-    log-uniformly from `ratio`. When no drawn box fits, the largest centred one within `ratio`.
+    Its area is `min_scale` to 1 of the picture's area. Its aspect ratio w/h is that of `size` times a factor drawn
+    log-uniformly from `ratio`. If no random box fits, it is the largest centred box within `ratio`.
     """
     height, width = extent
     aspect = size[1] / size[0]
@@ -113,7 +114,7 @@ def resized_crop_box(
 
 
 def smallest_crop(cfg: CropConfig, extent: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
-    """Sides that no training crop of a picture falls below, by more than the rounding to whole pixels."""
+    """Smallest sides of a training crop of a picture, up to rounding to whole pixels."""
     height, width = extent
     low, high = (size[1] / size[0] * factor for factor in cfg.ratio)
     area = height * width * cfg.min_crop_scale
@@ -122,14 +123,14 @@ def smallest_crop(cfg: CropConfig, extent: tuple[int, ...], size: tuple[int, ...
 
 
 def _sides_within(extent: tuple[int, ...], low: float, high: float) -> tuple[int, int]:
-    """The largest sides of a box whose aspect w/h lies between `low` and `high`."""
+    """The largest sides of a box whose aspect ratio w/h lies between `low` and `high`."""
     height, width = extent
     nearest = min(max(width / height, low), high)
     return min(height, max(1, round(width / nearest))), min(width, max(1, round(height * nearest)))
 
 
 def _largest(extent: tuple[int, ...], size: tuple[int, ...], scale: float) -> tuple[int, ...]:
-    # The axis that binds is left alone in the arithmetic, so that a matching aspect gives the whole sample.
+    # The limiting axis keeps its length exactly, so that a matching aspect ratio gives the whole sample.
     n, side = min(zip(extent, size), key=lambda pair: pair[0] / pair[1])
     whole = (min(room, max(1, round(wanted * n / side))) for room, wanted in zip(extent, size))
     return tuple(max(1, round(length * scale)) for length in whole)

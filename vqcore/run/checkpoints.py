@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vqcore import dist
-from vqcore.artefacts.folder import EMA, load_tensors, save_tensors, staged, verify, write_text
+from vqcore.artefacts.folder import EMA, load_tensors, save_tensors, staged, verify
 from vqcore.artefacts.provenance import provenance_of
 from vqcore.artefacts.resolve import best_step, checkpoints
 from vqcore.console import say
 from vqcore.errors import CheckpointError
+from vqcore.files import write_text
 from vqcore.rng import seeded
 from vqcore.run.folder import METRICS, cut_metrics, log_event
 from vqcore.run.state import Run
@@ -46,7 +47,7 @@ def save(run: Run, score: float | None, evaluation: Mapping[str, float]) -> Path
 
 
 def resume(run: Run) -> None:
-    """Take up the newest intact checkpoint; damaged ones are named and set aside. Without any, begin at step 0."""
+    """Resume from the newest intact checkpoint; without checkpoints begin at step 0. Damaged ones are set aside."""
     with dist.together():
         if dist.is_main():
             for left in (run.dir / "checkpoints").glob(".*"):
@@ -55,14 +56,14 @@ def resume(run: Run) -> None:
     found = checkpoints(run.dir)
     if found:
         _read_state(run, found[max(found)])
-        say(f"{run.dir}: goes on after step {run.step}.")
+        say(f"{run.dir}: resumed after step {run.step}.")
         log_event(run.dir, run.step, "resumed", processes=dist.world_size())
     if dist.is_main():
         cut_metrics(run.dir / METRICS, run.step)
 
 
 def roll_back(run: Run) -> None:
-    """Make the run what its newest checkpoint says, but for how far its stream of samples has come."""
+    """Set the run back to its newest checkpoint; the stream of samples and the count of skipped steps stay."""
     kept = replace(run.progress)
     dist.barrier()
     _read_state(run, checkpoints(run.dir)[kept.saved])
@@ -72,7 +73,7 @@ def roll_back(run: Run) -> None:
 
 
 def load_players(tokenizer: Tokenizer, checkpoint: Path) -> int:
-    """Build what only training needs and fill the players' modules from a checkpoint; returns its step."""
+    """Build the modules that only training needs and fill them from a checkpoint; returns the checkpoint's step."""
     with seeded(0, "init", "setup"):
         tokenizer.objective.setup(tokenizer)
     if not (checkpoint / STATE).is_file():
@@ -152,7 +153,7 @@ def _set_damaged_aside(run_dir: Path) -> None:
                 "restore one, or begin anew in another run.dir."
             )
     for path, problem in problems:
-        say(f"{problem} Going back to the checkpoint before it.")
+        say(f"{problem} Using the checkpoint before it.")
         number = 1 + sum(1 for _ in path.parent.glob(f"{path.name}.damaged*"))
         path.rename(path.with_name(f"{path.name}.damaged{number}"))
 

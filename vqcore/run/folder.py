@@ -1,7 +1,7 @@
 """The folder of a run: who may write there, its config, metrics.jsonl and events.jsonl.
 
-Every file is written aside and renamed: a process that is killed at any moment leaves a folder from which the run can go
-on.
+Config and provenance are written beside their place and renamed: a process that is killed at any moment leaves a folder
+from which the run can be resumed.
 """
 
 import contextlib
@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from vqcore import dist
-from vqcore.artefacts.folder import CONFIG, PROVENANCE, write_text
+from vqcore.artefacts.folder import CONFIG, PROVENANCE
 from vqcore.artefacts.provenance import provenance_of
 from vqcore.compose.build import from_tree, saved_tree
 from vqcore.compose.describe import dump, inline
 from vqcore.config import leaves, to_tree
 from vqcore.errors import ConfigError, RunError, VqcoreError, listed
+from vqcore.files import write_text
 from vqcore.schema import FREE_ON_RESUME, RunConfig
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
@@ -29,21 +30,21 @@ METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 _LOCK = ".lock"
 
 SHOWN = 5
-"""How many settings are shown, with their values, where a folder holds another run."""
+"""How many settings are shown, with their values, if a folder holds another run."""
 
 
 def check_folder(config: RunConfig) -> None:
-    """Raise `RunError` unless `run.dir` is free or holds this very run. Writes nothing."""
+    """Raise `RunError` unless `run.dir` is empty or holds this very run. Writes nothing."""
     folder = config.run.folder
     if folder.exists() and not folder.is_dir():
-        raise RunError(f"run.dir={folder}: this is a file, not a folder.")
+        raise RunError(f"run.dir={folder} is a file, not a folder.")
     if folder.is_dir():
         _refuse_another_run(folder, config)
 
 
 @contextlib.contextmanager
 def opened(config: RunConfig) -> Iterator[None]:
-    """Make the folder, keep other processes out of it, and write config and provenance (rank 0 does all that)."""
+    """Make the folder, lock it, and write config and provenance; rank 0 does."""
     folder = config.run.folder
     with contextlib.ExitStack() as stack:
         with dist.together():
@@ -100,7 +101,7 @@ def _refuse_another_run(folder: Path, config: RunConfig) -> None:
         rest = f"; {more} more {'setting differs' if more == 1 else 'settings differ'}" if more else ""
         raise RunError(
             f"run.dir={folder} holds another run: {'; '.join(told)}{rest}. "
-            f"Choose another run.dir, e.g. run.dir={_free(folder)}, or give that run's settings to go on with it."
+            f"Choose another run.dir, e.g. run.dir={_free(folder)}, or give the same settings as that run to resume it."
         )
 
 
@@ -116,29 +117,29 @@ def _free(folder: Path) -> Path:
 
 
 def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved config as this version sees it: settings that came later have their defaults."""
+    """A saved config as this version reads it: settings that are new since then have their defaults."""
     try:
         return to_tree(from_tree(saved, schema=RunConfig))
-    except VqcoreError:  # it holds what is unknown here; comparing it as it is names that
+    except VqcoreError:  # it holds unknown settings; the comparison names them
         return saved
 
 
 def config_differences(ours: RunConfig, saved: dict[str, Any], free: tuple[str, ...]) -> list[str]:
-    """Keys, outside the free ones, that differ between a config and a saved tree."""
+    """The keys that differ between a config and a saved tree, without the free keys."""
     mine, theirs = dict(leaves(to_tree(ours))), dict(leaves(saved))
     keys = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
     return [key for key in keys if not any(key == f or key.startswith(f"{f}.") for f in free)]
 
 
 def _is_beginning(path: Path) -> bool:
-    """Is this all that a run leaves which was killed while it made its folder?"""
+    """Whether a path is left from a run that was killed while it made its folder."""
     empty = path.is_dir() and not any(path.iterdir())
-    return path.name == _LOCK or path.name.endswith(".incomplete") or (path.name == "checkpoints" and empty)
+    return path.name == _LOCK or ".incomplete" in path.name or (path.name == "checkpoints" and empty)
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a record lock: the system drops it when the process ends, however it ends, and forks do not inherit it."""
+    """Hold a record lock: the system releases it when the process ends in any way, and forks do not inherit it."""
     with (folder / _LOCK).open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,7 +149,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Drop lines after `step`, and a last line that was cut off: they will be written again."""
+    """Remove lines after `step`, and a last line that was cut off: resuming writes them again."""
     if not path.exists():
         return
     kept = []

@@ -1,7 +1,7 @@
-"""Calls the hooks of a run, each by itself: one that raises is named once and switched off, and the run goes on.
+"""Calls the hooks of a run. A hook that raises an error is reported once and switched off, and the run continues.
 
-pluggy checks the hooks against their specifications and orders them; the calling is ours, because pluggy's own ends
-with the first exception and does not say whose it was.
+pluggy checks the hooks against their specifications and keeps their order. This module makes the calls itself, because
+pluggy's own call stops at the first exception and does not say which hook raised it.
 """
 
 import functools
@@ -20,10 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class GuardedHooks:
-    """The hooks of a run by label, in the config's order; `hooks.vqcore_saved(run=..., ...)` calls all that listen.
+    """The hooks of a run by label, in the order of the config.
 
-    `off` holds what was said about each hook that was switched off. Raises `PluginLoadError` for a hook that listens
-    to what nobody says, or wants arguments that there are not.
+    `hooks.vqcore_saved(run=..., ...)` calls the method `vqcore_saved` of every hook that has this method. `off` holds
+    the error message of each hook that was switched off. Raises `PluginLoadError` for a hook method with an unknown
+    name or with unknown arguments.
     """
 
     def __init__(self, hooks: Mapping[str, Any]):
@@ -37,7 +38,7 @@ class GuardedHooks:
             except pluggy.PluginValidationError as error:
                 reason = " ".join(str(error).split())
                 raise PluginLoadError(
-                    f"hooks.{label}: {reason}. docs/hooks.md lists what there is."
+                    f"hooks.{label}: {reason}. docs/hooks.md lists all hooks and their arguments."
                 ) from error
 
     def __getattr__(self, name: str) -> Any:
@@ -57,7 +58,7 @@ class GuardedHooks:
     def _switch_off(self, label: str, name: str, hook: Any, error: Exception) -> None:
         place = traceback.extract_tb(error.__traceback__)[-1]
         self.off[label] = (
-            f"hooks.{label} ({type(hook).__name__}) is switched off, the run goes on without it: {name} raised "
+            f"hooks.{label} ({type(hook).__name__}) is switched off and the run continues: {name} raised "
             f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
         )
         log.warning("%s", self.off[label])

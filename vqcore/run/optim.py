@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vqcore.errors import ConfigError, did_you_mean, listed
+from vqcore.protocols import without_decay
 from vqcore.run.muon import Muon
 from vqcore.schema import OptimSection
 
@@ -17,7 +18,7 @@ _UNFIT = {"lbfgs": "evaluates a step several times", "sparseadam": "takes sparse
 
 
 def optimizers() -> dict[str, Any]:
-    """The optimizers of torch.optim by lower-case name, but those that do not fit the loop; `muon` is our own."""
+    """The optimizers of torch.optim by lower-case name, without those that do not fit the loop; and our own `muon`."""
     found = {name.lower(): cls for name, cls in vars(torch.optim).items() if inspect.isclass(cls)}
     found["muon"] = Muon
     base = torch.optim.Optimizer
@@ -29,19 +30,19 @@ def optimizers() -> dict[str, Any]:
 
 
 def optimizer_class(name: str, where: str = "optim") -> Any:
-    """The optimizer of this name. Raises `ConfigError` for an unknown one, or one that does not fit the loop."""
+    """The optimizer class of this name. Raises `ConfigError` for an unknown name, or one that does not fit the loop."""
     known = optimizers()
     if name not in known:
         reason = f" ({name} {_UNFIT[name]})" if name in _UNFIT else ""
         raise ConfigError(
-            f"{where}.name: torch.optim has no '{name}' that fits{reason}."
-            f"{did_you_mean(name, known)} There are: {listed(known, 20)}."
+            f"{where}.name: no optimizer '{name}'{reason}."
+            f"{did_you_mean(name, known)} Optimizers: {listed(known, 20)}."
         )
     return known[name]
 
 
 def build_optimizer(cfg: OptimSection, module: nn.Module, where: str = "optim") -> torch.optim.Optimizer:
-    """The optimizer that a config names over a module's trained parameters; `where` is the config's key for errors.
+    """The optimizer of a config, for a module's trained parameters; `where` is the config's key for errors.
 
     Its rate starts at 0; the loop sets it at every step. Raises `ConfigError` for an unknown name or argument.
     """
@@ -50,8 +51,8 @@ def build_optimizer(cfg: OptimSection, module: nn.Module, where: str = "optim") 
     unknown = [name for name in cfg.args if name not in takes]
     if unknown:
         raise ConfigError(
-            f"{where}.args: {cfg.name} takes no '{unknown[0]}'.{did_you_mean(unknown[0], takes)} "
-            f"It takes: {listed((n for n in takes if n not in ('params', 'lr')), 20)}."
+            f"{where}.args: {cfg.name} has no argument '{unknown[0]}'.{did_you_mean(unknown[0], takes)} "
+            f"Arguments: {listed((n for n in takes if n not in ('params', 'lr')), 20)}."
         )
     ours = {name: getattr(cfg, name) for name in ("betas", "eps") if name in takes}
     if "eps" in takes and not isinstance(takes["eps"].default, float):
@@ -84,12 +85,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 def _tables(module: nn.Module) -> Iterator[nn.Parameter]:
     for inner in module.modules():
-        names = ("weight",) if isinstance(inner, nn.Embedding) else getattr(inner, "without_decay", ())
+        names = ("weight",) if isinstance(inner, nn.Embedding) else without_decay(inner)
         yield from (inner.get_parameter(name) for name in names)
 
 
 def peak_rate(cfg: OptimSection, total_batch: int) -> float:
-    """The rate at the end of the warm-up: `lr`, or `base_lr` scaled to the samples of a step."""
+    """The learning rate at the end of the warm-up: `lr`, or `base_lr` times the samples of a step / 256."""
     return cfg.lr if cfg.lr is not None else (cfg.base_lr or 0.0) * total_batch / 256
 
 
@@ -100,7 +101,7 @@ def rate_in_words(cfg: OptimSection, total_batch: int) -> str:
 
 
 def learning_rate(cfg: OptimSection, step: int, *, horizon: int, total_batch: int) -> float:
-    """The rate of step number `step` (from 0): linear warm-up, then half a cosine to `min_lr` at the horizon."""
+    """The learning rate of step number `step` (from 0): linear warm-up, then half a cosine to `min_lr` at the horizon."""
     peak, done = peak_rate(cfg, total_batch), step + 1
     if done <= cfg.warmup:
         return peak * done / cfg.warmup
@@ -108,7 +109,7 @@ def learning_rate(cfg: OptimSection, step: int, *, horizon: int, total_batch: in
 
 
 def weight_decay(cfg: OptimSection, step: int, *, horizon: int) -> float:
-    """The decay of matrices at step number `step`: half a cosine from `weight_decay` to `weight_decay_end`."""
+    """The weight decay of matrices at step number `step`: half a cosine from `weight_decay` to `weight_decay_end`."""
     if cfg.weight_decay_end is None:
         return cfg.weight_decay
     return _half_cosine(cfg.weight_decay, cfg.weight_decay_end, step / max(1, horizon))
@@ -119,7 +120,7 @@ def _half_cosine(start: float, end: float, progress: float) -> float:
 
 
 class Ema:
-    """Running averages of a module's trained parameters, in fp32; buffers and frozen parameters are left alone.
+    """Running averages (EMA) of a module's trained parameters, in fp32. Buffers and frozen parameters are not averaged.
 
     The share that is kept rises as `(1 + n) / (10 + n)` over the first updates until it reaches `decay`, so that short
     runs are not averages of their start.
@@ -132,7 +133,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the parameters as they are now."""
+        """Add the present parameters to the averages."""
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
         current = [p.detach().float() for p in self.trained.values()]
@@ -140,7 +141,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The module carries the averages inside this block."""
+        """Inside this block the module has the averages as its parameters."""
         saved = {name: p.detach().clone() for name, p in self.trained.items()}
         self._fill(self.averages)
         try:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: noted, so that the step under way is finished and saved."""
+"""Signals that ask a run to end: the step at work is finished and saved first."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Inside the block the first SIGTERM or Ctrl-C is only noted, by name, in `received`; a second one acts at once."""
+    """Inside the block the first SIGTERM or Ctrl-C only sets `received` to its name; a second one acts at once."""
 
     def __init__(self) -> None:
         self.received = ""

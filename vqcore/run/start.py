@@ -1,10 +1,11 @@
-"""Weights a run starts from: `model.full_ckpt`, `model.encoder_ckpt`, and what `model.freeze_enc` promises.
+"""The weights that a run starts from: `model.full_ckpt`, `model.encoder_ckpt`; and the promise of `model.freeze_enc`.
 
-A part (embedding, encoder, projection, quantizer, decoder) is taken over whole or not at all, and whatever is not is
-said by name: half a part would be a surprise nobody notices.
+A part (embedding, encoder, projection, quantizer, decoder) is taken over as a whole or not at all. Parts that are not
+taken over are named: a part that is half loaded would go unnoticed.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,16 +18,17 @@ from vqcore.artefacts.resolve import resolve
 from vqcore.config import leaves, to_tree
 from vqcore.console import say
 from vqcore.errors import CheckpointError, ConfigError, listed
+from vqcore.protocols import interpolated
 from vqcore.schema import ModelConfig, TokenizerConfig
 from vqcore.tokenizer import Tokenizer
 
 TOKENS = ("embed", "encoder", "proj", "quantizer")
-"""The parts that decide what tokens mean: what `freeze_enc` keeps."""
+"""The parts that decide the tokens; `freeze_enc` keeps them."""
 _MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
 
 def start_from(tokenizer: Tokenizer, model: ModelConfig) -> None:
-    """Fill a new tokenizer as its config says: from a checkpoint, and the other parts with what they begin with.
+    """Fill a new tokenizer from the checkpoint that its config names; other parts load their published weights, if any.
 
     Raises `CheckpointError` for weights that cannot be had or of which nothing fits, and `ConfigError` when
     `freeze_enc` could not keep the tokens.
@@ -45,7 +47,7 @@ def start_from(tokenizer: Tokenizer, model: ModelConfig) -> None:
     problems = {part: _take(tokenizer, part, source, state) for part in parts}
     taken = [part for part in parts if getattr(tokenizer, part) is not None and not problems[part]]
     if not taken:
-        raise CheckpointError(f"model.{key}={path}: nothing in it fits this model. {_reasons(problems)}")
+        raise CheckpointError(f"model.{key}={path}: none of its parts fits this model. {_reasons(problems)}")
     if model.freeze_enc:
         _refuse_other_tokens(tokenizer, folder, source, problems)
     say(f"model.{key}: {listed(taken)} from {folder}.")
@@ -54,25 +56,25 @@ def start_from(tokenizer: Tokenizer, model: ModelConfig) -> None:
     ]
     tokenizer.fetch(rest)
     if rest:
-        say(f"model.{key}: {listed(rest)} as initialised. {_reasons(problems)}".rstrip())
+        say(f"model.{key}: {listed(rest)} newly initialised. {_reasons(problems)}".rstrip())
 
 
 def _take(tokenizer: Tokenizer, part: str, source: TokenizerConfig, state: Mapping[str, Tensor]) -> list[str]:
-    """Fill one part; what is in the way."""
+    """Fill one part; returns the reasons why it cannot be filled."""
     module = getattr(tokenizer, part)
     theirs = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
     if module is None:
-        return [f"{part}: this model has none"] if theirs else []
+        return [f"this model has no {part}"] if theirs else []
     names = [getattr(cfg.model, part, None) for cfg in (source, tokenizer.cfg)]
     if names[0] is not None and names[1] is not None and names[0].name != names[1].name:
-        return [f"{part}: it is {names[0].name} there and {names[1].name} here"]
+        return [f"{part} is {names[0].name} in the checkpoint and {names[1].name} here"]
     own = weights_of(module)
-    resizable = getattr(module, "interpolated", ())
+    resizable = interpolated(module)
     fitted = {key: _fitted(value, own[key], key in resizable) for key, value in theirs.items() if key in own}
-    problems = [f"{part}.{key} is missing there" for key in own if key not in theirs]
+    problems = [f"{part}.{key} is missing in the checkpoint" for key in own if key not in theirs]
     problems += [f"{part}.{key} is unknown here" for key in theirs if key not in own]
     problems += [
-        f"{part}.{key} is {tuple(theirs[key].shape)} there and {tuple(own[key].shape)} here"
+        f"{part}.{key} is {tuple(theirs[key].shape)} in the checkpoint and {tuple(own[key].shape)} here"
         for key, value in fitted.items()
         if value is None
     ]
@@ -82,7 +84,7 @@ def _take(tokenizer: Tokenizer, part: str, source: TokenizerConfig, state: Mappi
 
 
 def _fitted(value: Tensor, own: Tensor, resizable: bool) -> Tensor | None:
-    """The tensor as it fits; positions `(1, d, *grid)` of another grid are interpolated."""
+    """The tensor in the shape of `own`, or None. Positions `(1, d, *grid)` of another grid are interpolated."""
     if value.shape == own.shape:
         return value
     if not resizable or value.ndim != own.ndim or value.shape[:2] != own.shape[:2]:
@@ -93,11 +95,11 @@ def _fitted(value: Tensor, own: Tensor, resizable: bool) -> Tensor | None:
 
 @torch.no_grad()
 def _refuse_other_tokens(
-    tokenizer: Tokenizer, folder: Any, source: TokenizerConfig, problems: Mapping[str, list[str]]
+    tokenizer: Tokenizer, folder: Path, source: TokenizerConfig, problems: Mapping[str, list[str]]
 ) -> None:
     lost = {part: found for part, found in problems.items() if part in TOKENS and found}
     if lost:
-        raise ConfigError(f"model.freeze_enc: the tokens would not be those of {folder}. {_reasons(lost)}")
+        raise ConfigError(f"model.freeze_enc: the tokens would differ from those of {folder}. {_reasons(lost)}")
     there = Tokenizer.load(folder, encoder_only=True)
     if tokenizer.fingerprint != there.fingerprint:
         differ = [
@@ -109,7 +111,7 @@ def _refuse_other_tokens(
             "weights whose size was changed, such as positions: set input_size_enc as it is there"
         ]
         raise ConfigError(
-            f"model.freeze_enc: the tokens would not be those of {folder}; different are {listed(differ, 5)}."
+            f"model.freeze_enc: the tokens would differ from those of {folder}: {listed(differ, 5)} differ."
         )
 
 

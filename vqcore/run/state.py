@@ -152,8 +152,8 @@ def build_from(config: RunConfig, parts: Assembly, device: torch.device) -> Run:
         hooks=build_hooks(config),
     )
     if config.run.compile:
-        for part in (tokenizer.encoder, tokenizer.quantizer, tokenizer.decoder):
-            part.compile(dynamic=len(batch_sizes) > 1)
+        for part in ("encoder", "quantizer", "decoder"):
+            tokenizer.get_submodule(part).compile(dynamic=len(batch_sizes) > 1)
     return run
 
 

@@ -1,4 +1,4 @@
-"""What happens when a step goes wrong: stop, leave the step out, or go back and take other samples."""
+"""What happens after a bad gradient: stop, leave the step out, or roll back and take other samples."""
 
 from typing import Literal
 
@@ -9,24 +9,24 @@ from vqcore.run.state import Run
 from vqcore.run.step import Trouble
 
 IN_A_ROW = 20
-"""Steps left out one after the other before the run stops: it does not recover."""
+"""After so many steps left out in a row the run stops."""
 ROLLBACKS = 3
-"""Times a run rolls back to one and the same checkpoint before it stops."""
+"""After so many rollbacks to the same checkpoint the run stops."""
 
 
 class Troubles:
-    """Applies the policies, and counts, so that nothing goes on in circles."""
+    """Applies the policies, and counts, so that a run cannot repeat itself forever."""
 
     def __init__(self) -> None:
         self.last, self.in_a_row = -2, 0
         self.rolled_to, self.rollbacks = -1, 0
 
     def meet(self, run: Run, trouble: Trouble) -> Literal["skip", "rollback"]:
-        """Decide; says and records what happened. Raises `RunError` where the run has to stop."""
+        """Decide what to do, and report it. Raises `RunError` if the run has to stop."""
         if trouble.policy == "fp16":
             return "skip"
         text = f"step {trouble.step + 1}: {trouble.what}"
-        where = f"The checkpoints in {run.dir} are as they were"
+        where = f"The checkpoints in {run.dir} are unchanged"
         if trouble.policy == "stop":
             log_event(run.dir, run.step, "stopped", detail=trouble.what)
             raise RunError(
@@ -36,7 +36,7 @@ class Troubles:
         self.last = trouble.step
         if self.in_a_row > IN_A_ROW:
             raise RunError(
-                f"{text}. {IN_A_ROW} steps before it were left out, too: it does not recover. {where}."
+                f"{text}. The {IN_A_ROW} steps before it were left out as well: the run does not recover. {where}."
             )
         if trouble.policy == "skip":
             run.progress.skipped += 1
@@ -45,17 +45,17 @@ class Troubles:
             return "skip"
         self._count_rollback(run, text)
         log_event(run.dir, run.step, "rolled back", detail=trouble.what, to=run.progress.saved)
-        say(f"\n{text}. Back to step {run.progress.saved}; the samples since then are left out.")
+        say(f"\n{text}. Rolled back to step {run.progress.saved}; the samples since then are left out.")
         run.progress.offset += trouble.step + 1 - run.progress.saved
         return "rollback"
 
     def _count_rollback(self, run: Run, text: str) -> None:
         if run.progress.saved < 0:
-            raise RunError(f"{text}. There is no checkpoint to roll back to; try run.on_nonfinite=skip.")
+            raise RunError(f"{text}. No checkpoint exists to roll back to; try run.on_nonfinite=skip.")
         same = run.progress.saved == self.rolled_to
         self.rolled_to, self.rollbacks = run.progress.saved, self.rollbacks + 1 if same else 1
         if self.rollbacks > ROLLBACKS:
             raise RunError(
                 f"{text}. The run has rolled back to step {run.progress.saved} {ROLLBACKS} times already. "
-                "Try a lower optim.lr; it goes on from there."
+                "Try a lower optim.lr; the run goes on from that step."
             )

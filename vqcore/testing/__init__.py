@@ -1,5 +1,5 @@
-"""Conformance: what a component of each kind must do, as functions (`checks`) and classes (`conformance`).
+"""The conformance kit: the laws of each kind of component, as functions (`checks`) and test classes (`conformance`).
 
-Shipped in the wheel for plugin authors; the same checks run for the components in this repository and in
+The wheel contains the kit for plugin authors. The same checks run for the components in this repository and in
 `vqcore plugins --check`.
 """

@@ -1,12 +1,14 @@
-"""The laws that hold for every component, and what the laws of the kinds share."""
+"""The laws that hold for every component, and helper functions for the laws of the kinds."""
 
 import copy
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +17,18 @@ from torch import Tensor, nn
 
 from vqcore.compose.describe import settings
 from vqcore.config import Config
-from vqcore.protocols import missing_members
+from vqcore.plugin import a_kind
+from vqcore.protocols import (
+    OPTIONAL,
+    REQUIRED,
+    Denoiser,
+    is_denoiser,
+    members,
+    missing_members,
+    misspelt_members,
+    optional_members,
+    without_decay,
+)
 from vqcore.rng import generator
 
 HEAVY = ("torch", "numpy", "omegaconf", "PIL", "einops")
@@ -24,7 +37,7 @@ BF16_SHARE = 0.1
 
 
 def check_manifest(module: str, targets: tuple[str, ...] = ()) -> None:
-    """Importing the manifest alone must load nothing heavy, nor any of the components' own modules."""
+    """Importing the manifest alone must load neither a heavy package nor a module of a component."""
     inner = [target.partition(":")[0] for target in targets]
     forbidden = [name for name in (*HEAVY, *inner) if name and name != module]
     code = f"import sys, {module}; print(); print(*[m for m in {forbidden!r} if m in sys.modules])"
@@ -32,20 +45,20 @@ def check_manifest(module: str, targets: tuple[str, ...] = ()) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
     last = (done.stderr.strip().splitlines() or [""])[-1]
     assert done.returncode == 0, f"manifest law: {module} does not import by itself: {last}"
-    loaded = done.stdout.splitlines()[-1].split()  # lines above the last are the manifest's own
+    loaded = done.stdout.splitlines()[-1].split()  # the manifest may print lines before the last one
     assert not loaded, (
         f"manifest law: importing {module} also imports {', '.join(loaded)}; import them where they are used"
     )
 
 
 def check_config(cls: type) -> None:
-    """`cls.Config` is a frozen keyword-only dataclass below `Config`, each setting explained."""
+    """`cls.Config` is a frozen keyword-only dataclass that inherits from `Config`; each setting has a text."""
     config: Any = getattr(cls, "Config", None)
     where = f"{cls.__module__}.{cls.__qualname__}"
     assert isinstance(config, type) and issubclass(config, Config), (
         f"config law: {where} has no nested Config"
     )
-    params = vars(config).get("__dataclass_params__")  # its own: one that is inherited knows no new settings
+    params = vars(config).get("__dataclass_params__")  # of the class itself: inherited ones lack new settings
     assert params, f"config law: {where}.Config lacks @dataclass(frozen=True, kw_only=True)"
     kw_only = all(f.kw_only for f in dataclasses.fields(config))
     assert params.frozen and kw_only, f"config law: {where}.Config must be frozen and kw_only"
@@ -59,7 +72,7 @@ def check_config(cls: type) -> None:
         assert setting.text, f"config law: {where}.Config.{setting.name} has no text under it"
     names = {f.name for f in dataclasses.fields(config)}
     unknown = [name for name in config.training_only if name not in names]
-    assert not unknown, f"config law: {where}.Config.training_only names {unknown}, which are no settings"
+    assert not unknown, f"config law: {where}.Config.training_only names {unknown}, which are not settings"
 
 
 def _is_setting(annotation: Any) -> bool:
@@ -74,18 +87,49 @@ def _is_setting(annotation: Any) -> bool:
     return plain or origin is typing.Literal
 
 
+class MisspeltMember(UserWarning):
+    """A public attribute has a name one letter off an optional member, so vqcore does not read it."""
+
+
 def check_members(kind: str, obj: Any) -> None:
-    """The object has every member its kind requires."""
+    """The object has all required members of its kind, and all members or none of each optional Protocol.
+
+    Warns with `MisspeltMember` about a public attribute that looks like a misspelt optional member.
+    """
+    who = type(obj).__name__
     lacks = missing_members(kind, obj)
-    assert not lacks, f"protocol law: {type(obj).__name__} lacks {', '.join(lacks)}, which every {kind} has"
-    assert callable(getattr(obj, "fetch", print)), "protocol law: fetch is no method"
+    assert not lacks, f"protocol law: {who} lacks {', '.join(lacks)}, which every {kind} has"
+    optional = [protocol for protocol in OPTIONAL.get(kind, ()) if protocol is not Denoiser]
+    for protocol in optional:
+        names = [name for name in members(protocol) if name in optional_members(kind)]
+        has, lacks = ([name for name in names if hasattr(obj, name) is there] for there in (True, False))
+        assert not has or not lacks, (
+            f"protocol law: {who} has {', '.join(has)} but lacks {', '.join(lacks)}; these members belong together"
+        )
+    whole = Denoiser if kind == "decoder" and is_denoiser(obj) else REQUIRED[kind]
+    for protocol in (whole, *optional):
+        methods = [name for name in members(protocol) if inspect.isfunction(vars(protocol).get(name))]
+        wrong = [name for name in methods if hasattr(obj, name) and not callable(getattr(obj, name))]
+        assert not wrong, f"protocol law: {wrong[0]} of {who} is not a method"
     own = {name for name, _ in obj.named_parameters()} if isinstance(obj, nn.Module) else set()
-    strange = [name for name in getattr(obj, "without_decay", ()) if name not in own]
-    assert not strange, f"protocol law: without_decay names {strange[0]}, which is no parameter"
+    strange = [name for name in without_decay(obj) if name not in own]
+    assert not strange, f"protocol law: without_decay names {strange[0]}, which is not a parameter of {who}"
+    for text in misspellings(kind, obj):
+        warnings.warn(text, MisspeltMember, stacklevel=2)
+
+
+def misspellings(kind: str, thing: Any) -> list[str]:
+    """One warning for each public attribute of a component, or of its class, that looks like a misspelt member."""
+    who = thing.__name__ if isinstance(thing, type) else type(thing).__name__
+    return [
+        f"{who} has '{found}', one letter off '{meant}', an optional member of {a_kind(kind)}. vqcore does not read "
+        f"'{found}': rename it to '{meant}', or give it a name that differs more."
+        for found, meant in misspelt_members(kind, thing).items()
+    ]
 
 
 def check_waived(waived: Mapping[str, str] | None, waivable: tuple[str, ...]) -> Mapping[str, str]:
-    """The laws that are waived, each one that can be, with its reason."""
+    """The waived laws with their reasons. Raises `AssertionError` for a law that cannot be waived."""
     waived = waived or {}
     strange = sorted(set(waived) - set(waivable))
     assert not strange, f"waived: {strange} cannot be waived; these can: {', '.join(waivable) or 'none'}"
@@ -98,7 +142,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def stirred(module: Any) -> Any:
-    """A copy in eval mode whose parameters are a little off: layers that start at zero would hide what they do."""
+    """A copy in eval mode with slightly changed parameters, since layers that start at zero could hide an error."""
     module = copy.deepcopy(module)
     if isinstance(module, nn.Module):
         module.eval()
@@ -110,12 +154,12 @@ def stirred(module: Any) -> Any:
 
 
 def state_of(module: Any) -> dict[str, Tensor]:
-    """A copy of a module's state; nothing for what is no module."""
+    """A copy of a module's state; empty for an object that is not a module."""
     return {k: v.clone() for k, v in module.state_dict().items()} if isinstance(module, nn.Module) else {}
 
 
 def same_state(before: Mapping, after: Mapping, law: str, tolerance: float = 0.0) -> None:
-    """Both states hold the same tensors."""
+    """Two states hold the same tensors, up to `tolerance`."""
     for name, value in before.items():
         off = (value.double() - after[name].double()).abs().max() if value.numel() else 0.0
         assert float(off) <= tolerance, f"state law: {law} ({name} moved by {float(off):.2g})"
@@ -136,7 +180,7 @@ def finite(x: Tensor, law: str) -> None:
 
 
 def check_bf16(module: Any, call: Any, wanted: Tensor) -> None:
-    """Under autocast to bfloat16 `call(module)` is near the result in single precision."""
+    """Under autocast to bfloat16, `call(module)` is close to `wanted`, the result in single precision."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = call(module).float()
     finite(found, "under autocast to bfloat16")
@@ -148,7 +192,7 @@ def check_bf16(module: Any, call: Any, wanted: Tensor) -> None:
 
 
 def check_restored(fresh: Any, module: Any, call: Any) -> None:
-    """Another one, built with other random weights, computes the same once it has taken over the state dict."""
+    """A module with other random weights (`fresh`) computes the same result after it loads the state dict."""
     if not isinstance(module, nn.Module):
         return
     restored = copy.deepcopy(fresh)
@@ -157,16 +201,18 @@ def check_restored(fresh: Any, module: Any, call: Any) -> None:
     with torch.no_grad():
         same = torch.equal(call(restored), call(module))
     assert same, (
-        "state law: the result differs after a state-dict round trip; what matters must be in the state"
+        "state law: the result differs after a state-dict round trip; the state dict must hold all that matters"
     )
 
 
 def check_gradients(module: nn.Module, skip: Iterable[str] = ()) -> None:
-    """Every parameter that is trained has a finite gradient; distributed training waits for all of them."""
+    """Every trained parameter has a finite gradient; distributed training waits for all gradients."""
     unused = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None and n not in skip]
     assert not unused, (
         f"gradient law: no gradient reaches {unused[0]} ({len(unused)} in all); DDP waits for it"
     )
     for name, parameter in module.named_parameters():
         if parameter.grad is not None:
-            assert bool(torch.isfinite(parameter.grad).all()), f"gradient law: that of {name} is not finite"
+            assert bool(torch.isfinite(parameter.grad).all()), (
+                f"gradient law: the gradient of {name} is not finite"
+            )

@@ -1,15 +1,23 @@
-"""The laws of each kind, as functions that raise `AssertionError` with the law, the input and what was found.
+"""The laws of each kind, as functions that raise `AssertionError` with the law, the input and the result.
 
-They draw their own inputs from fixed seeds and need no pytest.
+These functions draw their own inputs from fixed seeds and do not need pytest.
 """
 
+import contextlib
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from vqcore.errors import VqcoreError
 from vqcore.registry import Registry
-from vqcore.testing.basics import check_config, check_manifest, check_members
+from vqcore.testing.basics import (
+    MisspeltMember,
+    check_config,
+    check_manifest,
+    check_members,
+    misspellings,
+)
 from vqcore.testing.networks import (
     check_decoder,
     check_denoiser,
@@ -49,24 +57,27 @@ __all__ = [
     "check_quantizer",
     "check_scheduler",
     "check_teacher",
+    "plugin_warnings",
 ]
 
 CHEAP: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "quantizer": (check_quantizer, WAIVABLE),
     "scheduler": (check_scheduler, SCHEDULER_WAIVABLE),
 }
-"""Kinds that are built from their settings alone: check, and the laws that it may leave out."""
+"""Kinds that are built from their settings alone: the check, and the laws that can be waived."""
 
 
 def check_plugin(registry: Registry, id: str) -> list[str]:
-    """Everything that can be checked of a plugin cheaply; returns what is wrong, one line each."""
+    """All cheap checks of a plugin. Returns the failures, one line each."""
     failures: list[str] = []
     plugin, origin = registry.plugin(id), registry.origin(id)
     unknown = "only the component's own tests know whether it claims this law"
 
     def attempt(label: str, check: Any, *args: Any) -> None:
         try:
-            check(*args)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", MisspeltMember)  # `plugin_warnings` reports such names
+                check(*args)
         except (AssertionError, VqcoreError) as error:
             failures.append(f"{label}: {error}")
         except Exception as error:
@@ -89,6 +100,17 @@ def check_plugin(registry: Registry, id: str) -> list[str]:
             waived = dict.fromkeys(waivable, unknown)
             attempt(name, lambda cls=cls, name=name: check(cls(cls.Config(name=name)), waived=waived))  # noqa: B023
     return failures
+
+
+def plugin_warnings(registry: Registry, id: str) -> list[str]:
+    """What is suspicious about a plugin's classes but may be right: public attributes that look misspelt."""
+    found: list[str] = []
+    for component in registry.plugin(id).components:
+        name = component.name if id == "core" else f"{id}/{component.name}"
+        with contextlib.suppress(VqcoreError):  # `check_plugin` reports a class that cannot be loaded
+            cls = registry.load(component.kind, name)
+            found += [f"{name}: {text}" for text in misspellings(component.kind, cls)]
+    return found
 
 
 def _required(config: type) -> list[str]:

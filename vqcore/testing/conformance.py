@@ -1,4 +1,4 @@
-"""Test classes for plugin authors: subclass one, name component and configs, and pytest runs the laws.
+"""Test classes for plugin authors: subclass one, name the component and its configs, and pytest checks the laws.
 
 class TestJointRVQ(QuantizerConformance):
     component = "pose/joint-rvq"
@@ -27,22 +27,22 @@ from vqcore.tokenizer import Tokenizer
 
 
 def configured(kind: str, name: str, settings: Mapping[str, Any]) -> Any:
-    """A component's config from plain data, checked as in a file."""
+    """A component's config from plain data, checked like a config file."""
     schema = dataclasses.make_dataclass("One", [("part", Config, slot(kind))], frozen=True, kw_only=True)
     whole: Any = from_tree({"part": {"name": name, **settings}}, schema=schema, file="conformance")
     return whole.part
 
 
 def build(kind: str, name: str, settings: Mapping[str, Any], seed: int = 0, **wiring: Any) -> Any:
-    """A component by name, its settings checked as in a config file, its weights drawn from a seed."""
+    """A component by name. The settings are checked like a config file; the seed decides the weights."""
     torch.manual_seed(seed)
     return registry().build(kind, configured(kind, name, settings), **wiring)
 
 
 class ComponentConformance:
-    """What holds for every component. `configs` are the settings to test with.
+    """The laws of every component. `configs` are the settings to test with.
 
-    Kinds without a Protocol (`text`) have no further laws: set `kind` and use this class as it is.
+    Kinds without a Protocol (`text`) have no other laws: set `kind` and use this class.
     """
 
     kind: ClassVar[str]
@@ -61,7 +61,7 @@ class ComponentConformance:
 
 
 class QuantizerConformance(ComponentConformance):
-    """The laws of a quantizer; `waived` maps a law it does not claim to the reason."""
+    """The laws of a quantizer; `waived` maps a law that the quantizer does not follow to the reason."""
 
     kind = "quantizer"
 
@@ -72,13 +72,13 @@ class QuantizerConformance(ComponentConformance):
 
 
 class EncoderConformance(ComponentConformance):
-    """The laws of an encoder; `spec` is the input it is tried on."""
+    """The laws of an encoder, for inputs of `spec`."""
 
     kind = "encoder"
     spec: ClassVar[DataSpec]
 
     def test_laws(self) -> None:
-        """Shapes, determinism, batch independence, sizes it cannot take, gradients, bfloat16, state."""
+        """Shapes, determinism, batch independence, refused sizes, gradients, bfloat16, state."""
         for settings in self.configs:
             encoder, fresh = (
                 build(self.kind, self.component, settings, seed, spec=self.spec) for seed in (0, 1)
@@ -106,7 +106,7 @@ class DecoderConformance(ComponentConformance):
 
 
 class DenoiserConformance(ComponentConformance):
-    """The laws of a denoising decoder, as for a decoder; `times` are two noise levels it knows."""
+    """The laws of a denoiser; attributes as for a decoder; `times` are two noise levels."""
 
     kind = "decoder"
     spec: ClassVar[DataSpec]
@@ -115,7 +115,7 @@ class DenoiserConformance(ComponentConformance):
     times: ClassVar[tuple[float, float]] = (1.0, 500.0)
 
     def test_laws(self) -> None:
-        """Target space, shapes, what hidden tokens may not do, batch independence, gradients, bfloat16, state."""
+        """Target space, shapes, hidden tokens, batch independence, gradients, bfloat16, state."""
         for settings in self.configs:
             denoiser, fresh = (
                 build(self.kind, self.component, settings, seed, dim=self.dim, spec=self.spec)
@@ -132,7 +132,7 @@ class PerceptConformance(ComponentConformance):
     spec: ClassVar[DataSpec]
 
     def test_laws(self) -> None:
-        """Zero on equals, above zero on others, sample by sample, frozen, a gradient at x_hat."""
+        """Zero for equal samples, above zero for others, sample by sample, frozen, a gradient at x_hat."""
         for settings in self.configs:
             percept = build(self.kind, self.component, settings, spec=self.spec)
             checks.check_percept(percept, *_two(self.spec))
@@ -145,7 +145,7 @@ class DiscriminatorConformance(ComponentConformance):
     spec: ClassVar[DataSpec]
 
     def test_laws(self) -> None:
-        """Shapes, determinism, batch independence in eval mode, gradients to x and to all weights."""
+        """Shapes, determinism, batch independence in eval mode, gradients to x and to all parameters."""
         for settings in self.configs:
             made, fresh = (
                 build(self.kind, self.component, settings, seed, spec=self.spec) for seed in (0, 1)
@@ -167,31 +167,31 @@ class TeacherConformance(ComponentConformance):
 
 
 class SchedulerConformance(ComponentConformance):
-    """The laws of a scheduler; a walk of `steps` with perfect predictions ends at x, up to `tolerance`."""
+    """The laws of a scheduler; a walk of `steps` steps with perfect predictions ends at x, up to `tolerance`."""
 
     kind = "scheduler"
     steps: ClassVar[int] = 10
     tolerance: ClassVar[float] = 0.05
 
     def test_laws(self) -> None:
-        """Pure, noisier with t, reproducible, sample by sample, and it finds the way back."""
+        """Pure, noisier with t, reproducible, sample by sample; the walk ends at x."""
         for settings in self.configs:
             scheduler = build(self.kind, self.component, settings)
             checks.check_scheduler(scheduler, steps=self.steps, tolerance=self.tolerance, waived=self.waived)
 
 
 class ObjectiveConformance(ComponentConformance):
-    """The laws of an objective; `tokenizer` is what it trains: modality, size and model as in a config."""
+    """The laws of an objective; `tokenizer` is the config of the tokenizer to train: modality, size and model."""
 
     kind = "objective"
     tokenizer: ClassVar[Mapping[str, Any]]
 
     def extras(self) -> Mapping[str, Any]:
-        """What rides along in the batch of three samples; nothing by default."""
+        """The extra modalities of the batch of three samples; none by default."""
         return {}
 
     def test_laws(self) -> None:
-        """Players, names of losses, gradients to all weights, one source of chance, decoding sample by sample."""
+        """Players, names of losses, gradients to all parameters, one source of randomness, decoding."""
         for settings in self.configs:
             tree = {**self.tokenizer, "objective": {"name": self.component, **settings}}
             made = Tokenizer(from_tree(tree, schema=TokenizerConfig, file="conformance"))
@@ -201,7 +201,7 @@ class ObjectiveConformance(ComponentConformance):
 
 
 class ModalityConformance(ComponentConformance):
-    """The laws of a modality; `source` returns something its `read` takes, `size` is the nominal size.
+    """The laws of a modality; `source` returns something that `read` takes, `size` is the nominal size.
 
     `tolerance` is the largest change of a value by `show` and `read`, as a share of 1 or of the largest value.
     """
@@ -215,7 +215,7 @@ class ModalityConformance(ComponentConformance):
         raise NotImplementedError
 
     def test_laws(self) -> None:
-        """Views, shapes, ranges, masks, the way through show and back, mirrors, damaged files."""
+        """Views, shapes, ranges, masks, the round trip through show and read, mirroring, damaged files."""
         for settings in self.configs:
             modality = build(self.kind, self.component, settings, size=self.size)
             checks.check_modality(modality, self.source(), tolerance=self.tolerance, waived=self.waived)
@@ -229,11 +229,11 @@ class DataConformance(ComponentConformance):
     size: ClassVar[tuple[int, ...] | None] = None
 
     def settings(self, folder: Path) -> Mapping[str, Any]:
-        """Settings beside `configs`; samples that have to lie on a disk are written into `folder` here."""
+        """Settings in addition to `configs`. A source that reads files writes its samples into `folder` here."""
         return {}
 
     def test_laws(self, tmp_path: Path) -> None:
-        """Keys, order, pickling, everything readable; in both splits, if there are two."""
+        """Keys, order, pickling, readable samples; in both splits if there are two."""
         for number, chosen in enumerate(self.configs):
             folder = tmp_path / str(number)
             folder.mkdir()
@@ -255,7 +255,7 @@ class MetricConformance(ComponentConformance):
     spec: ClassVar[DataSpec]
 
     def test_laws(self) -> None:
-        """Sums over samples however they are split, figures, the direction that is better, masks."""
+        """Sums in any split of the samples, values, the better direction, masks."""
         for settings in self.configs:
             checks.check_metric(
                 build(self.kind, self.component, settings, spec=self.spec), self.spec, waived=self.waived
@@ -263,33 +263,33 @@ class MetricConformance(ComponentConformance):
 
 
 class HookConformance(ComponentConformance):
-    """The laws of a hook; `run` is the config of a tiny run to watch, without `hooks` and without `run.dir`."""
+    """The laws of a hook; `run` is the config of a tiny run, without `hooks` and without `run.dir`."""
 
     kind = "hook"
     run: ClassVar[Mapping[str, Any]]
 
     def test_names(self) -> None:
-        """It listens to what there is, with arguments that there are."""
+        """The hook has known methods with known arguments."""
         checks.check_hook(registry().load(self.kind, self.component))
 
     def test_observes(self, tmp_path: Path) -> None:
-        """A run ends with the same weights whether it is watched or not, and the hook raises nothing."""
+        """A run ends with the same weights with the hook and without it, and the hook raises nothing."""
         tree = {**self.run, "run": {**self.run["run"], "dir": str(tmp_path / "run")}}
         for settings in self.configs:
             checks.check_observer(as_run(tree), {"watched": configured(self.kind, self.component, settings)})
 
 
 class FormatConformance(ComponentConformance):
-    """The laws of a foreign format; `sample` writes a small file or folder of it."""
+    """The laws of a foreign format; `sample` writes a small file or folder in this format."""
 
     kind = "format"
 
     def sample(self, folder: Path) -> Path:
-        """Write a sample into a folder; returns its path."""
+        """Write a small example into a folder; returns the path."""
         raise NotImplementedError
 
     def test_laws(self, tmp_path: Path) -> None:
-        """Recognised by name, read twice alike, filling the tokenizer exactly; no pickle unasked, no traceback."""
+        """Recognised by name, deterministic, fills the tokenizer exactly, refuses pickles and damaged files."""
         for number, settings in enumerate(self.configs):
             folder = tmp_path / str(number)
             folder.mkdir()
@@ -297,7 +297,7 @@ class FormatConformance(ComponentConformance):
 
 
 def _two(spec: DataSpec) -> tuple[Tensor, Tensor]:
-    """Two batches of two samples each, with values as the spec says."""
+    """Two batches of two samples each, with values in the range of the spec."""
     low, high = spec.range or (-1.0, 1.0)
     shape = (2, spec.channels, *spec.size)
     first, second = (torch.rand(shape, generator=generator(seed, "check")) for seed in (0, 1))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqcore.protocols import interpolated, needs_size
 from vqcore.rng import generator
 from vqcore.testing.basics import (
     check_bf16,
@@ -23,7 +24,7 @@ from vqcore.testing.basics import (
 
 
 def check_encoder(encoder: Any, x: Tensor, *, fresh: Any = None) -> None:
-    """The laws of an encoder on a batch `x` of at least two samples; `fresh` is one built with other weights."""
+    """The laws of an encoder on a batch `x` of at least two samples; `fresh` is an encoder with other weights."""
     check_members("encoder", encoder)
     module, size = stirred(encoder), tuple(x.shape[2:])
     _check_network(module, encoder if fresh is None else fresh, x, "a sample's latents change in a batch")
@@ -34,16 +35,16 @@ def check_encoder(encoder: Any, x: Tensor, *, fresh: Any = None) -> None:
         _check_grid(module, x, tuple(side + (i == axis) for i, side in enumerate(size)))
     _check_interpolated(module)
     z = module(x)
-    if z.requires_grad:  # one that is frozen has none
+    if z.requires_grad:  # a frozen encoder has no gradient
         z.square().mean().backward()
         check_gradients(module)
 
 
 def check_decoder(decoder: Any, z_q: Tensor, shape: tuple[int, ...], *, fresh: Any = None) -> None:
-    """The laws of a plain decoder: `shape` is that of a batch of outputs for `z_q`."""
+    """The laws of a plain decoder: `shape` is the shape of a batch of outputs for `z_q`."""
     check_members("decoder", decoder)
     module = stirred(decoder)
-    sized = {"size": shape[2:]} if getattr(module, "needs_size", False) else {}
+    sized = {"size": shape[2:]} if needs_size(module) else {}
     _check_network(
         module, decoder if fresh is None else fresh, z_q, "a sample's output changes in a batch", **sized
     )
@@ -64,7 +65,7 @@ def check_denoiser(
     times: tuple[float, float] = (1.0, 500.0),
     fresh: Any = None,
 ) -> None:
-    """The laws of a denoiser: `shape` is that of a batch of samples for `z_q`, `times` two noise levels it knows."""
+    """The laws of a denoiser: `shape` is the shape of a batch of samples for `z_q`, `times` are two noise levels."""
     check_members("decoder", denoiser)
     assert denoiser.is_denoiser is True, "protocol law: is_denoiser is not True"
     module, size = stirred(denoiser), shape[2:]
@@ -98,22 +99,22 @@ def check_percept(percept: Any, x_hat: Tensor, x: Tensor) -> None:
     module = copy.deepcopy(percept)
     before = state_of(module)
     if isinstance(module, nn.Module):
-        module.train()  # what surrounds it may be in training mode
+        module.train()  # the module around it may be in training mode
     moving = x_hat.clone().requires_grad_()
     distance = module(moving, x)
     found = tuple(distance.shape)
-    assert found == (len(x),), f"shape law: distances are {found}, not one a sample, {(len(x),)}"
+    assert found == (len(x),), f"shape law: distances are {found}, not one per sample, {(len(x),)}"
     finite(distance, "the distance")
     assert bool((distance > 0).all()), (
-        f"distance law: samples that differ are {float(distance.min()):.2g} apart"
+        f"distance law: the distance of different samples is {float(distance.min()):.2g}"
     )
-    assert distance.requires_grad, "gradient law: none reaches x_hat"
+    assert distance.requires_grad, "gradient law: no gradient reaches x_hat"
     (slope,) = torch.autograd.grad(distance.sum(), moving, materialize_grads=True)
     finite(slope, "the gradient at x_hat")
     assert float(slope.abs().max()) > 0, "gradient law: the gradient at x_hat is zero"
     with torch.no_grad():
         zero = float(module(x, x).abs().max())
-        assert zero <= 1e-5, f"distance law: a sample is {zero:.2g} from itself, not 0"
+        assert zero <= 1e-5, f"distance law: the distance of a sample from itself is {zero:.2g}, not 0"
         assert torch.equal(module(x_hat, x), distance.detach()), "determinism law: two calls differ"
         alone = torch.cat([module(x_hat[i : i + 1], x[i : i + 1]) for i in range(len(x))])
     close(alone, distance.detach(), "batch law: a sample's distance changes in a batch")
@@ -132,7 +133,7 @@ def check_discriminator(discriminator: Any, x: Tensor, *, fresh: Any = None) -> 
     logits.square().mean().backward()
     slope = torch.zeros(()) if moving.grad is None else moving.grad
     assert float(slope.abs().max()) > 0, (
-        "gradient law: none reaches x, or it is zero; the decoder learns from it"
+        "gradient law: no gradient reaches x, or it is zero; a decoder learns from this gradient"
     )
     check_gradients(module)
 
@@ -152,7 +153,7 @@ def check_teacher(teacher: Any, x: Tensor) -> None:
         )
         finite(features, "features")
         assert torch.equal(module(x), features), (
-            "determinism law: two calls differ (it is frozen: in training mode too)"
+            "determinism law: two calls differ; a frozen network is deterministic in training mode too"
         )
         alone = torch.cat([module(x[i : i + 1]) for i in range(len(x))])
     close(alone, features, "batch law: a sample's features change in a batch")
@@ -161,7 +162,7 @@ def check_teacher(teacher: Any, x: Tensor) -> None:
 
 
 def _check_network(module: Any, fresh: Any, x: Tensor, batch_law: str, **sized: Any) -> None:
-    """What holds for every map from a batch to a batch; `fresh` is one with other weights."""
+    """The laws of every map from a batch to a batch; `fresh` has other weights."""
     before, given = state_of(module), x.clone()
 
     def call(net: Any) -> Tensor:
@@ -180,19 +181,19 @@ def _check_network(module: Any, fresh: Any, x: Tensor, batch_law: str, **sized: 
 
 
 def _check_grid(module: Any, x: Tensor, size: tuple[int, ...]) -> None:
-    """`grid` takes a size, and the encoder makes that grid, or it says with both numbers why it does not."""
+    """`grid` accepts a size and the encoder makes this grid, or `grid` refuses the size with both numbers."""
     try:
         grid = module.grid(size)
     except ValueError as error:
         numbers = re.findall(r"\d+", str(error))
         both = len(set(numbers)) >= 2 and any(str(side) in numbers for side in size)
         assert both, (
-            f"grid law: grid({size}) refuses without both numbers, the side and what it must fit: {error}"
+            f"grid law: grid({size}) refuses without both numbers, the side and the number it must fit: {error}"
         )
         return
     except Exception as error:
         raise AssertionError(
-            f"grid law: grid({size}) raises {type(error).__name__}: {error}; a size that cannot be is a ValueError"
+            f"grid law: grid({size}) raises {type(error).__name__}: {error}; raise ValueError for an unfit size"
         ) from error
     x = noise(1, x.shape[1], *size)
     with torch.no_grad():
@@ -207,7 +208,7 @@ def _check_grid(module: Any, x: Tensor, size: tuple[int, ...]) -> None:
 
 
 def _check_interpolated(module: Any) -> None:
-    for name in getattr(module, "interpolated", ()):
+    for name in interpolated(module):
         shape = tuple(state_of(module)[name].shape) if name in state_of(module) else None
         assert shape is not None and shape[0] == 1 and len(shape) >= 3, (
             f"state law: interpolated names {name}, which is {shape or 'not in the state'}, not (1, d, *grid)"
@@ -216,18 +217,18 @@ def _check_interpolated(module: Any) -> None:
 
 def _check_last_layer(module: Any) -> None:
     names = [name for name in module.state_dict() if name.endswith("last_layer")]
-    assert not names, "state law: last_layer is a second name in the state dict; make it a property"
+    assert not names, "state law: last_layer is a second name in the state dict; make last_layer a property"
     assert module.last_layer.grad is not None, "gradient law: no gradient reaches last_layer"
 
 
 def _check_frozen(module: Any) -> None:
     if isinstance(module, nn.Module):
         trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-        assert not trained, f"frozen law: {trained[0]} requires a gradient; nothing in it is trained"
+        assert not trained, f"frozen law: {trained[0]} requires a gradient; no parameter may be trained"
 
 
 def _check_target(module: Any, x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The space that is noised: its shape, the way there with one generator a sample, the way back."""
+    """The target space: its shape, `to_target` with one generator per sample, `from_target`."""
 
     def target() -> Tensor:
         return module.to_target(x, [generator(i, "check") for i in range(len(x))])
@@ -236,7 +237,7 @@ def _check_target(module: Any, x: Tensor, size: tuple[int, ...]) -> Tensor:
     assert tuple(y.shape) == wanted, (
         f"target law: to_target gives {tuple(y.shape)}, target_shape says {wanted}"
     )
-    assert torch.equal(target(), y), "target law: to_target draws from something else than rng"
+    assert torch.equal(target(), y), "target law: to_target has another source of randomness than rng"
     back = module.from_target(y)
     assert back.shape == x.shape, f"target law: from_target gives {tuple(back.shape)}, not {tuple(x.shape)}"
     finite(back, "from_target")
@@ -244,7 +245,7 @@ def _check_target(module: Any, x: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _check_hiding(module: Any, predict: Any, z_q: Tensor, whole: Tensor) -> None:
-    """Hidden tokens do not matter, the others do; no mask hides nothing."""
+    """Hidden tokens do not matter, visible tokens do; a mask of all False changes nothing."""
     other = noise(*z_q.shape, seed=3)
     assert not torch.allclose(predict(module, z=other), whole), (
         "condition law: the prediction does not depend on z_q"

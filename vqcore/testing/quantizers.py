@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqcore.protocols import grid_out
 from vqcore.rng import generator
 from vqcore.testing.basics import check_members, check_waived, same_state, state_of
 
 GRIDS = ((7,), (3, 4), (2, 3, 2), (1,), (1, 1))
 WAIVABLE = ("position-wise", "idempotent", "gradient")
-"""Laws that not every quantizer claims."""
+"""Laws that can be waived."""
 
 
 def check_quantizer(quantizer: Any, *, waived: Mapping[str, str] | None = None) -> None:
-    """The laws of a quantizer. `waived` maps the laws of `WAIVABLE` that it does not claim to the reason."""
+    """The laws of a quantizer. `waived` maps laws of `WAIVABLE` that it does not follow to the reason."""
     waived = check_waived(waived, WAIVABLE)
     check_members("quantizer", quantizer)
     module = copy.deepcopy(quantizer)
@@ -25,7 +26,7 @@ def check_quantizer(quantizer: Any, *, waived: Mapping[str, str] | None = None) 
         _quantizer_shapes(module, grid)
     z = _latents(module, (4, 3, 4))
     module.train()
-    module(z)  # a codebook that is initialised from data now is
+    module(z)  # a codebook may be initialised from the first batch
     module.eval()
     before = state_of(module)
     out = module(z)
@@ -46,8 +47,7 @@ def _quantizer_shapes(module: Any, grid: tuple[int, ...]) -> None:
     module(z)
     module.eval()
     out = module(z)
-    grid_out = getattr(module, "grid_out", lambda grid: grid)(grid)
-    wanted, found = (3, *grid_out, module.num_codebooks), tuple(out.codes.shape)
+    wanted, found = (3, *grid_out(module, grid), module.num_codebooks), tuple(out.codes.shape)
     assert found == wanted, f"shape law: codes are {found}, not {wanted}, for {grid}"
     assert out.z_q.shape == z.shape, f"shape law: z_q is {tuple(out.z_q.shape)}, not {tuple(z.shape)}"
     assert out.codes.dtype == torch.int64, f"shape law: codes are {out.codes.dtype}, not int64"
@@ -79,7 +79,7 @@ def _quantizer_names(module: Any, z: Tensor, out: Any) -> None:
             f"names law: {what} are {sorted(here)} in eval mode, {sorted(there)} in training"
         )
         for name, value in {**getattr(out, what), **getattr(train, what)}.items():
-            assert value.ndim == 0, f"names law: {name} is no scalar but of shape {tuple(value.shape)}"
+            assert value.ndim == 0, f"names law: {name} is not a scalar but of shape {tuple(value.shape)}"
             assert bool(torch.isfinite(value)), f"names law: {name} is {float(value)}"
 
 
@@ -90,13 +90,13 @@ def _quantizer_gradient(module: Any, z: Tensor) -> None:
     weight = torch.randn(out.z_q.shape, generator=generator(3, "check"))
     (out.z_q * weight).sum().backward()
     assert z.grad is not None and bool(torch.isfinite(z.grad).all()), (
-        "gradient law: none, or not finite, at z"
+        "gradient law: no gradient at z, or it is not finite"
     )
     assert float(z.grad.abs().max()) > 0, "gradient law: the gradient that reaches z is zero"
 
 
 def _quantizer_masks(module: Any, z: Tensor) -> None:
-    """Positions that are masked out change neither losses nor statistics."""
+    """Invalid positions change neither losses nor statistics."""
     mask = torch.ones(z.shape[:-1], dtype=torch.bool)
     mask[:, 0] = False
     results = []
@@ -112,12 +112,12 @@ def _quantizer_masks(module: Any, z: Tensor) -> None:
     assert torch.equal(whole(z, valid).codes, whole(z).codes), "mask law: a mask of all True changes codes"
     for name, value in losses.items():
         same = torch.allclose(value, other_losses[name], atol=1e-6)
-        assert same, f"mask law: masked positions change {name}"
-    same_state(state, other_state, "mask law: masked positions change the state", tolerance=1e-6)
+        assert same, f"mask law: invalid positions change {name}"
+    same_state(state, other_state, "mask law: invalid positions change the state", tolerance=1e-6)
 
 
 def _quantizer_autocast(module: Any, z: Tensor, out: Any) -> None:
-    """Latents in bfloat16, as an encoder under autocast hands them out, have codes too."""
+    """Latents in bfloat16 have codes too: an encoder under autocast returns such latents."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         coarse = module(z.bfloat16())
     same = coarse.codes.dtype == torch.int64 and coarse.codes.shape == out.codes.shape
@@ -141,9 +141,9 @@ def _quantizer_range(module: Any, codes: Tensor) -> None:
         module.decode(wrong)
     except ValueError as error:
         text = str(error)
-        assert str(module.codebook_size) in text, f"bounds law: the error names no bound: {text}"
+        assert str(module.codebook_size) in text, f"bounds law: the error does not name the bound: {text}"
         return
-    raise AssertionError(f"bounds law: decode takes code {module.codebook_size} without a ValueError")
+    raise AssertionError(f"bounds law: decode accepts code {module.codebook_size}; it must raise ValueError")
 
 
 def _latents(quantizer: Any, shape: tuple[int, ...]) -> Tensor:

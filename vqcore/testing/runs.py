@@ -1,4 +1,4 @@
-"""The laws of what trains and watches: schedulers, objectives, hooks; and of foreign formats."""
+"""The laws of schedulers, objectives, hooks and formats."""
 
 import copy
 import tempfile
@@ -11,11 +11,11 @@ import pluggy
 import torch
 from torch import Tensor, nn
 
-from vqcore import config
 from vqcore.artefacts.formats import PICKLES
+from vqcore.compose.build import from_tree
 from vqcore.errors import CheckpointError
 from vqcore.plugin import RunHooks
-from vqcore.protocols import Batch
+from vqcore.protocols import Batch, Objective
 from vqcore.rng import generator, sample_generators
 from vqcore.schema import RunConfig
 from vqcore.testing.basics import (
@@ -31,9 +31,9 @@ from vqcore.testing.basics import (
 from vqcore.tokenizer import Tokenizer
 
 SCHEDULER_WAIVABLE = ("affine", "walk")
-"""Laws of schedulers that mix x and noise; not every one does."""
+"""Laws that can be waived: a scheduler may not mix x and noise linearly."""
 OBJECTIVE_WAIVABLE = ("deterministic",)
-"""Laws of objectives; one may have layers of its own that draw."""
+"""Laws that can be waived: an objective may have own layers that draw random numbers."""
 
 
 def check_scheduler(
@@ -41,7 +41,7 @@ def check_scheduler(
 ) -> None:
     """The laws of a scheduler; a walk of `steps` steps with perfect predictions ends at x, up to `tolerance`.
 
-    `waived` maps the laws of `SCHEDULER_WAIVABLE` that it does not claim to the reason.
+    `waived` maps laws of `SCHEDULER_WAIVABLE` that the scheduler does not follow to the reason.
     """
     waived = check_waived(waived, SCHEDULER_WAIVABLE)
     check_members("scheduler", scheduler)
@@ -59,12 +59,17 @@ def check_scheduler(
         close(
             doubled,
             2 * scheduler.add_noise(x, eps, t),
-            "affine law: twice x and eps is not twice the result, but off",
+            "affine law: with twice x and eps the result is not twice as large, but differs",
         )
     _check_sampler(scheduler, steps)
     if "walk" not in waived:
         end = _walk(scheduler, x, eps, steps)
-        close(end, x, "walk law: with perfect predictions the walk ends beside x", share=tolerance)
+        close(
+            end,
+            x,
+            "walk law: with perfect predictions the walk does not end at x, but differs",
+            share=tolerance,
+        )
 
 
 def _check_pure(function: Any, name: str, x: Tensor, eps: Tensor, t: Tensor) -> None:
@@ -81,7 +86,7 @@ def _check_pure(function: Any, name: str, x: Tensor, eps: Tensor, t: Tensor) -> 
 
 def _check_sampler(scheduler: Any, steps: int) -> None:
     times = [float(t) for t in scheduler.sampler(steps).timesteps]
-    assert times, "timesteps law: there are none"
+    assert times, "timesteps law: there are no time steps"
     falling = times == sorted(times, reverse=True)
     inside = times[-1] >= 0 and times[0] <= scheduler.num_steps
     assert falling and inside, (
@@ -99,14 +104,14 @@ def _check_sampler(scheduler: Any, steps: int) -> None:
     whole = walk(slice(0, 3))
     finite(whole, "a walk with any predictions")
     assert torch.equal(walk(slice(0, 3)), whole), (
-        "determinism law: two samplers with equal generators end elsewhere; one remembers, or draws from another source"
+        "determinism law: two samplers with equal generators have different ends: state is shared, or rng is not used"
     )
     alone = torch.cat([walk(slice(i, i + 1)) for i in range(3)])
     close(alone, whole, "batch law: a sample's walk changes in a batch")
 
 
 def _walk(scheduler: Any, x: Tensor, eps: Tensor, steps: int) -> Tensor:
-    """From noise towards x, at each step with the target that a perfect network would predict."""
+    """A walk from noise to x; each step gets the target that a perfect network would predict."""
     sampler = scheduler.sampler(steps)
     rng = [generator(i, "check") for i in range(len(x))]
 
@@ -126,11 +131,11 @@ def _walk(scheduler: Any, x: Tensor, eps: Tensor, steps: int) -> Tensor:
 
 
 def check_objective(
-    objective: Any, tokenizer: Any, batch: Batch, *, waived: Mapping[str, str] | None = None
+    objective: Any, tokenizer: Tokenizer, batch: Batch, *, waived: Mapping[str, str] | None = None
 ) -> None:
     """The laws of an objective with a tokenizer that it can train, on a batch of at least two samples.
 
-    `waived` maps the laws of `OBJECTIVE_WAIVABLE` that it does not claim to the reason.
+    `waived` maps laws of `OBJECTIVE_WAIVABLE` that the objective does not follow to the reason.
     """
     waived = check_waived(waived, OBJECTIVE_WAIVABLE)
     check_members("objective", objective)
@@ -138,28 +143,28 @@ def check_objective(
     torch.manual_seed(0)
     objective.setup(tokenizer)
     names = dict.fromkeys(name for step in (0, 1, 10**6) for name in objective.players(step))
-    assert "model" in names, f"players law: {list(names)} never train the tokenizer, whose name is 'model'"
+    assert "model" in names, (
+        f"players law: the players {list(names)} never train the tokenizer, the player 'model'"
+    )
     players: dict[str, Any] = {
         name: tokenizer if name == "model" else getattr(objective, name, None) for name in names
     }
     strange = [name for name, player in players.items() if not isinstance(player, nn.Module)]
-    assert not strange, f"players law: the objective has no module '{strange[0]}', a player's name"
+    assert not strange, f"players law: the objective has no module with the player's name '{strange[0]}'"
     modules = _modules(objective, tokenizer)
     for name, player in players.items():
         _check_player(objective, tokenizer, batch, name, player, modules, waived)
     _check_decode(objective, tokenizer, batch, modules)
-    if hasattr(objective, "error"):
-        _check_error(objective, tokenizer, batch)
 
 
-def _modules(objective: Any, tokenizer: Any) -> list[nn.Module]:
+def _modules(objective: Any, tokenizer: Tokenizer) -> list[nn.Module]:
     held = [objective] if isinstance(objective, nn.Module) else list(vars(objective).values())
     return [tokenizer, *[module for module in held if isinstance(module, nn.Module)]]
 
 
 def _check_player(
-    objective: Any,
-    tokenizer: Any,
+    objective: Objective,
+    tokenizer: Tokenizer,
     batch: Batch,
     name: str,
     player: nn.Module,
@@ -192,7 +197,9 @@ def _check_player(
         if "deterministic" not in waived:
             again = losses(steps[0], seed=1).terms
             same = all(torch.equal(again[key], value) for key, value in quiet.terms.items())
-            assert same, f"determinism law: losses of {name} draw from something else than rng (in eval mode)"
+            assert same, (
+                f"determinism law: losses of {name} have another source of randomness than rng (in eval mode)"
+            )
     for old, module in zip(before, modules):
         same_state(old, state_of(module), "eval changes no state")
 
@@ -200,13 +207,13 @@ def _check_player(
 def _check_terms(out: Any, name: str) -> None:
     assert out.terms, f"names law: {name} has no losses"
     for key, value in out.terms.items():
-        assert value.ndim == 0, f"names law: {key} is no scalar but of shape {tuple(value.shape)}"
+        assert value.ndim == 0, f"names law: {key} is not a scalar but of shape {tuple(value.shape)}"
         finite(value, key)
     for key, value in out.metrics.items():
-        assert value.ndim == 0, f"names law: the metric {key} is no scalar"
+        assert value.ndim == 0, f"names law: the metric {key} is not a scalar"
 
 
-def _check_decode(objective: Any, tokenizer: Any, batch: Batch, modules: list[nn.Module]) -> None:
+def _check_decode(objective: Objective, tokenizer: Tokenizer, batch: Batch, modules: list[nn.Module]) -> None:
     spec = tokenizer.spec
     size = tuple(batch.x.shape[-spec.rank :])
     codes = tokenizer.encode(batch.x)
@@ -224,7 +231,7 @@ def _check_decode(objective: Any, tokenizer: Any, batch: Batch, modules: list[nn
     assert tuple(x_hat.shape) == wanted, f"shape law: decode gives {tuple(x_hat.shape)}, not {wanted}"
     finite(x_hat, "decode")
     assert torch.equal(decode(every, seed=1), x_hat), (
-        "determinism law: decode draws from something else than rng"
+        "determinism law: decode has another source of randomness than rng"
     )
     alone = torch.cat([decode(slice(i, i + 1)) for i in range(len(codes))])
     close(alone, x_hat, "batch law: decoding a sample changes in a batch", share=1e-3)
@@ -232,22 +239,8 @@ def _check_decode(objective: Any, tokenizer: Any, batch: Batch, modules: list[nn
         same_state(old, state_of(module), "decode changes no state")
 
 
-def _check_error(objective: Any, tokenizer: Any, batch: Batch) -> None:
-    """`error` says where a sample is wrong, sample by sample, and how it changes with the latents."""
-    with torch.no_grad():
-        z = tokenizer.lookup(tokenizer.encode(batch.x))
-    z.requires_grad_()
-    each = objective.error(tokenizer, z, batch.x)
-    wanted = (len(batch.x), *batch.x.shape[-tokenizer.spec.rank :])
-    assert tuple(each.shape) == wanted, f"shape law: error gives {tuple(each.shape)}, not {wanted}"
-    finite(each, "error")
-    (slope,) = torch.autograd.grad(each[0].sum(), z, allow_unused=True)
-    assert slope is not None and slope[0].any(), "gradient law: error does not depend on the latents"
-    assert not slope[1:].any(), "batch law: the error of a sample depends on others"
-
-
 def check_hook(hook: Any) -> None:
-    """Whatever a hook is called, a run calls: known names with known arguments. Takes an object or its class."""
+    """A hook has known methods with known arguments, each with `@hookimpl`. Takes an object or its class."""
     target = object.__new__(hook) if isinstance(hook, type) else hook
     known = [name for name in vars(RunHooks) if name.startswith("vqcore_")]
     manager = pluggy.PluginManager("vqcore")
@@ -260,13 +253,15 @@ def check_hook(hook: Any) -> None:
     heard = {caller.name for caller in manager.get_hookcallers(target) or ()}
     silent = [name for name in dir(type(target)) if name.startswith("vqcore_") and name not in heard]
     assert not silent, f"hook law: {silent[0]} is never called; put @hookimpl above it"
-    assert heard, f"hook law: {type(target).__name__} listens to nothing. Known: {', '.join(known)}"
+    assert heard, (
+        f"hook law: {type(target).__name__} has no method that a run calls. Known: {', '.join(known)}"
+    )
 
 
 def check_observer(run: RunConfig, hooks: Mapping[str, Any]) -> None:
-    """Training with these hooks (configs by label) ends like training without them: weights and figures.
+    """Training with these hooks (configs by label) gives the same weights and metrics as training without them.
 
-    Both runs write into temporary folders. What a hook raises counts.
+    Both runs write into temporary folders. A hook must not raise.
     """
     from vqcore.trainer import train
 
@@ -275,29 +270,25 @@ def check_observer(run: RunConfig, hooks: Mapping[str, Any]) -> None:
         for name, observers in (("plain", {}), ("watched", dict(hooks))):
             section = replace(run.run, dir=str(Path(folder) / name))
             made = train(replace(run, run=section, hooks=observers))
-            off: Mapping[str, str] = getattr(made.hooks, "off", {})
-            assert not off, f"hook law: {next(iter(off.values()))}"
-            ends.append((state_of(made.tokenizer), made.last_evaluation))
+            assert not made.hooks.off, f"hook law: {next(iter(made.hooks.off.values()))}"
+            ends.append((state_of(made.tokenizer), made.progress.evaluation))
     (plain, figures), (watched, other) = ends
-    same_state(plain, watched, "a run ends with other weights when the hook watches it")
-    assert figures.keys() == other.keys(), "hook law: a run has other figures when the hook watches it"
+    same_state(plain, watched, "a run ends with other weights with the hook")
+    assert figures.keys() == other.keys(), "hook law: a run has other metrics with the hook"
 
 
 def check_format(format_: Any, path: Path) -> None:
-    """The laws of a foreign format on a small file or folder of its own."""
-    lacks = [name for name in ("recognises", "read") if not callable(getattr(format_, name, None))]
-    assert not lacks, (
-        f"protocol law: {type(format_).__name__} lacks {', '.join(lacks)}, which every format has"
-    )
-    assert format_.recognises(path) is True, f"recognition law: {path.name} is not recognised"
+    """The laws of a format on a small file or folder in this format."""
+    check_members("format", format_)
+    assert format_.recognises(path) is True, f"recognition law: the format does not recognise {path.name}"
     absent = Path(f"{path.parent}/nothing-there.unknown")
     try:
         found = format_.recognises(absent)
     except Exception as error:
         raise AssertionError(
-            f"recognition law: {type(error).__name__} for a path that is not there: {error}"
+            f"recognition law: {type(error).__name__} for a path that does not exist: {error}"
         ) from error
-    assert found is False, f"recognition law: {absent.name} is recognised, which is of no format"
+    assert found is False, f"recognition law: the format recognises {absent.name}, a file of no format"
     read = format_.read(path, allow_pickle=True)
     again = format_.read(path, allow_pickle=True)
     tokenizer = Tokenizer(read.config)
@@ -307,7 +298,9 @@ def check_format(format_: Any, path: Path) -> None:
         raise AssertionError(f"filling law: {error}") from error
     other = Tokenizer(again.config, seed=1)
     other.fill(again.tensors, str(path))
-    assert tokenizer.fingerprint == other.fingerprint, "determinism law: two readings have two fingerprints"
+    assert tokenizer.fingerprint == other.fingerprint, (
+        "determinism law: two readings have different fingerprints"
+    )
     _check_damaged(format_, path)
 
 
@@ -333,11 +326,11 @@ def _refuses(format_: Any, path: Path, what: str, *, allow_pickle: bool) -> None
         return
     except Exception as error:
         raise AssertionError(
-            f"damage law: {what} raises {type(error).__name__}: {error}; it is a CheckpointError"
+            f"damage law: {what} raises {type(error).__name__}: {error}; raise CheckpointError"
         ) from error
     raise AssertionError(f"damage law: read takes {what}")
 
 
 def as_run(tree: Mapping[str, Any]) -> RunConfig:
-    """A run's config from plain data, checked as a file is."""
-    return config.from_tree(dict(tree), schema=RunConfig, file="conformance")
+    """A run's config from plain data, checked like a config file."""
+    return from_tree(dict(tree), schema=RunConfig, file="conformance")

@@ -1,4 +1,4 @@
-"""The laws of what is around a tokenizer: modalities, data sources, metrics."""
+"""The laws of modalities, data sources and metrics."""
 
 import functools
 import math
@@ -15,19 +15,29 @@ from PIL import Image
 from torch import Tensor
 
 from vqcore.errors import DataError, VqcoreError
-from vqcore.protocols import DataSpec, View
+from vqcore.protocols import (
+    DataSpec,
+    HasPicture,
+    HasValues,
+    View,
+    Writes,
+    better,
+    hole_value,
+    mask,
+    writer,
+)
 from vqcore.registry import registry
 from vqcore.rng import generator
 from vqcore.testing.basics import check_members, check_waived, finite
 
 MODALITY_WAIVABLE = ("round-trip", "flip", "size")
-"""Laws that not every modality can keep: one may show less than it reads, or have one size only."""
+"""Laws that can be waived: a modality may show less than it reads, or have only one size."""
 METRIC_WAIVABLE = ("mask",)
-"""Laws that not every metric keeps: one may need whole samples."""
+"""Laws that can be waived: a metric may need whole samples."""
 REDUCED = 0.05
-"""How far a training sample may be off on average when less was read, as a share of its range."""
+"""Largest mean difference of a training sample read with `at_least`, as a share of its range."""
 KEYS = 1000
-"""Keys that are compared with each other."""
+"""Number of keys that are compared with each other."""
 
 
 def check_modality(
@@ -37,16 +47,18 @@ def check_modality(
     tolerance: float = 0.02,
     waived: Mapping[str, str] | None = None,
 ) -> None:
-    """The laws of a modality on one sample that its `read` takes.
+    """The laws of a modality on one sample that `read` takes.
 
-    `tolerance` is the largest difference of a value that went through `show` and `read` again, as a share of 1 or of
-    the largest value. `waived` maps the laws of `MODALITY_WAIVABLE` that it does not claim to the reason.
+    `tolerance` is the largest difference of a value after `show` and `read`, as a share of 1 or of the largest value.
+    `waived` maps laws of `MODALITY_WAIVABLE` that the modality does not follow to the reason.
     """
     waived = check_waived(waived, MODALITY_WAIVABLE)
     check_members("modality", modality)
     raw = modality.read(source)
     spec, extent = modality.spec, modality.extent(raw)
-    assert len(extent) == spec.rank, f"extent law: {extent} has not the rank {spec.rank} of the spec"
+    assert len(extent) == spec.rank, (
+        f"extent law: {extent} has {len(extent)} axes, the spec has rank {spec.rank}"
+    )
     fixed = modality.view(extent, spec.size, None)
     assert fixed == modality.view(extent, spec.size, None), (
         "determinism law: the view for evaluation is not always the same"
@@ -60,8 +72,8 @@ def check_modality(
     if "size" not in waived and half != spec.size:
         _check_other_size(modality, raw, half)
     _check_show(modality, raw, fixed, tolerance, waived)
-    if hasattr(modality, "write"):
-        _check_write(modality, raw, fixed)
+    if writes := writer(modality):
+        _check_write(modality, writes, raw, fixed)
     _check_less_detail(modality, source, drawn)
     _check_reading(modality, source, fixed)
     for name in modality.metrics:
@@ -72,7 +84,7 @@ def check_modality(
 
 
 def _check_other_size(modality: Any, raw: Any, size: tuple[int, ...]) -> None:
-    """A sample at a size that is not the nominal one, if the modality has any."""
+    """A sample at another size than the nominal one, unless the modality refuses the size."""
     try:
         x = modality.tensor(raw, modality.view(modality.extent(raw), size, None))
     except DataError:
@@ -82,7 +94,7 @@ def _check_other_size(modality: Any, raw: Any, size: tuple[int, ...]) -> None:
 
 
 def _check_less_detail(modality: Any, source: Any, drawn: Sequence[View]) -> None:
-    """What is read for training has the same extent, and gives nearly the same training samples."""
+    """`read` with `at_least` keeps the extent and gives nearly the same training samples."""
     raw, reduced = modality.read(source), modality.read(source, at_least=modality.spec.size)
     extents = modality.extent(raw), modality.extent(reduced)
     assert extents[0] == extents[1], f"detail law: the extent is {extents[0]}, with at_least {extents[1]}"
@@ -91,19 +103,19 @@ def _check_less_detail(modality: Any, source: Any, drawn: Sequence[View]) -> Non
         assert x.shape == less.shape, f"detail law: tensors are {tuple(x.shape)} and {tuple(less.shape)}"
         off, most = float((x - less).abs().mean()), REDUCED * float((x.max() - x.min()).clamp(min=1e-6))
         assert off <= most, (
-            f"detail law: a training sample is off by {off:.3g} on average, more than {most:.3g}"
+            f"detail law: the mean difference of a training sample is {off:.3g}, more than {most:.3g}"
         )
 
 
 def _check_view(view: View, size: tuple[int, ...]) -> None:
-    assert view.size == size, f"view law: its size is {view.size}, {size} was asked for"
+    assert view.size == size, f"view law: the size of the view is {view.size}, not {size}"
     counts = len(view.start), len(view.stop)
     assert counts == (len(size), len(size)), (
-        f"view law: start and stop have {counts[0]} and {counts[1]} entries for {len(size)} axes; it is one per axis"
+        f"view law: start and stop have {counts[0]} and {counts[1]} entries for {len(size)} axes, not one per axis"
     )
     inside = all(0 <= low < high <= 1 + 1e-9 for low, high in zip(view.start, view.stop))
     assert inside and view.start, (
-        f"view law: {view.start} to {view.stop} is no part of the sample; fractions lie in 0..1"
+        f"view law: {view.start} to {view.stop} does not lie inside the sample; fractions are 0 to 1"
     )
 
 
@@ -114,7 +126,7 @@ def _check_tensor(modality: Any, raw: Any, view: View) -> None:
     assert found == wanted, f"shape law: {found}, not {wanted}"
     assert torch.equal(modality.tensor(raw, view), x), "determinism law: two tensors of one view differ"
     if spec.labels is not None:
-        assert not x.is_floating_point(), f"type law: class ids are {x.dtype}; they are integers"
+        assert not x.is_floating_point(), f"type law: class ids are {x.dtype}, not integers"
         least, most = int(x.min()), int(x.max())
         assert 0 <= least <= most < spec.labels, (
             f"range law: class ids {least}..{most}, the spec has {spec.labels} labels"
@@ -127,36 +139,35 @@ def _check_tensor(modality: Any, raw: Any, view: View) -> None:
         slack = 1e-3 * (spec.range[1] - spec.range[0])
         inside = spec.range[0] - slack <= low <= high <= spec.range[1] + slack
         assert inside, f"range law: values {low:.3g}..{high:.3g}, the spec says {spec.range}"
-    if getattr(modality, "hole_value", None) is not None:
-        valid, values = x[-1], x[:-1]
+    if (hole := hole_value(modality)) is not None:
+        valid, channels = x[-1], x[:-1]
         assert bool((valid.abs() == 1).all()), (
-            "hole law: the last channel is not 1 where it is valid and -1 elsewhere"
+            "hole law: the last channel has other values than 1 (valid) and -1 (invalid)"
         )
-        holes = (valid < 0).expand_as(values)
-        filled = bool((values[holes] == modality.hole_value).all())
-        assert filled, f"hole law: there are other values than {modality.hole_value} in holes"
-    if spec.mask:
-        mask = modality.mask(raw, view)
-        good = mask.dtype == torch.bool and tuple(mask.shape) == view.size
-        assert good, f"mask law: the mask is {mask.dtype} {tuple(mask.shape)}, not bool {view.size}"
-        assert bool(mask.any()) or view.start != (0.0,) * len(view.start), "mask law: nothing is valid"
+        holes = (valid < 0).expand_as(channels)
+        filled = bool((channels[holes] == hole).all())
+        assert filled, f"hole law: invalid positions have other values than {hole}"
+    if (valid := mask(modality, raw, view)) is not None:
+        good = valid.dtype == torch.bool and tuple(valid.shape) == view.size
+        assert good, f"mask law: the mask is {valid.dtype} {tuple(valid.shape)}, not bool {view.size}"
+        assert bool(valid.any()) or view.start != (0.0,) * len(view.start), "mask law: no position is valid"
 
 
 def _check_show(modality: Any, raw: Any, view: View, tolerance: float, waived: Mapping[str, str]) -> None:
-    x = modality.tensor(raw, view)
+    x, spec = modality.tensor(raw, view), modality.spec
     shown = modality.show(x)
     assert shown is not None, "show law: show returns nothing"
-    if hasattr(modality, "picture"):
-        assert isinstance(modality.picture(x), Image.Image), "show law: picture returns no PIL image"
-    if hasattr(modality, "values"):
-        batch = _scores(x, modality.spec) if modality.spec.labels is not None else x.unsqueeze(0)
+    if isinstance(modality, HasPicture):
+        assert isinstance(modality.picture(x), Image.Image), "show law: picture does not return a PIL image"
+    if isinstance(modality, HasValues):
+        batch = _scores(x, spec) if spec.labels is not None else x.unsqueeze(0)
         values = modality.values(batch)
         good = values.is_floating_point() and values.ndim == batch.ndim and len(values) == 1
         assert good, (
-            f"values law: they are {values.dtype} {tuple(values.shape)}; wanted is float (b, c, *size)"
+            f"values law: values returns {values.dtype} {tuple(values.shape)}, not float (b, c, *size)"
         )
-        valid = modality.mask(raw, view).unsqueeze(0) if modality.spec.mask else None
-        finite(values if valid is None else values[valid.expand_as(values)], "values where they are valid")
+        valid = mask(modality, raw, view)
+        finite(values if valid is None else values[valid.expand_as(values)], "values at valid positions")
     if "round-trip" in waived:
         return
     again = _again(modality, x, view)
@@ -164,17 +175,19 @@ def _check_show(modality: Any, raw: Any, view: View, tolerance: float, waived: M
     if "flip" not in waived:
         mirrored = modality.tensor(raw, replace(view, flip=not view.flip))
         back = _again(modality, mirrored, replace(view, flip=not view.flip))
-        _near(back, x, tolerance, "flip law: a sample that is mirrored twice is not the sample")
+        _near(back, x, tolerance, "flip law: mirroring a sample twice changes it")
 
 
-def _check_write(modality: Any, raw: Any, view: View) -> None:
-    """What is written by a name it reads is there, and `read` takes it."""
-    kind = modality.written
-    assert kind in modality.suffixes, f"write law: it writes {kind} and reads {', '.join(modality.suffixes)}"
+def _check_write(modality: Any, writes: Writes, raw: Any, view: View) -> None:
+    """`write` makes a file with a suffix of the modality, and `read` takes the file."""
+    kind = writes.written
+    assert kind in modality.suffixes, (
+        f"write law: written is {kind}, the suffixes are {', '.join(modality.suffixes)}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a{kind}"
-        modality.write(modality.show(modality.tensor(raw, view)), path)
-        assert path.is_file(), f"write law: there is no {path.name} after write"
+        writes.write(modality.show(modality.tensor(raw, view)), path)
+        assert path.is_file(), f"write law: write made no file {path.name}"
         try:
             modality.read(path)
         except (DataError, OSError) as error:
@@ -182,7 +195,7 @@ def _check_write(modality: Any, raw: Any, view: View) -> None:
 
 
 def _again(modality: Any, x: Tensor, view: View) -> Tensor:
-    """The whole of a shown tensor, read again; mirrored if the view is."""
+    """A shown tensor, read again as a whole; mirrored if the view is mirrored."""
     try:
         raw = modality.read(modality.show(x))
     except (DataError, OSError, TypeError, ValueError) as error:
@@ -194,20 +207,20 @@ def _again(modality: Any, x: Tensor, view: View) -> Tensor:
 def _near(found: Tensor, wanted: Tensor, tolerance: float, law: str) -> None:
     off = float((found.double() - wanted.double()).abs().max())
     most = tolerance * max(1.0, float(wanted.double().abs().max())) if wanted.is_floating_point() else 0.0
-    assert off <= most, f"{law}: a value is off by {off:.3g}; tolerated are {most:.3g}"
+    assert off <= most, f"{law}: the largest difference is {off:.3g}, more than {most:.3g}"
 
 
 def _scores(x: Tensor, spec: DataSpec) -> Tensor:
-    """Scores of a class map that has no doubt: a batch of one."""
+    """Certain scores of a class map: a batch of one."""
     return 10 * torch.nn.functional.one_hot(x.long(), spec.labels or 1).movedim(-1, 0).unsqueeze(0).float()
 
 
 def _check_reading(modality: Any, source: Any, view: View) -> None:
-    """A damaged file is an error that the loader understands; NaN never becomes part of a tensor."""
+    """`read` raises a known error for a damaged file; NaN and infinity never reach a tensor."""
     strange = [
         suffix for suffix in modality.suffixes if not suffix.startswith(".") or suffix.lower() != suffix
     ]
-    assert not strange, f"suffix law: '{strange[0]}' is not a lower-case suffix with its dot"
+    assert not strange, f"suffix law: '{strange[0]}' is not a lower-case suffix with a dot"
     with tempfile.TemporaryDirectory() as folder:
         for suffix in modality.suffixes:
             path = Path(folder) / f"damaged{suffix}"
@@ -224,7 +237,7 @@ def _check_reading(modality: Any, source: Any, view: View) -> None:
             x = modality.tensor(modality.read(holed), view)
         except DataError:
             continue
-        finite(x, f"read takes an array that holds {bad}, and it reaches the tensor")
+        finite(x, f"read takes an array with {bad}, and the tensor is not finite")
 
 
 def _refuses(name: str, read: Callable[[Any], Any], given: Any, what: str) -> None:
@@ -234,7 +247,7 @@ def _refuses(name: str, read: Callable[[Any], Any], given: Any, what: str) -> No
         return
     except Exception as error:
         raise AssertionError(
-            f"damage law: {what} raises {type(error).__name__}: {error}; a DataError or OSError lets the run skip it"
+            f"damage law: {what} raises {type(error).__name__}: {error}; raise DataError, so that a run skips it"
         ) from error
     raise AssertionError(f"damage law: {name} takes {what}")
 
@@ -249,20 +262,20 @@ def _with_value(source: Any, value: float) -> np.ndarray | None:
 
 
 def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None) -> None:
-    """The laws of a data source that was built for a modality and what rides along (modalities by label)."""
+    """The laws of a data source that was built for a modality and extra modalities (by label)."""
     check_members("data", data)
     count = len(data)
-    assert count > 0, "length law: there is no sample; building raises DataError then"
+    assert count > 0, "length law: there are no samples; the constructor must raise DataError"
     places = sorted({*range(min(count, KEYS)), count - 1})
     keys = [data.key(index) for index in places]
     for key in keys:
         path = PurePosixPath(key)
         good = isinstance(key, str) and key and not path.is_absolute() and ".." not in path.parts
         assert good and "\\" not in key, (
-            f"key law: '{key}' is no relative path with forward slashes inside its folder"
+            f"key law: '{key}' is not a relative path with forward slashes inside the folder"
         )
     twice = len(keys) - len(set(keys))
-    assert not twice, f"key law: {twice} of {len(keys)} keys occur more than once, e.g. '{_repeated(keys)}'"
+    assert not twice, f"key law: {twice} of {len(keys)} keys are not unique, e.g. '{_repeated(keys)}'"
     readers = {"": modality, **(extra or {})}
     chosen = sorted({0, count // 2, count - 1})
     first = {
@@ -271,12 +284,17 @@ def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None)
         for label, reader in readers.items()
     }
     copied = pickle.loads(pickle.dumps(data))
-    for again, how in ((data, "asked again in another order"), (copied, "in a worker process (pickled)")):
+    for again, how in (
+        (data, "when asked again in another order"),
+        (copied, "in a worker process (pickled)"),
+    ):
         assert len(again) == count, f"length law: {len(again)} samples {how}, {count} before"
-        assert [again.key(index) for index in places[:10]] == keys[:10], f"key law: other keys {how}"
+        assert [again.key(index) for index in places[:10]] == keys[:10], (
+            f"key law: the keys are different {how}"
+        )
         for (index, label), wanted in reversed(first.items()):
             found = _raw(again, index, label, readers[label])
-            assert _same(found, wanted), f"determinism law: sample {index} ('{label}') is another one {how}"
+            assert _same(found, wanted), f"determinism law: sample {index} ('{label}') is different {how}"
 
 
 def _repeated(keys: Sequence[str]) -> str:
@@ -284,7 +302,7 @@ def _repeated(keys: Sequence[str]) -> str:
 
 
 def _raw(data: Any, index: int, label: str, reader: Any) -> Tensor:
-    """The evaluation view of a sample, as its modality sees it."""
+    """The tensor of a sample in the view for evaluation."""
     given = data.get(index, label) if label else data.get(index)
     try:
         raw = reader.read(given)
@@ -298,9 +316,9 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def check_metric(metric: Any, spec: DataSpec, *, waived: Mapping[str, str] | None = None) -> None:
-    """The laws of a metric for data of a kind, on noise.
+    """The laws of a metric for data of `spec`, on noise.
 
-    `waived` maps the laws of `METRIC_WAIVABLE` that it does not claim to the reason.
+    `waived` maps laws of `METRIC_WAIVABLE` that the metric does not follow to the reason.
     """
     waived = check_waived(waived, METRIC_WAIVABLE)
     check_members("metric", metric)
@@ -318,28 +336,28 @@ def check_metric(metric: Any, spec: DataSpec, *, waived: Mapping[str, str] | Non
     _check_additive(sums, [metric.measure(poor[order], x[order])], "another order")
     if "mask" not in waived:
         _check_mask(metric, x, poor)
-    figures, best = metric.summary(sums), metric.summary(metric.measure(perfect, x))
-    for name, value in (*figures.items(), *best.items()):
+    found, best = metric.summary(sums), metric.summary(metric.measure(perfect, x))
+    for name, value in (*found.items(), *best.items()):
         assert isinstance(value, float) and math.isfinite(value), (
-            f"summary law: '{name}' is {value!r}, no number"
+            f"summary law: '{name}' is {value!r}, not a finite float"
         )
-    assert set(figures) == set(best), (
-        f"summary law: figures are {sorted(figures)}, or for a perfect reconstruction {sorted(best)}"
+    assert set(found) == set(best), (
+        f"summary law: the names are {sorted(found)}, for a perfect reconstruction {sorted(best)}"
     )
-    better = getattr(metric, "better", None)
-    if "" in figures:
-        assert better in ("higher", "lower"), (
-            f"direction law: better is {better!r}; a figure with the metric's name is better 'higher' or 'lower'"
+    way = better(metric)
+    if "" in found:
+        assert way in ("higher", "lower"), (
+            f"direction law: better is {way!r}; set it to 'higher' or 'lower' for the value with the metric's own name"
         )
-        right = best[""] > figures[""] if better == "higher" else best[""] < figures[""]
+        right = best[""] > found[""] if way == "higher" else best[""] < found[""]
         assert right, (
-            f"direction law: {better} is better, but a perfect reconstruction has {best['']:.4g} "
-            f"and noise {figures['']:.4g}"
+            f"direction law: {way} is better, but a perfect reconstruction has {best['']:.4g} "
+            f"and noise {found['']:.4g}"
         )
 
 
 def metric_batches(spec: DataSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """Five samples of a kind, their perfect reconstruction, and one that has nothing to do with them."""
+    """Five samples, their perfect reconstruction, and an unrelated reconstruction."""
     rng = generator(0, "check", "metric")
     shape = (5, spec.channels, *spec.size)
     if spec.labels is not None:
@@ -364,12 +382,12 @@ def _check_additive(sums: Mapping[str, Tensor], parts: Sequence[Mapping[str, Ten
         total = sum((part[name] for part in parts), torch.zeros_like(whole))
         off = float((total - whole).abs().max())
         assert off <= 1e-6 * max(1.0, float(whole.abs().max())), (
-            f"sums law: '{name}' over {how} differs by {off:.3g} from one batch; sums add up over samples"
+            f"sums law: '{name}' over {how} differs by {off:.3g} from one batch; sums must add up over samples"
         )
 
 
 def _check_mask(metric: Any, x: Tensor, x_hat: Tensor) -> None:
-    """A mask of all True changes nothing; what is masked out does not matter."""
+    """A mask of all True changes nothing; invalid positions do not matter."""
     size = x_hat.shape[2:]
     mask = torch.ones((len(x), *size), dtype=torch.bool)
     plain, whole = metric.measure(x_hat, x), metric.measure(x_hat, x, mask)
@@ -383,5 +401,5 @@ def _check_mask(metric: Any, x: Tensor, x_hat: Tensor) -> None:
     for name, value in part.items():
         off = float((other[name] - value).abs().max())
         assert off <= 1e-6 * max(1.0, float(value.abs().max())), (
-            f"mask law: positions that are masked out change '{name}' by {off:.3g}"
+            f"mask law: invalid positions change '{name}' by {off:.3g}"
         )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from vqcore.console import ProgressLine
 from vqcore.errors import ConfigError, DataError, RunError, listed
+from vqcore.protocols import Modality, writer
 from vqcore.rng import sample_generators
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.store import claim, code_dtype, read_codes, read_manifest, save_array
@@ -50,9 +51,9 @@ def tokenize_folder(
 ) -> Done:
     """Write the codes of every file below `source` (or of one file) below `target`, under the same relative names.
 
-    Files whose codes are there already are skipped, so an interrupted pass goes on where it stopped. Raises `DataError`
-    when nothing is readable, `ConfigError` for a size the encoder cannot take, `RunError` when `target` holds the
-    codes of another tokenizer.
+    Files whose codes exist already are skipped, so that an interrupted pass can be resumed. Raises `DataError` if no
+    file can be read, `ConfigError` for a size that the encoder cannot take, `RunError` if `target` holds the codes of
+    another tokenizer.
     """
     if ".npy" in tokenizer.modality.suffixes:
         _refuse_overlap(source, target)
@@ -84,9 +85,7 @@ def tokenize_folder(
             _tokenize(tokenizer, group, size, done)
             line.update(done.written + len(done.failed))
     if done.failed and not done.written and not done.skipped:
-        raise DataError(
-            f"{source}: none of its {len(files)} files could be read. The first: {done.failed[0]}"
-        )
+        raise DataError(f"{source}: none of the {len(files)} files can be read. The first: {done.failed[0]}")
     return done
 
 
@@ -99,17 +98,17 @@ def decode_folder(
     overwrite: bool = False,
     force: bool = False,
 ) -> Done:
-    """Decode every `.npy` of codes below `source` (or one file) into `target`: PNG, WAV, or `.npy` for the rest.
+    """Decode every `.npy` of codes below `source` (or one file) into `target`, as PNG, WAV or `.npy`.
 
-    Raises `DataError` when the codes were made by another tokenizer (unless `force`) or cannot be its codes.
+    Raises `DataError` for the codes of another tokenizer (unless `force`), and for arrays that cannot be codes.
     """
     _refuse_overlap(source, target)
     manifest = read_manifest(source)
     if manifest and manifest.get("fingerprint") != tokenizer.fingerprint and not force:
         raise DataError(
-            f"{source}: these codes were made by another tokenizer (fingerprint "
-            f"{str(manifest.get('fingerprint'))[:16]}, this one is {tokenizer.fingerprint[:16]}). "
-            "Decode them with that one, or add --force."
+            f"{source}: these codes were made by another tokenizer: their fingerprint is "
+            f"{str(manifest.get('fingerprint'))[:16]}, that of this tokenizer is {tokenizer.fingerprint[:16]}. "
+            "Decode the codes with the tokenizer that made them, or add --force."
         )
     files = _files(source, (".npy",))
     size = tuple(manifest["size"]) if manifest else None
@@ -124,7 +123,8 @@ def decode_folder(
                 path.relative_to(source if source.is_dir() else source.parent).with_suffix("")
                 for path in group
             ]
-            kinds = (".png", ".npy", getattr(tokenizer.modality, "written", ".npy"))
+            own = writer(tokenizer.modality)
+            kinds = (".png", ".npy", own.written if own else ".npy")
             fresh = [(p, s) for p, s in zip(group, stems) if overwrite or not _written(target, s, kinds)]
             done.skipped += len(group) - len(fresh)
             _decode(tokenizer, fresh, target, size, done)
@@ -175,18 +175,19 @@ def _decode(
             done.written += 1
 
 
-def _save_shown(modality: Any, stem: Path, shown: Any) -> None:
+def _save_shown(modality: Modality, stem: Path, shown: Any) -> None:
     """Write what `show` gave: as the modality writes it, if it does, else a picture as PNG and the rest as `.npy`."""
-    if hasattr(modality, "write"):
-        write, suffix = modality.write, modality.written
-    elif isinstance(shown, Image.Image):
-        write, suffix = Image.Image.save, ".png"
-    else:
+    own = writer(modality)
+    if own is None and not isinstance(shown, Image.Image):
         save_array(stem.with_name(f"{stem.name}.npy"), np.asarray(shown))
         return
+    suffix = own.written if own else ".png"
     stem.parent.mkdir(parents=True, exist_ok=True)
     aside = stem.with_name(f".{stem.name}.incomplete{suffix}")
-    write(shown, aside)
+    if own:
+        own.write(shown, aside)
+    else:
+        shown.save(aside)
     aside.replace(stem.with_name(f"{stem.name}{suffix}"))
 
 
@@ -195,11 +196,11 @@ def _written(target: Path, stem: Path, suffixes: Sequence[str]) -> bool:
 
 
 def _files(source: Path, suffixes: Sequence[str]) -> list[Path]:
-    """The readable files below a folder, sorted; hidden ones are none of ours."""
+    """The files below a folder that end in one of `suffixes`, sorted, without hidden files and folders."""
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise DataError(f"{source}: there is no such file or folder.")
+        raise DataError(f"{source}: no such file or folder.")
     files = [
         path
         for path in sorted(source.rglob("*"))
@@ -208,24 +209,26 @@ def _files(source: Path, suffixes: Sequence[str]) -> list[Path]:
         and not any(part.startswith(".") for part in path.relative_to(source).parts)
     ]
     if not files:
-        raise DataError(f"{source}: no file in it ends in {listed(suffixes)}.")
+        raise DataError(f"{source}: no file in this folder ends in {listed(suffixes)}.")
     same: dict[Path, Path] = {}
     for path in files:
         stem = path.with_suffix("")
         if stem in same:
-            raise DataError(f"{same[stem]} and {path} would both be written as {stem.name}.npy; rename one.")
+            raise DataError(
+                f"{same[stem]} and {path} would both be written as {stem.name}.npy; rename one of them."
+            )
         same[stem] = path
     return files
 
 
 def _refuse_overlap(source: Path, target: Path) -> None:
-    """Raise `RunError` when writing below `target` could meet what is read from `source`."""
+    """Raise `RunError` if a pass could overwrite the files that it reads."""
     here = (source if source.is_dir() else source.parent).resolve()
     there = target.resolve()
     nested = source.is_dir() and (here in there.parents or there in here.parents)
     if here == there or nested:
         raise RunError(
-            f"{target} and {source} overlap; nothing that is read may be overwritten. Choose another folder."
+            f"{target} and {source} overlap, so that files could be overwritten. Choose another output folder."
         )
 
 

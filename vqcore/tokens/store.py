@@ -1,4 +1,4 @@
-"""Codes on disk: `<key>.npy` of shape (*grid, q) for every sample, and `tokens.json`, which says whose they are."""
+"""Codes on disk: `<key>.npy` of shape (*grid, q) for every sample, and `tokens.json`, the manifest of the folder."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from vqcore.artefacts.folder import write_text
 from vqcore.errors import DataError, RunError, listed
+from vqcore.files import aside, write_text
 from vqcore.tokenizer import Tokenizer
 
 MANIFEST = "tokens.json"
@@ -19,10 +19,11 @@ def code_dtype(codebook_size: int) -> np.dtype:
 
 
 def read_codes(path: Path, tokenizer: Tokenizer) -> np.ndarray:
+    """The codes in a file as int64 `(*grid, q)`. Raises `DataError` for what cannot be codes of this tokenizer."""
     try:
         codes = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not a readable .npy file ({error}).") from error
+        raise DataError(f"{path} is not a readable .npy file ({error}).") from error
     rank = len(tokenizer.grid())
     if codes.dtype.kind not in "iu" or codes.ndim != rank + 1 or codes.shape[-1] != tokenizer.num_codebooks:
         raise DataError(
@@ -33,20 +34,18 @@ def read_codes(path: Path, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a `.npy` file aside and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.incomplete")
-    with aside.open("wb") as file:
-        np.save(file, array)
-    aside.replace(path)
+    """Write a `.npy` file."""
+    with aside(path) as temporary:
+        np.save(temporary, array)
 
 
 def claim(target: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest of a folder of codes. Raises `RunError` if the folder has a different manifest."""
     there = read_manifest(target)
     if there is not None:
         differ = sorted(k for k in manifest.keys() | there.keys() if manifest.get(k) != there.get(k))
         if differ:
-            raise RunError(f"{target} holds other codes ({listed(differ)} differ). Choose another folder.")
+            raise RunError(f"{target} holds other codes: {listed(differ)} differ. Choose another folder.")
         return
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -56,7 +55,7 @@ def claim(target: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of the codes in a folder or file: beside them, or in a folder above."""
+    """The manifest of the codes in a folder or file; it may lie in a folder above. None if there is no manifest."""
     start = (folder if folder.is_dir() else folder.parent).resolve()
     path = next((place / MANIFEST for place in (start, *start.parents) if (place / MANIFEST).is_file()), None)
     if path is None:
@@ -64,4 +63,4 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}). Remove it, or make the codes again.") from error
+        raise DataError(f"{path}: damaged ({error}). Remove the file, or tokenize again.") from error

@@ -1,7 +1,6 @@
-"""A hook that shows a person learning to walk: at each evaluation an animated GIF, original beside rebuilt."""
+"""A hook that writes an animated GIF at each evaluation: an original walk beside its reconstruction."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from PIL import Image, ImageDraw
 import vqcore.config
 from vqcore import dist
 from vqcore.plugin import hookimpl
+from vqcore.protocols import RunLike
 
 _SIDE = 96
 
@@ -22,17 +22,17 @@ class WalkGif:
         """Settings of `pose/walk-gif`."""
 
         sample: int = 0
-        """Number of the sample to show, of those to evaluate on."""
+        """Number of the evaluation sample to show."""
         frame_ms: int = 60
-        """Milliseconds that a frame stays."""
+        """Milliseconds per frame."""
 
     def __init__(self, cfg: Config):
         self.cfg = cfg
 
     @hookimpl
-    def vqcore_evaluated(self, run: Any, step: int) -> None:
-        """Rebuild one sample with the weights as they are, and draw it."""
-        if not dist.is_main():  # all processes call hooks; one writes
+    def vqcore_evaluated(self, run: RunLike, step: int) -> None:
+        """Reconstruct one sample with the current weights and draw it."""
+        if not dist.is_main() or run.eval_data is None:  # all processes call hooks; only one writes
             return
         x = run.tokenizer.read(run.eval_data.get(self.cfg.sample))
         pair = torch.cat([x, run.tokenizer.reconstruct(x).cpu()])

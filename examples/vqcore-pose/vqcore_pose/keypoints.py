@@ -15,7 +15,7 @@ from vqcore.protocols import DataSpec, View
 
 
 class Keypoints:
-    """A stretch of frames; every coordinate of every joint is a channel, time is the one axis. x points right, y up."""
+    """A stretch of frames. Each coordinate of each joint is a channel; the only axis is time. x points right, y up."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(vqcore.config.Config):
@@ -24,7 +24,7 @@ class Keypoints:
         joints: int = 9
         """Joints of a frame."""
         mirror: float = 0.5
-        """Probability, in training, that left and right are exchanged."""
+        """Probability that left and right are exchanged in training."""
 
         training_only: ClassVar[tuple[str, ...]] = ("mirror",)
 
@@ -39,28 +39,28 @@ class Keypoints:
         self.spec = DataSpec(channels=2 * cfg.joints, size=(frames,))
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
-        """A sequence from a `.npy` file or an array; `DataError` when it is not one."""
+        """A sequence from a `.npy` file or an array. Raises `DataError` for a damaged file or a wrong shape."""
         try:
             raw = source if isinstance(source, np.ndarray) else np.load(source, allow_pickle=False)
         except ValueError as error:
-            raise DataError(f"{source}: damaged, or no array file ({error})") from error
+            raise DataError(f"{source}: the file is damaged or is not a .npy file ({error})") from error
         if raw.ndim != 3 or raw.shape[1:] != (self.cfg.joints, 2):
             raise DataError(f"{source}: shape {raw.shape}, not (frames, {self.cfg.joints}, 2)")
         return raw
 
     def extent(self, raw: np.ndarray) -> tuple[int, ...]:
-        """Its frames."""
+        """The number of frames."""
         return (len(raw),)
 
     def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
-        """A stretch as long as a sample, from anywhere in training, from the middle otherwise."""
+        """A stretch of the length of a sample: at a random place in training, else in the middle."""
         spare = max(0, extent[0] - size[0])
         start = spare // 2 if rng is None else int(rng.integers(spare + 1))
         flip = rng is not None and rng.random() < self.cfg.mirror
         return View((start / extent[0],), (min(start + size[0], extent[0]) / extent[0],), size, flip)
 
     def tensor(self, raw: np.ndarray, view: View) -> Tensor:
-        """The stretch, resampled in time where it is too short, as (2 * joints, frames)."""
+        """The stretch as (2 * joints, frames), resampled in time if the sequence is too short."""
         at = np.linspace(round(view.start[0] * len(raw)), round(view.stop[0] * len(raw)) - 1, view.size[0])
         frames = torch.from_numpy(raw[at.round().astype(int)]).float()
         if view.flip:

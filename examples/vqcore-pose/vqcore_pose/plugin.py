@@ -1,4 +1,4 @@
-"""The manifest: names, and where each is found. Imports vqcore.plugin and nothing else."""
+"""The manifest: the name and the class of each component. Imports only vqcore.plugin."""
 
 from vqcore.plugin import Component, Plugin, hookimpl
 

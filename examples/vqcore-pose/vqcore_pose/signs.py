@@ -1,4 +1,4 @@
-"""Lookup-free quantization: each channel becomes its sign, `bits` channels a code (arXiv 2310.05737, section 3.1).
+"""Lookup-free quantization: each channel becomes its sign, `bits` channels form a code (arXiv 2310.05737, section 3.1).
 
 Differs from the paper: no entropy term.
 """
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 import vqcore.config
+from vqcore.errors import SettingError
 from vqcore.protocols import Quantized
 
 
@@ -26,13 +27,12 @@ class Signs(nn.Module):
         bits: int = 6
         """Bits of one code."""
         groups: int = 2
-        """Codes at one position."""
+        """Codes per position."""
 
         def __post_init__(self) -> None:
             if not 1 <= self.bits <= 31 or self.groups < 1:
-                raise ValueError(
-                    f"bits={self.bits} (1 to 31) and groups={self.groups} (at least 1) do not do"
-                )
+                text = f"bits={self.bits} must be 1 to 31 and groups={self.groups} at least 1"
+                raise SettingError(("bits", "groups"), text)
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -42,7 +42,7 @@ class Signs(nn.Module):
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
-        """Signs, straight through; the commitment loss keeps latents near +1 and -1."""
+        """Signs with a straight-through gradient; the commitment loss keeps latents near +1 and -1."""
         signs = torch.where(z > 0, 1.0, -1.0).to(z.dtype)
         bits = rearrange(signs > 0, "b ... (q k) -> b ... q k", q=self.num_codebooks)
         commit = (z - signs).float().square() if mask is None else (z - signs)[mask].float().square()
@@ -50,7 +50,7 @@ class Signs(nn.Module):
         return Quantized(z_q, (bits * self.powers).sum(-1), {"signs/commit": 0.25 * commit.mean()})
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """The signs a code stands for; `ValueError` for a code out of range."""
+        """The signs that the codes stand for. Raises `ValueError` for a code out of range."""
         if bool((codes >= self.codebook_size).any()) or bool((codes < 0).any()):
             raise ValueError(
                 f"code {int(codes.max())} is out of range: codes lie in [0, {self.codebook_size})"

@@ -1,10 +1,11 @@
-"""Synthetic walks: people with nine joints, each with a stride, a speed and a lean of their own."""
+"""Synthetic walks: people with nine joints. Every person has another stride, speed and lean."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from vqcore.protocols import Modality
 from vqcore.schema import DataConfig
 
 
@@ -20,10 +21,10 @@ class Walks:
 
         @property
         def has_eval(self) -> bool:
-            """There are always a quarter as many other walks."""
+            """Always: the evaluation set has a quarter as many walks, all different."""
             return True
 
-    def __init__(self, cfg: Config, *, split: str, modality: Any, extra: Any):
+    def __init__(self, cfg: Config, *, split: str, modality: Modality, extra: Mapping[str, Modality]):
         self.first = 0 if split == "train" else 10**6
         self.length = cfg.length if split == "train" else max(1, cfg.length // 4)
 
@@ -31,7 +32,7 @@ class Walks:
         return self.length
 
     def key(self, index: int) -> str:
-        """Its number."""
+        """The number of the walk."""
         return f"walk{index:05}"
 
     def get(self, index: int, label: str = "") -> np.ndarray:

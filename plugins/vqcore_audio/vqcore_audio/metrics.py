@@ -1,4 +1,4 @@
-"""TODO"""
+"""The metric of waveforms: scale-invariant signal-to-noise ratio."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +12,14 @@ from vqcore.metrics.sums import mean
 from vqcore.protocols import DataSpec
 
 _FLOOR = 1e-10
-"""Power ratios are kept within 1e-10 and 1e10, 100 dB either way."""
+"""Power ratios are clamped to 1e-10 and 1e10, which is -100 and 100 dB."""
 
 
 class SISNR:
     """Scale-invariant signal-to-noise ratio of waveforms in dB (arXiv 1809.07454, eqs. 13 to 15); mean over channels.
 
-    Means are removed first. Kept within -100 and 100 dB; a constant estimate has -100. Silent samples are left out.
+    The means of both signals are removed first. Ratios are clamped to -100 and 100 dB, and a constant reconstruction
+    has -100 dB. Silent channels are left out.
     """
 
     better = "higher"
@@ -37,7 +38,7 @@ class SISNR:
         x: Float[Tensor, "b c n"],
         mask: Bool[Tensor, "b n"] | None = None,
     ) -> dict[str, Tensor]:
-        """Sum of the ratios of all channels that are not silent, and their number."""
+        """Sum of the ratios of all channels that are not silent, and the number of these channels."""
         valid = (
             torch.ones_like(x, dtype=torch.double)
             if mask is None
@@ -53,10 +54,10 @@ class SISNR:
         return {"sum": (10 * ratio.log10() * heard).sum(), "count": heard.double().sum()}
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """The mean over channels and samples, in dB; nan when all were silent."""
+        """The mean over channels and samples in dB; NaN when all channels were silent."""
         return mean(sums)
 
 
 def _centred(x: Tensor, valid: Tensor) -> Tensor:
-    mean = (x * valid).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
-    return (x - mean) * valid
+    middle = (x * valid).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
+    return (x - middle) * valid

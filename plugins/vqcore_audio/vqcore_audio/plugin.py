@@ -1,4 +1,4 @@
-"""The manifest of vqcore-audio. Light layer: imports vqcore.plugin and nothing else."""
+"""The manifest of vqcore-audio. It imports vqcore.plugin and nothing else."""
 
 from vqcore.plugin import Component, Plugin, hookimpl
 
@@ -8,9 +8,11 @@ def vqcore_plugin() -> Plugin:
     """The components whose names start with `audio/`."""
     return Plugin(
         api=1,
-        summary="Sounds: waveforms and log-mel spectrograms, and their metric",
+        summary="Modalities of sound and their metric: waveforms, log-mel spectrograms, si-snr",
         components=(
-            Component("modality", "wave", "vqcore_audio.sounds:Wave", "waveforms"),
+            Component(
+                "modality", "wave", "vqcore_audio.sounds:Wave", "waveforms of any rate and number of channels"
+            ),
             Component(
                 "modality",
                 "log-mel",

@@ -1,7 +1,7 @@
-"""Sounds: `audio`, a waveform `(channels, n)` in -1..1, and `log-mel`, its spectrogram `(1, mels, frames)`.
+"""Sounds: `audio/wave`, a waveform `(channels, n)` in -1..1, and `audio/log-mel`, a spectrogram `(1, mels, frames)`.
 
-WAV files of 8 to 32 bits are read by the standard library; WAV of floats, FLAC, OGG and the like by soundfile, and
-another sampling rate is converted by scipy (polyphase): `pip install soundfile scipy`.
+The standard library reads WAV files of 8 to 32 bits; soundfile reads WAV of floats, FLAC, OGG and AIFF. Scipy converts
+other sampling rates (polyphase filter).
 """
 
 import itertools
@@ -21,32 +21,32 @@ from torch import Tensor
 
 from vqcore import config
 from vqcore.data.npy import read_array
-from vqcore.errors import DataError
+from vqcore.errors import DataError, SettingError
 from vqcore.protocols import DataSpec, View
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".aif", ".aiff", ".npy")
 _INFERNO = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
-"""Colours of a spectrogram from its lowest to its highest level (evenly spaced points of matplotlib's inferno)."""
+"""Colours of a spectrogram from the lowest to the highest level: evenly spaced colours of matplotlib's inferno."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoundConfig(config.Config):
-    """What waveforms and spectrograms have in common."""
+    """Settings that waveforms and spectrograms have in common."""
 
     rate: int = 16000
     """Samples per second."""
     resample: bool = True
-    """Convert files of another rate; off, they are unreadable. Arrays have the declared rate."""
+    """Convert files of another rate. False: such files are refused. Arrays always have the declared rate."""
     pad: bool = False
-    """Sounds that are too short end in silence, which counts in no loss; off, they are unreadable."""
+    """Fill short sounds with silence, which counts in no loss and no metric. False: such sounds are refused."""
 
     def __post_init__(self) -> None:
         if self.rate < 1:
-            raise ValueError(f"rate={self.rate} must be at least 1")
+            raise SettingError("rate", f"{self.rate} must be at least 1")
 
 
 class Wave:
-    """Waveforms: in training a stretch from anywhere, else the middle one."""
+    """Waveforms. Training takes a stretch from anywhere in a sound, evaluation the middle stretch."""
 
     suffixes = SUFFIXES
     metrics = ("audio/si-snr", "mae")
@@ -57,16 +57,18 @@ class Wave:
         """Settings of waveforms."""
 
         channels: int = 1
-        """1 mixes the channels of a file; a file of one channel fills any number."""
+        """Number of channels. 1: the channels of a file are averaged. A file of one channel is repeated for more."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             if self.channels < 1:
-                raise ValueError(f"channels={self.channels} must be at least 1")
+                raise SettingError("channels", f"{self.channels} must be at least 1")
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None:
-            raise ValueError(f"set data.input_size, the samples of a stretch, e.g. {cfg.rate} for one second")
+            raise ValueError(
+                f"waveforms need a size: set data.input_size in samples, e.g. {cfg.rate} for one second"
+            )
         self.cfg = cfg
         nominal = (size,) if isinstance(size, int) else tuple(size[:1])
         self.spec = DataSpec(channels=cfg.channels, size=nominal, mask=cfg.pad, loss="l1")
@@ -74,8 +76,8 @@ class Wave:
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> Float[np.ndarray, "c n"]:
         """A sound as `(channels, n)` float32: a file, or an array `(n,)` or `(channels, n)` of the declared rate.
 
-        Integers are scaled to -1..1. Raises `DataError` for another rate that may not be converted, another number
-        of channels, and values that are not finite.
+        Integers are scaled to -1..1. Raises `DataError` for another rate with `resample: false`, for a number of
+        channels that cannot be converted, and for values that are not finite.
         """
         sound, name = read_sound(source, self.cfg)
         if len(sound) == self.cfg.channels:
@@ -85,7 +87,7 @@ class Wave:
         if len(sound) == 1:
             return np.repeat(sound, self.cfg.channels, axis=0)
         raise DataError(
-            f"{name}: has {len(sound)} channels where data.modality.channels is {self.cfg.channels}"
+            f"{name}: has {len(sound)} channels, but data.modality.channels is {self.cfg.channels}"
         )
 
     def extent(self, raw: Float[np.ndarray, "c n"]) -> tuple[int, ...]:
@@ -93,28 +95,28 @@ class Wave:
         return raw.shape[1:]
 
     def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
-        """A stretch of the wanted length. Raises `DataError` when the sound is shorter and not padded."""
+        """A stretch of the wanted length. Raises `DataError` for a shorter sound with `pad: false`."""
         return _stretch(extent[-1:], size[-1:], rng, self.cfg, "samples")
 
     def tensor(self, raw: Float[np.ndarray, "c n"], view: View) -> Float[Tensor, "c length"]:
-        """The stretch; a view that was drawn for something else gives the middle one of the nominal length."""
+        """The stretch; as an extra modality beside samples of other axes, the middle stretch of the nominal length."""
         start, stop, length = self._place(raw, view)
         x = torch.zeros(len(raw), length)
         x[:, : stop - start] = torch.from_numpy(raw[:, start:stop])
         return x
 
     def mask(self, raw: Float[np.ndarray, "c n"], view: View) -> Bool[Tensor, " length"]:
-        """True where there is sound, not padding."""
+        """True at samples of the sound, False in the padding."""
         start, stop, length = self._place(raw, view)
         return torch.arange(length) < stop - start
 
     def show(self, x: Float[Tensor, "*b c n"]) -> np.ndarray:
-        """One sound in -1..1: `(n,)` if it has one channel, else `(channels, n)`."""
+        """One sound in -1..1: `(n,)` for one channel, else `(channels, n)`."""
         sound = self._single(x).clamp(-1, 1).numpy()
         return sound[0] if len(sound) == 1 else sound
 
     def write(self, shown: Float[np.ndarray, "n"] | Float[np.ndarray, "c n"], path: Path) -> None:
-        """A sound that `show` gave as a WAV file of 16 bits at the declared rate."""
+        """Write a sound from `show` as a WAV file of 16 bits at the declared rate."""
         levels = np.clip(np.round(np.atleast_2d(shown) * 2.0**15), -(2**15), 2**15 - 1)
         with wave.open(str(path), "wb") as file:
             file.setnchannels(len(levels))
@@ -123,7 +125,7 @@ class Wave:
             file.writeframes(rearrange(levels, "c n -> (n c)").astype("<i2").tobytes())
 
     def picture(self, x: Float[Tensor, "*b c n"]) -> Image.Image:
-        """The waveform (-1 to 1) above its spectrogram (up to half the rate, -90 to 0 dB), channels mixed."""
+        """The waveform (-1 to 1) above its spectrogram (up to half the rate, -90 to 0 dB), mean over channels."""
         sound = self._single(x).mean(0)
         window = min(512, max(1, len(sound) // 8))
         levels = decibels(_spectrum(sound, window, max(1, window // 4)))
@@ -138,12 +140,12 @@ class Wave:
         return rearrange(x, "1 c n -> c n") if x.ndim == 3 else x
 
     def _place(self, raw: np.ndarray, view: View) -> tuple[int, int, int]:
-        """First sample, last sample (exclusive), and how many are wanted."""
+        """First sample, last sample (exclusive), and number of samples of the tensor."""
         return _samples(view if len(view.size) == 1 else None, raw.shape[1], self.spec.size[0])
 
 
 class LogMel:
-    """Spectrograms in decibels over mel bands; the lowest band is the last row. A full-scale tone has about 0 dB."""
+    """Spectrograms in decibels over mel bands; the lowest band is the last row. A tone of full scale has about 0 dB."""
 
     suffixes = SUFFIXES
     metrics = ("mae", "psnr")
@@ -153,31 +155,36 @@ class LogMel:
         """Settings of spectrograms. data.input_size is [mels, frames]."""
 
         window: int = 1024
-        """Samples of a Hann window."""
+        """Length of the Hann window, in samples."""
         hop: int = 256
-        """Samples from one frame to the next."""
+        """Distance from one frame to the next, in samples."""
         f_min: float = 0.0
         """Lower edge of the lowest band, in Hz."""
         f_max: float | None = None
-        """Upper edge of the highest band, in Hz; by default half the rate."""
+        """Upper edge of the highest band, in Hz. Null: half of the rate."""
         db: tuple[float, float] = (-80.0, 0.0)
-        """Levels that become -1 and 1; what lies outside is clipped."""
+        """Levels that become -1 and 1; levels outside are clipped."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             if min(self.window, self.hop) < 1:
-                raise ValueError(f"window={self.window} and hop={self.hop} must be at least 1")
+                raise SettingError(
+                    ("window", "hop"), f"window={self.window} and hop={self.hop} must be at least 1"
+                )
             top = self.rate / 2 if self.f_max is None else self.f_max
             if not 0 <= self.f_min < top <= self.rate / 2:
-                raise ValueError(
-                    f"f_min={self.f_min:g}, f_max={top:g} must rise within 0..{self.rate / 2:g} Hz"
+                raise SettingError(
+                    ("f_min", "f_max"),
+                    f"f_min={self.f_min:g}, f_max={top:g} must be in ascending order within 0..{self.rate / 2:g} Hz",
                 )
             if not self.db[0] < self.db[1]:
-                raise ValueError(f"db={list(self.db)} must be two numbers in rising order")
+                raise SettingError("db", f"{list(self.db)} must be two numbers in ascending order")
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None or (isinstance(size, tuple) and len(size) != 2):
-            raise ValueError("set data.input_size to [mels, frames], e.g. [64, 128]")
+            raise ValueError(
+                "spectrograms need a size: set data.input_size to [mels, frames], e.g. [64, 128]"
+            )
         self.cfg = cfg
         mels, frames = (size, size) if isinstance(size, int) else size
         top = cfg.rate / 2 if cfg.f_max is None else cfg.f_max
@@ -185,19 +192,20 @@ class LogMel:
         self.spec = DataSpec(channels=1, size=(mels, frames), mask=cfg.pad, loss="l1")
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> Float[np.ndarray, "1 m t"]:
-        """The spectrogram of a whole sound in dB, channels mixed. Arrays and `.npy` files of two axes are one already.
+        """The spectrogram of a whole sound in dB, mean over channels. Arrays of several rows are spectrograms already.
 
-        Raises `DataError` as `audio` does, for a sound shorter than a window, and for another number of bands.
+        Raises `DataError` as `audio/wave` does, for a sound shorter than a window, and for a spectrogram with another
+        number of bands.
         """
         sound, name = read_sound(source, self.cfg)
         mels = self.spec.size[0]
         if len(sound) > 1 and _is_array(source):
             if len(sound) != mels:
-                raise DataError(f"{name}: has {len(sound)} rows where data.input_size has {mels} mel bands")
+                raise DataError(f"{name}: has {len(sound)} rows, but data.input_size has {mels} mel bands")
             return rearrange(sound, "m t -> 1 m t")
         if sound.shape[1] < self.cfg.window:
             raise DataError(
-                f"{name}: has {sound.shape[1]} samples, less than data.modality.window={self.cfg.window}"
+                f"{name}: has {sound.shape[1]} samples, fewer than data.modality.window={self.cfg.window}"
             )
         power = self.filters @ _spectrum(torch.from_numpy(sound.mean(0)), self.cfg.window, self.cfg.hop)
         return rearrange(decibels(power).flip(0), "m t -> 1 m t").numpy()
@@ -207,16 +215,16 @@ class LogMel:
         return raw.shape[1:]
 
     def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
-        """All bands of a stretch. Raises `DataError` when the sound is shorter and not padded."""
+        """All bands of a stretch. Raises `DataError` for a shorter sound with `pad: false`."""
         if size[0] != extent[0]:
             raise DataError(
-                f"data.input_size {list(size)} has {size[0]} mel bands where there are {extent[0]}"
+                f"data.input_size {list(size)} has {size[0]} mel bands, but the spectrogram has {extent[0]}"
             )
         view = _stretch(extent[1:], size[1:], rng, self.cfg, "frames")
         return View(start=(0.0, *view.start), stop=(1.0, *view.stop), size=size)
 
     def tensor(self, raw: Float[np.ndarray, "1 m t"], view: View) -> Float[Tensor, "1 m frames"]:
-        """The stretch in -1..1; a view that was drawn for something else gives the middle one of the nominal length."""
+        """The stretch in -1..1; as an extra modality beside samples of other axes, the middle stretch."""
         start, stop, length = self._place(raw, view)
         x = torch.full((1, raw.shape[1], length), -1.0)
         low, high = self.cfg.db
@@ -225,7 +233,7 @@ class LogMel:
         return x
 
     def mask(self, raw: Float[np.ndarray, "1 m t"], view: View) -> Bool[Tensor, "m frames"]:
-        """True where there is sound, not padding."""
+        """True at frames of the sound, False in the padding."""
         start, stop, length = self._place(raw, view)
         return (torch.arange(length) < stop - start).expand(raw.shape[1], length)
 
@@ -250,8 +258,8 @@ class LogMel:
 def read_sound(source: Any, cfg: SoundConfig) -> tuple[Float[np.ndarray, "c n"], str]:
     """A sound as `(channels, n)` float32 at the declared rate, and its name for errors. Integers become -1..1.
 
-    Raises `DataError` for a damaged or empty file, another rate with `resample: false`, values that are not finite,
-    and a library that is missing.
+    Raises `DataError` for a damaged or empty file, for another rate with `resample: false`, and for values that are not
+    finite.
     """
     name = str(source) if isinstance(source, (str, Path)) else "sound in memory"
     if _is_array(source):
@@ -262,7 +270,7 @@ def read_sound(source: Any, cfg: SoundConfig) -> tuple[Float[np.ndarray, "c n"],
     else:
         sound, rate = _read_soundfile(Path(source), name)
     if not sound.size:
-        raise DataError(f"{name}: holds no samples")
+        raise DataError(f"{name}: has no samples")
     if not np.isfinite(sound).all():
         place = np.argwhere(~np.isfinite(sound))[0].tolist()
         raise DataError(f"{name}: sample {place[1]} of channel {place[0]} is {sound[tuple(place)]}")
@@ -270,17 +278,17 @@ def read_sound(source: Any, cfg: SoundConfig) -> tuple[Float[np.ndarray, "c n"],
         return sound, name
     if not cfg.resample:
         raise DataError(
-            f"{name}: has {rate} samples per second where data.modality.rate is {cfg.rate}; "
-            "data.modality.resample=true converts it"
+            f"{name}: has {rate} samples per second, but data.modality.rate is {cfg.rate}; "
+            "data.modality.resample=true converts such files"
         )
-    return _resampled(sound, rate, cfg.rate, name), name
+    return _resampled(sound, rate, cfg.rate), name
 
 
 @cache
 def mel_filters(mels: int, window: int, rate: int, f_min: float, f_max: float) -> Float[Tensor, "m f"]:
     """Triangular filters of height 1, evenly spaced in mel (2595 log10(1 + f / 700), O'Shaughnessy 1987).
 
-    Raises `ValueError` when a band is so narrow that no frequency of the window falls into it.
+    Raises `ValueError` when a band is so narrow that it contains no frequency of the window.
     """
     low, high = (2595 * math.log10(1 + f / 700) for f in (f_min, f_max))
     edges = 700 * (10 ** (np.linspace(low, high, mels + 2) / 2595) - 1)
@@ -291,7 +299,7 @@ def mel_filters(mels: int, window: int, rate: int, f_min: float, f_max: float) -
     empty = np.flatnonzero(filters.max(1) <= 0)
     if empty.size:
         raise ValueError(
-            f"band {empty[0]} of mels={mels} holds no frequency of window={window}; take fewer bands or a longer window"
+            f"band {empty[0]} of mels={mels} has no frequency of window={window}; use fewer bands or a longer window"
         )
     return torch.from_numpy(filters.astype(np.float32))
 
@@ -302,7 +310,7 @@ def decibels(power: Float[Tensor, "f t"]) -> Float[Tensor, "f t"]:
 
 
 def shaded(levels: Float[Tensor, "f t"], span: tuple[float, float]) -> Image.Image:
-    """Levels as colours, the low end of the span black; row by row as they are."""
+    """Levels as colours, one pixel for each; the lower end of the span is black."""
     share = ((levels - span[0]) / (span[1] - span[0])).clamp(0, 1).numpy()
     stops = np.linspace(0, 1, len(_INFERNO))
     colours = [np.interp(share, stops, [colour[k] for colour in _INFERNO]) for k in range(3)]
@@ -310,14 +318,14 @@ def shaded(levels: Float[Tensor, "f t"], span: tuple[float, float]) -> Image.Ima
 
 
 def _spectrum(sound: Float[Tensor, " n"], window: int, hop: int) -> Float[Tensor, "f t"]:
-    """Power by frequency and frame; frames are centred, the sound is mirrored at its ends; a full-scale tone has 1."""
+    """Power by frequency and frame, 1 for a tone of full scale; frames are centred, ends are padded by reflection."""
     hann = torch.hann_window(window)
     stft = torch.stft(sound, window, hop, window=hann, center=True, pad_mode="reflect", return_complex=True)
     return stft.abs().square() * (2 / hann.sum()) ** 2
 
 
 def _wave(sound: Float[np.ndarray, " n"]) -> Image.Image:
-    """Lowest to highest value within each of 128 columns."""
+    """A picture of the lowest to the highest value within each of 128 columns."""
     canvas = Image.new("RGB", (128, 64), (255, 255, 255))
     draw = ImageDraw.Draw(canvas)
     draw.line((0, 32, 127, 32), fill=(200, 200, 200))
@@ -339,8 +347,8 @@ def _stretch(
     (n,), (wanted,) = extent, size
     if n < wanted and not cfg.pad:
         raise DataError(
-            f"a sound of {n} {unit} is shorter than the {wanted} of data.input_size; data.modality.pad=true fills it "
-            "with silence"
+            f"a sound of {n} {unit} is shorter than the {wanted} {unit} of data.input_size; data.modality.pad=true "
+            "fills short sounds with silence"
         )
     spare = max(0, n - wanted)
     start = spare // 2 if rng is None else int(rng.integers(spare + 1))
@@ -348,7 +356,7 @@ def _stretch(
 
 
 def _samples(view: View | None, n: int, nominal: int) -> tuple[int, int, int]:
-    """First, last (exclusive) and wanted number along the axis of time, which is a view's last."""
+    """First place, last place (exclusive) and wanted number along the time axis, which is the last axis of a view."""
     if view is None:
         start = max(0, n - nominal) // 2
         return start, min(start + nominal, n), nominal
@@ -377,7 +385,7 @@ def _read_wav(path: Path, name: str) -> tuple[Float[np.ndarray, "c n"], int]:
             channels, width, rate = sound.getnchannels(), sound.getsampwidth(), sound.getframerate()
             content = sound.readframes(sound.getnframes())
     except wave.Error as error:
-        if "unknown format" in str(error):  # floats, or the extensible header
+        if "unknown format" in str(error):  # WAV of floats, or with the extensible header
             return _read_soundfile(path, name)
         raise DataError(f"{name}: {error}") from error
     except (OSError, EOFError) as error:
@@ -393,12 +401,8 @@ def _read_wav(path: Path, name: str) -> tuple[Float[np.ndarray, "c n"], int]:
 
 
 def _read_soundfile(path: Path, name: str) -> tuple[Float[np.ndarray, "c n"], int]:
-    try:
-        import soundfile
-    except (ImportError, OSError) as error:  # OSError: the package is there, its libsndfile is not
-        raise DataError(
-            f"{name}: is read by soundfile, which is not installed: pip install soundfile"
-        ) from error
+    import soundfile
+
     try:
         sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
@@ -406,15 +410,8 @@ def _read_soundfile(path: Path, name: str) -> tuple[Float[np.ndarray, "c n"], in
     return rearrange(sound, "n c -> c n"), int(rate)
 
 
-def _resampled(
-    sound: Float[np.ndarray, "c n"], rate: int, wanted: int, name: str
-) -> Float[np.ndarray, "c m"]:
-    try:
-        from scipy.signal import resample_poly
-    except ImportError as error:
-        raise DataError(
-            f"{name}: has {rate} samples per second where data.modality.rate is {wanted}; scipy converts it: "
-            "pip install scipy"
-        ) from error
+def _resampled(sound: Float[np.ndarray, "c n"], rate: int, wanted: int) -> Float[np.ndarray, "c m"]:
+    from scipy.signal import resample_poly
+
     common = math.gcd(rate, wanted)
     return resample_poly(sound, wanted // common, rate // common, axis=1).astype(np.float32)

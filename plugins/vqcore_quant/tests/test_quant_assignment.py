@@ -1,4 +1,4 @@
-"""Nearest codes, totals, draws and k-means against NumPy in float64, and the bound on memory."""
+"""Nearest codes, totals, draws and k-means against NumPy in float64; the bound on memory."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def oracle(rows, codebook, cosine):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the largest tensor that any operation makes."""
+    """Records the size of the largest tensor that any operation creates."""
 
     numel = 0
 
@@ -84,7 +84,9 @@ def test_large_codebooks_are_searched_tile_by_tile():
         assert codes.tolist() == oracle(rows, codebook, cosine).tolist()
         assert codes.max() > 4096
     codebook[5000:] = codebook[:4000]
-    assert nearest(codebook[5000:], codebook, cosine=False).max() < 4000  # the first of equals, across tiles
+    assert (
+        nearest(codebook[5000:], codebook, cosine=False).max() < 4000
+    )  # among equal codes the first wins, across tiles too
 
 
 @pytest.mark.parametrize("cosine", [True, False])
@@ -161,7 +163,7 @@ def test_kmeans_keeps_the_mean_of_an_empty_cluster():
 def test_kmeans_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="iters=0"):
         kmeans(torch.randn(4, 2), 2, 0, cosine=False)
-    with pytest.raises(ValueError, match="3 first means for k=2"):
+    with pytest.raises(ValueError, match="means has 3 rows, but k=2"):
         kmeans(torch.randn(4, 2), 2, 1, cosine=False, means=torch.randn(3, 2))
 
 

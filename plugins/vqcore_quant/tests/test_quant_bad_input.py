@@ -1,4 +1,4 @@
-"""What quantizers do with input and settings that make no sense: a named refusal, or figures that show it."""
+"""Invalid input and invalid settings: quantizers raise an error that names the cause, or show it in their metrics."""
 
 import pytest
 import torch
@@ -21,14 +21,18 @@ WORKING = {
 REFUSED = [
     ("fsq", {"levels": "8-1"}, "levels=8-1: 1 is not in [2, 65536]"),
     ("fsq", {"levels": []}, "levels=[] is empty"),
-    ("fsq", {"levels": "8,5"}, "levels='8,5' is not like 8-8-8-5-5"),
-    ("fsq", {"levels": [65536, 65536]}, "make 4294967296 codes, more than 2147483648"),
-    ("lfq", {"codebook_size": 1000}, "codebook_size=1000 is no power of two; the nearest are 512 and 1024"),
+    ("fsq", {"levels": "8,5"}, "levels='8,5' cannot be read; write it like 8-8-8-5-5"),
+    ("fsq", {"levels": [65536, 65536]}, "gives 4294967296 codes, more than 2147483648"),
+    (
+        "lfq",
+        {"codebook_size": 1000},
+        "codebook_size=1000 is not a power of two; the nearest are 512 and 1024",
+    ),
     ("lfq", {"codebook_size": 1}, "codebook_size=1 is not in [2, 2147483648]"),
     ("lfq", {"codebook_size": 2**32}, "codebook_size=4294967296 is not in [2, 2147483648]"),
     ("lfq", {"codebook_size": 8, "group_bits": 21}, "group_bits=21 is not in [1, 20]"),
     ("lfq", {"codebook_size": 8, "entropy_temperature": 0.0}, "entropy_temperature=0.0 is not above 0"),
-    ("bsq", {"codebook_size": 100}, "no power of two; the nearest are 64 and 128"),
+    ("bsq", {"codebook_size": 100}, "not a power of two; the nearest are 64 and 128"),
     ("bsq", {"codebook_size": 2**40}, "codebook_size=1099511627776 is not in [2, 2147483648]"),
     ("bsq", {"codebook_size": 8, "commitment_weight": -1.0}, "commitment_weight=-1.0 is below 0"),
     (
@@ -92,7 +96,7 @@ def test_a_latent_that_is_not_finite_shows_and_does_not_spread(name, value, trai
     before = {k: v.clone() for k, v in quantizer.state_dict().items()}
     z = torch.randn(2, 3, 4, quantizer.dim, generator=torch.Generator().manual_seed(1))
     whole = z.clone()
-    z[1, 2, 3, 0] = value  # in one group alone
+    z[1, 2, 3, 0] = value  # in one group only
     z.requires_grad_()
     other = build(name, WORKING[name]).train(training)
     torch.manual_seed(5)
@@ -102,7 +106,7 @@ def test_a_latent_that_is_not_finite_shows_and_does_not_spread(name, value, trai
     if out.losses:
         assert not all(loss.isfinite() for loss in out.losses.values())
         (slope,) = torch.autograd.grad(sum(out.losses.values()), z, retain_graph=True)
-        assert not slope.isfinite().all()  # what the trainer's policy acts on
+        assert not slope.isfinite().all()  # the trainer reacts to this gradient
     assert 0 <= out.codes.min() <= out.codes.max() < quantizer.codebook_size
     elsewhere = torch.ones(2, 3, 4, dtype=torch.bool)
     elsewhere[1, 2, 3] = False
@@ -119,9 +123,13 @@ def test_finite_latents_show_none(name):
 
 
 def test_a_quantizer_that_changes_the_grid_cannot_stand_inside_another(monkeypatch):
-    from vqcore_quant.fsq import FSQ as Class
+    from vqcore_quant import fsq
 
-    monkeypatch.setattr(Class, "grid_out", lambda self, grid: grid, raising=False)
+    class Coarser(fsq.FSQ):
+        def grid_out(self, grid):
+            return grid
+
+    monkeypatch.setattr(fsq, "FSQ", Coarser)
     for name in ("residual", "product"):
         with pytest.raises(ConfigError, match="quantizer=quant/fsq changes the grid"):
             build(name, {"depth" if name == "residual" else "groups": 2, "quantizer": FSQ})

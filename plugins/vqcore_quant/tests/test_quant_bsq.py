@@ -35,9 +35,7 @@ def test_against_the_paper(temperature):
     corner = np.where(u > 0, 1, -1) / math.sqrt(6)
     assert np.array_equal(out.codes[..., 0].numpy(), ((u > 0) * 2 ** np.arange(6)).sum(-1))
     np.testing.assert_allclose(out.z_q.numpy(), corner, atol=1e-6)
-    tau = (
-        2 / temperature
-    )  # the paper's exp(tau c.u); a bit of it is the logistic function of 2 tau u / sqrt(L)
+    tau = 2 / temperature  # the paper's exp(tau c.u): each bit is the logistic function of 2 tau u / sqrt(L)
     p = 1 / (1 + np.exp(-2 * tau * u / math.sqrt(6)))
     token = binary_entropy(p).sum(-1).mean()
     codebook = binary_entropy(p.reshape(-1, 6).mean(0)).sum()
@@ -83,7 +81,7 @@ def test_the_largest_codebook_costs_as_much_as_its_bits():
     z = latents(2, 5, 31)
     out = quantizer(z)
     assert torch.equal(quantizer.decode(out.codes), out.z_q)
-    assert out.codes.max() > 2**24  # beyond what fp32 tells apart
+    assert out.codes.max() > 2**24  # fp32 cannot represent all integers above this number
 
 
 def test_against_vector_quantize_pytorch():

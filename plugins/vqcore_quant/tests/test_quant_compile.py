@@ -1,4 +1,4 @@
-"""No graph breaks under torch.compile in training and evaluation, the same results, and export of both directions."""
+"""torch.compile has no graph breaks in training and evaluation and the same results; encoding and decoding export."""
 
 import copy
 import shutil
@@ -42,7 +42,7 @@ def batch(step):
 
 
 def run(module, quantizer, step):
-    """One step, of training but for step 2; everything that came of it."""
+    """One step with all its results. Step 2 is an evaluation, the other steps are training."""
     quantizer.train(step != 2).zero_grad()
     z, mask = batch(step)
     torch.manual_seed(step)
@@ -85,7 +85,7 @@ def compare(backend, case):
     ],
 )
 def test_one_graph_and_the_same_results_in_training_and_evaluation(backend, cases):
-    """In a process of its own: the shape checks of this one cannot be compiled."""
+    """Run in a separate process: the shape checks of the test process cannot be compiled."""
     command = [sys.executable, __file__, backend, *cases]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.split() == cases, done.stderr[-3000:]
@@ -163,7 +163,7 @@ print("torch._dynamo" in sys.modules)
 
 
 def test_using_a_codebook_loads_no_compiler():
-    """It would take longer than a short command."""
+    """Loading the compiler would take longer than a short command."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_COMPILER], capture_output=True, text=True, check=False
     )

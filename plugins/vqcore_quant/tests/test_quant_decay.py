@@ -1,4 +1,4 @@
-"""Weight decay leaves alone what codes are made of, and nothing else that is a matrix."""
+"""Weight decay applies to all matrices except those that hold codes."""
 
 import pytest
 import torch

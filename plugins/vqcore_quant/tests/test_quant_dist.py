@@ -1,4 +1,4 @@
-"""Two processes with half a batch each learn the codebook that one process learns from the whole batch."""
+"""Two processes with half a batch each learn the same codebook as one process with the whole batch."""
 
 import datetime
 
@@ -34,7 +34,7 @@ BROKEN = 5
 
 
 def batch(step):
-    """Latents and mask of 5 samples; one process gets 2 of them, the other 3."""
+    """Latents and mask of 5 samples; one process gets 2 samples, the other process gets 3."""
     generator = torch.Generator().manual_seed(step)
     z = 2 * torch.randn(5, 6, 4, 8, generator=generator)
     if step == BROKEN:
@@ -48,7 +48,7 @@ def build(settings):
 
 
 def learn(quantizer, part, seed):
-    torch.manual_seed(seed)  # only rank 0's chance may count
+    torch.manual_seed(seed)  # only the random numbers of rank 0 may matter
     history = []
     for step in range(STEPS):
         z, mask = batch(step)
@@ -60,7 +60,7 @@ def learn(quantizer, part, seed):
 
 
 def descend(quantizer, losses, share):
-    """A step of descent on what moves codes, as DDP averages gradients; `share` is this process's of all latents."""
+    """One gradient step on the codes, with averaged gradients as in DDP; `share` is this process's share of latents."""
     world = dist.world_size()
     for parameter in quantizer.parameters():
         loss = share * world * losses["vq/codebook"] + losses.get("vq/orthogonal", 0)
@@ -73,20 +73,20 @@ def descend(quantizer, losses, share):
 
 def work(rank, folder):
     torch.set_num_threads(1)
-    early = build({})  # before there is a process group
+    early = build({})  # before the process group exists
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=2,
-        # On a machine at its limits one process may begin minutes after the other.
+        # On a busy machine one process may start minutes after the other.
         timeout=datetime.timedelta(minutes=10),
     )
     part = slice(0, 2) if rank == 0 else slice(2, 5)
     results = {name: learn(build(settings), part, seed=1 + rank) for name, settings in CASES.items()}
     results["early"] = learn(early, part, seed=1 + rank)
     torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.barrier()  # nobody hangs up while the other still listens
+    torch.distributed.barrier()  # no process closes the group while the other process still communicates
     torch.distributed.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Finite scalars against the paper's formulas in NumPy, the whole range of codes, and its limits."""
+"""Finite scalar quantization against the paper's formulas in NumPy, the whole range of codes, and the limits."""
 
 import numpy as np
 import pytest
@@ -92,12 +92,12 @@ def test_levels_as_text():
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
-        ("8-x", "levels='8-x' is not like 8-8-8-5-5"),
-        ("8--5", "is not like"),
+        ("8-x", "levels='8-x' cannot be read; write it like 8-8-8-5-5"),
+        ("8--5", "cannot be read"),
         ((), "is empty"),
         ((8, 1), r"1 is not in \[2, 65536\]"),
         ((70000,), "70000 is not in"),
-        ((2**16, 2**15, 2), "make 4294967296 codes, more than 2147483648"),
+        ((2**16, 2**15, 2), "gives 4294967296 codes, more than 2147483648"),
     ],
 )
 def test_levels_that_make_no_sense(levels, message):

@@ -1,4 +1,4 @@
-"""Index backpropagation against the whole softmax in autograd, values, losses and gradients; and its memory."""
+"""Index backpropagation: values, losses and gradients against autograd on the full softmax; the bound on memory."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def latents(*shape, seed=1):
 
 
 def oracle(z, embed, temperature):
-    """The paper's equations with the whole table of latents x codes."""
+    """The paper's equations with the full matrix of latents x codes."""
     logits = z @ embed.T
     soft = logits.softmax(-1)
     hard = torch.nn.functional.one_hot(logits.argmax(-1), len(embed)).to(z)
@@ -58,7 +58,7 @@ def test_every_code_gets_a_gradient():
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the largest tensor that any operation makes."""
+    """Records the size of the largest tensor that any operation creates."""
 
     numel = 0
 
@@ -78,7 +78,7 @@ def test_no_table_of_latents_and_codes_forward_or_backward():
         (out.z_q.square().sum() + sum(out.losses.values())).backward()
     assert (
         seen.numel <= 2**17
-    )  # 64 rows of 1024 scores at a time, and the codes as int64; the table would be 2**22
+    )  # 64 rows of 1024 scores at a time, and the codes as int64; the full matrix would have 2**22 numbers
 
 
 def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_codebook():

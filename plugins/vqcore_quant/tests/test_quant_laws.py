@@ -46,7 +46,7 @@ CASES = {
     ),
 }
 RANDOM = ("memcodes",)
-"""Draw their codes in training."""
+"""Quantizers that sample their codes in training."""
 
 
 def build(case):
@@ -89,7 +89,7 @@ class TestBSQ(QuantizerConformance):
     component, configs = "quant/bsq", ({"codebook_size": 64, "group_bits": 9}, {"codebook_size": 2**31})
 
 
-# The suite compares values that still hang on their codebook's gradient.
+# The conformance tests compare values that still have the autograd graph of the codebook.
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning")
 class TestMemcodes(QuantizerConformance):
     component, waived = "quant/memcodes", SOFT
@@ -142,7 +142,7 @@ def test_shapes_ranges_and_the_way_back(quantizer, grid, training):
         quantizer(latents(quantizer, 4, *grid, seed=9))
     quantizer.train(training)
     z = latents(quantizer, 2, *grid)
-    decode = copy.deepcopy(quantizer).decode  # as it was before the step
+    decode = copy.deepcopy(quantizer).decode  # the codes before the step
     out = quantizer(z)
     assert out.codes.shape == (2, *grid, quantizer.num_codebooks)
     assert out.codes.dtype == torch.int64
@@ -279,7 +279,7 @@ def test_metrics_count_valid_positions_only(quantizer):
 
 @quantizers
 def test_masked_latents_get_no_gradient_from_losses(quantizer, request):
-    # A softmax over a row of NaN has no gradient, not even one of zero.
+    # The gradient of a softmax over a row of NaN is NaN, also where it is multiplied by zero.
     fill = 1e3 if "ibq" in request.node.name else torch.nan
     z, mask = latents(quantizer, 2, 6), torch.rand(2, 6, generator=torch.Generator().manual_seed(0)) < 0.5
     z = z.masked_fill(~mask.unsqueeze(-1), fill).requires_grad_()
@@ -365,7 +365,7 @@ RANKED = ("fsq", "lfq", "bsq", "simvq", "ibq", "residual", "residual-shared", "p
 
 
 def ranked_step(case, part, training):
-    """Loss, metrics, gradient of the quantizer's parameters and state after one step on a part of a batch."""
+    """Loss, metrics, gradients of the parameters and state of the quantizer after one step on a part of a batch."""
     quantizer = build(case).train(training)
     z = latents(quantizer, 4, 6, 5, seed=3)[part]
     mask = (torch.rand(2, 6, 5, generator=torch.Generator().manual_seed(4)) < 0.7).repeat(2, 1, 1)[part]
@@ -379,14 +379,14 @@ def ranked_step(case, part, training):
 
 def ranked_work(rank, folder):
     torch.set_num_threads(1)
-    # On a machine at its limits one process may begin minutes after the other.
+    # On a busy machine one process may start minutes after the other.
     timeout = datetime.timedelta(minutes=10)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timeout
     )
     part = slice(0, 2) if rank == 0 else slice(2, 4)
     torch.save({case: ranked_step(case, part, True) for case in RANKED}, f"{folder}/{rank}.pt")
-    torch.distributed.barrier()  # nobody hangs up while the other still listens
+    torch.distributed.barrier()  # no process closes the group while the other process still communicates
     torch.distributed.destroy_process_group()
 
 
@@ -405,13 +405,13 @@ def test_two_processes_equal_one(two, case):
     assert torch.equal(torch.cat([first[0], second[0]]), codes)
     for name, value in figures.items():
         if name.endswith("rms"):
-            continue  # a mean of squares before its root
+            continue  # the root of a mean cannot be averaged over processes
         mean = (first[1][name] + second[1][name]) / 2
         torch.testing.assert_close(mean, value, rtol=1e-5, atol=1e-6, msg=name)
         if name.startswith("codes/") and "distance" not in name:
             assert first[1][name] == second[1][name], name
     for name, grad in grads.items():
-        mean = (first[2][name] + second[2][name]) / 2  # what DDP does
+        mean = (first[2][name] + second[2][name]) / 2  # DDP averages gradients
         torch.testing.assert_close(mean, grad, rtol=1e-4, atol=1e-6, msg=name)
     for name, value in after.items():
         assert torch.equal(first[3][name], second[3][name])

@@ -1,4 +1,4 @@
-"""Lookup-free quantization against the whole table of tokens x codes in NumPy, and against vector-quantize-pytorch."""
+"""Lookup-free quantization against the full matrix of tokens x codes in NumPy and vector-quantize-pytorch."""
 
 import math
 
@@ -18,7 +18,7 @@ def corners(bits):
 
 
 def oracle(z, codes, temperature):
-    """Mean entropy of a token, and entropy of the mean, in nats, from p(c | z) = softmax(-|z - c|^2 / T)."""
+    """Mean entropy of a token, and entropy of the mean distribution, in nats; p(c | z) = softmax(-|z - c|^2 / T)."""
     odds = -np.square(z[:, None] - codes[None]).sum(-1) / temperature
     p = np.exp(odds - odds.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
@@ -69,7 +69,7 @@ def test_the_gradient_of_the_entropies_is_that_of_the_whole_table():
 @pytest.mark.parametrize("group_bits", [1, 3, 4, 6])
 def test_groups_are_a_bound_from_above_that_is_exact_for_independent_bits(group_bits):
     z = latents(1, 400, 12, scale=1.0)
-    z[..., 6:] = z[..., :6]  # the second half says nothing new
+    z[..., 6:] = z[..., :6]  # the second half repeats the first half
     valid = torch.ones(1, 400, dtype=torch.bool)
     exact = codebook_entropy(z, valid, group_bits=12, training=True)
     assert codebook_entropy(z, valid, group_bits=group_bits, training=True) > exact + 0.05
@@ -99,7 +99,7 @@ def test_the_largest_codebook_needs_no_table():
 
 def test_the_entropy_loss_spreads_codes_and_makes_tokens_certain():
     torch.manual_seed(0)
-    z = (0.3 + 0.1 * torch.randn(1, 256, 4)).requires_grad_()  # all in one corner
+    z = (0.3 + 0.1 * torch.randn(1, 256, 4)).requires_grad_()  # all latents in one corner
     quantizer = build(16, entropy_weight=1.0, commitment_weight=0.0)
     optimizer = torch.optim.Adam([z], lr=0.05)
     before = quantizer(z).metrics

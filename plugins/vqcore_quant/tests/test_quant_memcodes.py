@@ -1,4 +1,4 @@
-"""Memcodes: the recorded cases of 4M, NumPy, and that memory and chunks change nothing."""
+"""Memcodes against recorded cases of 4M and NumPy; the chunk size does not change results."""
 
 from pathlib import Path
 

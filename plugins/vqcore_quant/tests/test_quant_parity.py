@@ -1,4 +1,4 @@
-"""Step by step against what 4M's quantizers computed (`parity/README.md`)."""
+"""Comparison, step by step, with recorded results of 4M's quantizers (`parity/README.md`)."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def assert_close(ours, theirs):
 
 
 def check_step(quantizer, io, k, gradient=True):
-    """One training step: codes, value, loss and gradient are the recorded ones."""
+    """One training step: codes, values, loss and gradient equal the recorded ones."""
     z = channels_last(io[f"x{k}"]).clone().requires_grad_()
     out = quantizer.train()(z)
     assert torch.equal(out.codes.squeeze(-1), io[f"tokens{k}"])
@@ -106,7 +106,7 @@ def test_two_heads_share_a_codebook_between_projections():
     out = quantizer.eval()(channels_last(io["x0"]))
     assert torch.equal(out.codes, heads(io["tokens_eval"]))
     assert_close(out.z_q, channels_last(io["quant_eval"]))
-    assert torch.equal(quantizer.decode(out.codes), out.z_q)  # 4M cannot
+    assert torch.equal(quantizer.decode(out.codes), out.z_q)  # 4M does not support this decoding
 
 
 def test_orthogonal_regularisation_pushes_codes_that_follow_their_means():
@@ -133,7 +133,9 @@ def test_linde_buzo_gray_splits_the_same_codes(k):
     dead = io[f"dead{k}"]
     assert dead.any()
     assert_close(quantizer.embed, io[f"after{k}/_codebook.embed"])
-    sizes = torch.where(dead, 2.0, io[f"after{k}/_codebook.cluster_size"])  # 4M leaves a dead code its size
+    sizes = torch.where(
+        dead, 2.0, io[f"after{k}/_codebook.cluster_size"]
+    )  # 4M does not reset the cluster size of a dead code
     assert_close(quantizer.cluster_size, sizes)
 
 
@@ -146,7 +148,7 @@ def test_batch_random_replaces_the_same_codes(k):
     assert dead.any()
     assert_close(quantizer.embed[~dead], theirs[~dead])
     assert_close(quantizer.cluster_size, torch.where(dead, 2.0, io[f"after{k}/_codebook.cluster_size"]))
-    if k == 3:  # one latent: every dead code becomes it
+    if k == 3:  # there is only one latent: it replaces every dead code
         assert_close(quantizer.embed[dead], theirs[dead])
         return
     distance = (quantizer.embed[dead].unsqueeze(1) - io[f"latents{k}"]).norm(dim=-1)

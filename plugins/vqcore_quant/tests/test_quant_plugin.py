@@ -1,4 +1,4 @@
-"""The manifest stays light, its names resolve, and configs read as people write them."""
+"""The manifest imports nothing heavy, its names resolve, and configs load in the form that users write."""
 
 import subprocess
 import sys

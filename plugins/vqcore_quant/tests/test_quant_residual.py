@@ -1,4 +1,4 @@
-"""Residual quantization against its definition, vector-quantize-pytorch, and what dropout and sharing promise."""
+"""Residual quantization against its definition and vector-quantize-pytorch; the effects of dropout and sharing."""
 
 import copy
 
@@ -68,7 +68,9 @@ def test_the_first_codes_alone_decode_to_a_coarser_value(shared):
 
 @pytest.mark.parametrize("wrong", [0, 4])
 def test_too_many_or_no_levels_are_refused(wrong):
-    with pytest.raises(ValueError, match=f"{wrong} codes a position; a level has 1 and there are 3 levels"):
+    with pytest.raises(
+        ValueError, match=f"{wrong} codes per position; a level has 1, and there are 3 levels"
+    ):
         build().decode(torch.zeros(1, 2, wrong, dtype=torch.int64))
 
 

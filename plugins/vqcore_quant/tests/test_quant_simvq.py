@@ -1,4 +1,4 @@
-"""SimVQ against NumPy and vector-quantize-pytorch, and its point: every code moves."""
+"""SimVQ against NumPy and vector-quantize-pytorch; every code moves at a training step."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The learned codebook: training steps against NumPy, masks, dead codes, first codes, broken steps."""
+"""The learned codebook: training steps against NumPy, masks, dead codes, initialisation, invalid latents."""
 
 import copy
 import math
@@ -146,7 +146,7 @@ def test_kmeans_init_takes_the_first_training_batch(normalize):
         )
     embed = quantizer.embed.clone()
     quantizer(z.unsqueeze(0))
-    assert (quantizer.embed - embed).abs().max() < 0.1  # the second batch starts nothing anew
+    assert (quantizer.embed - embed).abs().max() < 0.1  # the second batch does not initialise the codes again
 
 
 def test_unused_euclidean_codes_stay_where_they_are():
@@ -169,7 +169,7 @@ def test_a_replaced_code_stays_for_a_while_without_latents(normalize, dead_code)
     if not normalize:
         quantizer.embed_avg.copy_(quantizer.embed * 50)
     quantizer.cluster_size[3] = 1.0
-    z = 3 * quantizer.embed[5] + 0.01 * torch.randn(1, 8, 4)  # everything near one code
+    z = 3 * quantizer.embed[5] + 0.01 * torch.randn(1, 8, 4)  # all latents are near one code
     out = quantizer(z)
     assert out.metrics["codes/dead"] == pytest.approx(1 / 12)
     assert quantizer.cluster_size[3] == 2.0
@@ -261,8 +261,8 @@ def test_switched_off_nothing_is_replaced(dead_code):
 @pytest.mark.parametrize(("tokens", "dead"), [(36, 0.0), (40, 0.4), (44, 0.9)])
 def test_the_threshold_follows_the_valid_latents_of_the_step(masked, tokens, dead):
     quantizer = build(codebook_size=10, coef_ema_dead_code=4.0, decay=0.5)
-    quantizer.cluster_size.copy_(torch.tensor([1.9, 2.1] * 5))  # half of it stays: 0.95 and 1.05
-    z = quantizer.embed[0].expand(1, 80, 4)  # all to code 0
+    quantizer.cluster_size.copy_(torch.tensor([1.9, 2.1] * 5))  # the decay halves the sizes: 0.95 and 1.05
+    z = quantizer.embed[0].expand(1, 80, 4)  # all latents go to code 0
     mask = torch.arange(80).unsqueeze(0) < tokens  # thresholds 0.9, 1.0, 1.1
     out = quantizer(z, mask) if masked else quantizer(z[:, :tokens])
     assert out.metrics["codes/dead"] == pytest.approx(dead)
@@ -298,7 +298,7 @@ def test_the_chunk_changes_no_code():
         ({"code_dim": 0}, "code_dim=0 is below 1"),
         (
             {"latent_dim": 10, "num_codebooks": 4},
-            "latent_dim=10 does not divide into num_codebooks=4 equal parts",
+            "latent_dim=10 is not divisible by num_codebooks=4",
         ),
         ({"temperature": -0.1}, "temperature=-0.1 is below 0"),
         ({"orthogonal_weight": -1.0}, "orthogonal_weight=-1.0 is below 0"),
@@ -324,7 +324,7 @@ def test_learned_codes_get_the_gradient_of_the_codebook_loss_and_latents_that_of
     z = torch.randn(3, 5, 4, requires_grad=True)
     before = quantizer.embed.detach().clone()
     out = quantizer(z)
-    assert torch.equal(quantizer.embed, before)  # nothing but the optimizer moves it
+    assert torch.equal(quantizer.embed, before)  # only the optimizer changes the codes
     commit, codebook = (out.losses[name].item() for name in ("vq/commit", "vq/codebook"))
     assert commit == pytest.approx(0.25 * codebook, rel=1e-6)
     (out.losses["vq/commit"] + out.losses["vq/codebook"]).backward()
@@ -532,8 +532,10 @@ def test_a_latent_that_is_not_finite_is_named_and_does_not_spread(broken, settin
     out = quantizer(z)
     assert all(torch.equal(before[k], v) for k, v in state(quantizer).items())
     assert out.metrics["codes/nonfinite"] == 1
-    assert not out.losses["vq/commit"].isfinite()  # what the trainer's policy acts on
-    assert "1 of 40 latents are not finite, the first at [sample, *grid] = [1, 2, 3] of rank 0" in caplog.text
+    assert not out.losses["vq/commit"].isfinite()  # the trainer reacts to this loss
+    assert (
+        "1 of 40 latents are not finite; the first is at [sample, *grid] = [1, 2, 3] on rank 0" in caplog.text
+    )
     assert quantizer.eval()(z).metrics["codes/nonfinite"] == 1
     assert 0 <= out.codes.min() <= out.codes.max() < 12
     quantizer.train()(torch.randn(2, 4, 5, 4))
@@ -551,7 +553,7 @@ def test_a_latent_that_is_not_finite_is_named_and_does_not_spread(broken, settin
 def test_kmeans_with_fewer_latents_than_codes_starts_and_says_so(normalize, caplog):
     quantizer = build(codebook_size=20, normalize=normalize, kmeans_init=True)
     out = quantizer(torch.randn(1, 6, 4))
-    assert "k-means starts 20 codes from 6 latents: 14 of them are copies at first" in caplog.text
+    assert "k-means initialises 20 codes from only 6 latents: 14 codes start as copies" in caplog.text
     assert out.metrics["codes/usage"] == pytest.approx(6 / 20)
     assert quantizer.embed.isfinite().all()
 

@@ -1,4 +1,4 @@
-"""The wrapper of vector-quantize-pytorch: the contract for each of its methods, and one line where it is missing."""
+"""The wrapper of vector-quantize-pytorch: the laws for each method, and the error when the package is not installed."""
 
 import sys
 
@@ -13,11 +13,11 @@ library = pytest.importorskip("vector_quantize_pytorch")
 RESIDUAL = {"method": "residual-vq", "latent_dim": 4, "codebook_size": 16, "num_codebooks": 3}
 
 
-# The suite compares values that still hang on their codebook's gradient.
+# The conformance tests compare values that still have the autograd graph of the codebook.
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning")
 class TestVQP(QuantizerConformance):
     component = "quant/vqp"
-    waived = {"idempotent": "not all of the library's methods are"}  # noqa: RUF012
+    waived = {"idempotent": "not all methods of the library are idempotent"}  # noqa: RUF012
     configs = (
         {"method": "vq", "latent_dim": 4, "codebook_size": 16},
         {"method": "vq", "latent_dim": 8, "codebook_size": 16, "num_codebooks": 2},
@@ -70,11 +70,14 @@ def test_without_the_package_one_line_says_so(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "vq", "latent_dim": 4}, "method=vq wants codebook_size and no levels"),
-        ({"method": "fsp", "latent_dim": 4, "codebook_size": 8}, "method=fsp wants levels"),
-        ({"method": "fsp", "latent_dim": 2, "levels": [4, 4], "num_codebooks": 2}, "method=fsp has 1"),
+        ({"method": "vq", "latent_dim": 4}, "method=vq needs codebook_size and takes no levels"),
+        ({"method": "fsp", "latent_dim": 4, "codebook_size": 8}, "method=fsp needs levels"),
+        (
+            {"method": "fsp", "latent_dim": 2, "levels": [4, 4], "num_codebooks": 2},
+            "method=fsp allows only 1",
+        ),
         (RESIDUAL | {"options": {"beem_size": 2}}, "Did you mean 'beam_size'"),
-        (RESIDUAL | {"options": {"dim": 2}}, "it follows from the settings"),
+        (RESIDUAL | {"options": {"dim": 2}}, "already give this argument"),
         (RESIDUAL | {"codebook_size": 1}, "codebook_size=1 is below 2"),
         (RESIDUAL | {"method": "grouped-residual-vq"}, "num_codebooks=3 is not divisible by groups=2"),
         (RESIDUAL | {"method": "random-projection"}, "method"),

@@ -1,8 +1,8 @@
-"""Which code is nearest to each latent, how many latents each code got, and their sum. No N x K matrix.
+"""The nearest code of each latent, and the number and the sum of the latents of each code, without an N x K matrix.
 
-Axes: n latents, d their width, k codes. The work is done by operators that `torch.compile` does not look into
-(their loops would be unrolled); an exported program holds one plain product of all latents and codes instead,
-so that it runs without this package.
+Axes: n latents, d width of a latent, k codes. The work is done by custom operators, which `torch.compile` does not
+trace, because it would unroll their loops. An exported program has one matrix product of all latents and codes
+instead, so that it runs without this package.
 """
 
 import torch
@@ -15,7 +15,7 @@ from vqcore_quant.operators import operator
 
 _BLOCK = 64
 _TILE = 4096
-"""Codes compared at a time: they stay in the cache while the latents pass by."""
+"""Number of codes that are compared at a time: they stay in the CPU cache for all latents of a chunk."""
 
 
 @torch.no_grad()
@@ -27,11 +27,11 @@ def nearest(
     chunk_mib: float = 8.0,
     temperature: float = 0.0,
 ) -> Int[Tensor, " n"]:
-    """Find each row's nearest code: the largest cosine, or the smallest distance. The first of equals wins.
+    """Find each row's nearest code: the largest cosine, or the smallest distance. Among equals the first code wins.
 
-    Scores exist for only as many rows and codes at a time as fit into `chunk_mib` MiB. A row with NaN gets some
-    code in range. A `temperature` above 0 draws the code instead, with the global generator: its chance is the
-    softmax of score / temperature, the score being the cosine or minus the squared distance.
+    Scores are computed for as many rows and codes at a time as fit into `chunk_mib` MiB. A row with NaN gets some code
+    that is in range. With a `temperature` above 0 the code is sampled with the global random generator: its
+    probability is the softmax of score / temperature, where a score is the cosine or minus the squared distance.
     """
     if torch.compiler.is_exporting():
         keys, centre = _geometry(codebook, cosine)
@@ -42,9 +42,10 @@ def nearest(
 def totals(
     rows: Float[Tensor, "n d"], codes: Int[Tensor, " n"], k: int, mask: Bool[Tensor, " n"] | None = None
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k d"]]:
-    """Count each code's rows and add them up, over all processes. `mask` is True for rows that count.
+    """Count and sum the rows of each code, over all processes. `mask` is True for rows that count.
 
-    Sums are taken in float64: rounded to fp32 they do not show in which order, or by how many processes.
+    Sums are computed in float64 and rounded to fp32, so that the result does not depend on the order of the rows or
+    on the number of processes.
     """
     return _totals_op(rows, codes, k, mask)
 
@@ -97,15 +98,15 @@ _totals_op = operator(
 
 
 def rows_within(mib: float, width: int) -> int:
-    """How many rows of `width` fp32 numbers fit into `mib` MiB; at least one."""
+    """The number of rows of `width` fp32 numbers that fit into `mib` MiB; at least 1."""
     return max(1, int(mib * 2**20) // (4 * max(1, width)))
 
 
 def _geometry(codebook: Tensor, cosine: bool) -> tuple[Tensor, Tensor | None]:
-    """Keys and centre such that the nearest code's key has the largest product with `_queries(rows, centre)`."""
+    """Keys and centre. The nearest code has the key with the largest dot product with `_queries(rows, centre)`."""
     if cosine:
         return F.normalize(codebook, dim=-1), None
-    # A shift changes no distance, and around the mean |c|^2 is small, so that its rounding does not decide.
+    # A shift changes no distance. Relative to the mean |c|^2 is small, so rounding does not decide the code.
     centre = codebook.mean(0)
     keys = codebook - centre
     return torch.cat([keys, -keys.square().sum(-1, keepdim=True) / 2], 1), centre
@@ -114,12 +115,12 @@ def _geometry(codebook: Tensor, cosine: bool) -> tuple[Tensor, Tensor | None]:
 def _queries(rows: Tensor, centre: Tensor | None) -> Tensor:
     if centre is None:
         return F.normalize(rows, dim=-1)
-    # The 1 meets the key's last number, -|c|^2 / 2: a product with a bias would write all scores twice.
+    # The 1 is multiplied by the key's last number, -|c|^2 / 2. Adding it as a bias would write all scores twice.
     return torch.cat([rows - centre, torch.ones_like(rows[:, :1])], 1)
 
 
 def _first_largest(scores: Tensor) -> tuple[Tensor, Tensor]:
-    # argmax is several times slower than amax on the CPU: find the block first, then the place inside it.
+    # On the CPU argmax is several times slower than amax: find the best block first, then the position inside it.
     value, block = scores.amax(2).max(1)
     rows, blocks, size = scores.shape
     place = torch.arange(0, rows * blocks, blocks, device=scores.device) + block

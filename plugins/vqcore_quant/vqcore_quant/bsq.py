@@ -1,9 +1,10 @@
-"""Binary spherical quantization: the latent's direction, rounded to a corner of the cube inside the sphere.
+"""Binary spherical quantization: the normalized latent is rounded to a corner of the cube inside the unit sphere.
 
 Paper: "Image and Video Tokenization with Binary Spherical Quantization", arXiv 2406.07548, section 4.
-Its soft assignment exp(t c.u) is exp(-|u - c|^2 / T) with T = 2 / t.
-Differs from the paper: the codebook's entropy is taken over groups of bits. The paper's approximation, bit by bit
-(`group_bits: 1`), is at its best, too, when all bits are always equal and two codes do all the work.
+The paper's soft assignment exp(t c.u) is exp(-|u - c|^2 / T) with T = 2 / t.
+Differs from the paper: the entropy of the codebook is computed over groups of bits. The paper's approximation uses each
+bit alone (`group_bits: 1`). The approximation also reaches its optimum when all bits are always equal, that is when
+only two codes are used.
 """
 
 import math
@@ -24,10 +25,10 @@ from vqcore_quant.usage import distance, only, step_metrics, validity
 
 
 class BSQ(nn.Module):
-    """A quantizer (see `vqcore.protocols.Quantizer`) without parameters or state.
+    """A quantizer (see `vqcore.protocols.Quantizer`) without parameters and without state.
 
     `z_q` has length 1: each of its d channels is -1 / sqrt(d) or 1 / sqrt(d). Losses: `bsq/entropy` (may be
-    negative), `bsq/commit`.
+    negative) and `bsq/commit`.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -35,11 +36,11 @@ class BSQ(nn.Module):
         """Settings of `quant/bsq`."""
 
         entropy_weight: float = 0.02
-        """Factor on the entropy loss (tokens certain of their code, codes evenly used), beside an MSE."""
+        """Weight of the entropy loss (certain choice of codes, even use of codes); tuned beside an MSE loss."""
         entropy_temperature: float = 0.3
-        """T of the soft assignment exp(-|u - c|^2 / T) that the entropies are of; small ones have no gradient."""
+        """T of the soft assignment exp(-|u - c|^2 / T) in the entropy loss; for small T the gradient vanishes."""
         commitment_weight: float = 0.02
-        """Factor on the squared distance of a latent's direction to its code, which is at most 2."""
+        """Weight of the squared distance of the normalized latent to its code, which is at most 2."""
 
     num_codebooks: ClassVar[int] = 1
 
@@ -53,7 +54,7 @@ class BSQ(nn.Module):
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
-        """Normalise, take the signs; 0 and NaN are negative. `mask` (True: valid) matters to losses and metrics."""
+        """Normalize, then take the signs (0, NaN: negative). `mask` (True: valid) affects losses and metrics only."""
         valid = validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
             latents = F.normalize(z.float(), dim=-1)
@@ -70,10 +71,10 @@ class BSQ(nn.Module):
         return Quantized(z_q.to(z.dtype), codes, {"bsq/entropy": entropy, "bsq/commit": commit}, metrics)
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """Read the signs off the codes. Raises ValueError for one out of range."""
+        """Turn codes into signs. Raises ValueError for a code that is out of range."""
         check_range(codes, self.codebook_size)
         return signs(codes, self.dim) * self.radius
 
     def token_state(self) -> dict[str, Tensor]:
-        """Nothing: the settings say it all."""
+        """Empty: the settings alone decide the codes."""
         return {}

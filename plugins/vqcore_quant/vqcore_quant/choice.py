@@ -1,8 +1,8 @@
-"""A hard choice among codes by their scores, with the gradient of the soft one; scores exist for a few rows at a time.
+"""A hard choice of the code with the best score, with the gradient of a softmax; scores are computed chunk by chunk.
 
-The backward pass computes the scores of each chunk again (`torch.utils.checkpoint`), so memory grows neither with
-rows x codes nor with what autograd keeps.
-Axes: n rows, d their width, k codes, e a code's width.
+The backward pass computes the scores of each chunk again (`torch.utils.checkpoint`), so autograd stores no matrix of
+rows x codes and memory does not grow with rows x codes.
+Axes: n rows, d width of a row, k codes, e width of a code.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from vqcore_quant.assignment import rows_within
 def soft_choice(
     logits: Float[Tensor, "n k"], values: Float[Tensor, "k e"]
 ) -> tuple[Float[Tensor, "n e"], Int[Tensor, " n"]]:
-    """Choose like `hard_choice`; the gradient at the logits is that of the softmax's mean value."""
+    """Choose like `hard_choice`, with the gradient of the softmax-weighted mean of `values` at the logits."""
     value, codes = hard_choice(logits, values)
     soft = logits.softmax(-1)
     return value + (soft - soft.detach()) @ values.detach(), codes
@@ -28,13 +28,13 @@ def soft_choice(
 def hard_choice(
     logits: Float[Tensor, "n k"], values: Float[Tensor, "k e"]
 ) -> tuple[Float[Tensor, "n e"], Int[Tensor, " n"]]:
-    """Give the value of each row's best code, and that code; a row with NaN gets some code in range."""
+    """Return each row's best code and the value of this code; a row with NaN gets some code that is in range."""
     codes = logits.detach().nan_to_num(nan=-torch.inf).argmax(-1)
     return F.embedding(codes, values), codes
 
 
 def gumbel_noise(like: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-    """Standard Gumbel noise from the global generator."""
+    """Standard Gumbel noise from the global random generator."""
     return -torch.empty_like(like).exponential_().log()
 
 
@@ -45,10 +45,11 @@ def in_chunks(
     width: int,
     chunk_mib: float,
 ) -> tuple[Float[Tensor, "n e"], Int[Tensor, " n"]]:
-    """Call `choose(part, *others)` on parts of `rows` whose `width` scores a row fit into `chunk_mib` MiB; join.
+    """Call `choose(part, *others)` on parts of `rows`, and concatenate the results.
 
-    What `choose` computes on the way is computed again in the backward pass instead of kept. An exported program,
-    whose batch is of any size, asks for all rows at once.
+    A part has as many rows as fit into `chunk_mib` MiB with `width` scores per row. The backward pass computes the
+    intermediate results of `choose` again instead of keeping them in memory. An exported program takes all rows in one
+    part, because its batch size is not fixed.
     """
     if torch.compiler.is_exporting():
         return choose(rows, *others)

@@ -1,7 +1,7 @@
-"""How one set of codes keeps up with the latents: first codes, moving averages, revival of the dead.
+"""How one set of codes learns from the latents: first codes, moving averages, replacement of dead codes.
 
-Everything is written in place, the same on every process, and branches on no value: a step that must not count
-multiplies every change by 0. What the averages and the revival do differently from the papers stands in `vq.py`.
+All updates are written in place and are the same on every process. No Python branch depends on a tensor's values: in a
+step that must not count, every change is multiplied by 0. For differences from the papers see `vq.py`.
 """
 
 from dataclasses import dataclass
@@ -23,29 +23,29 @@ class CodebookConfig(vqcore.config.Config):
     """Settings of a set of codes."""
 
     codebook_size: int
-    """Number of codes of a codebook."""
+    """Number of codes in a codebook."""
     normalize: bool = True
-    """Compare directions (cosine); false compares positions (Euclidean)."""
+    """True: search by cosine. False: search by Euclidean distance."""
     codebook: Literal["ema", "learned"] = "ema"
-    """Codes follow the means of their latents (ema) or are trained by the loss `vq/codebook` (learned)."""
+    """ema: codes follow the means of their latents. learned: codes are trained by the loss `vq/codebook`."""
     freeze: bool = False
-    """Leave the codes as they are, in training too: no EMA, no gradient, no k-means, no replacement."""
+    """Keep the codes fixed in training too: no EMA, no gradient, no k-means, no replacement of dead codes."""
     decay: float = 0.99
-    """Share of a code's statistics that survives a step, 0 <= decay < 1."""
+    """EMA decay: the share of a code's statistics that is kept at each step, 0 <= decay < 1."""
     eps: float = 1e-5
-    """Laplace smoothing of the Euclidean cluster sizes, in latents per step."""
+    """Laplace smoothing of the cluster sizes (Euclidean EMA), in latents per step."""
     kmeans_init: bool = False
-    """Start the codebook from k-means over the first training batch instead of from random directions."""
+    """Initialise the codebook by k-means on the first training batch instead of with random directions."""
     kmeans_iters: int = 10
-    """Iterations of that k-means."""
+    """Number of iterations of the k-means initialisation."""
     dead_code: Literal["batch_random", "linde_buzo_gray"] | None = "batch_random"
-    """A dead code becomes a random latent of the batch or a near copy of a much used code. Null: off."""
+    """Replace a dead code by a random latent of the batch or by a near copy of a frequently used code. Null: never."""
     threshold_ema_dead_code: float | None = None
-    """A code is dead below this EMA of latents per step; 0: never. Null: see coef_ema_dead_code."""
+    """A code is dead when its EMA of latents per step is below this value; 0: never. Null: use coef_ema_dead_code."""
     coef_ema_dead_code: float | None = 32.0
-    """A code is dead if its EMA is this many times smaller than the step's mean per code. Null: never."""
+    """A code is dead when its EMA is this many times smaller than the step's mean number per code. Null: never."""
     chunk_mib: float = 8.0
-    """Extra memory for distances, in MiB; more does not change a code."""
+    """Extra memory for distances, in MiB. This value does not change any code."""
 
     training_only: ClassVar[tuple[str, ...]] = (
         "codebook",
@@ -75,19 +75,19 @@ class CodebookConfig(vqcore.config.Config):
 
 @dataclass(frozen=True)
 class Codes:
-    """One set of codes: tensors that share memory with a quantizer's state, outside of autograd."""
+    """One set of codes: tensors that share memory with a quantizer's state, without autograd."""
 
     cfg: CodebookConfig
     embed: Float[Tensor, "k c"]
     size: Float[Tensor, " k"]
-    """EMA of latents per code and step."""
+    """EMA of the number of latents per code and step."""
     average: Float[Tensor, "k c"] | None
-    """EMA of the sums of latents; of Euclidean codes that follow the means."""
+    """EMA of the sum of latents per code; only for Euclidean codes with `codebook: ema`."""
 
     def start(
         self, rows: Float[Tensor, "n c"], valid: Bool[Tensor, " n"], initted: Float[Tensor, "1"]
     ) -> Float[Tensor, "1"]:
-        """Take the first codes from k-means unless `initted` is 1; return what it is now."""
+        """Initialise the codes by k-means unless `initted` is 1. Return the new value of `initted`."""
         means, counts, done = first_codes(
             rows,
             valid,
@@ -108,12 +108,12 @@ class Codes:
         valid: Bool[Tensor, " n"],
         sound: Bool[Tensor, ""],
     ) -> tuple[Float[Tensor, " k"], Bool[Tensor, " k"]]:
-        """Follow the valid rows of all processes unless not `sound`; return their number per code and who is dead."""
+        """Update the codes from all processes' valid rows if `sound`; return the rows per code and the dead codes."""
         rows = F.normalize(rows, dim=-1) if self.cfg.normalize else rows
         follows = self.cfg.codebook == "ema"
         counts, sums = totals(rows if follows else rows[:, :0], codes, self.cfg.codebook_size, valid)
         tokens = counts.sum()
-        sound = sound & (tokens > 0) & ((0 * sums).sum() == 0)  # NaN if a sum is not finite
+        sound = sound & (tokens > 0) & ((0 * sums).sum() == 0)  # 0 * sum is NaN if the sum is not finite
         self.size.lerp_(counts, (1 - self.cfg.decay) * sound)
         if follows:
             self._follow(counts, sums, sound)
@@ -126,7 +126,7 @@ class Codes:
         return counts, dead
 
     def threshold(self, tokens: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Size below which a code is dead after a step of so many latents."""
+        """Cluster size below which a code is dead after a step of `tokens` latents."""
         if self.cfg.threshold_ema_dead_code is not None:
             return torch.full_like(tokens, self.cfg.threshold_ema_dead_code)
         if self.cfg.coef_ema_dead_code is None:
@@ -146,7 +146,7 @@ class Codes:
             self.embed.copy_(torch.where(used, self.average / smoothed.unsqueeze(1), self.embed))
 
     def _set(self, where: Bool[Tensor, " k"], embed: Float[Tensor, "k c"], size: Float[Tensor, " k"]) -> None:
-        """Give codes a value and statistics that agree with it."""
+        """Set the value of some codes, and their statistics to match the value."""
         column = where.unsqueeze(1)
         self.embed.copy_(torch.where(column, embed, self.embed))
         self.size.copy_(torch.where(where, size, self.size))

@@ -1,4 +1,4 @@
-"""What holds for the codes of every quantizer: their range, how a batch uses them, latents that have none."""
+"""For the codes of every quantizer: the check of their range, usage metrics, and the count of latents not finite."""
 
 import logging
 
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 def check_range(codes: Int[Tensor, "*shape"], codebook_size: int) -> None:
-    """Raise ValueError that names the first code outside `[0, codebook_size)`.
+    """Raise ValueError with the first code outside `[0, codebook_size)`.
 
-    Left out of compiled and exported programs: whether to raise depends on values, which they cannot ask for.
+    Compiled and exported programs skip this check, because they cannot branch on the values of a tensor.
     """
     if torch.compiler.is_compiling():
         return
@@ -25,9 +25,9 @@ def check_range(codes: Int[Tensor, "*shape"], codebook_size: int) -> None:
 
 
 def usage_metrics(counts: Float[Tensor, "*q k"], codebook_size: int) -> dict[str, Float[Tensor, ""]]:
-    """Compute entropy (bits), perplexity (1 to `codebook_size`) and the share of codes in use from frequencies.
+    """Compute from counts: entropy (bits), perplexity (1 to `codebook_size`) and the share of codes in use.
 
-    Codes that do not occur may be left out of `counts`. Of several codebooks, the mean.
+    `counts` may leave out codes that do not occur. With several codebooks, each metric is the mean over codebooks.
     """
     share = counts / counts.sum(-1, keepdim=True).clamp(min=1)
     entropy = -torch.xlogy(share, share).sum(-1)
@@ -41,7 +41,7 @@ def usage_metrics(counts: Float[Tensor, "*q k"], codebook_size: int) -> dict[str
 def count_nonfinite(
     z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None, *, everywhere: bool
 ) -> Float[Tensor, ""]:
-    """Count valid latents with a NaN or an infinity; `everywhere`: of all processes, and log where the first is."""
+    """Count valid latents that hold NaN or infinity; `everywhere`: on all processes, and log the place of the first."""
     broken = ~z.isfinite().all(-1)
     if mask is not None:
         broken = broken & mask
@@ -52,7 +52,7 @@ def _count_everywhere(broken: Tensor) -> Tensor:
     count = broken.sum()
     if count:
         log.warning(
-            "%d of %d latents are not finite, the first at [sample, *grid] = %s of rank %d",
+            "%d of %d latents are not finite; the first is at [sample, *grid] = %s on rank %d",
             int(count),
             broken.numel(),
             broken.nonzero()[0].tolist(),

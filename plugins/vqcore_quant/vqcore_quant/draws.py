@@ -1,4 +1,4 @@
-"""Random rows of what all processes hold: the same on every process, and as if one process held them all."""
+"""Random rows of all processes: every process gets the same rows, as if one process held all of them."""
 
 import torch
 from jaxtyping import Float
@@ -8,16 +8,17 @@ from vqcore import dist
 
 
 def shared_generator() -> torch.Generator:
-    """A CPU generator in the same state on every process; consumes one draw of rank 0's global generator."""
+    """A CPU generator in the same state on every process. Its seed is one draw of rank 0's global generator."""
     return torch.Generator().manual_seed(dist.shared_seed())
 
 
 def draw_rows(
     rows: Float[Tensor, "n d"], count: int, generator: torch.Generator
 ) -> Float[Tensor, "{count} d"]:
-    """Draw `count` of all processes' rows: none twice, or, if there are fewer, all equally often (+-1).
+    """Draw `count` rows of all processes, without repetition; from fewer rows, each row equally often (+-1).
 
-    `generator` is on the CPU and in the same state everywhere. Every process must call, one must have a row.
+    `generator` is on the CPU and in the same state on every process. Every process must call this function, and at
+    least one process must have a row.
     """
     held = dist.all_counts(len(rows), rows.device)
     order = torch.randperm(sum(held), generator=generator)

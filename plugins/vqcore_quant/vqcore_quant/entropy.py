@@ -1,9 +1,9 @@
-"""How sure each latent is of its code and how evenly a batch uses all codes, with gradients; no N x K matrix.
+"""Two entropies with gradients and without an N x K matrix: certainty of each latent's code, and even use of all codes.
 
 Paper: "Language Model Beats Diffusion - Tokenizer is Key to Visual Generation", arXiv 2310.05737, equation 6: with
-p_i the softmax of latent i's scores, mean_i H(p_i) should be small and H(mean_i p_i) large.
-Differs from the paper: means go over all processes; the backward pass computes the scores again, chunk by chunk,
-instead of keeping them.
+p_i the softmax of the scores of latent i, mean_i H(p_i) should be small and H(mean_i p_i) should be large.
+Differs from the paper: the means are over all processes; the backward pass computes the scores again, chunk by chunk,
+instead of keeping the scores in memory.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from vqcore_quant.assignment import rows_within
 from vqcore_quant.operators import differentiable, operator
 
 _BUFFERS = 4
-"""Matrices of one chunk's size that live at a time."""
+"""Number of matrices of the size of a chunk that exist at the same time."""
 
 
 def entropies(
@@ -31,8 +31,9 @@ def entropies(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean entropy of a row's softmax over `queries @ keys.T + bias`, and entropy of the mean softmax, in nats.
 
-    `mask` is True for rows that count; without any, both are 0. `everywhere`: over the rows of all processes, each of
-    which must call; the average of their gradients is the gradient.
+    `mask` is True for rows that count; both results are 0 if no row counts. `everywhere`: the means are over the rows
+    of all processes; then every process must call this function, and the gradient is the average of the gradients of
+    the processes.
     """
     weight = queries.new_ones(queries.shape[0]) if mask is None else mask.to(queries.dtype)
     sample, batch, _, _ = _entropies_op(queries, keys, bias, weight, chunk_mib, everywhere)
@@ -78,7 +79,7 @@ def _entropies_backward(
     scale: Tensor,
     chunk_mib: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients where `scale` holds those of the two entropies, over the numbers of rows that they average."""
+    """Gradients at queries, keys and bias. `scale` is the gradient at each entropy divided by the number of rows."""
     log_share = share.clamp(min=torch.finfo(share.dtype).tiny).log()
     to_queries, to_keys, to_bias = torch.zeros_like(queries), torch.zeros_like(keys), torch.zeros_like(bias)
     chunk = rows_within(chunk_mib, _BUFFERS * len(keys))
@@ -101,7 +102,7 @@ _entropies_backward_op = operator(
 
 
 def _softmax(part: Tensor, keys: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logarithms, probabilities and entropy of each row."""
+    """Log-probabilities, probabilities and entropy of each row."""
     logs = torch.addmm(bias, part, keys.T).log_softmax(1)
     probs = logs.exp()
     return logs, probs, -torch.einsum("nk,nk->n", probs, logs)
@@ -115,7 +116,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 def _backward(ctx: Any, sample: Tensor, batch: Tensor, _share: Tensor, _scale: Tensor) -> tuple[Any, ...]:
     *inputs, share, scale = ctx.saved_tensors
     scale = scale * torch.stack([sample, batch])
-    with torch.autocast(share.device.type, enabled=False):  # whoever calls backward may be inside another one
+    with torch.autocast(share.device.type, enabled=False):  # backward may be called inside another autocast
         return *_entropies_backward_op(*inputs, share, scale, ctx.chunk_mib), None, None, None
 
 

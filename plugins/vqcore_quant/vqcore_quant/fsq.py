@@ -1,9 +1,10 @@
-"""Finite scalar quantization: channels are bounded and rounded to a few levels; their grid is the codebook.
+"""Finite scalar quantization: each channel is bounded and rounded to a few levels.
 
 Paper: "Finite Scalar Quantization: VQ-VAE Made Simple", arXiv 2309.15505, section 3.1 and appendix A.1.
-Codes count in mixed radix, the first channel fastest, as there.
-Differs from the paper: the margin that keeps rounding inside the range is smaller than 1e-3 for channels of
-more than 501 levels, where 1e-3 would cut the outermost levels off.
+The codebook is the grid of all combinations of levels. As in the paper, a code is a number in mixed radix whose first
+digit, the first channel, changes fastest.
+Differs from the paper: the margin that keeps rounded values inside the range is smaller than 1e-3 for channels with
+more than 501 levels, because there a margin of 1e-3 would make the outermost levels unreachable.
 """
 
 import math
@@ -24,10 +25,11 @@ from vqcore_quant.usage import step_metrics, validity
 
 
 class FSQ(nn.Module):
-    """A quantizer (see `vqcore.protocols.Quantizer`) without parameters, losses or state; it cannot collapse.
+    """A quantizer (see `vqcore.protocols.Quantizer`) without parameters, losses and state; it cannot collapse.
 
-    A channel of L levels takes the values i / (L // 2) for L integers i from -(L // 2) on: -1 to 1 if L is
-    odd, -1 to just below 1 if L is even, as in the paper. Not idempotent: `z_q` fed in is bounded again.
+    A channel with L levels takes the values i / (L // 2) for the L integers i from -(L // 2) on: from -1 to 1 if L is
+    odd, from -1 to just below 1 if L is even, as in the paper. FSQ is not idempotent: if `z_q` is quantized again, the
+    bound is applied to `z_q` a second time.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class FSQ(nn.Module):
         """Settings of `quant/fsq`."""
 
         levels: tuple[int, ...] | str
-        """Levels of each latent channel: [8, 8, 8, 5, 5] or 8-8-8-5-5. Their product is the codebook size."""
+        """Number of levels of each latent channel: [8, 8, 8, 5, 5] or 8-8-8-5-5. The product is the codebook size."""
 
         def __post_init__(self) -> None:
             levels = parse_levels(self.levels)
@@ -43,7 +45,7 @@ class FSQ(nn.Module):
                 if not 2 <= count <= 2**16:
                     raise ValueError(f"levels={self.levels}: {count} is not in [2, {2**16}]")
             if math.prod(levels) > 2**31:
-                raise ValueError(f"levels={self.levels} make {math.prod(levels)} codes, more than {2**31}")
+                raise ValueError(f"levels={self.levels} gives {math.prod(levels)} codes, more than {2**31}")
 
     num_codebooks: ClassVar[int] = 1
     _levels: Tensor
@@ -62,7 +64,7 @@ class FSQ(nn.Module):
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
-        """Round the latents. `mask` (True: valid) matters to the metrics alone; NaN counts as 0."""
+        """Bound and round the latents; NaN is treated as 0. `mask` (True: valid) affects the metrics only."""
         valid = validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
             bounded = self._bound(z.float())
@@ -75,12 +77,12 @@ class FSQ(nn.Module):
         return Quantized(z_q.to(z.dtype), codes, {}, metrics)
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """Look the codes up. Raises ValueError for one out of range."""
+        """Turn codes into values. Raises ValueError for a code that is out of range."""
         check_range(codes, self.codebook_size)
         return self._values(rearrange(codes, "... 1 -> ... 1") // self._basis % self._levels)
 
     def token_state(self) -> dict[str, Tensor]:
-        """Nothing: the settings say it all."""
+        """Empty: the settings alone decide the codes."""
         return {}
 
     def _bound(self, z: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
@@ -95,11 +97,11 @@ class FSQ(nn.Module):
 
 
 def parse_levels(levels: Sequence[int] | str) -> tuple[int, ...]:
-    """Read `8-8-8-5-5` or a sequence of integers. Raises ValueError for other text and for no levels."""
+    """Parse `8-8-8-5-5` or a sequence of integers. Raises ValueError for other text and for an empty sequence."""
     try:
         parsed = tuple(int(n) for n in (levels.split("-") if isinstance(levels, str) else levels))
     except ValueError as error:
-        raise ValueError(f"levels={levels!r} is not like 8-8-8-5-5") from error
+        raise ValueError(f"levels={levels!r} cannot be read; write it like 8-8-8-5-5") from error
     if not parsed:
-        raise ValueError("levels=[] is empty: it wants one number per channel")
+        raise ValueError("levels=[] is empty; give one number for each channel")
     return parsed

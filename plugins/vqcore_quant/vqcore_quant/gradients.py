@@ -1,4 +1,4 @@
-"""How gradients get past a discrete choice."""
+"""Gradient estimators for a discrete choice."""
 
 import torch
 import torch.nn.functional as F
@@ -9,16 +9,16 @@ from vqcore_quant.operators import operator
 
 
 def straight_through(z: Float[Tensor, "*shape"], z_q: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Give `z_q` exactly, and its gradient to `z` unchanged (arXiv 1308.3432)."""
+    """Return exactly `z_q`; the gradient goes to `z` unchanged (arXiv 1308.3432)."""
     return z_q.detach() + (z - z.detach())
 
 
 def rotation(z: Float[Tensor, "*shape d"], z_q: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
-    """Give `z_q` exactly, and its gradient to `z` turned and scaled as `z_q` is to `z` (arXiv 2410.06424, section 4).
+    """Return exactly `z_q`; the gradient goes to `z` through the rotation and scaling that map `z` to `z_q`.
 
-    The map from `z` to `z_q` counts as a constant: a reflection at the vector halfway between the two and one
-    more, together the rotation in their plane, times the ratio of lengths. A latent of length 0 has no
-    direction: its gradient goes straight through.
+    Paper: arXiv 2410.06424, section 4. The map from `z` to `z_q` is a constant for autograd: two reflections, the
+    first of them at the vector halfway between the two directions, make the rotation in the plane of `z` and `z_q`;
+    the ratio of the lengths is the scale. A latent of length 0 has no direction and gets the straight-through gradient.
     """
     with torch.no_grad():
         length = z.norm(dim=-1, keepdim=True)
@@ -31,10 +31,10 @@ def rotation(z: Float[Tensor, "*shape d"], z_q: Float[Tensor, "*shape d"]) -> Fl
 
 
 def snapshot(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """A copy of what a later step overwrites, maybe before the backward pass of a loss on it.
+    """Copy a tensor that a later step overwrites, possibly before the backward pass of a loss that uses the tensor.
 
-    An operator, because a compiler would drop a plain copy and read the overwritten original in the backward pass.
-    No gradient passes.
+    The copy is an operator, because a compiler would remove a plain copy and read the overwritten original in the
+    backward pass. No gradient flows through the copy.
     """
     return _snapshot_op(x.detach())
 

@@ -1,8 +1,9 @@
-"""Index backpropagation quantization: a hard choice by dot product with the gradient of the soft one, to every code.
+"""Index backpropagation quantization: a hard choice by dot product, with the softmax's gradient to every code.
 
 Paper: "Scalable Image Tokenization with Index Backpropagation Quantization", arXiv 2412.02692, section 3 (the
-choice, double quantization loss, entropy penalty).
-Differs from the paper: the softmax over the whole codebook exists for a few latents at a time, forward and backward.
+choice of codes, double quantization loss, entropy penalty).
+Differs from the paper: the softmax over the whole codebook is computed for a few latents at a time, in the forward and
+in the backward pass.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from vqcore_quant.usage import distance, entropies_in_bits, only, step_metrics, 
 class IBQ(nn.Module):
     """A quantizer (see `vqcore.protocols.Quantizer`) whose codebook `embed` is trained by gradient.
 
-    Losses: `ibq/quant`, the paper's three distances between latents and codes; `ibq/entropy` (may be negative).
+    Losses: `ibq/quant`, the sum of the paper's three distances between latents and codes, and `ibq/entropy` (may be
+    negative).
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -36,17 +38,17 @@ class IBQ(nn.Module):
         codebook_size: int
         """Number of codes."""
         latent_dim: int = 32
-        """Width of a latent and of a code; the paper takes 256."""
+        """Width of a latent and of a code (256 in the paper)."""
         quant_weight: float = 0.1
-        """Factor on `ibq/quant` beside an MSE; the paper: 1."""
+        """Weight of `ibq/quant`; tuned beside an MSE loss (1 in the paper)."""
         beta: float = 0.25
-        """Weight, within that loss, of the term that draws codes to latents."""
+        """Weight, inside `ibq/quant`, of the term that pulls codes to latents."""
         entropy_weight: float = 0.005
-        """Factor on `ibq/entropy` (tokens certain of their code, codes evenly used), beside an MSE."""
+        """Weight of `ibq/entropy` (certain choice of codes, even use of codes); tuned beside an MSE loss."""
         entropy_temperature: float = 0.01
-        """Softness of the assignment that the entropies are of (not of the choice)."""
+        """Softmax temperature in `ibq/entropy`. The choice of codes does not use this temperature."""
         chunk_mib: float = 8.0
-        """Extra memory for one of the few matrices latents x codes, in MiB; more does not change a code."""
+        """Extra memory for each of a few latents x codes matrices, in MiB. This value does not change any code."""
 
         training_only: ClassVar[tuple[str, ...]] = (
             "quant_weight",
@@ -76,10 +78,10 @@ class IBQ(nn.Module):
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
-        """Give every latent the code of the largest dot product. `mask` (True: valid) matters to losses and metrics."""
+        """Give every latent the code with the largest dot product. `mask` (True: valid) affects losses and metrics."""
         valid = validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
-            # What is not finite behind the mask would reach the codebook's gradient through the softmax.
+            # NaN or infinity at invalid positions would reach the gradient of the codebook through the softmax.
             latents = torch.where(z.float().isfinite() | valid.unsqueeze(-1), z.float(), 0.0)
             z_q, codes = self._choose(latents)
             hard = F.embedding(rearrange(codes, "... 1 -> ..."), self.embed)
@@ -98,7 +100,7 @@ class IBQ(nn.Module):
         return Quantized(z_q.to(z.dtype), codes, losses, metrics)
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """Look the codes up. Raises ValueError for one out of range."""
+        """Look up the codes. Raises ValueError for a code that is out of range."""
         check_range(codes, self.codebook_size)
         return F.embedding(rearrange(codes, "... 1 -> ..."), self.embed)
 
@@ -119,7 +121,7 @@ class IBQ(nn.Module):
     def _entropies(
         self, latents: Float[Tensor, "b *grid d"], valid: Bool[Tensor, "b *grid"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Of a token, and of the mean of all, in nats."""
+        """Mean entropy of a token's assignment, and entropy of the mean assignment, in nats."""
         return entropies(
             rearrange(only(latents, valid), "b ... d -> (b ...) d") / self.cfg.entropy_temperature,
             self.embed,

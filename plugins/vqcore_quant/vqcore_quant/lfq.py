@@ -1,10 +1,10 @@
-"""Lookup-free quantization: the code is the signs of the latent's channels, one bit each; there is no codebook.
+"""Lookup-free quantization: a code is the signs of the latent's channels, one bit per channel. No codebook is stored.
 
 Paper: "Language Model Beats Diffusion: Tokenizer is Key to Visual Generation" (MAGVIT-v2), arXiv 2310.05737,
 section 3.1.
 Differs from the paper:
-* The temperature of the soft assignment is a setting; the paper does not state it, other code takes 0.01.
-* Default weights are smaller: they stand beside a mean squared error alone.
+* The temperature of the soft assignment is a setting. The paper does not state it; other implementations use 0.01.
+* The default weights of the losses are smaller: they are tuned beside a mean squared error without other losses.
 * Codes of more than `group_bits` bits: see `vqcore_quant.penalty`.
 """
 
@@ -24,9 +24,9 @@ from vqcore_quant.usage import distance, step_metrics, validity
 
 
 class LFQ(nn.Module):
-    """A quantizer (see `vqcore.protocols.Quantizer`) without parameters or state.
+    """A quantizer (see `vqcore.protocols.Quantizer`) without parameters and without state.
 
-    `z_q` is -1 or 1 in every channel. Losses: `lfq/entropy` (may be negative), `lfq/commit`.
+    `z_q` is -1 or 1 in every channel. Losses: `lfq/entropy` (may be negative) and `lfq/commit`.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class LFQ(nn.Module):
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
-        """Take the signs; 0 and NaN count as negative. `mask` (True: valid) matters to losses and metrics."""
+        """Take the signs (0 and NaN are negative). `mask` (True: valid) affects losses and metrics only."""
         valid = validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
             latents = z.float()
@@ -60,10 +60,10 @@ class LFQ(nn.Module):
         return Quantized(z_q.to(z.dtype), codes, {"lfq/entropy": entropy, "lfq/commit": commit}, metrics)
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """Read the signs off the codes. Raises ValueError for one out of range."""
+        """Turn codes into signs. Raises ValueError for a code that is out of range."""
         check_range(codes, self.codebook_size)
         return signs(codes, self.dim)
 
     def token_state(self) -> dict[str, Tensor]:
-        """Nothing: the settings say it all."""
+        """Empty: the settings alone decide the codes."""
         return {}

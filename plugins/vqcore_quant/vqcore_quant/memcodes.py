@@ -1,9 +1,12 @@
-"""Memcodes: a codebook a head, asked by dot products of the latent with keys made of the codes, answered with values.
+"""Memcodes: one codebook per head, searched like in an attention layer.
+
+The query is the latent. Keys and values are linear maps of the codes. The code whose key has the largest dot product
+with the query is chosen, and the value of this code is the output.
 
 Paper: "NWT: Towards natural audio-to-video generation with representation learning", arXiv 2106.04283.
-In training a code is drawn by Gumbel-softmax (arXiv 1611.01144: hard, straight-through, temperature 1); in evaluation
-the best is taken.
-Differs from the paper: nothing that decides a code. Names of tensors are those of 4M's checkpoints.
+In training a code is sampled by Gumbel-softmax (arXiv 1611.01144: hard, straight-through, temperature 1); in evaluation
+the best code is chosen.
+Differs from the paper: in nothing that decides a code. The names of tensors are the names in 4M's checkpoints.
 """
 
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ from vqcore_quant.usage import step_metrics, validity
 class Memcodes(nn.Module):
     """A quantizer (see `vqcore.protocols.Quantizer`) whose codes, keys and values are trained by gradient.
 
-    It has no losses. Parameters: `codes` (h, k, d / h), `to_k.weight` and `to_v.weight` (h, d / h, d / h).
+    Memcodes has no losses. Parameters: `codes` (h, k, d / h), `to_k.weight` and `to_v.weight` (h, d / h, d / h).
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -33,13 +36,13 @@ class Memcodes(nn.Module):
         """Settings of `quant/memcodes`."""
 
         codebook_size: int
-        """Number of codes of one head."""
+        """Number of codes per head."""
         latent_dim: int = 32
         """Width of a latent."""
         num_codebooks: int = 1
-        """Heads: codes at every position; each sees its share of the channels."""
+        """Number of heads, and of codes per position. Each head gets its own part of the latent's channels."""
         chunk_mib: float = 8.0
-        """Extra memory for one of the few matrices latents x codes, in MiB; more does not change a code."""
+        """Extra memory for each of a few latents x codes matrices, in MiB. This value does not change any code."""
 
         training_only: ClassVar[tuple[str, ...]] = ("chunk_mib",)
 
@@ -70,7 +73,7 @@ class Memcodes(nn.Module):
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
-        """Ask every head. `mask` (True: valid) matters to the metrics alone."""
+        """Choose a code in every head. `mask` (True: valid) affects the metrics only."""
         valid = validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
             queries = rearrange(z.float(), "b ... (h e) -> h (b ...) e", h=self.num_codebooks)
@@ -84,7 +87,7 @@ class Memcodes(nn.Module):
         return Quantized(z_q.to(z.dtype), codes, {}, metrics)
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """Look the values up. Raises ValueError for a code out of range."""
+        """Look up the values. Raises ValueError for a code that is out of range."""
         check_range(codes, self.codebook_size)
         with torch.autocast(codes.device.type, enabled=False):
             values = self.to_v(self.codes)
@@ -105,7 +108,7 @@ class Memcodes(nn.Module):
 
 
 class _HeadLinear(nn.Module):
-    """One matrix a head, applied to its codes."""
+    """One matrix per head, applied to the codes of this head."""
 
     def __init__(self, heads: int, width: int):
         super().__init__()

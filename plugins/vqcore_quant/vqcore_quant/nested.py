@@ -1,43 +1,42 @@
-"""What quantizers made of other quantizers share: building the inner ones, and adding up what they say."""
+"""Helpers for quantizers that contain other quantizers: build the inner quantizers and join their results."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vqcore.config import Config
+from vqcore.protocols import ChangesGrid, token_state
 from vqcore.registry import registry
 from vqcore_quant.usage import code_metrics, distance
 
 
 def build_inner(cfg: Config, count: int) -> nn.ModuleList:
-    """Build `count` quantizers of one config. Raises ValueError for one that changes the grid."""
+    """Build `count` quantizers from one config. Raises ValueError if the inner quantizer changes the grid."""
     inner = nn.ModuleList(registry().build("quantizer", cfg, "quantizer") for _ in range(count))
-    if any(hasattr(one, "grid_out") for one in inner):
+    if any(isinstance(one, ChangesGrid) for one in inner):
         raise ValueError(
-            f"quantizer={cfg.name} changes the grid; only one that keeps it can stand inside another"
+            f"quantizer={cfg.name} changes the grid; a quantizer inside another quantizer must keep the grid"
         )
     return inner
 
 
 def broken(z: Float[Tensor, "b *grid d"], valid: Bool[Tensor, "b *grid"]) -> Bool[Tensor, "b *grid"]:
-    """Where a valid latent is not finite. Every part has to see it, since a step with such a latent teaches nothing."""
+    """Where a valid latent is not finite. All inner quantizers must see it: then none of them learns in this step."""
     return valid & ~z.detach().isfinite().all(-1)
 
 
 def token_states(inner: nn.ModuleList, prefix: str) -> dict[str, Tensor]:
-    """What decides the codes of the inner quantizers, named as in the state dict."""
+    """The tensors that decide the codes of the inner quantizers, with the names of the state dict."""
     state: dict[str, Tensor] = {}
     for i, one in enumerate(inner):
-        own: Any = getattr(one, "token_state", one.state_dict)
-        state |= {f"{prefix}.{i}.{name}": value for name, value in own().items()}
+        state |= {f"{prefix}.{i}.{name}": value for name, value in token_state(one).items()}
     return state
 
 
 def average(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Float[Tensor, ""]]:
-    """Average scalars by name."""
+    """Average the scalars that have the same name."""
     return {name: torch.stack([one[name] for one in found]).mean() for name in found[0]}
 
 
@@ -48,14 +47,14 @@ def each(
     *,
     training: bool,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Metrics of part i as `<label><i>/...`: how its codes are used, what they leave over; and the parts' mean use.
+    """Metrics of each part i under `<label><i>/...` (use of codes, size of the residual), and the mean use over parts.
 
-    A part is its codes, what is left of its latents, and where it counts.
+    A part is a tuple: its codes, the residual of its latents, and the mask of its valid positions.
     """
     metrics: dict[str, Tensor] = {}
     uses = []
     for i, (codes, left, valid) in enumerate(parts):
         uses.append(code_metrics(codes, valid, codebook_size, training=training))
-        figures = uses[-1] | {"codes/distance": distance(left.detach(), torch.zeros_like(left), valid)}
-        metrics |= {f"{label}{i}/{name}": value for name, value in figures.items()}
+        own = uses[-1] | {"codes/distance": distance(left.detach(), torch.zeros_like(left), valid)}
+        metrics |= {f"{label}{i}/{name}": value for name, value in own.items()}
     return metrics | average(uses)

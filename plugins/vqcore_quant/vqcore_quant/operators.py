@@ -1,7 +1,8 @@
-"""Functions as operators of torch that a compiler does not look into.
+"""Register functions as custom operators of torch, which `torch.compile` does not trace.
 
-Differs from `torch.library.custom_op`: the first call loads no compiler, which takes longer than many a short command.
-Nor is there a check that a result is no view of an argument; nothing here returns one.
+Differs from `torch.library.custom_op`: the first call does not import torch's compiler, because this import takes
+longer than many short commands. There is also no check that a result is not a view of an argument; no operator here
+returns a view.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,9 @@ _LIBRARY = torch.library.Library("vqcore_quant", "FRAGMENT")
 
 
 def operator(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a pure function the operator `vqcore_quant::<name>`; `fake` gives empty results of the same shapes.
+    """Register a pure function as the operator `vqcore_quant::<name>`; `fake` returns empty results of the same shapes.
 
-    The annotations of `kernel` are the operator's schema. It has no gradient; see `differentiable`.
+    The operator's schema comes from the annotations of `kernel`. The operator has no gradient; see `differentiable`.
     """
     _LIBRARY.define(name + torch.library.infer_schema(kernel, mutates_args=()))
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
@@ -24,5 +25,5 @@ def operator(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
 
 
 def differentiable(name: str, backward: Callable[..., Any], remember: Callable[..., None]) -> None:
-    """Give the operator `name` a gradient; `remember` keeps what `backward` needs."""
+    """Register the gradient of the operator `name`; `remember` stores the tensors that `backward` needs."""
     torch.library.register_autograd(f"vqcore_quant::{name}", backward, setup_context=remember, lib=_LIBRARY)

@@ -1,14 +1,15 @@
-"""Entropy of codes made of independent bits, without a table of tokens x codes.
+"""Entropy of codes that consist of independent bits, without a matrix of tokens x codes.
 
-Papers: "Language Model Beats Diffusion", arXiv 2310.05737, section 3.1 (the penalty: tokens certain of their code,
-codes evenly used); "Image and Video Tokenization with Binary Spherical Quantization", arXiv 2406.07548, section 4
+Papers: "Language Model Beats Diffusion", arXiv 2310.05737, section 3.1 (the penalty: certain choice of codes, even use
+of codes); "Image and Video Tokenization with Binary Spherical Quantization", arXiv 2406.07548, section 4
 (both terms from the probabilities of single bits).
-With p(c | z) proportional to exp(-|z - c|^2 / T) the bits of a token are independent, so
-* a token's entropy is the sum over its bits: exact at O(bits);
-* the mean distribution over g bits is a product of two matrices, tokens x 2^(g/2) each: exact at that memory.
-Differs from the first paper: for codes of more than `group_bits` bits the entropy of the mean distribution is the
-sum over groups of bits, an upper bound (it does not see what groups tell of one another). The second paper's
-approximation is the same with groups of one bit.
+With p(c | z) proportional to exp(-|z - c|^2 / T) the bits of a token are independent. Therefore
+* the entropy of a token is the sum of the entropies of its bits: exact, at a cost of O(bits);
+* the mean distribution over g bits is a product of two matrices of tokens x 2^(g/2): exact, with the memory of these
+  two matrices.
+Differs from the first paper: for codes of more than `group_bits` bits the entropy of the mean distribution is replaced
+by the sum of the entropies of groups of bits. This sum is an upper bound, because it ignores the dependence between
+groups. The second paper's approximation is the same sum with groups of one bit.
 """
 
 from dataclasses import dataclass
@@ -29,20 +30,20 @@ MAX_GROUP_BITS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class BinaryConfig(vqcore.config.Config):
-    """Settings that quantizers to signs have in common."""
+    """Settings that the quantizers to signs (`lfq`, `bsq`) share."""
 
     codebook_size: int
-    """Number of codes, a power of two; its logarithm is the latent's width."""
+    """Number of codes, a power of two. Its base-2 logarithm is the width of a latent."""
     entropy_weight: float = 0.01
-    """Factor on the entropy loss (tokens certain of their code, codes evenly used), beside an MSE; others take 0.1."""
+    """Weight of the entropy loss (certain choice, even use of codes); tuned beside an MSE loss; others use 0.1."""
     entropy_gamma: float = 1.0
-    """Weight of even use against certainty within that loss."""
+    """Weight, inside the entropy loss, of even use of codes relative to a certain choice of codes."""
     entropy_temperature: float = 1.0
-    """T of the soft assignment exp(-|z - c|^2 / T) that the entropies are of; small ones have no gradient."""
+    """T of the soft assignment exp(-|z - c|^2 / T) in the entropy loss; for small T the gradient vanishes."""
     group_bits: int = 12
-    """Even use is exact up to this many bits, beyond it a sum over groups; memory: tokens x 2^(half of it)."""
+    """The codebook's entropy is exact up to this many bits, then a sum over groups; memory: tokens x 2^(bits / 2)."""
     commitment_weight: float = 0.05
-    """Factor on the squared distance of latents to their codes."""
+    """Weight of the squared distance of latents to their codes."""
 
     training_only: ClassVar[tuple[str, ...]] = (
         "entropy_weight",
@@ -67,9 +68,11 @@ def entropy_penalty(
     *,
     training: bool,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """Mean entropy of a token minus `entropy_gamma` times that of the mean, in nats and weighted; and both in bits.
+    """The weighted entropy loss in nats, and its two entropies in bits as metrics.
 
-    `logits` are the log odds of the bits. In training the mean goes over all processes; every process must call.
+    The loss is the mean entropy of a token minus `entropy_gamma` times the entropy of the mean distribution. `logits`
+    are the log odds of the bits. In training the mean distribution is over all processes; every process must call this
+    function.
     """
     logits = only(logits, valid)
     token = valid_mean(token_entropy(logits).unsqueeze(-1), valid)
@@ -86,7 +89,7 @@ def token_entropy(logits: Float[Tensor, "*shape bits"]) -> Float[Tensor, "*shape
 def codebook_entropy(
     logits: Float[Tensor, "b *grid bits"], valid: Bool[Tensor, "b *grid"], *, group_bits: int, training: bool
 ) -> Float[Tensor, ""]:
-    """Entropy of the valid tokens' mean distribution, in nats: exact up to `group_bits` bits, else group by group."""
+    """Entropy of the valid tokens' mean distribution in nats: exact up to `group_bits` bits, else a sum over groups."""
     kept = only(logits, valid).flatten(0, -2)
     weight = valid.flatten().to(logits.dtype).unsqueeze(-1)
     entropy = logits.new_zeros(())
@@ -99,7 +102,7 @@ def codebook_entropy(
 
 
 def _joint(logits: Float[Tensor, "n bits"]) -> Float[Tensor, "n codes"]:
-    """Each token's probabilities of all combinations of the bits."""
+    """For each token, the probability of every combination of the bits."""
     log_p = logits.new_zeros(logits.shape[0], 1)
     for i in range(logits.shape[-1]):
         bit = logits[:, i : i + 1]

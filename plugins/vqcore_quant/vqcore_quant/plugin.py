@@ -1,4 +1,4 @@
-"""The manifest: names of the quantizers. Light layer: imports `vqcore.plugin` and nothing else."""
+"""The manifest: the names of the quantizers. Light layer: this module imports only `vqcore.plugin`."""
 
 from vqcore.plugin import Component, Plugin, hookimpl
 
@@ -14,61 +14,61 @@ def vqcore_plugin() -> Plugin:
                 "quantizer",
                 "vq",
                 "vqcore_quant.vq:VQ",
-                "codebooks that follow the latents' means or learn; cosine or Euclidean; revives dead codes",
+                "codebooks that follow the latents' means or are trained; cosine or Euclidean; replaces dead codes",
             ),
             Component(
                 "quantizer",
                 "fsq",
                 "vqcore_quant.fsq:FSQ",
-                "rounds each channel to a few levels; nothing to learn",
+                "rounds each channel to a few levels; has no parameters",
             ),
             Component(
                 "quantizer",
                 "lfq",
                 "vqcore_quant.lfq:LFQ",
-                "one bit a channel, its sign; an entropy loss keeps the codes in use",
+                "one bit per channel: the sign; an entropy loss keeps the codes in use",
             ),
             Component(
                 "quantizer",
                 "bsq",
                 "vqcore_quant.bsq:BSQ",
-                "one bit a channel of the latent's direction; bounded error, any number of bits",
+                "one bit per channel of the normalized latent; bounded quantization error",
             ),
             Component(
                 "quantizer",
                 "memcodes",
                 "vqcore_quant.memcodes:Memcodes",
-                "codebooks by heads, asked like an attention layer, drawn by Gumbel-softmax in training",
+                "one codebook per head, searched like in an attention layer; Gumbel-softmax in training",
             ),
             Component(
                 "quantizer",
                 "simvq",
                 "vqcore_quant.simvq:SimVQ",
-                "a frozen random codebook times one learned matrix: every code moves at every step",
+                "a frozen random codebook times one trained matrix: every code moves at every step",
             ),
             Component(
                 "quantizer",
                 "ibq",
                 "vqcore_quant.ibq:IBQ",
-                "a learned codebook chosen by dot product, with gradient to every code",
+                "a trained codebook; codes are chosen by dot product; every code gets a gradient",
             ),
             Component(
                 "quantizer",
                 "residual",
                 "vqcore_quant.residual:Residual",
-                "levels of any quantizer, each for what the ones before left over",
+                "several levels of any quantizer; each level quantizes the residual of the levels before it",
             ),
             Component(
                 "quantizer",
                 "product",
                 "vqcore_quant.product:Product",
-                "any quantizer on groups of channels",
+                "groups of channels, each with its own quantizer of any kind",
             ),
             Component(
                 "quantizer",
                 "vqp",
                 "vqcore_quant.vqp:VQP",
-                "further methods of the package vector-quantize-pytorch, if it is installed",
+                "further methods of the package vector-quantize-pytorch (if installed)",
             ),
         ),
     )

@@ -1,11 +1,11 @@
-"""Product quantization: groups of channels, each quantized by itself; their codes stand side by side.
+"""Product quantization: the channels are split into groups; each group is quantized separately and has its own codes.
 
 Paper: Jegou, Douze and Schmid, "Product Quantization for Nearest Neighbor Search" (2011), section II.B.
-Differs from the paper: any quantizer serves; the groups may share one.
+Differs from the paper: a group may use any quantizer; all groups may share one quantizer.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from einops import rearrange, repeat
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 import vqcore.config
 from vqcore.config import slot
-from vqcore.protocols import Quantized
+from vqcore.protocols import Quantized, Quantizer
 from vqcore_quant.nested import average, broken, build_inner, each, token_states
 from vqcore_quant.usage import latent_metrics, validity
 
 
 class Product(nn.Module):
-    """A quantizer (see `vqcore.protocols.Quantizer`) of `groups` times the inner one's width.
+    """A quantizer (see `vqcore.protocols.Quantizer`); its width is `groups` times the width of the inner quantizer.
 
-    Its losses are the groups', averaged under their names.
+    Losses: the losses of the inner quantizers under the same names, averaged over groups.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class Product(nn.Module):
         """Settings of `quant/product`."""
 
         quantizer: vqcore.config.Config = slot("quantizer")
-        """The quantizer of a group; its width is the group's."""
+        """The quantizer of one group. Its width is the number of channels of a group."""
         groups: int
         """Number of groups."""
         shared: bool = False
-        """One quantizer serves all groups."""
+        """True: all groups share one quantizer. False: each group has its own quantizer."""
 
         def __post_init__(self) -> None:
             if self.groups < 1:
@@ -44,18 +44,18 @@ class Product(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.groups = build_inner(cfg.quantizer, 1 if cfg.shared else cfg.groups)
-        first: Any = self.groups[0]
-        self.dim: int = cfg.groups * first.dim
-        self.codebook_size: int = first.codebook_size
-        self.num_codebooks: int = cfg.groups * first.num_codebooks
+        first = cast(Quantizer, self.groups[0])
+        self.dim = cfg.groups * first.dim
+        self.codebook_size = first.codebook_size
+        self.num_codebooks = cfg.groups * first.num_codebooks
 
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
-        """Quantize every group. `mask`: True is valid."""
+        """Quantize every group. `mask` is True at valid positions."""
         valid = validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
-            # Added, not filled in, so that the gradient is not finite either.
+            # NaN is added and not filled in, so that the gradient is not finite either.
             spoilt = z.float() + torch.where(broken(z, valid), torch.nan, 0.0).unsqueeze(-1)
             latents = rearrange(spoilt, "b ... (g d) -> g b ... d", g=self.cfg.groups)
             found, values, codes = (self._at_once if self.cfg.shared else self._in_turn)(latents, valid)
@@ -68,13 +68,13 @@ class Product(nn.Module):
         return Quantized(z_q.to(z.dtype), codes, losses, metrics)
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """Look every group's codes up. Raises ValueError for one out of range."""
+        """Look up the codes of every group. Raises ValueError for a code that is out of range."""
         parts = codes.split(self.num_codebooks // self.cfg.groups, dim=-1)
-        groups: list[Any] = [self.groups[0 if self.cfg.shared else g] for g in range(self.cfg.groups)]
+        groups = [cast(Quantizer, self.groups[0 if self.cfg.shared else g]) for g in range(self.cfg.groups)]
         return torch.cat([group.decode(part) for group, part in zip(groups, parts, strict=True)], dim=-1)
 
     def token_state(self) -> dict[str, Tensor]:
-        """What decides the groups' codes."""
+        """The tensors that decide the codes of all groups."""
         return token_states(self.groups, "groups")
 
     def _in_turn(
@@ -87,7 +87,7 @@ class Product(nn.Module):
         self, latents: Float[Tensor, "g b *grid d"], valid: Bool[Tensor, "b *grid"]
     ) -> tuple[list[Quantized], Float[Tensor, "g b *grid d"], Int[Tensor, "g b *grid q"]]:
         groups = len(latents)
-        # Sample by sample, so that several processes' batches in a row are the rows of one process.
+        # The sample is the outer axis, so that concatenated batches of several processes are the batch of one process.
         rows, mask = rearrange(latents, "g b ... -> (b g) ..."), repeat(valid, "b ... -> (b g) ...", g=groups)
         out = self.groups[0](rows, mask)
         values, codes = (rearrange(x, "(b g) ... -> g b ...", g=groups) for x in (out.z_q, out.codes))

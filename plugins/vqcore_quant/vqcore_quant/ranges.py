@@ -1,18 +1,18 @@
-"""The ranges that settings of several quantizers have in common."""
+"""Range checks for the settings of several quantizers."""
 
 from collections.abc import Sequence
 from typing import Any
 
 LARGEST_CODEBOOK = 2**31
-"""So that every code fits into 32 bits."""
+"""Every code of a codebook of this size fits into 32 bits."""
 
 
 def check_ranges(
     cfg: Any, *, counts: Sequence[str] = (), factors: Sequence[str] = (), positive: Sequence[str] = ()
 ) -> None:
-    """Raise ValueError unless `counts` are at least 1, `factors` at least 0 and `positive` above 0.
+    """Raise ValueError if one of `counts` is below 1, one of `factors` is below 0, or one of `positive` is not above 0.
 
-    Also unless `codebook_size`, if `cfg` has one, is at most 2^31.
+    Also raise ValueError if `cfg` has a `codebook_size` above 2^31.
     """
     for name in counts:
         if getattr(cfg, name) < 1:

@@ -1,17 +1,17 @@
-"""Residual quantization: each level quantizes what the levels before it left over; the sum is the latent's value.
+"""Residual quantization: each level quantizes the residual of the levels before it; `z_q` is the sum over levels.
 
 Papers: "SoundStream: An End-to-End Neural Audio Codec", arXiv 2107.03312, section III.C (levels, quantizer dropout).
 Differs from the paper:
-* Any quantizer serves at the levels.
-* The gradient at the latents is the mean of the levels' gradients: with straight-through levels the identity. Added
-  up it would grow with the depth.
-* Dropout takes a share of the samples; the paper takes all (`dropout: 1`).
-* A shared codebook learns once a step, from what all levels saw; learning level after level it would be another one
-  at each.
+* A level may use any quantizer.
+* The gradient at the latents is the mean of the gradients of the levels (with straight-through levels the identity),
+  because the sum would grow with the depth.
+* Dropout applies to a share of the samples; in the paper it applies to all samples (`dropout: 1`).
+* A shared codebook is updated once per step, from the residuals of all levels. With one update per level, the levels of
+  the same step would use different codebooks.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import torch
 from einops import rearrange
@@ -20,17 +20,19 @@ from torch import Tensor, nn
 
 import vqcore.config
 from vqcore.config import slot
-from vqcore.protocols import Quantized
+from vqcore.protocols import Quantized, Quantizer
 from vqcore_quant.gradients import straight_through
 from vqcore_quant.nested import average, broken, build_inner, each, token_states
 from vqcore_quant.usage import latent_metrics, validity
 
 
 class Residual(nn.Module):
-    """A quantizer (see `vqcore.protocols.Quantizer`) made of `depth` others; codes of a level stand side by side.
+    """A quantizer (see `vqcore.protocols.Quantizer`) with `depth` levels.
 
-    Its losses are the levels', added up under their names. The first codes alone decode too, to a coarser value.
-    In training with dropout, codes of levels that a sample does without are in range and mean nothing.
+    The last axis of the codes holds the codes of level after level.
+    Losses: the losses of the inner quantizers under the same names, summed over levels. The codes of the first levels
+    can be decoded alone, to a coarser value. In training with dropout, the codes of levels that a sample does not use
+    are in range but have no meaning.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -38,13 +40,13 @@ class Residual(nn.Module):
         """Settings of `quant/residual`."""
 
         quantizer: vqcore.config.Config = slot("quantizer")
-        """The quantizer of a level."""
+        """The quantizer of one level."""
         depth: int
         """Number of levels."""
         shared: bool = False
-        """One quantizer serves at all levels."""
+        """True: all levels share one quantizer. False: each level has its own quantizer."""
         dropout: float = 0.0
-        """Share of training samples that use only the first levels, 1 to depth with equal chances."""
+        """Share of training samples that use only the first n levels; n is 1 to depth with equal probability."""
 
         training_only: ClassVar[tuple[str, ...]] = ("dropout",)
 
@@ -58,15 +60,15 @@ class Residual(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.levels = build_inner(cfg.quantizer, 1 if cfg.shared else cfg.depth)
-        first: Any = self.levels[0]
-        self.dim: int = first.dim
-        self.codebook_size: int = first.codebook_size
-        self.num_codebooks: int = cfg.depth * first.num_codebooks
+        first = cast(Quantizer, self.levels[0])
+        self.dim = first.dim
+        self.codebook_size = first.codebook_size
+        self.num_codebooks = cfg.depth * first.num_codebooks
 
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
-        """Quantize level by level. `mask`: True is valid."""
+        """Quantize level by level. `mask` is True at valid positions."""
         valid = validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
             latents, on = z.float(), self._on(z)
@@ -83,26 +85,26 @@ class Residual(nn.Module):
         return Quantized(z_q.to(z.dtype), codes, found.losses, metrics)
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """Add up what codes of the first levels, or of all, stand for. Raises ValueError for one out of range."""
+        """Sum the values of the codes of all or of the first levels. Raises ValueError for a code out of range."""
         width = self.num_codebooks // self.cfg.depth
         count, rest = divmod(codes.shape[-1], width)
         if rest or not 1 <= count <= self.cfg.depth:
             raise ValueError(
-                f"{codes.shape[-1]} codes a position; a level has {width} and there are {self.cfg.depth} levels"
+                f"{codes.shape[-1]} codes per position; a level has {width}, and there are {self.cfg.depth} levels"
             )
         parts = codes.split(width, dim=-1)
         return torch.stack([self._level(i).decode(part) for i, part in enumerate(parts)]).cumsum(0)[-1]
 
     def token_state(self) -> dict[str, Tensor]:
-        """What decides the levels' codes."""
+        """The tensors that decide the codes of all levels."""
         return token_states(self.levels, "levels")
 
-    def _level(self, i: int) -> Any:
-        return self.levels[0 if self.cfg.shared else i]
+    def _level(self, i: int) -> Quantizer:
+        return cast(Quantizer, self.levels[0 if self.cfg.shared else i])
 
     def _on(self, z: Float[Tensor, "b *grid d"]) -> Bool[Tensor, "l b *ones"]:
-        """Which levels each sample uses; all but b and l are axes of length 1."""
-        depth, samples = self.cfg.depth, z.shape[0]  # len() would fix the batch in an exported program
+        """True for the levels that each sample uses; all axes except l and b have length 1."""
+        depth, samples = self.cfg.depth, z.shape[0]  # len() would fix the batch size of an exported program
         count = torch.full((samples,), depth, device=z.device)
         if self.training and self.cfg.dropout:
             few = torch.randint(1, depth + 1, (samples,), device=z.device)
@@ -132,14 +134,14 @@ class Residual(nn.Module):
         on: Bool[Tensor, "l b *ones"],
         used: Bool[Tensor, "l b *grid"],
     ) -> "_Levels":
-        """Learn from all levels together: what they leave over is found first, with the codebook as it is."""
+        """Train the shared quantizer once, on the residuals of all levels as the current codes leave them."""
         with torch.no_grad():
             self.levels.eval()
             values = self._in_turn(latents.detach(), on, used).values
             self.levels.train()
         lefts = latents - (values.cumsum(0) - values)
         depth = self.cfg.depth
-        # Sample by sample, so that several processes' batches in a row are the rows of one process.
+        # The sample is the outer axis, so that concatenated batches of several processes are the batch of one process.
         out = self.levels[0](
             rearrange(lefts, "l b ... -> (b l) ..."), rearrange(used, "l b ... -> (b l) ...")
         )
@@ -151,7 +153,7 @@ class Residual(nn.Module):
 
 @dataclass(frozen=True)
 class _Levels:
-    """What the levels say: values and codes level by level, losses added up, metrics averaged."""
+    """Results of all levels: values and codes of each level, the sum of their losses, the mean of their metrics."""
 
     values: Float[Tensor, "l b *grid d"]
     codes: Int[Tensor, "l b *grid q"]

@@ -1,8 +1,9 @@
-"""Codes that are taken from latents: all of them at the start, later those that died.
+"""Codes that are made from latents: the first codes of a codebook, and replacements of dead codes.
 
-k-means: `kmeans.py`. Splitting: Linde, Buzo and Gray, "An algorithm for vector quantizer design" (1980).
-Both are operators that `torch.compile` does not look into, since what they do depends on values, and both are pure:
-they return the new codes. All processes must call, and get the same.
+k-means: see `kmeans.py`. Splitting: Linde, Buzo and Gray, "An algorithm for vector quantizer design" (1980).
+`first_codes` and `revived` are custom operators, which `torch.compile` does not trace, because they branch on the
+values of tensors. Both are pure functions: they return the new codes. All processes must call them; all processes
+get the same codes.
 """
 
 import logging
@@ -20,7 +21,7 @@ from vqcore_quant.operators import operator
 log = logging.getLogger(__name__)
 
 _SPLIT_NOISE = 5e-6
-"""Relative distance of a split code from its source: just above fp32 resolution, so both win latents."""
+"""Relative distance of a split code from its source: just above fp32 resolution, so that both get latents."""
 
 
 @torch.no_grad()
@@ -35,10 +36,11 @@ def first_codes(
     cosine: bool,
     chunk_mib: float,
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"], Float[Tensor, "1"]]:
-    """Codes, sizes and 1 from k-means over all processes' valid rows; all three as they were if `initted` is 1.
+    """Return codes, cluster sizes and `initted` = 1 from k-means over the valid rows of all processes.
 
-    Nothing changes either if there is no valid row, or one that is not finite. With fewer rows than codes some
-    codes start as copies without latents, so that they count as dead; a warning says so.
+    All three are returned unchanged if `initted` is already 1, if there is no valid row, or if a valid row is not
+    finite. With fewer rows than codes some codes start as copies without latents, so that they count as dead; then a
+    warning is logged.
     """
     return _first_codes_op(rows, mask, embed, cluster_size, initted, iters, cosine, chunk_mib)
 
@@ -54,7 +56,7 @@ def revived(
     policy: str,
     cosine: bool,
 ) -> Float[Tensor, "k d"]:
-    """The codes with the dead ones replaced: by valid rows (`batch_random`) or near copies of much used codes."""
+    """The codes, with dead codes replaced by valid rows (`batch_random`) or by near copies of frequently used codes."""
     return _revived_op(embed, cluster_size, dead, rows, mask, policy, cosine)
 
 
@@ -76,8 +78,8 @@ def _first_codes(
         return embed.clone(), cluster_size.clone(), initted.clone()
     if held < k and dist.is_main():
         log.warning(
-            "k-means starts %d codes from %d latents: %d of them are copies at first; "
-            "a larger first batch or a smaller codebook avoids that",
+            "k-means initialises %d codes from only %d latents: %d codes start as copies. "
+            "Use a larger first batch or a smaller codebook.",
             k,
             held,
             k - held,
@@ -117,7 +119,7 @@ _revived_op = operator("revived", _revived, fake=lambda embed, *_: torch.empty_l
 def _split(
     embed: Float[Tensor, "k d"], cluster_size: Float[Tensor, " k"], count: int, generator: torch.Generator
 ) -> Float[Tensor, "{count} d"]:
-    """Near copies of the most used codes, in turn; of living ones only, unless none lives."""
+    """Near copies of the most frequently used codes, in turn; sources are codes that are not dead, if there are any."""
     order = cluster_size.argsort(descending=True, stable=True)[: max(1, len(embed) - count)]
     source = embed[order[torch.arange(count, device=order.device) % len(order)]]
     noise = torch.randn(source.shape, generator=generator).to(source.device)

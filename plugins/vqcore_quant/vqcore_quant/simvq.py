@@ -1,7 +1,7 @@
-"""SimVQ: the codebook is a frozen random table times one learned matrix, so every code moves at every step.
+"""SimVQ: the codebook is a frozen random matrix times one trained matrix, so every code moves at every step.
 
 Paper: "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer", arXiv 2411.02038.
-Differs from the paper: nothing.
+Differs from the paper: in nothing.
 """
 
 from dataclasses import dataclass
@@ -39,11 +39,11 @@ class SimVQ(nn.Module):
         latent_dim: int = 32
         """Width of a latent and of a code."""
         commitment_weight: float = 0.25
-        """Factor on `simvq/commit`, which draws latents to their codes."""
+        """Weight of `simvq/commit`, which pulls latents to their codes."""
         codebook_weight: float = 1.0
-        """Factor on `simvq/codebook`, the same distance, which draws the codes to the latents."""
+        """Weight of `simvq/codebook`, the same distance, which pulls the codes to the latents."""
         chunk_mib: float = 8.0
-        """Extra memory for distances, in MiB; more does not change a code."""
+        """Extra memory for distances, in MiB. This value does not change any code."""
 
         training_only: ClassVar[tuple[str, ...]] = ("commitment_weight", "codebook_weight", "chunk_mib")
 
@@ -68,7 +68,7 @@ class SimVQ(nn.Module):
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
-        """Give every latent its nearest code. `mask` (True: valid) matters to losses and metrics."""
+        """Give every latent its nearest code. `mask` (True: valid) affects losses and metrics only."""
         cfg, valid = self.cfg, validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
             latents = z.float()
@@ -86,7 +86,7 @@ class SimVQ(nn.Module):
         return Quantized(z_q.to(z.dtype), codes, losses, metrics)
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """Look the codes up. Raises ValueError for one out of range."""
+        """Look up the codes. Raises ValueError for a code that is out of range."""
         check_range(codes, self.codebook_size)
         with torch.autocast(codes.device.type, enabled=False):
             return self._look_up(codes)

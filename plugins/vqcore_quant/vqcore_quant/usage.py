@@ -1,6 +1,7 @@
-"""What a quantizer of any codebook size reports of a step: how evenly codes are used, how far latents lie from them.
+"""Metrics of one step of any quantizer: how evenly codes are used, and the distance of latents to their codes.
 
-Shapes depend on no value, so nothing here breaks a graph under torch.compile; memory is that of the codes.
+No shape depends on a tensor's values, so there are no graph breaks under torch.compile. Memory grows with the number
+of codes in the batch, and not with the codebook size.
 """
 
 import math
@@ -24,9 +25,10 @@ def step_metrics(
     *,
     training: bool,
 ) -> dict[str, Float[Tensor, ""]]:
-    """All that a quantizer without a state of its own can say of a step; `compared` is what latents `z` became.
+    """All metrics of one step that need no state. `compared` are the latents `z` after the quantizer's own transform.
 
-    In training of all processes together but for `codes/distance` and `latents/rms`; every process must call.
+    In training the metrics cover all processes, except `codes/distance` and `latents/rms`, which cover this process.
+    Every process must call this function.
     """
     metrics = code_metrics(codes, valid, codebook_size, training=training)
     metrics |= latent_metrics(z, compared, z_q, valid)
@@ -38,7 +40,7 @@ def code_metrics(
 ) -> dict[str, Float[Tensor, ""]]:
     """Compute perplexity, usage (share) and entropy (bits) of the valid codes, each a mean over codebooks.
 
-    In training of the codes of all processes together; every process must call.
+    In training the codes of all processes count together; every process must call this function.
     """
     rows = torch.where(valid.unsqueeze(-1), codes, -1)
     columns = rearrange(_of_all_processes(rows) if training else rows, "b ... q -> q (b ...)")
@@ -46,7 +48,7 @@ def code_metrics(
 
 
 def occurrences(codes: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Count each distinct code, in ascending order, then zeros; codes below 0 count as none."""
+    """Counts of the distinct codes in ascending order, followed by zeros. Codes below 0 are not counted."""
     ordered = codes.sort().values
     group = (torch.diff(ordered, prepend=ordered.new_full((1,), -2)) != 0).cumsum(0) - 1
     return torch.zeros_like(ordered, dtype=torch.float32).index_add_(0, group, (ordered >= 0).float())
@@ -58,9 +60,9 @@ def latent_metrics(
     z_q: Float[Tensor, "b *grid d"],
     valid: Bool[Tensor, "b *grid"],
 ) -> dict[str, Float[Tensor, ""]]:
-    """Compute the root mean square of valid latents, and the mean squared distance of what they became to their codes.
+    """Compute the root mean square of valid latents `z`, and the mean squared distance of `compared` to `z_q`.
 
-    The first is not finite if a valid latent is not.
+    The root mean square is not finite if a valid latent is not finite.
     """
     return {
         "latents/rms": valid_mean(z.detach().float().square(), valid).sqrt(),
@@ -69,39 +71,40 @@ def latent_metrics(
 
 
 def entropies_in_bits(token: Float[Tensor, ""], codebook: Float[Tensor, ""]) -> dict[str, Float[Tensor, ""]]:
-    """Name the entropy of a token's assignment and that of the mean assignment, given in nats."""
+    """Metrics in bits, from nats: the entropy of one token's assignment, and the entropy of the mean assignment."""
     bits = torch.stack([token, codebook]).detach() / math.log(2)
     return {"entropy/token": bits[0], "entropy/codebook": bits[1]}
 
 
 def validity(z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None) -> Bool[Tensor, "b *grid"]:
-    """`mask`, or True everywhere."""
+    """`mask`, or True at every position if `mask` is None."""
     return torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device) if mask is None else mask
 
 
 def only(x: Float[Tensor, "b *grid d"], valid: Bool[Tensor, "b *grid"]) -> Float[Tensor, "b *grid d"]:
-    """`x` with 0 at positions that are not valid, so that nothing there reaches a loss or a gradient."""
+    """`x` with 0 at invalid positions, so that invalid positions reach no loss and no gradient."""
     return torch.where(valid.unsqueeze(-1), x, 0.0)
 
 
 def valid_mean(x: Float[Tensor, "b *grid d"], valid: Bool[Tensor, "b *grid"]) -> Float[Tensor, ""]:
-    """Mean over valid positions and channels; 0 if there are none."""
+    """Mean over valid positions and channels; 0 if there are no valid positions."""
     return only(x, valid).sum() / (valid.sum() * x.shape[-1]).clamp(min=1)
 
 
 def distance(
     x: Float[Tensor, "b *grid d"], y: Float[Tensor, "b *grid d"], valid: Bool[Tensor, "b *grid"]
 ) -> Float[Tensor, ""]:
-    """Mean squared difference over valid positions and channels; 0 if there are none."""
+    """Mean squared difference over valid positions and channels; 0 if there are no valid positions."""
     return valid_mean((only(x, valid) - only(y, valid)).square(), valid)
 
 
 def mean_of_all(
     total: Float[Tensor, "*shape"], count: Float[Tensor, ""], *, training: bool
 ) -> Float[Tensor, "*shape"]:
-    """`total / count` summed over all processes in training; the average of their gradients is its gradient.
+    """In training: the sum of `total` over all processes divided by the sum of `count` over all processes.
 
-    (Averaging gradients is what DDP does.) In evaluation this process's own. Every process must call.
+    The gradients are scaled so that their average over the processes (DDP averages gradients) is the gradient of this
+    quotient. In evaluation: `total / count` of this process. Every process must call this function.
     """
     world = dist.world_size() if training else 1
     if world == 1:

@@ -1,17 +1,20 @@
-"""Vector quantization, cosine or Euclidean; the codes follow the means of the latents (EMA) or learn by gradient.
+"""Vector quantization, cosine or Euclidean; codes follow the means of the latents (EMA) or are trained by gradient.
 
 Paper: "Neural Discrete Representation Learning", arXiv 1711.00937, equation 3 and appendix A.1.
-Cosine search, code space of few dimensions: "Vector-quantized Image Modeling with Improved VQGAN", arXiv
+Cosine search and codes of low dimension: "Vector-quantized Image Modeling with Improved VQGAN", arXiv
 2110.04627, section 3.2. Orthogonal codes: "Translation-equivariant Image Quantizer", arXiv 2112.00384.
-Entropies, rotation, k-means, revival: see `entropy.py`, `gradients.py`, `seeding.py`.
+The papers for entropies, rotation, k-means and the replacement of dead codes: see `entropy.py`, `gradients.py` and
+`seeding.py`.
 Differs from the papers:
-* Cosine compares directions but returns the stored row, whose length drifts a little below 1 (EMA) or is learned.
-  An EMA code moves towards the direction of its latents' mean; without latents it moves back to length 1.
-* A Euclidean code without latents stays where it is. The quotient of its averages is the same place, except
-  for a code that was never used: there it is arbitrarily far away.
-* Dead codes are replaced. The new code's cluster size is twice the threshold: without latents it is dead
-  again after about log 2 / (1 - decay) steps, not at the next, and few latents suffice to move a Euclidean
-  code. Its average of sums agrees with its value, so it does not jump back.
+* With cosine, the search compares directions, but the output is the stored row. The length of a stored row drifts to a
+  little below 1 (EMA) or is trained. An EMA code moves towards the direction of the mean of its latents. A code without
+  latents in a step moves back towards length 1.
+* A Euclidean code without latents in a step keeps its value. The quotient of its two moving averages is the same value,
+  except for a code that was never used: for this code the quotient can be arbitrarily far away.
+* Dead codes are replaced. The cluster size of a new code is set to twice the threshold. Therefore a new code without
+  latents is dead again after about log 2 / (1 - decay) steps and not already at the next step, and a few latents are
+  enough to move a new Euclidean code. The moving average of its sums is set to match its value, so that the new code
+  does not jump back.
 """
 
 import math
@@ -37,13 +40,16 @@ from vqcore_quant.usage import distance, entropies_in_bits, valid_mean, validity
 class VQ(nn.Module):
     """A quantizer (see `vqcore.protocols.Quantizer`) with a codebook that learns in training mode.
 
-    It learns from the latents of all processes. State: `embed` (the codes: a parameter if gradients move them, else
-    a buffer), `cluster_size` (EMA of latents per code and step), `embed_avg` (Euclidean EMA: that of the sums of
-    latents), `initted` (0 while k-means has still to run; until then, and so in evaluation before the first
-    training step, random codes serve), `project_in` and `project_out` if codes are not as wide as latents.
-    Separate codebooks have an axis of their own in front.
-    A step without any valid latent, or with one that is not finite on any process, changes no state; the latter
-    shows in `codes/nonfinite` and in losses that are not finite.
+    The codebook learns from the latents of all processes. State:
+    * `embed`: the codes; a parameter if the codes are trained by gradient, else a buffer.
+    * `cluster_size`: EMA of the number of latents per code and step.
+    * `embed_avg` (Euclidean EMA only): EMA of the sum of latents per code.
+    * `initted`: 0 until k-means has run, then 1. While `initted` is 0, for example in an evaluation before the first
+      training step, the codes are random.
+    * `project_in` and `project_out`: projections, if the width of a code differs from the width of a latent.
+    Separate codebooks add a first axis to `embed`, `cluster_size` and `embed_avg`.
+    A training step changes no state if it has no valid latent, or if a valid latent on any process is not finite. The
+    metric `codes/nonfinite` counts latents that are not finite, and the losses of such a step are not finite.
     """
 
     embed: Tensor
@@ -56,29 +62,29 @@ class VQ(nn.Module):
         """Settings of `quant/vq`."""
 
         latent_dim: int = 32
-        """Width of a latent, as encoder and decoder see it."""
+        """Width of a latent, at the encoder and at the decoder."""
         num_codebooks: int = 1
-        """Codes per position: each codebook quantizes its own share of the latent's channels."""
+        """Number of codes per position. Each codebook quantizes its own part of the latent's channels."""
         shared_codebook: bool = True
-        """Several codebooks are one and the same; false: each has codes of its own."""
+        """True: all codebooks share the same codes. False: each codebook has its own codes."""
         code_dim: int | None = None
-        """Width of a code; latents are projected to num_codebooks x code_dim and back. Null: they are split."""
+        """Width of a code; latents are projected to num_codebooks x code_dim and back. Null: latents are split."""
         norm_latents: bool = False
-        """Scale latents to length 1 first: changes gradient and `vq/commit`; codes only if Euclidean."""
+        """Scale latents to length 1 first: changes the gradient and `vq/commit`, and the codes if Euclidean."""
         commitment_weight: float = 1.0
-        """Factor on `vq/commit`, the mean squared distance of latents to their codes (0.25 in the paper)."""
+        """Weight of `vq/commit`, the mean squared distance of latents to their codes (0.25 in the paper)."""
         gradient: Literal["straight-through", "rotation"] = "straight-through"
-        """How the decoder's gradient reaches the latents: unchanged, or turned as the code is to its latent."""
+        """The decoder's gradient reaches a latent unchanged, or rotated and scaled as from latent to code."""
         temperature: float = 0.0
-        """In training, draw codes by the softmax of score / temperature instead of the nearest; 0: nearest."""
+        """0: take the nearest code. Above 0: in training, sample the code from the softmax of score / temperature."""
         orthogonal_weight: float = 0.0
-        """Factor on `vq/orthogonal`, the mean squared cosine of two codes; above 0 gradients move the codes."""
+        """Weight of `vq/orthogonal`, the mean squared cosine of two codes. Above 0: gradients train the codes."""
         entropy_weight: float = 0.0
-        """Factor on `vq/entropy`: a latent's entropy over codes minus entropy_gamma times that of the batch."""
+        """Weight of `vq/entropy`: a latent's entropy over codes minus entropy_gamma times the batch's entropy."""
         entropy_gamma: float = 1.0
-        """How much an even use of all codes counts beside latents that are sure of theirs."""
+        """Weight of the batch's entropy (even use of codes) relative to a latent's entropy (certain choice)."""
         entropy_temperature: float = 0.01
-        """Temperature of these entropies' softmax over scores (cosine, or minus squared distance)."""
+        """Temperature of the softmax in `vq/entropy`; its scores are cosines or minus squared distances."""
 
         training_only: ClassVar[tuple[str, ...]] = (
             *CodebookConfig.training_only,
@@ -103,8 +109,8 @@ class VQ(nn.Module):
             )
             if self.code_dim is None and self.latent_dim % self.num_codebooks:
                 raise ValueError(
-                    f"latent_dim={self.latent_dim} does not divide into num_codebooks={self.num_codebooks} equal "
-                    "parts; change one of them or set code_dim"
+                    f"latent_dim={self.latent_dim} is not divisible by num_codebooks={self.num_codebooks}; "
+                    "change one of the two, or set code_dim"
                 )
 
     def __init__(self, cfg: Config):
@@ -113,7 +119,7 @@ class VQ(nn.Module):
         self.dim, self.codebook_size = cfg.latent_dim, cfg.codebook_size
         self.num_codebooks = cfg.num_codebooks
         sets = 1 if cfg.shared_codebook else cfg.num_codebooks
-        self._layout = {"s": sets, "h": cfg.num_codebooks // sets}  # h codebooks are one set of codes
+        self._layout = {"s": sets, "h": cfg.num_codebooks // sets}  # each of s sets serves h codebooks
         width = cfg.code_dim or cfg.latent_dim // cfg.num_codebooks
         inner = width * cfg.num_codebooks
         same = inner == cfg.latent_dim
@@ -134,13 +140,13 @@ class VQ(nn.Module):
 
     @property
     def bits_per_token(self) -> float:
-        """Bits that name the codes at one position."""
+        """Number of bits of all codes at one position."""
         return self.num_codebooks * math.log2(self.codebook_size)
 
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
-        """Give every latent its nearest code; in training, let the codebook follow. `mask`: True is valid."""
+        """Give every latent its nearest code; in training, update the codebook. `mask` is True at valid positions."""
         with torch.autocast(z.device.type, enabled=False):
             learns, valid = self.training and not self.cfg.freeze, validity(z, mask)
             nonfinite = count_nonfinite(z.detach(), valid, everywhere=learns)
@@ -159,20 +165,20 @@ class VQ(nn.Module):
         return Quantized(z_q.to(z.dtype), codes, losses, metrics)
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """Look the codes up. Raises ValueError for one out of range."""
+        """Look up the codes. Raises ValueError for a code that is out of range."""
         check_range(codes, self.codebook_size)
         with torch.autocast(codes.device.type, enabled=False):
             return self.project_out(self._look_up(codes).detach().flatten(-2))
 
     def token_state(self) -> dict[str, Tensor]:
-        """The codebook and the projections; the statistics decide no code."""
+        """The codebook and the projections. The EMA statistics are left out: they do not decide codes."""
         state = self.state_dict()
         return {name: state[name] for name in state if name == "embed" or name.startswith("project_")}
 
     def _latents(
         self, z: Float[Tensor, "b *grid d"], valid: Bool[Tensor, "b *grid"]
     ) -> Float[Tensor, "b *grid q c"]:
-        # What is not finite behind the mask would make the gradients of both projections so too.
+        # Invalid positions may hold NaN or infinity, which would make the gradients of both projections not finite.
         z = torch.where(z.isfinite() | valid.unsqueeze(-1), z, 0)
         latents = rearrange(self.project_in(z), "... (q c) -> ... q c", q=self.num_codebooks)
         return F.normalize(latents, dim=-1) if self.cfg.norm_latents else latents
@@ -181,7 +187,7 @@ class VQ(nn.Module):
         return rearrange(latents, "b ... (s h) c -> s (b ... h) c", **self._layout)
 
     def _sets(self) -> list[Codes]:
-        """The state, set by set."""
+        """The state as one `Codes` for each set of codes."""
         embed, size, average = self.embed.detach(), self.cluster_size, self.embed_avg
         if self._layout["s"] == 1:
             return [Codes(self.cfg, embed, size, average)]
@@ -223,11 +229,11 @@ class VQ(nn.Module):
         valid: Bool[Tensor, "b *grid"],
         metrics: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """What pulls latents to their codes and, if they are learned, codes to their latents."""
+        """Losses that pull latents to their codes and, if the codes are trained, codes to their latents."""
         apart = distance(latents, chosen.detach(), valid)
         metrics["codes/distance"] = apart.detach()
         weight = self.cfg.commitment_weight
-        # Inductor (torch 2.14) drops a factor of 1 and then fails backward, as loss and metric share memory.
+        # Inductor (torch 2.14) removes a factor of 1; loss and metric then share memory, and the backward pass fails.
         losses = {"vq/commit": apart if weight == 1 else weight * apart}
         if self.cfg.codebook == "learned":
             losses["vq/codebook"] = distance(latents.detach(), chosen, valid)
@@ -236,7 +242,7 @@ class VQ(nn.Module):
     def _penalties(
         self, rows: Float[Tensor, "s n c"], valid: Bool[Tensor, "s n"], metrics: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """What keeps codes apart and evenly used, of the codes as they are after the step."""
+        """Losses that keep codes apart and evenly used, computed with the codes as they are after the step."""
         cfg = self.cfg
         losses: dict[str, Tensor] = {}
         if not (cfg.orthogonal_weight or cfg.entropy_weight):
@@ -254,13 +260,13 @@ class VQ(nn.Module):
     def _entropies(
         self, rows: Float[Tensor, "s n c"], embed: Float[Tensor, "s k c"], valid: Bool[Tensor, "s n"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Of a latent's softmax over codes, and of the mean softmax; means over sets, in nats."""
+        """Entropy of a latent's softmax over codes, and entropy of the mean softmax, in nats; means over the sets."""
         each = []
         for queries, keys, mask in zip(rows, embed, valid, strict=True):
             if self.cfg.normalize:
                 queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
                 bias = torch.zeros_like(keys[:, 0])
-            else:  # around the mean code the squares are small, so that their rounding does not decide
+            else:  # relative to the mean code the squares are small, so that rounding errors do not change the result
                 centre = keys.detach().mean(0)
                 queries, keys = 2 * (queries - centre), keys - centre
                 bias = -keys.square().sum(-1) / self.cfg.entropy_temperature
@@ -278,7 +284,7 @@ class VQ(nn.Module):
         valid: Bool[Tensor, "s n"],
         sound: Bool[Tensor, ""] | None,
     ) -> dict[str, Tensor]:
-        """Let the codes follow, unless `sound` is None; report how they are used and which are dead."""
+        """Update the codes, unless `sound` is None. Return the metrics of codes in use and of dead codes."""
         chosen = rearrange(codes, "b ... (s h) -> s (b ... h)", **self._layout)
         counts, dead = [], []
         for own, x, j, ok in zip(self._sets(), rows, chosen, valid, strict=True):
@@ -295,9 +301,9 @@ class VQ(nn.Module):
 
 
 def _mean_square_cosine(embed: Float[Tensor, "s k c"]) -> Float[Tensor, ""]:
-    """Mean of (cosine - [i = j])^2 over all pairs i, j of a set.
+    """Mean of (cosine - [i = j])^2 over all pairs of codes i, j in a set.
 
-    |C C' - I|^2 = |C' C|^2 - 2 |C|^2 + k for the matrix C of directions: c x c numbers instead of k x k.
+    C is the matrix of directions. |C C' - I|^2 = |C' C|^2 - 2 |C|^2 + k needs c x c numbers instead of k x k.
     """
     directions, k = F.normalize(embed, dim=-1), embed.shape[1]
     gram = torch.einsum("skc,skd->scd", directions, directions)

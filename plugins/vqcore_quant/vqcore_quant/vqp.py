@@ -1,9 +1,9 @@
-"""Methods of `vector-quantize-pytorch` behind the contract of this project's quantizers. An optional dependency.
+"""Methods of the package `vector-quantize-pytorch` (optional dependency) with the protocol of a vqcore quantizer.
 
-https://github.com/lucidrains/vector-quantize-pytorch, which names the paper of each method and option.
-Differs from the library: masked latents take part in no statistic and no loss, nor does a step with a latent that is
-not finite; the loss is 0 in evaluation. Left out is what is no quantizer between encoder and decoder:
-`RandomProjectionQuantizer` (it has no way back), `EvoLFQ`, `BinaryMapper`.
+https://github.com/lucidrains/vector-quantize-pytorch lists the paper of each method and option.
+Differs from the library: invalid positions count in no statistic and no loss; a step with a latent that is not finite
+does not train; the loss is 0 in evaluation. Classes of the library that are not quantizers between an encoder and a
+decoder are left out: `RandomProjectionQuantizer` (it has no decoding), `EvoLFQ`, `BinaryMapper`.
 """
 
 import importlib
@@ -50,13 +50,14 @@ _CLASSES: dict[str, str] = {
 _OF_LEVELS = ("residual-fsq", "latent", "fsp")
 _OF_ONE_CODE = ("latent", "fsp")
 _OF_CODES = ("_codebook.embed", "code_transform.weight")
-"""How the library's names of parameters end that its codes are made of."""
+"""Endings of the names of the library's parameters that hold codes."""
 
 
 class VQP(nn.Module):
-    """A quantizer (see `vqcore.protocols.Quantizer`) around a module of the library, `inner` in the state dict.
+    """A quantizer (see `vqcore.protocols.Quantizer`) that wraps a module of the library, `inner` in the state dict.
 
-    Its one loss is `vqp/loss`. Build it after the process group: the library looks at it when it is built.
+    The only loss is `vqp/loss`. Build the quantizer after the process group exists: the library reads the process group
+    when its module is built.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -64,17 +65,17 @@ class VQP(nn.Module):
         """Settings of `quant/vqp`."""
 
         method: Method
-        """Which of the library's quantizers."""
+        """The quantizer of the library."""
         latent_dim: int
         """Width of a latent."""
         codebook_size: int | None = None
-        """Number of codes; for the methods that have no levels."""
+        """Number of codes; for all methods except residual-fsq, latent and fsp."""
         levels: tuple[int, ...] | None = None
-        """Levels of each channel; for residual-fsq, latent and fsp."""
+        """Number of levels of each channel; only for residual-fsq, latent and fsp."""
         num_codebooks: int = 1
-        """Codes at every position: heads of vq, levels of a residual method (times groups)."""
+        """Number of codes per position: heads of vq, or levels of a residual method (times groups)."""
         options: dict[str, Option] = field(default_factory=dict)
-        """Further arguments of the library's class, by its names."""
+        """Further arguments of the library's class, with the library's names."""
 
         def __post_init__(self) -> None:
             check_ranges(self, counts=("latent_dim", "num_codebooks"))
@@ -82,9 +83,9 @@ class VQP(nn.Module):
                 ("levels", "codebook_size") if self.method in _OF_LEVELS else ("codebook_size", "levels")
             )
             if getattr(self, wanted) is None or getattr(self, other) is not None:
-                raise ValueError(f"method={self.method} wants {wanted} and no {other}")
+                raise ValueError(f"method={self.method} needs {wanted} and takes no {other}")
             if self.method in _OF_ONE_CODE and self.num_codebooks != 1:
-                raise ValueError(f"num_codebooks={self.num_codebooks}: method={self.method} has 1")
+                raise ValueError(f"num_codebooks={self.num_codebooks}: method={self.method} allows only 1")
             if self.codebook_size is not None and self.codebook_size < 2:
                 raise ValueError(f"codebook_size={self.codebook_size} is below 2")
 
@@ -99,7 +100,7 @@ class VQP(nn.Module):
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
-        """Quantize. `mask`: True is valid."""
+        """Quantize. `mask` is True at valid positions."""
         valid = validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
             latents = z.float()
@@ -108,26 +109,26 @@ class VQP(nn.Module):
                 z_q, codes, loss = self._learn(rows, counted)
             else:
                 z_q, codes = self._evaluate(rows)
-                loss = (0 * rows[counted]).sum()  # not finite if a latent is not
+                loss = (0 * rows[counted]).sum()  # 0, or not finite if a latent is not finite
             z_q, codes = z_q.reshape(z.shape), codes.reshape(*z.shape[:-1], -1)
             metrics = step_metrics(z, latents, z_q, codes, valid, self.codebook_size, training=self.training)
         return Quantized(z_q.to(z.dtype), codes, {"vqp/loss": loss}, metrics)
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """Look the codes up. Raises ValueError for one out of range."""
+        """Look up the codes. Raises ValueError for a code that is out of range."""
         check_range(codes, self.codebook_size)
         with torch.autocast(codes.device.type, enabled=False):
             return self._decode(codes.flatten(0, -2)).reshape(*codes.shape[:-1], self.dim)
 
     def _usable(self, rows: Float[Tensor, "n d"]) -> bool:
-        """Has every process something to learn from, and is all of it finite? The library's collectives want all."""
+        """True if every process has rows and all rows are finite. The library's collectives need all processes."""
         problems = torch.tensor([float(len(rows) == 0), float(not rows.isfinite().all())], device=rows.device)
         return not bool(dist.sum_(problems).any())
 
     def _learn(
         self, rows: Float[Tensor, "n d"], counted: Bool[Tensor, " n"]
     ) -> tuple[Float[Tensor, "n d"], Int[Tensor, "n q"], Float[Tensor, ""]]:
-        """Train on the rows that count, and look the others up."""
+        """Train on the rows that count; quantize the other rows in evaluation mode."""
         z_q, codes = self._evaluate(rows)
         learned, chosen, loss = self._ask(rows[counted])
         z_q = z_q.index_put((counted,), learned)
@@ -151,7 +152,7 @@ class VQP(nn.Module):
         if self.cfg.method == "grouped-residual-vq":
             codes = rearrange(codes, "g 1 n q -> n (g q)")
         loss = rest[0].sum() if rest else rows.new_zeros(())
-        # A level that was dropped out has the code -1.
+        # The library marks a dropped level with the code -1.
         return z_q, codes.reshape(len(rows), -1).long().clamp(min=0).contiguous(), loss
 
     def _decode(self, codes: Int[Tensor, "n q"]) -> Float[Tensor, "n d"]:
@@ -180,17 +181,21 @@ def _build(cfg: VQP.Config) -> nn.Module:
     known = _arguments(library, cls)
     for name in cfg.options:
         if name in arguments and name != "groups":
-            raise ValueError(f"options.{name}: it follows from the settings of quant/vqp")
+            raise ValueError(
+                f"options.{name}: the other settings of quant/vqp already give this argument; remove the option"
+            )
         if name not in known:
-            raise ValueError(f"options.{name} is no argument of {cls.__name__}.{did_you_mean(name, known)}")
+            raise ValueError(
+                f"options.{name} is not an argument of {cls.__name__}.{did_you_mean(name, known)}"
+            )
     try:
         return cls(**arguments, **{k: v for k, v in cfg.options.items() if k not in arguments})
     except (TypeError, AssertionError) as error:
-        raise ValueError(f"{cls.__name__} refuses options={dict(cfg.options)}: {error}") from error
+        raise ValueError(f"{cls.__name__} does not accept options={dict(cfg.options)}: {error}") from error
 
 
 def _arguments(library: Any, cls: type) -> set[str]:
-    """Names that a class takes; one that passes others on takes those of the library's other classes."""
+    """Names of the arguments of a class; a class with **kwargs also takes those of the library's other classes."""
     known = inspect.signature(cls).parameters
     names = {p.name for p in known.values() if p.kind is not p.VAR_KEYWORD}
     if len(names) < len(known):
@@ -200,7 +205,7 @@ def _arguments(library: Any, cls: type) -> set[str]:
 
 
 def _wiring(cfg: VQP.Config) -> Mapping[str, Any]:
-    """The library's names for our settings."""
+    """Our settings as arguments of the library's class."""
     size = {"levels": list(cfg.levels)} if cfg.levels else {"codebook_size": cfg.codebook_size}
     found: dict[str, Any] = {"dim": cfg.latent_dim, **size}
     if cfg.method == "vq":

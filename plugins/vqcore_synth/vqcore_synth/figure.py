@@ -1,6 +1,6 @@
-"""A person as bones: 17 joints in the order of COCO's keypoints, and the solids around them.
+"""A person as bones: 17 joints in the order of COCO's keypoints, and the solids around the joints.
 
-Body axes: right, up, forward; lengths are fractions of the body's height.
+Body axes: right, up, forward. Lengths are fractions of the body's height.
 """
 
 import math
@@ -19,7 +19,7 @@ JOINTS = (
 
 @dataclass(frozen=True)
 class Bone:
-    """A solid from `start` to `stop` (a ball where they are equal), in metres; `wear` says what covers it."""
+    """A solid from `start` to `stop` (a ball if both are equal), in metres; `wear` names the texture."""
 
     start: Float[np.ndarray, "3"]
     stop: Float[np.ndarray, "3"]
@@ -29,14 +29,14 @@ class Bone:
 
 @dataclass(frozen=True)
 class Figure:
-    """Joints (world, metres) and what is around them."""
+    """Joints (world axes, metres) and the solids around the joints."""
 
     joints: Float[np.ndarray, "17 3"]
     bones: tuple[Bone, ...]
 
 
 def draw_figure(rng: np.random.Generator, spot: Float[np.ndarray, "3"]) -> Figure:
-    """A person of any height, direction and posture whose lower foot is on the floor at `spot`."""
+    """A person of random height, direction and posture whose lower foot is on the floor at `spot`."""
     height, facing = rng.uniform(1.35, 1.9), rng.normal(0, 0.7)
     joints: dict[str, np.ndarray] = {}
     neck = _down(rng.normal(0, 0.07), rng.normal(0, 0.1)) * -0.29
@@ -49,7 +49,7 @@ def draw_figure(rng: np.random.Generator, spot: Float[np.ndarray, "3"]) -> Figur
     _face(rng, joints, head)
     lowest = min(joints["left_ankle"][1], joints["right_ankle"][1]) - 0.035
     sine, cosine = math.sin(facing), math.cos(facing)
-    # Right of the body is left for the one who looks at its face: it stands turned by half a circle.
+    # The body faces the camera, so its right side is on the left of the picture.
     turn = np.array([[-cosine, 0, sine], [0, 1, 0], [sine, 0, cosine]])
 
     def place(point: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ def draw_figure(rng: np.random.Generator, spot: Float[np.ndarray, "3"]) -> Figur
 
 
 def _down(sideways: float, ahead: float) -> np.ndarray:
-    """The direction that hangs down, swung sideways (to the right) and ahead by angles."""
+    """The downward direction, rotated sideways (to the right) and forward by angles."""
     return np.array(
         [math.sin(sideways), -math.cos(sideways) * math.cos(ahead), math.cos(sideways) * math.sin(ahead)]
     )
@@ -85,7 +85,7 @@ def _leg(rng: np.random.Generator, joints: dict[str, np.ndarray], side: str, sig
 
 
 def _face(rng: np.random.Generator, joints: dict[str, np.ndarray], head: np.ndarray) -> None:
-    """Points on the head, a ball of radius 0.068, that is turned a little."""
+    """Points on the head, which is a ball of radius 0.068 in a random direction."""
     look = rng.normal(0, 0.35)
     for name, aside, up in (
         ("nose", 0.0, -0.1),

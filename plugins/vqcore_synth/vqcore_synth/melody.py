@@ -1,4 +1,4 @@
-"""A signal of one axis: a melody of decaying tones, a function of time that is sampled at any rate and length."""
+"""A signal of one axis: a melody of decaying tones. It is a function of time and can be sampled at any rate."""
 
 import numpy as np
 from jaxtyping import Float32
@@ -8,13 +8,13 @@ from vqcore.rng import Part, numpy_generator
 NOTE_S = 0.25
 """Seconds from one tone to the next."""
 TAIL_NOTES = 2
-"""Tones before the present one that can still be heard."""
+"""Number of earlier tones that are still audible."""
 LOUDEST = 0.3
-"""Largest amplitude of a tone; three of them stay within -1..1."""
+"""Largest amplitude of a tone; the sum of three tones stays within -1..1."""
 
 
 def melody(length: int, rate: int, *seed: Part) -> Float32[np.ndarray, " n"]:
-    """The first `length` samples at `rate` a second, in -1..1."""
+    """The first `length` samples at `rate` per second, in -1..1."""
     signal = np.zeros(length)
     for note in range(-TAIL_NOTES, int(length / rate / NOTE_S) + 1):
         first = max(0, int(np.ceil(note * NOTE_S * rate)))
@@ -26,7 +26,7 @@ def melody(length: int, rate: int, *seed: Part) -> Float32[np.ndarray, " n"]:
 
 
 def _tone(since: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A tone between 110 and 880 Hz with three overtones, struck at 0 s and silent after `TAIL_NOTES` + 1 steps."""
+    """A tone between 110 and 880 Hz with three overtones, from 0 s until it is silent after `TAIL_NOTES` + 1 steps."""
     pitch = 110 * 2 ** (int(rng.integers(0, 37)) / 12)
     loud, decay = rng.uniform(0.4, 1.0) * LOUDEST, rng.uniform(3, 12)
     shares = rng.dirichlet((4, 2, 1, 0.5))

@@ -1,4 +1,4 @@
-"""The manifest of vqcore-synth. Light layer: imports vqcore.plugin and nothing else."""
+"""The manifest of vqcore-synth. It imports vqcore.plugin and nothing else."""
 
 from vqcore.plugin import Component, Plugin, hookimpl
 
@@ -8,8 +8,13 @@ def vqcore_plugin() -> Plugin:
     """The components whose names start with `synth/`."""
     return Plugin(
         api=1,
-        summary="Invented samples whose labels are exact",
+        summary="A data source of synthetic scenes whose labels are exact",
         components=(
-            Component("data", "scenes", "vqcore_synth.source:Scenes", "seeded scenes whose labels are exact"),
+            Component(
+                "data",
+                "scenes",
+                "vqcore_synth.source:Scenes",
+                "synthetic scenes: pictures, depth, normals, classes, edges, poses, sounds",
+            ),
         ),
     )

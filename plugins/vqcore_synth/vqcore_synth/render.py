@@ -1,7 +1,7 @@
-"""A ray caster: from a scene to what a camera sees of it, one ray through the centre of each pixel.
+"""A ray caster: from a scene to a picture, with one ray through the centre of each pixel.
 
-Directions keep a length of 1 along the camera's axis, so that the parameter of a hit is its depth. Vectors are
-`(3, n)`; where things are is computed in double precision.
+Directions have length 1 along the camera's axis, so that the ray parameter of a hit is its depth. Vectors are
+`(3, n)`. Geometry is computed in double precision.
 """
 
 import math
@@ -15,12 +15,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from vqcore_synth.scene import CEILING, FLOOR, WALL, Camera, Part, Scene
 
 JUMP_M = 0.06
-"""Difference in depth of two neighbouring parts of one thing from which on there is an edge between them."""
+"""A larger difference in depth between neighbouring parts of one thing is an edge."""
 CONTRAST = 0.18
-"""Difference to a neighbour, of 0..1, from which on a pixel's colour is the mean of three rays."""
-
+"""A pixel that differs more from a neighbour, on a scale of 0..1, gets the mean colour of three rays."""
 FEW = 1000
-"""Rays that are tried on a limb at once without asking first which of them come near it."""
+"""Up to this number of rays, a limb is tested against all rays without a bounding ball."""
 
 Vectors = Float[np.ndarray, "3 n"]
 Numbers = Float[np.ndarray, " n"]
@@ -29,7 +28,7 @@ Point = Float[np.ndarray, "3"]
 
 @dataclass(frozen=True)
 class Hits:
-    """What rays meet first. `part` counts through all parts of all things, `thing` from 1; the room is -1 and 0."""
+    """The first hit of each ray. `part` numbers all parts of all things, `thing` starts at 1; the room is -1 and 0."""
 
     depth: Numbers
     normal: Vectors
@@ -40,13 +39,13 @@ class Hits:
 
 
 def pixel_rays(camera: Camera, size: tuple[int, int]) -> Vectors:
-    """Directions (world) through the centres of a picture's pixels, row by row."""
+    """Directions (world axes) through the centres of the pixels of a picture, row by row."""
     rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
     return rays(camera, size, np.stack([columns.ravel(), rows.ravel()]))
 
 
 def rays(camera: Camera, size: tuple[int, int], places: Float[np.ndarray, "2 n"]) -> Vectors:
-    """Directions through places in pixels, x then y; (0, 0) is the picture's upper left corner."""
+    """Directions through places in pixels, x then y; (0, 0) is the upper left corner of the picture."""
     unit = 2 * camera.reach / min(size)
     x, y = (places[0] - size[1] / 2) * unit, (size[0] / 2 - places[1]) * unit
     return camera.turn.T @ np.stack([x, y, -np.ones_like(x)])
@@ -55,14 +54,14 @@ def rays(camera: Camera, size: tuple[int, int], places: Float[np.ndarray, "2 n"]
 def project(
     camera: Camera, size: tuple[int, int], points: Float[np.ndarray, "n 3"]
 ) -> Float[np.ndarray, "n 2"]:
-    """Where points of the world are in a picture, in pixels, x then y."""
+    """The places of points of the world in a picture, in pixels, x then y."""
     seen = camera.turn @ (points - camera.place).T
     unit = 2 * camera.reach / min(size)
     return np.stack([size[1] / 2 - seen[0] / seen[2] / unit, size[0] / 2 + seen[1] / seen[2] / unit], 1)
 
 
 def cast(scene: Scene, direction: Vectors) -> Hits:
-    """What rays from the camera meet first; every ray meets something."""
+    """The first hits of rays from the camera; every ray hits something."""
     origin = scene.camera.place
     depth, axis = _leave_room(scene, origin, direction)
     part = np.full(direction.shape[1], -1)
@@ -81,20 +80,20 @@ def cast(scene: Scene, direction: Vectors) -> Hits:
 
 
 def _groups(numbers: Int[np.ndarray, " n"]) -> Iterator[tuple[int, Int[np.ndarray, " m"]]]:
-    """Each number that occurs, and where."""
+    """Each number that occurs, and its places."""
     order = np.argsort(numbers.astype(np.int16), kind="stable")
     found, first = np.unique(numbers[order], return_index=True)
     yield from zip(found.tolist(), np.split(order, first[1:]))
 
 
 def numbered(scene: Scene) -> list[tuple[int, Part, int]]:
-    """All parts in order: number, part, index of the thing it belongs to."""
+    """All parts in order: number, part, index of the thing that the part belongs to."""
     pairs = [(part, owner) for owner, thing in enumerate(scene.things) for part in thing.parts]
     return [(number, part, owner) for number, (part, owner) in enumerate(pairs)]
 
 
 def colours(scene: Scene, size: tuple[int, int], hits: Hits) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture: textures, one light with shadows, highlights; pixels in high contrast are the mean of three rays."""
+    """The picture: textures, one light with shadows, highlights. Pixels of high contrast are means of three rays."""
     picture = rearrange(_shade(scene, hits), "c (h w) -> h w c", h=size[0])
     row, column = np.nonzero(_contrasts(picture))
     if len(row):
@@ -107,7 +106,7 @@ def colours(scene: Scene, size: tuple[int, int], hits: Hits) -> UInt8[np.ndarray
 
 
 def edges(hits: Hits, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """Where class or instance change between neighbours, or depth jumps between parts: the nearer pixel of the two."""
+    """True at the nearer of two neighbours of different class or instance, or with a jump in depth between parts."""
     height = size[0]
     depth, part, thing, label = (
         rearrange(each, "(h w) -> h w", h=height) for each in (hits.depth, hits.part, hits.thing, hits.label)
@@ -122,7 +121,7 @@ def edges(hits: Hits, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
 
 
 def is_visible(scene: Scene, size: tuple[int, int]) -> Bool[np.ndarray, " j"]:
-    """Which joints of the figure the camera sees: the first hit on the way to one is close by, on a part around it."""
+    """Which joints the camera sees: the first hit of the ray to a joint is close to it, on a part around the joint."""
     joints = scene.figure.joints
     hits = cast(scene, rays(scene.camera, size, project(scene.camera, size, joints).T))
     solids = {number: part for number, part, _ in numbered(scene)}
@@ -151,8 +150,8 @@ def _contrasts(picture: Float[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
     return sharp
 
 
-# What a ray meets. All rays of one call start at one place, the camera or the lamp, and `square` is their squared
-# length: most products are then matrix products or constants.
+# Intersections. All rays of one call start at one place, the camera or the lamp, so most products are matrix products
+# or constants. `square` is the squared length of the rays.
 
 
 def _nearest(
@@ -191,7 +190,7 @@ def _nearer(
 def _towards(
     centre: Point, radius: float, origin: Point, direction: Vectors, square: Numbers
 ) -> Int[np.ndarray, " m"]:
-    """The rays that meet a ball which is not behind them."""
+    """The rays that hit a ball in front of them."""
     offset = origin - centre
     along, gap = offset @ direction, float(offset @ offset) - radius**2
     meets = along * along >= square * gap
@@ -209,7 +208,7 @@ def _sphere(centre: Point, radius: float, origin: Point, direction: Vectors, squ
 
 
 def _enter_limb(part: Part, origin: Point, direction: Vectors, square: Numbers) -> Numbers:
-    """The nearest of two balls and the side of the cylinder between them."""
+    """The nearest hit of two balls and of the side of the cylinder between them."""
     assert part.stop is not None
     axis = part.stop - part.start
     length = math.dist(part.stop, part.start)
@@ -224,7 +223,7 @@ def _enter_limb(part: Part, origin: Point, direction: Vectors, square: Numbers) 
 
 
 def _enter_box(part: Part, origin: Point, direction: Vectors, square: Numbers) -> Numbers:
-    """Where a ray has come within the last of three pairs of planes, if it has not left one of them by then."""
+    """The last entry into one of three pairs of planes, if it comes before the first exit from one of them."""
     assert part.turn is not None and part.half is not None
     way = _off_zero(part.turn @ direction)
     middle = -(part.turn @ (origin - part.start))[:, None] / way
@@ -241,7 +240,7 @@ _ENTER: dict[str, Callable[[Part, np.ndarray, np.ndarray, np.ndarray], np.ndarra
 
 
 def _first_root(square: Numbers, half: Numbers, constant: float) -> Numbers:
-    """The smaller root of square t^2 + 2 half t + constant, or infinity where there is none ahead."""
+    """The smaller root of square t^2 + 2 half t + constant, or infinity if there is no positive root."""
     below = half**2 - square * constant
     return _ahead((-half - np.sqrt(np.maximum(below, 0))) / square, below >= 0)
 
@@ -251,7 +250,7 @@ def _ahead(found: Numbers, is_hit: Bool[np.ndarray, " n"]) -> Numbers:
 
 
 def _leave_room(scene: Scene, origin: Point, direction: Vectors) -> tuple[Numbers, Int[np.ndarray, " n"]]:
-    """The parameter where rays leave the room, and across which axis."""
+    """The parameter at which rays leave the room, and the axis of the surface that they cross."""
     way = _off_zero(direction)
     wall = np.where(way > 0, (scene.high - origin)[:, None], (scene.low - origin)[:, None])
     x, y, z = wall / way
@@ -264,7 +263,7 @@ def _off_zero(vectors: Vectors) -> Vectors:
 
 
 def _room_surface(axis: Int[np.ndarray, " n"], direction: Vectors) -> tuple[Vectors, Int[np.ndarray, " n"]]:
-    """Normal and class where rays in these directions leave the room across an axis."""
+    """Normal and class of the surface at which rays of these directions leave the room."""
     rays_ = np.arange(len(axis))
     inward = -np.sign(direction[axis, rays_])
     normal = np.zeros_like(direction)
@@ -282,7 +281,7 @@ def _normal(part: Part, point: Vectors) -> Vectors:
 
 
 def _axis_point(part: Part, point: Vectors) -> Vectors:
-    """The point of a ball's or limb's axis that is nearest."""
+    """The nearest point on the axis of a ball or limb."""
     if part.stop is None:
         return np.broadcast_to(part.start[:, None], point.shape)
     axis = part.stop - part.start
@@ -294,13 +293,13 @@ def _dot(one: Vectors, other: Vectors) -> Numbers:
     return one[0] * other[0] + one[1] * other[1] + one[2] * other[2]
 
 
-# What it looks like
+# Colours
 
 
 def _shade(scene: Scene, hits: Hits) -> Vectors:
-    """Displayed colour, 0..1: ambient light, the lamp where nothing is in its way, a highlight; then gamma 2.
+    """Displayed colours, 0..1: ambient light, the lamp where it is not blocked, a highlight; then gamma 2.
 
-    In single precision: this is what things look like, not where they are.
+    Colours are computed in single precision, unlike geometry.
     """
     to_light = scene.light[:, None] - hits.point
     far = np.sqrt(_dot(to_light, to_light))
@@ -320,7 +319,7 @@ def _column(vector: Point) -> Vectors:
 
 
 def _highlight(scene: Scene, hits: Hits, rows: Int[np.ndarray, " m"]) -> Numbers:
-    """Blinn's: the 32nd power of the cosine between the normal and the direction halfway from lamp to eye."""
+    """Blinn's highlight: the 32nd power of the cosine between the normal and the direction halfway from lamp to eye."""
     to_light, to_eye = (
         _unit(place[:, None] - hits.point[:, rows]) for place in (scene.light, scene.camera.place)
     )
@@ -335,7 +334,7 @@ def _unit(vectors: Vectors) -> Vectors:
 
 
 def _in_shadow(scene: Scene, hits: Hits, to_light: Vectors, facing: Numbers) -> Int[np.ndarray, " m"]:
-    """The points that are not the first thing on the way from the lamp."""
+    """The lit points whose ray from the lamp hits something else first."""
     lit = np.flatnonzero(facing > 0)
     reached = np.full(len(lit), 1 - 1e-4)
     _nearest(scene, scene.light, -to_light[:, lit], reached, np.full(len(lit), -1))

@@ -1,7 +1,7 @@
-"""What is in a synthetic scene: a room, balls, boxes and one person in it, a light, a camera; all drawn from one seed.
+"""The content of a synthetic scene, drawn from one seed: a room, balls, boxes, one person, a light and a camera.
 
-World axes in metres: x right, y up, z towards the camera's side of the room; the floor is y = 0 and the camera
-stands at z = 0. A scene knows no resolution.
+World axes in metres: x right, y up, z towards the camera's side of the room. The floor is y = 0 and the camera stands
+at z = 0. A scene has no resolution.
 """
 
 import math
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from vqcore_synth.figure import Bone, Figure, draw_figure
 
 CLASSES = ("floor", "wall", "ceiling", "ball", "box", "person")
-"""Names of the classes by their number in a class map."""
+"""Names of the classes; the position of a name is the class id."""
 FLOOR, WALL, CEILING, BALL, BOX, PERSON = range(len(CLASSES))
 
 Pattern = Literal["plain", "checks", "stripes", "dots", "bricks", "marble", "clouds"]
@@ -25,7 +25,7 @@ Matrix = Float[np.ndarray, "3 3"]
 
 @dataclass(frozen=True)
 class Texture:
-    """A solid texture: two colours (linear, 0..1) mixed by a pattern of `frame @ point`; `gloss` is the highlight."""
+    """A solid texture: two colours (linear, 0..1) mixed by a pattern of `frame @ point`; `gloss` scales highlights."""
 
     pattern: Pattern
     first: Vector
@@ -38,7 +38,7 @@ class Texture:
 class Part:
     """One convex solid: a ball (`start`, `radius`), a limb (a ball drawn from `start` to `stop`) or a box.
 
-    A box has its centre in `start`, its axes in the rows of `turn` and half its sides in `half`.
+    For a box, `start` is the centre, the rows of `turn` are the axes, and `half` has half of each side.
     """
 
     shape: Literal["ball", "limb", "box"]
@@ -52,7 +52,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Thing:
-    """What counts as one instance: parts of one class within a bounding ball."""
+    """One instance: parts of one class within a bounding ball."""
 
     label: int
     parts: tuple[Part, ...]
@@ -62,8 +62,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole. `turn` has the camera's axes (right, up, towards the viewer) in its rows; `reach` is the tangent of
-    half the angle that the shorter side of a picture covers."""
+    """A pinhole camera. The rows of `turn` are its axes (right, up, towards the viewer).
+
+    `reach` is the tangent of half the angle of view along the shorter side of a picture.
+    """
 
     place: Vector
     turn: Matrix
@@ -72,7 +74,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a picture is a function of. `low` and `high` are the room's corners, `grain` the noise of textures."""
+    """Everything that decides a picture. `low` and `high` are corners of the room, `grain` is the noise of textures."""
 
     low: Vector
     high: Vector
@@ -87,9 +89,9 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, objects: tuple[int, int]) -> Scene:
-    """A scene with a number of balls and boxes between the two given, where there is room for them, and a person.
+    """A scene with a person, and with balls and boxes: `objects` is their smallest and largest number.
 
-    All joints of the person are inside the picture's central square.
+    All joints of the person are inside the central square of the picture.
     """
     low = np.array([-rng.uniform(2.0, 4.0), 0.0, -rng.uniform(5.0, 8.5)])
     high = np.array([rng.uniform(2.0, 4.0), rng.uniform(2.4, 3.4), 1.0])
@@ -120,7 +122,7 @@ def draw_scene(rng: np.random.Generator, objects: tuple[int, int]) -> Scene:
 
 
 def turned(about: int, angle: float) -> Matrix:
-    """The rotation about a world axis, counter-clockwise seen from its positive end, in radians."""
+    """The rotation about a world axis by an angle in radians, counter-clockwise seen from the axis's positive end."""
     sine, cosine = math.sin(angle), math.cos(angle)
     turn = np.eye(3)
     first, second = (about + 1) % 3, (about + 2) % 3
@@ -130,7 +132,7 @@ def turned(about: int, angle: float) -> Matrix:
 
 
 def _camera(rng: np.random.Generator, place: Vector, figure: Figure) -> Camera:
-    """Looks past the person; the angle of view is as wide as the person's joints need, or wider."""
+    """A camera that looks near the person, with an angle of view that includes all joints of the person."""
     towards = figure.joints[11:13].mean(0) + rng.uniform(-0.5, 0.5, 3) - place
     yaw = math.atan2(-towards[0], -towards[2])
     pitch = math.atan2(towards[1], math.hypot(towards[0], towards[2]))
@@ -173,7 +175,7 @@ def _objects(
     camera: Camera,
     spot: Vector,
 ) -> list[Thing]:
-    """Balls and boxes where the camera sees them: on the floor, on top of a box, or hanging in the air."""
+    """Balls and boxes in the camera's view: on the floor, on top of a box, or floating in the air."""
     things: list[Thing] = []
     taken = [(spot, 0.55)]
     wanted = int(rng.integers(number[0], number[1] + 1))
@@ -233,9 +235,8 @@ def _cloth(rng: np.random.Generator) -> Texture:
 
 def _floor(rng: np.random.Generator) -> Texture:
     pattern: Pattern = ("checks", "bricks", "marble", "clouds", "stripes")[int(rng.integers(5))]
-    lying = np.array(
-        [[1.0, 0, 0], [0, 0, 1.0], [0, 1e-6, 0]]
-    )  # rows of bricks and stripes run along the floor
+    # Rows of bricks and stripes lie in the plane of the floor.
+    lying = np.array([[1.0, 0, 0], [0, 0, 1.0], [0, 1e-6, 0]])
     first = _colour(rng, bright=(0.15, 0.6), vivid=0.5)
     second = _mix(rng, first, _colour(rng, bright=(0.15, 0.7), vivid=0.5))
     return Texture(
@@ -245,7 +246,9 @@ def _floor(rng: np.random.Generator) -> Texture:
 
 def _wall(rng: np.random.Generator) -> Texture:
     pattern: Pattern = ("plain", "stripes", "bricks", "dots", "clouds")[int(rng.integers(5))]
-    standing = np.array([[1.0, 0, 1.0], [0, 1.0, 0], [0, 0, 0]])  # alike on walls of either direction
+    standing = np.array(
+        [[1.0, 0, 1.0], [0, 1.0, 0], [0, 0, 0]]
+    )  # the same pattern on walls of both directions
     first = _colour(rng, bright=(0.3, 0.8), vivid=0.5)
     return Texture(pattern, first, _mix(rng, first, _colour(rng)), rng.uniform(2.0, 5.0) * standing)
 
@@ -258,7 +261,7 @@ def _plain(rng: np.random.Generator, bright: tuple[float, float]) -> Texture:
 def _colour(
     rng: np.random.Generator, bright: tuple[float, float] = (0.08, 0.85), vivid: float = 0.95
 ) -> Vector:
-    """A colour of any hue: `bright` bounds its largest channel, `vivid` its saturation."""
+    """A colour of any hue: `bright` limits the largest channel, `vivid` the saturation."""
     hue = rng.random()
     wheel = np.clip(np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
     return rng.uniform(*bright) * (1 - vivid * math.sqrt(rng.random()) * (1 - wheel))

@@ -1,16 +1,16 @@
-"""Scenes scenes as a data source: colour, depth, normals, classes, edges, instances, a pose and a sound, all exact.
+"""Synthetic scenes as a data source: colours, depth, normals, classes, edges, instances, a pose and a sound, all exact.
 
-Nothing is read and nothing is kept, whatever the number of samples.
+Samples are computed when they are asked for: no files, and no memory that grows with the number of samples.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from einops import rearrange
 
-from vqcore.errors import did_you_mean, listed
+from vqcore.errors import SettingError, did_you_mean, listed
 from vqcore.protocols import Modality
 from vqcore.rng import numpy_generator
 from vqcore.schema import DataConfig
@@ -19,24 +19,31 @@ from vqcore_synth.render import Hits, cast, colours, edges, is_visible, pixel_ra
 from vqcore_synth.scene import Scene, draw_scene
 
 What = Literal["rgb", "depth", "normal", "semseg", "edge", "instance", "pose", "visible", "audio"]
-WHAT_OF = {
-    **{name: name for name in ("rgb", "depth", "normal", "semseg", "edge", "instance", "pose", "audio")},
+WHAT_OF: dict[str, What] = {
+    "rgb": "rgb",
+    "depth": "depth",
+    "normal": "normal",
+    "semseg": "semseg",
+    "edge": "edge",
+    "instance": "instance",
+    "pose": "pose",
+    "wave": "audio",
     "log-mel": "audio",
 }
-"""What a modality of the core gets when the config does not say."""
+"""What to draw for a modality, by its name without the plugin: `depth` stands for `vision/depth`."""
 SIDE = 128
-"""Side of a picture, in pixels, where neither the config nor the main modality gives one."""
+"""Side of a picture in pixels, if neither the config nor the main modality has a size for pictures."""
 
 
 class Scenes:
     """Sample i of a split is a function of (seed, split, i): a room with a person, balls and boxes, and a melody.
 
-    By `what`, with a picture's height h and width w: rgb uint8 (h, w, 3); depth float32 (h, w), metres along the
-    camera's axis; normal float32 (3, h, w), unit vectors, x right, y up, z towards the viewer; semseg uint8 (h, w),
+    The arrays by `what`, for pictures of height h and width w: rgb uint8 (h, w, 3); depth float32 (h, w), metres along
+    the camera's axis; normal float32 (3, h, w), unit vectors, x right, y up, z towards the viewer; semseg uint8 (h, w),
     classes as in `scene.CLASSES`; edge uint8 (h, w), 255 on the nearer side of a border of class, instance or depth;
     instance uint16 (h, w), 0 for the room; pose float32 (17, 2), COCO's keypoints as x and y in pixels; visible uint8
-    (17,), 1 where nothing is before a joint; audio float32 (n,), -1..1. One ray goes through the centre of each pixel;
-    only the colours of pixels in high contrast are means.
+    (17,), 1 for joints that the camera sees; audio float32 (n,), -1..1. One ray goes through the centre of each pixel;
+    only the colours of pixels with high contrast are the mean of several rays.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -44,46 +51,48 @@ class Scenes:
         """Settings of synthetic scenes."""
 
         what: What | None = None
-        """What the main modality gets; by default what its name says."""
+        """What to draw for the main modality. Null: what the name of the modality says."""
         extra_what: dict[str, What] = field(default_factory=dict)
-        """What rides along, by label of data.extra; by default what the name of its modality says."""
+        """What to draw for extra modalities, by label of data.extra. By default what the name of the modality says."""
         seed: int = 0
-        """Other seeds, other scenes."""
+        """Different seeds give different scenes."""
         samples: int = 10_000
-        """Number of training samples; they take no memory."""
+        """Number of training samples; samples take no memory."""
         eval_samples: int = 500
-        """Number of samples for evaluation, none of which is a training sample; 0 for none."""
+        """Number of evaluation samples, all different from the training samples; 0 for no evaluation."""
         side: int | tuple[int, int] | None = None
-        """Side of the pictures, or height and width, in pixels; by default the main modality's nominal size."""
+        """Side of the pictures, or height and width, in pixels. Null: the nominal size of the main modality."""
         objects: tuple[int, int] = (3, 8)
-        """Smallest and largest number of balls and boxes in a scene, where there is room for them."""
+        """Smallest and largest number of balls and boxes in a scene; fewer if the room has no space for them."""
         length: int = 16_000
-        """Samples of a sound."""
+        """Length of a sound in samples."""
         rate: int = 16_000
-        """Samples of a sound in one second."""
+        """Samples per second of a sound."""
 
         @property
         def has_eval(self) -> bool:
-            """There are unless `eval_samples` is 0."""
+            """True unless `eval_samples` is 0."""
             return self.eval_samples > 0
 
         def __post_init__(self) -> None:
             super().__post_init__()
             for name in ("samples", "length", "rate"):
                 if getattr(self, name) < 1:
-                    raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+                    raise SettingError(name, f"{getattr(self, name)} must be at least 1")
             if self.eval_samples < 0:
-                raise ValueError(f"eval_samples={self.eval_samples} is negative")
+                raise SettingError("eval_samples", f"{self.eval_samples} is negative")
             if any(side < 1 for side in _pair(self.side or SIDE)):
-                raise ValueError(f"side={self.side} has a side below 1")
+                raise SettingError("side", f"{self.side} has a side below 1")
             if not 0 <= self.objects[0] <= self.objects[1]:
-                raise ValueError(
-                    f"objects={list(self.objects)} must be two numbers from 0 on in rising order"
+                raise SettingError(
+                    "objects", f"{list(self.objects)} must be two numbers, at least 0, in ascending order"
                 )
             for label in self.extra_what:
                 if label not in self.extra:
                     hint = did_you_mean(label, self.extra) or f" Labels: {listed(self.extra) or 'none'}."
-                    raise ValueError(f"extra_what.{label}: there is no data.extra.{label}.{hint}")
+                    raise SettingError(
+                        ("extra_what",), f"extra_what.{label}: data.extra has no label {label}.{hint}"
+                    )
 
     def __init__(
         self,
@@ -108,11 +117,11 @@ class Scenes:
         return self._length
 
     def key(self, index: int) -> str:
-        """The sample's number, padded with zeros."""
+        """The number of the sample, padded with zeros."""
         return f"{index:0{len(str(self._length - 1))}d}"
 
     def get(self, index: int, label: str = "") -> np.ndarray:
-        """What a label's modality reads, newly made."""
+        """A new array, which the modality of this label reads."""
         what = self._what[label]
         if what == "audio":
             return melody(self._cfg.length, self._cfg.rate, *self._seed, index)
@@ -138,7 +147,7 @@ class Scenes:
         }
         return rearrange(flat[what], "(h w) -> h w", h=self._size[0])
 
-    # What rides along with a sample asks for the same scene again, so the last one is remembered.
+    # The extra modalities of a sample ask for the same scene again, so the last scene is kept.
 
     def _scene(self, index: int) -> Scene:
         if self._last is None or self._last[0] != index:
@@ -158,11 +167,13 @@ class Scenes:
         return {**vars(self), "_last": None}
 
 
-def _what(setting: str, wanted: str | None, modality: str) -> str:
-    found = wanted or WHAT_OF.get(modality)
+def _what(setting: str, wanted: What | None, modality: str) -> What:
+    found = wanted or WHAT_OF.get(modality.rpartition("/")[2])
     if found is None:
-        choices = listed(What.__args__)  # type: ignore[attr-defined]
-        raise ValueError(f"{setting} is not set, and '{modality}' could be anything: one of {choices}")
+        raise ValueError(
+            f"{setting} is not set, and the modality '{modality}' does not say what to draw: set {setting} to one of "
+            f"{listed(get_args(What))}"
+        )
     return found
 
 

@@ -1,7 +1,7 @@
-"""What a run's tokenizer does with samples: the best, the median and the worst, and how its codes are used.
+"""The samples on the page: the best, the median and the worst, and how often each code occurs in all of them.
 
-Needs the checkpoint and the data; nothing is drawn at random that a sample's key does not decide, so two reports agree.
-No process waits for another here: one process makes the report while others have gone home.
+Needs the checkpoint and the data. Random numbers follow from the key of a sample, so two reports of a run are equal.
+Nothing here communicates with other processes: one process makes the report after the others have ended.
 """
 
 import math
@@ -20,7 +20,7 @@ from vqcore.evaluate.measure import eval_batches, measured, metric_configs
 from vqcore.evaluate.usage import CodeCounts
 from vqcore.metrics.labels import Accuracy
 from vqcore.metrics.pixels import MAE
-from vqcore.protocols import Batch, Data, Metric, Modality
+from vqcore.protocols import Batch, Data, Metric, Modality, better, is_denoiser
 from vqcore.registry import registry
 from vqcore.rng import sample_generators
 from vqcore.schema import RunConfig
@@ -28,25 +28,29 @@ from vqcore.tokenizer import Tokenizer
 from vqcore_track.record import Record
 
 DENOISED = 32
-"""Samples looked through where decoding draws: it takes as long as hundreds of plain ones."""
+"""Most samples to look through with a denoiser: decoding one sample takes as long as hundreds with a plain decoder."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One sample on the page."""
+    """One sample on the page: its group (best, median or worst), its value of the metric, its pictures."""
 
     key: str
     group: str
-    figure: float
+    value: float
     original: Image.Image
-    rebuilt: Image.Image
+    reconstruction: Image.Image
     error: Image.Image
     tokens: Image.Image
 
 
 @dataclass
 class Gallery:
-    """What was found. `top` is the error that has the lightest colour, in shares of `unit`; `curves`: one axis."""
+    """The samples, and the metric that orders them. `counts` says how often each code of each codebook occurs.
+
+    `top` is the error that has the lightest colour, as a fraction of `unit` (empty for class maps). `curves` is True
+    for samples of one axis, whose error maps are curves. `parts` says how many numbers each part of the model holds.
+    """
 
     metric: str = ""
     samples: int = 0
@@ -62,9 +66,9 @@ class Gallery:
 
 @torch.no_grad()
 def collect(record: Record, limit: int) -> Gallery:
-    """Look through at most `limit` evaluation samples (training samples where there are no others).
+    """Look through at most `limit` evaluation samples, or training samples if the run has no evaluation data.
 
-    Raises a `VqcoreError` when config, checkpoint or data cannot be used here and now.
+    Raises a `VqcoreError` if the config, the checkpoint or the data cannot be used.
     """
     assert record.checkpoint is not None
     config = from_tree(record.config, schema=RunConfig, file=str(record.folder / "config.yaml"))
@@ -75,24 +79,20 @@ def collect(record: Record, limit: int) -> Gallery:
     parts = {name: part.parameters + part.buffers for name, part in facts.parts.items()}
     found = Gallery(parts=parts, grid=facts.grid)
     extra = build_extra(config, tokenizer.cfg.size)
-    data, found.source = _open(config, tokenizer, extra)
-    if getattr(tokenizer.decoder, "is_denoiser", False):
+    split, found.source = ("eval", "evaluation") if config.data.has_eval else ("train", "training")
+    data = open_data(config, tokenizer.modality, extra, split)
+    if is_denoiser(tokenizer.decoder):
         limit = min(limit, DENOISED)
     passes = _Pass(tokenizer, config, data, extra, limit)
-    found.metric, metric, figures, counts = _measure(passes)
-    found.samples, found.counts = len(figures), [book.tolist() for book in counts.by_code()]
-    _show(found, passes, metric, _choice(figures, _better(metric, tokenizer)))
+    found.metric, metric, values, counts = _measure(passes)
+    found.samples, found.counts = len(values), [book.tolist() for book in counts.by_code()]
+    _show(found, passes, metric, _choice(values, _better(metric, tokenizer)))
     return found
-
-
-def _open(config: RunConfig, tokenizer: Tokenizer, extra: dict[str, Modality]) -> tuple[Data, str]:
-    split, source = ("eval", "evaluation") if config.data.has_eval else ("train", "training")
-    return open_data(config, tokenizer.modality, extra, split), source
 
 
 @dataclass
 class _Pass:
-    """Goes through the samples, one at a time, as often as asked."""
+    """Goes through the samples batch by batch, each time it is iterated over."""
 
     tokenizer: Tokenizer
     config: RunConfig
@@ -116,9 +116,9 @@ class _Pass:
 
 
 def _measure(passes: _Pass) -> tuple[str, Metric, dict[str, float], CodeCounts]:
-    """The metric and its label, its figure for each sample alone, and how often each code occurred."""
+    """The metric and its label, the metric of each single sample, and how often each code occurs."""
     tokenizer, found = passes.tokenizer, None
-    figures: dict[str, float] = {}
+    values: dict[str, float] = {}
     counts = CodeCounts(tokenizer.codebook_size, tokenizer.num_codebooks)
     for batch in passes:
         codes = passes.encode(batch)
@@ -127,18 +127,18 @@ def _measure(passes: _Pass) -> tuple[str, Metric, dict[str, float], CodeCounts]:
         for index, key in enumerate(batch.keys):
             one = _single(batch, index)
             found = found or _fitting(passes, one, x_hat[index : index + 1])
-            figures[key] = _figure(found[1], tokenizer, one, x_hat[index : index + 1])
+            values[key] = _value(found[1], tokenizer, one, x_hat[index : index + 1])
     if found is None:
-        raise DataError("none of the samples can be read.")
-    return *found, figures, counts
+        raise DataError("all samples are unreadable.")
+    return *found, values, counts
 
 
 def _fitting(passes: _Pass, batch: Batch, x_hat: Tensor) -> tuple[str, Metric]:
-    """The first metric that says what is better and has a figure for one sample (that of a whole set has none)."""
+    """The first metric that can order single samples: it says what is better and is finite for one sample."""
     tokenizer = passes.tokenizer
     for label, cfg in metric_configs(passes.config.eval.metrics, tokenizer).items():
         metric: Metric = registry().build("metric", cfg, f"eval.metrics.{label}", spec=tokenizer.spec)
-        if getattr(metric, "better", None) and math.isfinite(_figure(metric, tokenizer, batch, x_hat)):
+        if better(metric) and math.isfinite(_value(metric, tokenizer, batch, x_hat)):
             return label, metric
     if tokenizer.spec.labels is not None:
         return "accuracy", Accuracy(Accuracy.Config(), spec=tokenizer.spec)
@@ -146,10 +146,10 @@ def _fitting(passes: _Pass, batch: Batch, x_hat: Tensor) -> tuple[str, Metric]:
 
 
 def _better(metric: Metric, tokenizer: Tokenizer) -> str:
-    return getattr(metric, "better", "lower" if tokenizer.spec.labels is None else "higher")
+    return better(metric) or ("lower" if tokenizer.spec.labels is None else "higher")
 
 
-def _figure(metric: Metric, tokenizer: Tokenizer, batch: Batch, x_hat: Tensor) -> float:
+def _value(metric: Metric, tokenizer: Tokenizer, batch: Batch, x_hat: Tensor) -> float:
     return metric.summary(measured(metric, tokenizer, x_hat, batch)).get("", math.nan)
 
 
@@ -165,9 +165,9 @@ def _single(batch: Batch, index: int) -> Batch:
     )
 
 
-def _choice(figures: Mapping[str, float], better: str) -> dict[str, str]:
-    """Group by key: the best, the median and the worst samples, as many of each as there are enough for."""
-    keys = sorted(figures, key=lambda key: (figures[key] if better == "lower" else -figures[key], key))
+def _choice(values: Mapping[str, float], better: str) -> dict[str, str]:
+    """The group of each chosen sample by key: at most 3 best, 3 median and 3 worst samples, fewer of a small set."""
+    keys = sorted(values, key=lambda key: (values[key] if better == "lower" else -values[key], key))
     each = min(3, max(1, len(keys) // 3))
     middle = (len(keys) - each) // 2
     groups = {"worst": keys[-each:], "median": keys[middle : middle + each], "best": keys[:each]}
@@ -176,7 +176,7 @@ def _choice(figures: Mapping[str, float], better: str) -> dict[str, str]:
 
 
 def _show(found: Gallery, passes: _Pass, metric: Metric, chosen: Mapping[str, str]) -> None:
-    """Make the pictures of the chosen samples, in the order in which they are given."""
+    """Make the pictures of the chosen samples, in the order of `chosen`."""
     tokenizer = passes.tokenizer
     kept: dict[str, tuple[Batch, Tensor, Tensor]] = {}
     for batch in passes:
@@ -193,7 +193,7 @@ def _show(found: Gallery, passes: _Pass, metric: Metric, chosen: Mapping[str, st
     found.top, found.curves = _top(wrong, tokenizer), tokenizer.spec.rank == 1
     width = _width(tokenizer, [b.x for b, _, _ in ordered])
     if tokenizer.spec.labels is None:
-        found.unit = "of the range" if tokenizer.spec.range else "of the spread of what is shown"
+        found.unit = "of the range" if tokenizer.spec.range else "of the range of the samples shown"
     for (batch, _, x_hat), tokens, each in zip(ordered, maps, wrong):
         (key,), modality = batch.keys, tokenizer.modality
         shown = x_hat[0].cpu() if tokenizer.spec.labels is None else x_hat[0].argmax(0).cpu()
@@ -202,9 +202,9 @@ def _show(found: Gallery, passes: _Pass, metric: Metric, chosen: Mapping[str, st
             Shown(
                 key=key,
                 group=chosen[key],
-                figure=_figure(metric, tokenizer, batch, x_hat),
+                value=_value(metric, tokenizer, batch, x_hat),
                 original=pictures.picture(modality, original, mask=mask),
-                rebuilt=pictures.picture(modality, shown, original, mask),
+                reconstruction=pictures.picture(modality, shown, original, mask),
                 error=pictures.error_picture(each, found.top),
                 tokens=tokens,
             )
@@ -213,7 +213,7 @@ def _show(found: Gallery, passes: _Pass, metric: Metric, chosen: Mapping[str, st
 
 
 def _top(wrong: list[Tensor], tokenizer: Tokenizer) -> float:
-    """The error that gets the lightest colour: few positions of what is shown have a larger one."""
+    """The error that gets the lightest colour: 0.5 % of the positions have a larger error."""
     if tokenizer.spec.labels is not None:
         return 1.0
     every = torch.cat([each.flatten() for each in wrong])

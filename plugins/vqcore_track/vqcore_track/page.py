@@ -1,26 +1,25 @@
-"""The page: sections of escaped text, charts and pictures. It loads nothing and runs nothing."""
+"""The page: its contents as plain values. The files in `templates/` turn the values into HTML and escape them."""
 
 import base64
 import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+import jinja2
 import numpy as np
 from PIL import Image
 
 from vqcore import __version__
+from vqcore.console import command
 from vqcore.evaluate.measure import CODE_METRICS
 from vqcore.pictures import heat
-from vqcore_track.charts import Mark, Series, bar_chart, line_chart, rank_chart, short
+from vqcore_track.charts import Chart, Event, Series, bar_chart, line_chart, rank_chart, short, with_unit
 from vqcore_track.gallery import Gallery, Shown
-from vqcore_track.record import TIMES, Record, eval_curves, evaluated, train_names
+from vqcore_track.record import TIMES, Record, eval_curves, eval_names, evaluated, train_names
 
-UNITS = {"psnr": "dB", "bits_per_token": "bit", "bits_per_pixel": "bit", "codes/dead_age": "steps"}
-"""What figures are measured in; the others have no unit."""
 NAMES = {
     "loss": "loss, weighted sum",
     "lr": "learning rate",
@@ -38,428 +37,341 @@ NAMES = {
     "bits_per_token": "bits per token",
     "bits_per_pixel": "bits per position",
 }
+UNITS = {
+    "psnr": "dB",
+    "bits_per_token": "bit",
+    "bits_per_pixel": "bit",
+    "codes/dead_age": "steps",
+    "codes/usage": "%",
+}
+"""Units of metrics; the other metrics have none."""
 SIDE = 256
 """Longest side of a sample's picture, in pixels."""
 STRIP_ROWS = 7
+MOST_EVENTS = 50
 _HARMLESS = ("resumed",)
 _OPTIM = ("lr", "grad_norm", "loss_scale")
 _RAMP = np.tile(np.linspace(0, 1, 180), (12, 1))
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a `data:` address. `pixels` enlarges it without smoothing."""
+
+    src: str
+    width: int
+    height: int
+    pixels: bool = False
+
+
 def render(record: Record, gallery: Gallery) -> str:
     """The whole page as text."""
-    style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-    wrong, troubles = _troubles(record)
-    sections = (
-        _header(record),
-        "<main>",
-        _tiles(record),
-        troubles if wrong else "",
-        _samples(gallery),
-        _curves(record),
-        _codes(record, gallery),
-        _figures(record),
-        _progress(record),
-        "" if wrong else troubles,
-        _about(record, gallery),
-        "</main>",
-        f"<footer>Made by vqcore {escape(__version__)} from the files of this run alone.</footer>",
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{escape(record.name)} - vqcore</title><style>{style}</style></head>"
-        f"<body>{''.join(sections)}</body></html>\n"
-    )
-
-
-def _header(record: Record) -> str:
+    heads, tables = evaluated(record)
     model = record.section("model")
     parts = [_component(model.get(part)) for part in ("encoder", "quantizer", "decoder")]
-    chain = " → ".join(f"<code>{escape(part)}</code>" for part in parts if part)
-    modality = _component(record.section("data").get("modality"))
-    about = f"<code>{escape(modality)}</code> tokenizer: {chain}" if modality and chain else ""
-    pill = f'<span class="pill {_state(record)[0]}">{escape(_state(record)[1])}</span>'
-    return f'<header class="top"><h1>{escape(record.name)}</h1><p class="lead">{pill}{about}</p></header>'
-
-
-def _state(record: Record) -> tuple[str, str]:
-    if record.steps is None:
-        return "good", f"{record.step:,} steps"
-    if record.step >= record.steps:
-        return "good", f"finished, {record.step:,} steps"
-    return "warn", f"unfinished: step {record.step:,} of {record.steps:,}"
+    return TEMPLATES.get_template("report.html.j2").render(
+        version=__version__,
+        command=command("eval", record.folder),
+        record=record,
+        gallery=gallery,
+        modality=_component(record.section("data").get("modality")),
+        parts=[part for part in parts if part],
+        events=_events(record),
+        problems=_problems(record),
+        resumed=sum(event.get("event") in _HARMLESS for event in record.events),
+        MOST_EVENTS=MOST_EVENTS,
+        tiles=_tiles(record, tables),
+        groups=[
+            (group, [_card(shown) for shown in gallery.shown if shown.group == group])
+            for group in ("best", "median", "worst")
+        ],
+        ramp=_encoded(Image.fromarray(heat(_RAMP)), "PNG"),
+        curves=_curves(record),
+        use=_use_of_codes(gallery),
+        heads=heads,
+        tables=tables,
+        protocol=_protocol(record),
+        progress=_progress(record),
+        provenance=_provenance(record, gallery),
+        components=_components(record),
+        settings=_settings(record),
+    )
 
 
 def _component(node: Any) -> str:
     return str(node.get("name", "")) if isinstance(node, Mapping) else ""
 
 
-def _tiles(record: Record) -> str:
-    heads, tables = evaluated(record)
-    tiles = []
-    if tables:
-        figures = tables[0]
-        known = [name for name in _metric_names(record, figures) if "/" not in name][:3]
-        wanted = [*known, "loss", "codes/usage", "codes/perplexity", "bits_per_pixel"]
-        tiles = [_tile(name, figures[name]) for name in wanted if name in figures]
-    elif record.curves:
-        wanted = ["loss", "codes/usage", "codes/perplexity"]
-        found = {name: value for name in wanted if (value := record.last(name)) is not None}
-        tiles = [_tile(name, value) for name, value in found.items()]
-    if not tiles:
-        return '<p class="note">Nothing has been measured yet.</p>'
-    source = "Of the last line of training; there was no evaluation."
-    if tables:
-        source = f"Measured on {int(tables[0].get('samples', 0)):,} samples, {heads[0]}."
-    return f'<dl class="tiles">{"".join(tiles)}</dl><p class="note">{escape(source)}</p>'
+def _heading(name: str) -> str:
+    """A metric's name at the beginning of a line; only names that are words get a capital letter."""
+    label = NAMES.get(name, name)
+    return label[0].upper() + label[1:] if name in NAMES else label
 
 
-def _tile(name: str, value: float) -> str:
-    label = _title(name).removesuffix(f", {_unit(name)}")
-    shown, unit = _value(name, value)
-    return f'<div class="tile"><dt>{escape(label)}</dt><dd>{shown} <small>{escape(unit)}</small></dd></div>'
+def _in_unit(value: float, name: str) -> float:
+    return 100 * value if UNITS.get(name) == "%" else value
 
 
-def _value(name: str, value: float) -> tuple[str, str]:
-    if name == "codes/usage":
-        return f"{100 * value:.1f}", "%"
-    return short(value), _unit(name)
+def _number(value: float, name: str) -> str:
+    """A metric's value in few letters, in the metric's unit."""
+    return f"{100 * value:.1f}" if UNITS.get(name) == "%" else short(value)
 
 
-def _label(name: str) -> str:
-    return NAMES.get(name, name)
+def _exact(value: float, name: str) -> str:
+    return with_unit(f"{_in_unit(value, name):.5g}", UNITS.get(name, ""))
 
 
-def _title(name: str) -> str:
-    """A figure's name as a heading, with its unit; names that are nobody's words stay as they are."""
-    known = _label(name)
-    unit = _unit(name)
-    return (known[0].upper() + known[1:] if name in NAMES else known) + (f", {unit}" if unit else "")
+def _tiles(record: Record, tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The metrics at the top of the page: those of the evaluation, else the last ones of training."""
+    if not tables:
+        last = {name: record.last(name) for name in ("loss", "codes/usage", "codes/perplexity")}
+        return {name: value for name, value in last.items() if value is not None}
+    metrics = tables[0]
+    quality = [name for name in _of_reconstructions(record, metrics) if "/" not in name][:3]
+    wanted = [*quality, "loss", "codes/usage", "codes/perplexity", "bits_per_pixel"]
+    return {name: metrics[name] for name in wanted if name in metrics}
 
 
-def _metric_names(record: Record, figures: Iterable[str]) -> list[str]:
-    """Evaluated figures that are neither losses nor about codes: those that training does not log."""
-    trained = set(train_names(record.curves))
-    return [name for name in figures if name not in trained and name not in CODE_METRICS and name != "loss"]
+def _of_reconstructions(record: Record, names: Iterable[str]) -> list[str]:
+    """The metrics that are neither losses nor about codes: training does not log them."""
+    trained = {*train_names(record.curves), *CODE_METRICS, "loss"}
+    return [name for name in names if name not in trained]
 
 
-def _troubles(record: Record) -> tuple[bool, str]:
-    """Did anything go wrong, and the section about it."""
-    events = [event for event in record.events if event.get("event") not in _HARMLESS]
-    resumed = sum(event.get("event") in _HARMLESS for event in record.events)
-    counted = [
-        f"{int(value):,} {what}"
-        for name, what in (("skipped_steps", "steps were skipped"), ("data/bad", "samples could not be read"))
-        if (value := record.last(name))
-    ]
+def _events(record: Record) -> list[tuple[int, str, str]]:
+    """Step, name and detail of each event that is a problem."""
+    found = []
+    for event in record.events:
+        if event.get("event") not in _HARMLESS:
+            rest = [f"{k} {v}" for k, v in event.items() if k not in ("step", "event", "time", "detail")]
+            detail = " ".join([str(event.get("detail", "")), *rest]).strip()
+            found.append((event["step"], str(event.get("event", "")), detail))
+    return found
+
+
+def _problems(record: Record) -> list[str]:
+    """A sentence for each problem that is not an event."""
+    counted = (("skipped_steps", "steps were skipped"), ("data/bad", "samples could not be read"))
+    found = [f"{int(value):,} {what}." for name, what in counted if (value := record.last(name))]
     for name, points in record.curves.items():
         if strange := sum(not math.isfinite(y) for _, y in points):
-            counted.append(f"{name} was not finite in {strange:,} of {len(points):,} lines of metrics.jsonl")
-    lines = [f"<p>{escape(text)}.</p>" for text in counted] + [
-        f"<p>{escape(note)}</p>" for note in record.notes
-    ]
-    if not events and not lines:
-        again = f" The run was taken up again {resumed} times." if resumed > 1 else ""
-        again = " The run was interrupted once and taken up again." if resumed == 1 else again
-        return False, f"<h2>What went wrong</h2><p>Nothing that the run recorded.{again}</p>"
-    rows = [
-        f'<tr><td class="n">{int(event["step"]):,}</td><td>{escape(str(event.get("event", "")))}</td>'
-        f"<td>{escape(_detail(event))}</td></tr>"
-        for event in events[-50:]
-    ]
-    more = f"<p>The last 50 of {len(events):,}.</p>" if len(events) > 50 else ""
-    table = (
-        '<div class="panel scroll"><table><thead><tr><th class="n">step</th><th>what</th><th>detail</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-    return True, f"<h2>What went wrong</h2>{''.join(lines)}{more}{table if rows else ''}"
+            found.append(f"{name} was not finite in {strange:,} of {len(points):,} lines of metrics.jsonl.")
+    return found + record.notes
 
 
-def _detail(event: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in event.items() if key not in ("step", "event", "time", "detail")}
-    return " ".join(
-        [str(event.get("detail", "")), *(f"{key} {value}" for key, value in rest.items())]
-    ).strip()
+def _card(shown: Shown) -> dict[str, Any]:
+    """One sample with its four pictures."""
+    pictures = {
+        "original": _picture(shown.original),
+        "reconstruction": _picture(shown.reconstruction),
+        "error map": _picture(shown.error),
+        "token map": _picture(shown.tokens, pixels=True),
+    }
+    return {"key": shown.key, "value": shown.value, "pictures": pictures}
 
 
-def _samples(gallery: Gallery) -> str:
-    if not gallery.shown:
-        return ""
-    label = _label(gallery.metric)
-    parts = [
-        f"<h2>Samples</h2><p>The best, the median and the worst of {gallery.samples:,} {escape(gallery.source)} "
-        f"samples by {escape(label)} of each alone. In a token map equal codes have equal colours.</p>"
-    ]
-    columns = []
-    for group, name in (("best", "Best"), ("median", "Median"), ("worst", "Worst")):
-        members = [shown for shown in gallery.shown if shown.group == group]
-        if members:
-            cards = "".join(_card(shown, gallery) for shown in members)
-            columns.append(f'<div class="column"><h3>{name}</h3>{cards}</div>')
-    parts.append(f'<div class="columns">{"".join(columns)}</div>')
-    ramp = _image(Image.fromarray(heat(_RAMP)), "", "ramp")
-    top = "a wrong class" if not gallery.unit else f"{100 * gallery.top:.3g} % {gallery.unit} and more"
-    legend = f"Error map: 0 {ramp} {escape(top)}"
-    if gallery.curves:
-        legend = f"Error maps are curves here, from 0 at the bottom to {escape(top)} at the top."
-    parts.append(f'<p class="scale">{legend}</p>')
-    return "".join(parts)
-
-
-def _card(shown: Shown, gallery: Gallery) -> str:
-    value, unit = _value(gallery.metric, shown.figure)
-    pictures = (
-        ("original", shown.original, ""),
-        ("rebuilt", shown.rebuilt, ""),
-        ("error map", shown.error, ""),
-        ("token map", shown.tokens, "pixels"),
-    )
-    four = "".join(
-        f"<div>{_image(image, f'{what} of {shown.key}', _sharp(image, kind))}{what}</div>"
-        for what, image, kind in pictures
-    )
-    return (
-        f'<figure class="sample"><figcaption><span>{escape(shown.key)}</span><b>{value} {escape(unit)}</b></figcaption>'
-        f'<div class="four">{four}</div></figure>'
-    )
-
-
-def _sharp(image: Image.Image, kind: str) -> str:
-    return kind or ("pixels" if max(image.size) <= 64 else "")
-
-
-def _image(image: Image.Image, alt: str, kind: str) -> str:
-    """A picture in the page: small ones exact (PNG), others as WebP, at most `SIDE` wide and high."""
+def _picture(image: Image.Image, pixels: bool = False) -> Picture:
+    """At most `SIDE` wide and high; small pictures are exact (PNG), others are WebP."""
     image = image.convert("RGB")
     scale = SIDE / max(image.size)
     if scale < 1:
         image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BOX)
     small = max(image.size) <= 64
-    return _encoded(image, "PNG" if small else "WEBP", alt, kind)
+    return _encoded(image, "PNG" if small else "WEBP", pixels or small)
 
 
-def _encoded(image: Image.Image, kind: str, alt: str, style: str) -> str:
+def _encoded(image: Image.Image, kind: str, pixels: bool = False) -> Picture:
     buffer = io.BytesIO()
-    image.save(
-        buffer, format=kind, **({"quality": 88, "method": 4} if kind == "WEBP" else {"optimize": True})
-    )
+    settings: dict[str, Any] = {"quality": 88, "method": 4} if kind == "WEBP" else {"optimize": True}
+    image.save(buffer, format=kind, **settings)
     data = base64.b64encode(buffer.getvalue()).decode()
-    width, height = image.size
-    return (
-        f'<img class="{style}" src="data:image/{kind.lower()};base64,{data}" alt="{escape(alt)}" '
-        f'width="{width}" height="{height}">'
-    )
+    return Picture(f"data:image/{kind.lower()};base64,{data}", image.width, image.height, pixels)
 
 
-def _curves(record: Record) -> str:
-    marks = [
-        Mark(float(event["step"]), f"{event.get('event', '')} {_detail(event)}"[:200])
-        for event in record.events
-        if event.get("event") not in _HARMLESS
-    ][-40:]
+def _curves(record: Record) -> dict[str, list[Chart]]:
+    """The charts of training, by the heading above them."""
+    events = [Event(float(step), f"{name} {detail}"[:200]) for step, name, detail in _events(record)[-40:]]
     names = train_names(record.curves)
     codes = [name for name in names if name.startswith("codes/")]
     optim = [name for name in names if name.partition("/")[0] in _OPTIM]
-    other = [name for name in names if name not in codes and name not in optim and name not in ("data/bad",)]
-    quality = dict.fromkeys(figure for full in record.curves for figure in [_evaluated_name(full)] if figure)
-    quality = {name: None for name in quality if name not in names and name not in CODE_METRICS}
-    groups = (
-        ("Losses", [_trained(record, name, marks) for name in sorted(other, key=lambda n: n != "loss")]),
-        ("Quality on the evaluation data", [_quality(record, name) for name in quality]),
-        ("Codebook in training", [_trained(record, name, marks) for name in codes]),
-        ("Optimisation", [_trained(record, name, marks) for name in optim]),
-    )
-    parts = [
-        f'<h3>{title}</h3><div class="grid">{"".join(charts)}</div>'
-        for title, charts in groups
-        if any(charts)
-    ]
-    return f"<h2>Curves</h2>{''.join(parts)}" if parts else ""
+    losses = [name for name in names if name not in (*codes, *optim, "data/bad")]
+    quality = _of_reconstructions(record, eval_names(record.curves))
+    groups = {
+        "Losses": [_trained(record, name, events) for name in sorted(losses, key=lambda n: n != "loss")],
+        "Metrics on the evaluation data": [_measured(record, name) for name in quality],
+        "Codebook during training": [
+            _trained(record, name, events) for name in sorted(codes, key=lambda n: n not in NAMES)
+        ],
+        "Optimization": [_trained(record, name, events) for name in optim],
+    }
+    drawn = {title: [chart for chart in charts if chart] for title, charts in groups.items()}
+    return {title: charts for title, charts in drawn.items() if charts}
 
 
-def _evaluated_name(full: str) -> str:
-    place, _, figure = full.partition("/")
-    return figure if place == "eval" or place.startswith("eval@") else ""
-
-
-def _scaled(name: str, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(x, 100 * y) for x, y in points] if name == "codes/usage" else list(points)
-
-
-def _unit(name: str) -> str:
-    return "%" if name == "codes/usage" else UNITS.get(name, "")
-
-
-def _trained(record: Record, name: str, marks: Sequence[Mark]) -> str:
-    series = [Series("training", _scaled(name, record.curves[name]))]
-    if not name.startswith("codes/"):  # over a window in training, over the whole set in evaluation
+def _trained(record: Record, name: str, events: Sequence[Event]) -> Chart | None:
+    series = [_series("training", name, record.curves[name])]
+    if not name.startswith("codes/"):  # training counts codes over a window, evaluation over the whole set
         series += [
-            Series(f"evaluation {size}".strip(), _scaled(name, points), marked=True)
+            _series(f"evaluation {size}".strip(), name, points, marked=True)
             for size, points in eval_curves(record.curves, name)
         ]
-    return line_chart(_title(name), series, unit=_unit(name), marks=marks, log=not name.startswith("lr"))
+    return _chart(name, series, events=events, log=not name.startswith("lr"))
 
 
-def _quality(record: Record, name: str) -> str:
+def _measured(record: Record, name: str) -> Chart | None:
     curves = eval_curves(record.curves, name)
     if all(len(points) < 2 for _, points in curves):
-        return ""
-    series = [Series(size or "evaluation", points, marked=True) for size, points in curves]
-    return line_chart(_title(name), series, unit=_unit(name))
+        return None
+    return _chart(name, [_series(size or "evaluation", name, points, marked=True) for size, points in curves])
 
 
-def _codes(record: Record, gallery: Gallery) -> str:
+def _series(label: str, name: str, points: Sequence[tuple[float, float]], marked: bool = False) -> Series:
+    return Series(label, [(step, _in_unit(value, name)) for step, value in points], marked)
+
+
+def _chart(name: str, series: Sequence[Series], **settings: Any) -> Chart | None:
+    unit = UNITS.get(name, "")
+    title = f"{_heading(name)}, {unit}" if unit else _heading(name)
+    return line_chart(title, series, unit=unit, **settings)
+
+
+def _use_of_codes(gallery: Gallery) -> dict[str, Any]:
+    """How often the codes occur in the samples that the page looks through."""
     if not gallery.counts:
-        return ""
-    books = (
-        [f"codebook {index + 1}" for index in range(len(gallery.counts))]
-        if len(gallery.counts) > 1
-        else ["codes"]
-    )
+        return {}
+    books = len(gallery.counts)
+    labels = [f"codebook {index + 1}" for index in range(books)] if books > 1 else ["codes"]
     every = [count for book in gallery.counts for count in book]
-    used, total = sum(count > 0 for count in every), sum(every)
-    grid = TIMES.join(map(str, gallery.grid))
-    text = (
-        f"{total:,} codes of {gallery.samples:,} {gallery.source} samples (grid {grid}) use {used:,} of {len(every):,} "
-        f"different ones, {100 * used / len(every):.1f} %."
-    )
-    if total < 10 * len(every):
-        text += " There are too few samples to expect every code."
-    charts = rank_chart("Times that each code occurs", gallery.counts, labels=books)
-    charts += bar_chart(
-        "How many codes occur how often", _octaves(every), across="times it occurs", what="codes"
-    )
-    return f'<h2>Use of the codes</h2><p>{escape(text)}</p><div class="grid">{charts}</div>'
+    return {
+        "codes": sum(every),
+        "used": sum(count > 0 for count in every),
+        "size": len(every),
+        "grid": TIMES.join(map(str, gallery.grid)),
+        "charts": [
+            rank_chart("How often each code occurs", gallery.counts, labels=labels),
+            bar_chart("How many codes occur how often", _octaves(every), across="occurrences", what="codes"),
+        ],
+    }
 
 
 def _octaves(counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Codes by how often they occur: never, once, 2 to 3, 4 to 7 ...; the last bar takes all the rest."""
+    """Numbers of codes by how often they occur: never, once, 2 to 3, 4 to 7 ...; the last bar takes all the rest."""
     found = Counter(min(count.bit_length(), 8) for count in counts)
     names = ["0", "1", "2-3", "4-7", "8-15", "16-31", "32-63", "64-127", "128+"]
-    last = max(found)
-    return [(names[place], float(found[place])) for place in range(last + 1)]
+    return [(names[place], float(found[place])) for place in range(max(found) + 1)]
 
 
-def _figures(record: Record) -> str:
-    heads, tables = evaluated(record)
-    if not tables:
-        why = "Not measured yet. <code>vqcore eval</code> does it; where there is no evaluation data, name some with "
-        return f'<h2>Evaluation</h2><p class="note">{why}<code>data.eval_path=...</code></p>'
-    names = dict.fromkeys(name for table in tables for name in table)
-    head = "".join(f'<th class="n">{escape(text)}</th>' for text in heads)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(f'<td class="n">{_cell(name, table.get(name))}</td>' for table in tables)
-        + "</tr>"
-        for name in names
-    )
-    table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f'<h2>Evaluation</h2><div class="panel scroll">{table}</div>{_protocol(record)}'
-
-
-def _cell(name: str, value: float | None) -> str:
-    unit = UNITS.get(name, "")
-    return "" if value is None else f"{value:.5g}{' ' + escape(unit) if unit else ''}"
-
-
-def _protocol(record: Record) -> str:
+def _protocol(record: Record) -> dict[str, str]:
+    """How `vqcore eval` measured."""
     if not record.evaluation:
-        return ""
+        return {}
     measured, place = record.evaluation["protocol"], record.evaluation.get("environment", {})
-    facts = {
-        "checkpoint": record.evaluation.get("checkpoint"),
-        "samples": measured["set"].get("count"),
-        "SHA-256 of the samples": measured["set"]["sha256"],
-        "modality": _plain(measured.get("modality")),
-        "metrics": ", ".join(measured.get("metrics", {})),
-        "versions": _plain(place.get("versions")),
-    }
-    return f"<details><summary>How it was measured</summary>{_facts(facts)}</details>"
+    return _facts(
+        {
+            "checkpoint": record.evaluation.get("checkpoint"),
+            "samples": measured["set"].get("count"),
+            "SHA-256 of the samples": measured["set"]["sha256"],
+            "modality": measured.get("modality"),
+            "metrics": ", ".join(measured.get("metrics", {})),
+            "versions": place.get("versions"),
+        }
+    )
 
 
-def _progress(record: Record) -> str:
-    """Rows of the strip, evenly over the steps, under the originals."""
+def _progress(record: Record) -> tuple[Picture, list[str]] | None:
+    """The originals, below them rows of reconstructions at steps that are spread evenly; and these steps."""
     folder = record.folder / "samples"
     rows = sorted(folder.glob("step_*.png"), key=lambda path: int(path.stem.partition("_")[2]))
     if len(rows) < 2 or not (folder / "strip.png").is_file():
-        return ""
-    chosen = [rows[round(place * (len(rows) - 1) / (STRIP_ROWS - 1))] for place in range(STRIP_ROWS)]
+        return None
+    places = [round(place * (len(rows) - 1) / (STRIP_ROWS - 1)) for place in range(STRIP_ROWS)]
+    chosen = list(dict.fromkeys(rows[place] for place in places))
+    tiles = [Image.open(path).convert("RGB") for path in chosen]
     with Image.open(folder / "strip.png") as strip:
-        tiles = [Image.open(path).convert("RGB") for path in dict.fromkeys(chosen)]
-        first = strip.convert("RGB").crop((0, 0, strip.width, tiles[0].height))
-    sheet = Image.new("RGB", (first.width, first.height * (len(tiles) + 1)), (255, 255, 255))
-    for index, tile in enumerate((first, *tiles)):
-        sheet.paste(tile, (0, index * first.height))
-    steps = ", ".join(path.stem.partition("_")[2] for path in dict.fromkeys(chosen))
-    picture = _encoded(sheet, "WEBP", f"originals, and reconstructions after steps {steps}", "strip")
-    return f'<h2>How it learned</h2><p>The same samples after some of the steps.</p><div class="panel">{picture}</div>'
+        originals = strip.convert("RGB").crop((0, 0, strip.width, tiles[0].height))
+    sheet = Image.new("RGB", (originals.width, originals.height * (len(tiles) + 1)), (255, 255, 255))
+    for index, tile in enumerate((originals, *tiles)):
+        sheet.paste(tile, (0, index * originals.height))
+    return _encoded(sheet, "WEBP"), [path.stem.partition("_")[2] for path in chosen]
 
 
-def _about(record: Record, gallery: Gallery) -> str:
-    made, saved = record.provenance, record.saved
-    components = made.get("components") if isinstance(made.get("components"), Mapping) else {}
-    facts = {
-        "command": " ".join(map(str, made.get("command") or [])),
-        "git commit": made.get("git"),
-        "versions": ", ".join(
-            f"{name} {made[name]}" for name in ("vqcore", "python", "torch") if name in made
-        ),
-        "processes": made.get("world_size"),
-        "threads": made.get("threads"),
-        "checkpoint shown": record.checkpoint.name if record.checkpoint else None,
-        "its evaluation loss": saved.get("eval_loss"),
-        "fingerprint": saved.get("fingerprint"),
-        "parameters": ", ".join(f"{part} {short(count)}" for part, count in gallery.parts.items()),
-    }
-    built = {
-        place: f"{node.get('name')} ({node.get('distribution')} {node.get('version')})"
-        for place, node in (components or {}).items()
+def _provenance(record: Record, gallery: Gallery) -> dict[str, str]:
+    made = record.provenance
+    return _facts(
+        {
+            "command": " ".join(map(str, made.get("command") or [])),
+            "git commit": made.get("git"),
+            "versions": {name: made.get(name) for name in ("vqcore", "python", "torch")},
+            "processes": made.get("world_size"),
+            "threads": made.get("threads"),
+            "checkpoint": record.checkpoint.name if record.checkpoint else None,
+            "evaluation loss of the checkpoint": record.saved.get("eval_loss"),
+            "fingerprint": record.saved.get("fingerprint"),
+            "parameters": {part: short(count) for part, count in gallery.parts.items()},
+        }
+    )
+
+
+def _components(record: Record) -> dict[str, str]:
+    """The distribution that each component came from."""
+    made = record.provenance.get("components")
+    return {
+        str(place): f"{node.get('name')} ({node.get('distribution')} {node.get('version')})"
+        for place, node in (made if isinstance(made, Mapping) else {}).items()
         if isinstance(node, Mapping)
     }
-    return (
-        f'<h2>Provenance</h2><div class="two"><div class="panel">{_facts(facts)}</div>'
-        f'<div class="panel">{_facts(built)}</div></div>'
-        f"<h2>Config</h2>{_settings(record)}"
-        f"<details><summary>The whole config</summary><pre>{escape(record.config_text)}</pre></details>"
-    )
 
 
-def _settings(record: Record) -> str:
+def _settings(record: Record) -> dict[str, str]:
     """The settings that people ask for first."""
-    data, run, optim, ema = (record.section(name) for name in ("data", "run", "optim", "ema"))
-    size = (
-        data.get("input_size") or data.get("input_size_max") or record.section("data", "modality").get("size")
+    data, run, optim = (record.section(name) for name in ("data", "run", "optim"))
+    size = data.get("input_size") or data.get("input_size_max")
+    return _facts(
+        {
+            "data": data.get("path"),
+            "evaluation data": data.get("eval_path"),
+            "input size": size or record.section("data", "modality").get("size"),
+            "batch size": data.get("batch_size"),
+            "accumulated batches": optim.get("accumulate"),
+            "quantizer": record.section("model", "quantizer"),
+            "optimizer": optim.get("name"),
+            "learning rate": optim.get("lr") or optim.get("base_lr"),
+            "warm-up": optim.get("warmup"),
+            "gradient clipping": optim.get("clip"),
+            "decay of the running average": record.section("ema").get("decay"),
+            "precision": run.get("precision"),
+            "seed": run.get("seed"),
+        }
     )
-    rate = optim.get("lr") or optim.get("base_lr")
-    facts = {
-        "data": data.get("path"),
-        "evaluation data": data.get("eval_path"),
-        "input size": _plain(size),
-        "batch": f"{data.get('batch_size')}{TIMES}{optim.get('accumulate', 1)}",
-        "quantizer": _plain(record.section("model", "quantizer")),
-        "optimizer": f"{optim.get('name')}, lr {rate}, warm-up {optim.get('warmup')}, clip {optim.get('clip')}",
-        "average": ema.get("decay"),
-        "precision": run.get("precision"),
-        "seed": run.get("seed"),
-    }
-    return f'<div class="panel">{_facts(facts if record.config else {})}</div>'
 
 
-def _plain(value: Any) -> str | None:
+def _facts(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Facts as text, without those that are not recorded."""
+    texts = {name: _plain(value) for name, value in facts.items()}
+    return {name: text for name, text in texts.items() if text}
+
+
+def _plain(value: Any) -> str:
     if value is None:
-        return None
+        return ""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(each)}" for key, each in value.items() if each is not None)
     return TIMES.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
-    rows = [
-        f'<tr><th scope="row">{escape(key)}</th><td>{escape(str(value))}</td></tr>'
-        for key, value in facts.items()
-        if value not in (None, "")
-    ]
-    return f"<table><tbody>{''.join(rows)}</tbody></table>" if rows else '<p class="note">Not recorded.</p>'
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("vqcore_track"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {
+    "thousands": "{:,}".format,
+    "label": lambda name: NAMES.get(name, name),
+    "unit": lambda name: UNITS.get(name, ""),
+    "heading": _heading,
+    "number": _number,
+    "exact": _exact,
+    "names": lambda tables: dict.fromkeys(name for table in tables for name in table),
+}

@@ -14,7 +14,7 @@ def vqcore_plugin() -> Plugin:
                 "hook",
                 "report",
                 "vqcore_track.report:Report",
-                "one page about the run for a browser, when it ends",
+                "a page about the run for the browser, when the run ends",
             ),
             Component(
                 "hook",
@@ -26,13 +26,13 @@ def vqcore_plugin() -> Plugin:
                 "hook",
                 "wandb",
                 "vqcore_track.wandb:Wandb",
-                "metrics, pictures and code usage to Weights & Biases",
+                "metrics, pictures and code usage at Weights & Biases",
             ),
             Component(
                 "hook",
                 "profile",
                 "vqcore_track.profile:Profile",
-                "a trace of some steps, and their most expensive operations",
+                "a trace of some steps and a table of their most expensive operations",
             ),
         ),
     )

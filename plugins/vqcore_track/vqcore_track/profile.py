@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
 from vqcore import config, dist
-from vqcore.artefacts.folder import write_text
 from vqcore.console import say
+from vqcore.files import write_text
 from vqcore.plugin import hookimpl
+from vqcore.protocols import RunLike
 
 
 class Profile:
@@ -22,9 +22,9 @@ class Profile:
         steps: int = 10
         """Steps to record."""
         after: int = 5
-        """Steps before the recorded ones: first allocations and compilations say nothing about a run."""
+        """Steps to skip before the recording: the first steps are slower (they allocate memory and compile)."""
         rows: int = 10
-        """Operations in the table, the most expensive first."""
+        """Number of operations in the table; the most expensive operation comes first."""
 
         def __post_init__(self) -> None:
             for name, least in (("steps", 1), ("after", 0), ("rows", 1)):
@@ -37,15 +37,15 @@ class Profile:
         self.recorder: profile | None = None
 
     @hookimpl
-    def vqcore_run_started(self, run: Any) -> None:
-        """Learn where the run is; record at once if no step is to be left out."""
+    def vqcore_run_started(self, run: RunLike) -> None:
+        """Note the run's device and folder; begin to record if there is no step to skip."""
         self.device, self.folder = run.device.type, run.dir / "profile"
         if self.cfg.after == 0:
             self._begin()
 
     @hookimpl
     def vqcore_step_done(self) -> None:
-        """Count a step; begin or end the recording."""
+        """Count the step; begin or end the recording."""
         self.done += 1
         if self.done == self.cfg.after:
             self._begin()
@@ -54,7 +54,7 @@ class Profile:
 
     @hookimpl
     def vqcore_run_ended(self) -> None:
-        """End the recording of a run that was too short for it."""
+        """End the recording if the run ended before all steps were recorded."""
         self._end()
 
     def _begin(self) -> None:

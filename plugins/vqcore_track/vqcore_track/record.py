@@ -1,7 +1,7 @@
-"""What a run left in its folder, read without asking anything of it: a run that was killed has a page, too."""
+"""Reads the files of a run's folder. Every file may be missing or damaged: a run that was killed has a page, too."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import yaml
 
 from vqcore.artefacts.folder import CONFIG, PROVENANCE
 from vqcore.artefacts.resolve import checkpoints, resolve
+from vqcore.console import command
 from vqcore.errors import CheckpointError, RunError
 from vqcore.evaluate import compare as comparison
 from vqcore.run.folder import EVENTS, METRICS
@@ -20,7 +21,7 @@ TIMES = " \N{MULTIPLICATION SIGN} "
 
 @dataclass
 class Record:
-    """A run's files. Anything that is missing or damaged is empty, and `notes` says so."""
+    """The contents of a run's files. A missing or damaged file gives an empty value and a sentence in `notes`."""
 
     folder: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -35,37 +36,37 @@ class Record:
 
     @property
     def name(self) -> str:
-        """The run's name: that of its folder."""
+        """The name of the run's folder."""
         return self.folder.resolve().name
 
     @property
     def step(self) -> int:
-        """The last step that any file tells of."""
+        """The last step in any of the files."""
         known = [int(points[-1][0]) for points in self.curves.values()]
         return max([*known, *checkpoints(self.folder), 0])
 
     @property
     def steps(self) -> int | None:
-        """The step at which the run ends, where the config says so in steps."""
+        """The step at which the run ends, if the config counts in steps (not in epochs)."""
         return self.section("run").get("steps")
 
     def section(self, *path: str) -> dict[str, Any]:
-        """A mapping of the config by path; empty where there is none."""
+        """A section of the config by its path; empty if the config has no such section."""
         node: Any = self.config
         for key in path:
             node = node.get(key) if isinstance(node, Mapping) else None
         return dict(node) if isinstance(node, Mapping) else {}
 
     def last(self, name: str) -> float | None:
-        """The last value of a figure."""
+        """The last value of a metric; None if the metric was never logged."""
         return self.curves[name][-1][1] if self.curves.get(name) else None
 
 
 def read(folder: Path) -> Record:
-    """All that a run's folder holds. Raises `RunError` when it is no run's folder."""
+    """Read a run's folder. Raises `RunError` if `folder` is not the folder of a run."""
     if not (folder / CONFIG).is_file() or not (folder / "checkpoints").is_dir():
         raise RunError(
-            f"{folder} is no run folder; a report is about a run, e.g. vqcore report runs/quickstart."
+            f"{folder} is not a run folder. Give the folder of a run, e.g. vqcore report runs/quickstart."
         )
     record = Record(folder)
     record.config_text = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
@@ -86,15 +87,15 @@ def read(folder: Path) -> Record:
         record.checkpoint = resolve(folder)
         if record.evaluation.get("checkpoint", record.checkpoint.name) != record.checkpoint.name:
             record.notes.append(
-                f"{comparison.FILE} is about {record.evaluation['checkpoint']}, not about {record.checkpoint.name}, "
-                f"which this page shows. Measure again: vqcore eval {folder}"
+                f"{comparison.FILE} describes {record.evaluation['checkpoint']}, but this page shows "
+                f"{record.checkpoint.name}. Measure again: {command('eval', folder)}"
             )
             record.evaluation = {}
         record.saved = _mapping(record, record.checkpoint / PROVENANCE)
     except CheckpointError as error:
         record.notes.append(str(error))
     record.notes += [
-        f"checkpoints/{path.name} was damaged and set aside."
+        f"A damaged checkpoint was renamed to checkpoints/{path.name}."
         for path in sorted((folder / "checkpoints").glob("*.damaged*"))
     ]
     return record
@@ -110,7 +111,7 @@ def _mapping(record: Record, path: Path) -> dict[str, Any]:
 
 
 def _lines(record: Record, path: Path) -> Iterable[dict[str, Any]]:
-    """The whole lines of a file that grows; a process that was killed may have cut off the last one."""
+    """The complete lines of a file. If the process was killed, the last line may be incomplete."""
     if not path.is_file():
         return
     wrong = 0
@@ -123,7 +124,9 @@ def _lines(record: Record, path: Path) -> Iterable[dict[str, Any]]:
             continue
         yield line
     if wrong:
-        record.notes.append(f"{path.name}: {wrong} damaged {'line' if wrong == 1 else 'lines'} left out.")
+        record.notes.append(
+            f"{path.name}: {wrong} damaged {'line is' if wrong == 1 else 'lines are'} left out."
+        )
 
 
 def _curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
@@ -136,7 +139,7 @@ def _curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
 
 
 def evaluated(record: Record) -> tuple[list[str], list[dict[str, float]]]:
-    """Headings and figures of the evaluation: what `vqcore eval` wrote, else that of training at the checkpoint."""
+    """Headings and metrics: what `vqcore eval` measured, else the evaluation of training at the checkpoint's step."""
     if record.evaluation:
         results = record.evaluation["results"]
         heads = [
@@ -146,11 +149,11 @@ def evaluated(record: Record) -> tuple[list[str], list[dict[str, float]]]:
     tables: dict[str, dict[str, float]] = {}
     saved = record.saved.get("step")
     for name, points in record.curves.items():
-        place, _, figure = name.partition("/")
-        if place == "eval" or place.startswith("eval@"):
+        if place := _eval_place(name):
             found = [(step, value) for step, value in points if step == saved] or points
-            head = f"{place.removeprefix('eval').lstrip('@').replace('x', TIMES)} step {found[-1][0]:,.0f}".strip()
-            tables.setdefault(head, {})[figure] = found[-1][1]
+            size = place.removeprefix("eval").lstrip("@").replace("x", TIMES)
+            head = f"{size} step {found[-1][0]:,.0f}".strip()
+            tables.setdefault(head, {})[name.removeprefix(f"{place}/")] = found[-1][1]
     return list(tables), list(tables.values())
 
 
@@ -158,15 +161,25 @@ _WEIGHTS = {"ema": "running average", "model": "trained weights"}
 
 
 def train_names(curves: Mapping[str, Curve]) -> list[str]:
-    """Figures of training in the order in which they were logged."""
-    return [name for name in curves if not name.startswith(("eval/", "eval@"))]
+    """The metrics of training, in the order in which they were logged."""
+    return [name for name in curves if not _eval_place(name)]
 
 
-def eval_curves(curves: Mapping[str, Curve], name: str) -> Sequence[tuple[str, Curve]]:
-    """An evaluated figure by the size it was measured at ("" when there was only one)."""
-    found = []
-    for full, points in curves.items():
-        place, _, figure = full.partition("/")
-        if figure == name and (place == "eval" or place.startswith("eval@")):
-            found.append((place.removeprefix("eval").lstrip("@"), points))
-    return found
+def eval_names(curves: Mapping[str, Curve]) -> list[str]:
+    """The metrics of the evaluations, in the order in which they were logged."""
+    return list(dict.fromkeys(name.partition("/")[2] for name in curves if _eval_place(name)))
+
+
+def eval_curves(curves: Mapping[str, Curve], metric: str) -> list[tuple[str, Curve]]:
+    """The curves of one metric of the evaluations, by the input size ("" where there was only one size)."""
+    return [
+        (place.removeprefix("eval").lstrip("@"), points)
+        for name, points in curves.items()
+        if (place := _eval_place(name)) and name == f"{place}/{metric}"
+    ]
+
+
+def _eval_place(name: str) -> str:
+    """`eval` or `eval@SIZE` for a metric of an evaluation, "" for a metric of training."""
+    place, found, _ = name.partition("/")
+    return place if found and (place == "eval" or place.startswith("eval@")) else ""

@@ -1,19 +1,19 @@
-"""One page about a run for a browser: `report.html`, complete in itself, from the files of the run's folder.
+"""One page about a run for a browser: `report.html`, a single file, made from the files in the run's folder.
 
-Curves, the best and worst samples with error and token maps, the use of the codes, the evaluation, what went wrong,
-config and provenance. What is missing is left out, and the page says why.
+It shows curves, the best and worst samples with error maps and token maps, the use of the codes, the evaluation, what
+went wrong, the config and the provenance. If something is missing, the page says why.
 """
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vqcore import config, dist
-from vqcore.artefacts.folder import write_text
 from vqcore.console import command
 from vqcore.errors import VqcoreError
+from vqcore.files import write_text
 from vqcore.plugin import hookimpl
+from vqcore.protocols import RunLike
 from vqcore_track import gallery, page, record
 
 log = logging.getLogger(__name__)
@@ -21,14 +21,14 @@ FILE = "report.html"
 
 
 class Report:
-    """Writes the page when the run ends well; `vqcore report RUN` writes it at any time."""
+    """Writes the page when the run ends without an error; `vqcore report RUN` writes it at any time."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
         """Settings of the report."""
 
         samples: int = 512
-        """Evaluation samples to look through for the best and the worst."""
+        """Number of evaluation samples among which to find the best and the worst."""
 
         def __post_init__(self) -> None:
             if self.samples < 1:
@@ -38,21 +38,21 @@ class Report:
         self.cfg = cfg
 
     @hookimpl
-    def vqcore_run_ended(self, run: Any, error: BaseException | None) -> None:
-        """Write the page on rank 0. It is made of what is on disk already: a failure here loses nothing."""
+    def vqcore_run_ended(self, run: RunLike, error: BaseException | None) -> None:
+        """Write the page on rank 0."""
         if error is not None or run.step == 0 or not dist.is_main():
             return
         try:
             self.write(run.dir, samples=self.cfg.samples)
-        except Exception as problem:  # whatever a plugin's pictures raise
+        except Exception as problem:  # a plugin's picture may raise anything, and the run itself is saved
             again = command("report", run.dir)
-            log.warning("the report could not be written (%s); try: %s", problem, again)
+            log.warning("warning: the report could not be written: %s. To try again, run: %s", problem, again)
 
     @staticmethod
     def write(run_dir: Path, *, samples: int = 512) -> Path:
-        """Make a run's page in its folder; returns its path. Looks through at most `samples` evaluation samples.
+        """Write the page into the run's folder and return its path. Looks through at most `samples` samples.
 
-        One process alone may call it. Raises `RunError` when there is no run in `run_dir`.
+        Only one process may call this. Raises `RunError` if `run_dir` is not the folder of a run.
         """
         found = record.read(run_dir)
         shown = gallery.Gallery()

@@ -1,7 +1,7 @@
-"""Figures, pictures and code-usage histograms as TensorBoard event files in the run's folder. Needs `tensorboard`.
+"""Metrics, pictures and code-usage histograms as TensorBoard event files in the run's folder. Needs `tensorboard`.
 
-A run that is taken up again, or rolled back, goes on along the same axis: TensorBoard is told to forget what came
-after the step it goes on from.
+A run that is resumed or rolled back continues the same curves: TensorBoard drops everything after the step from which
+the run continues.
 """
 
 from dataclasses import dataclass
@@ -12,23 +12,25 @@ import numpy as np
 from PIL import Image
 
 from vqcore import config, dist
+from vqcore.compose.describe import dump
 from vqcore.plugin import hookimpl
+from vqcore.protocols import RunLike
 from vqcore_track.usage import codebooks, uses_histogram
 
 
 class TensorBoard:
-    """Writes on rank 0 alone. Look at it with `tensorboard --logdir runs`."""
+    """Writes on rank 0 only. To look at the files, run `tensorboard --logdir runs`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
         """Settings of the TensorBoard hook."""
 
         dir: str | None = None
-        """Folder of the event files; by default <run.dir>/tensorboard."""
+        """Folder of the event files; default: <run.dir>/tensorboard."""
         pictures: bool = True
-        """Log the rows of samples and the contact sheet."""
+        """Log the rows of reconstructions and the contact sheet."""
         histograms: bool = True
-        """Log how often the codes are used, at every logged step."""
+        """Log a histogram of how often the codes are used, at every logged step."""
 
     def __init__(self, cfg: Config):
         try:
@@ -40,18 +42,18 @@ class TensorBoard:
         self._folder, self._last = Path(), 0
 
     @hookimpl
-    def vqcore_run_started(self, run: Any) -> None:
+    def vqcore_run_started(self, run: RunLike) -> None:
         """Open the event file."""
         if dist.is_main():
             self._folder = Path(self.cfg.dir).expanduser() if self.cfg.dir else run.dir / "tensorboard"
             self._open(run.step)
             if run.step == 0:
-                text = config.dump(run.config)
+                text = dump(run.config)
                 self._writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
 
     @hookimpl
-    def vqcore_step_ended(self, run: Any, step: int, metrics: dict[str, float]) -> None:
-        """Figures of training, and the codes in use."""
+    def vqcore_step_ended(self, run: RunLike, step: int, metrics: dict[str, float]) -> None:
+        """Log the metrics of training and the code usage."""
         if self._writer is None:
             return
         if step <= self._last:  # rolled back
@@ -65,13 +67,13 @@ class TensorBoard:
 
     @hookimpl
     def vqcore_evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """Figures of an evaluation."""
+        """Log the metrics of an evaluation."""
         if self._writer is not None:
             self._scalars(step, metrics)
 
     @hookimpl
     def vqcore_pictured(self, step: int, name: str, path: str) -> None:
-        """A picture of samples."""
+        """Log a picture of samples."""
         if self._writer is not None and self.cfg.pictures:
             with Image.open(path) as picture:
                 self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")

@@ -1,4 +1,4 @@
-"""How often the codes of a codebook are used, as a histogram that shows dead codes and favourites at a glance."""
+"""How often the codes of a codebook are used, as a histogram that shows dead codes and very frequent codes."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,10 @@ from torch import Tensor
 
 
 def uses_histogram(counts: Int[Tensor, " k"]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of codes by how often each was used, and the edges: 0 times, once, 2 to 3, 4 to 7, 8 to 15 times ...
+    """The histogram and its edges: codes used 0 times, once, 2 to 3, 4 to 7, 8 to 15 times ...
 
-    `numbers[i]` codes were used at least `edges[i]` and fewer than `edges[i + 1]` times; their sum is the codebook.
+    `numbers[i]` codes were used at least `edges[i]` and fewer than `edges[i + 1]` times. The numbers add up to the size
+    of the codebook.
     """
     most = int(counts.max())
     edges = np.array([0, *(2**power for power in range(most.bit_length() + 1))], dtype=np.float64)
@@ -19,6 +20,6 @@ def uses_histogram(counts: Int[Tensor, " k"]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def codebooks(counts: Sequence[Int[Tensor, " k"]]) -> dict[str, Int[Tensor, " k"]]:
-    """The counts of each codebook under the name of its histogram."""
+    """The counts of each codebook, by the name of the codebook's histogram."""
     names = ["codes/uses"] if len(counts) == 1 else [f"codes/uses_{book}" for book in range(len(counts))]
     return dict(zip(names, counts))

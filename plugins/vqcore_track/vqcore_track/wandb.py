@@ -1,7 +1,7 @@
-"""Figures, pictures and code-usage histograms to Weights & Biases. Needs `wandb`, and a login unless it is offline.
+"""Metrics, pictures and code-usage histograms for Weights & Biases. Needs `wandb`; online runs need a login.
 
-The run's id is kept in `<run.dir>/wandb.json`: a run that is taken up again goes on as the same W&B run. Charts are
-drawn over the figure `step`, because W&B's own counter cannot go back to the step of a checkpoint.
+The id of the W&B run is saved in `<run.dir>/wandb.json`: a resumed run continues the same W&B run. The charts use the
+metric `step` as their horizontal axis, because W&B's own counter cannot go back to the step of a checkpoint.
 """
 
 import json
@@ -12,34 +12,35 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vqcore import config, dist
-from vqcore.artefacts.folder import write_text
+from vqcore.files import write_text
 from vqcore.plugin import hookimpl
+from vqcore.protocols import RunLike
 from vqcore_track.usage import codebooks, uses_histogram
 
 ID = "wandb.json"
 
 
 class Wandb:
-    """Speaks on rank 0 alone."""
+    """Logs on rank 0 only."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
         """Settings of the W&B hook."""
 
         project: str = "vqcore"
-        """W&B project."""
+        """Name of the W&B project."""
         entity: str | None = None
-        """W&B user or team; by default your own."""
+        """W&B user or team; default: your own user."""
         run_name: str | None = None
-        """Name that W&B shows; by default that of the run's folder."""
+        """Name of the run at W&B; default: the name of the run's folder."""
         tags: tuple[str, ...] = ()
         """Tags of the W&B run."""
         mode: Literal["online", "offline", "disabled"] | None = None
-        """offline keeps everything in the run's folder for `wandb sync`; by default WANDB_MODE decides, else online."""
+        """offline keeps everything in the run's folder for `wandb sync`; default: WANDB_MODE, or online if unset."""
         pictures: bool = True
-        """Log the rows of samples and the contact sheet."""
+        """Log the rows of reconstructions and the contact sheet."""
         histograms: bool = True
-        """Log how often the codes are used, at every logged step."""
+        """Log a histogram of how often the codes are used, at every logged step."""
 
     def __init__(self, cfg: Config):
         try:
@@ -50,8 +51,8 @@ class Wandb:
         self._run: Any = None
 
     @hookimpl
-    def vqcore_run_started(self, run: Any) -> None:
-        """Begin a W&B run, or go on with the one this run had."""
+    def vqcore_run_started(self, run: RunLike) -> None:
+        """Begin a W&B run, or continue the W&B run of a resumed run."""
         if not dist.is_main():
             return
         mode: Any = self.cfg.mode or os.environ.get("WANDB_MODE") or "online"
@@ -70,8 +71,8 @@ class Wandb:
         self._run.define_metric("*", step_metric="step")
 
     @hookimpl
-    def vqcore_step_ended(self, run: Any, step: int, metrics: dict[str, float]) -> None:
-        """Figures of training, and the codes in use."""
+    def vqcore_step_ended(self, run: RunLike, step: int, metrics: dict[str, float]) -> None:
+        """Log the metrics of training and the code usage."""
         if self._run is None:
             return
         shown: dict[str, Any] = dict(metrics)
@@ -82,19 +83,19 @@ class Wandb:
 
     @hookimpl
     def vqcore_evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """Figures of an evaluation."""
+        """Log the metrics of an evaluation."""
         if self._run is not None:
             self._run.log({"step": step, **metrics})
 
     @hookimpl
     def vqcore_pictured(self, step: int, name: str, path: str) -> None:
-        """A picture of samples."""
+        """Log a picture of samples."""
         if self._run is not None and self.cfg.pictures:
             self._run.log({"step": step, name: self._wandb.Image(path)})
 
     @hookimpl
     def vqcore_run_ended(self, error: BaseException | None) -> None:
-        """Hand in what is left; W&B shows whether the run reached its end."""
+        """Finish the W&B run; W&B shows whether the run ended with an error."""
         if self._run is not None:
             self._run.finish(exit_code=0 if error is None else 1)
 

@@ -1,8 +1,8 @@
 """Dense feature maps of another network (CLIP, DINOv2, ImageBind ...), `(c, h, w)`, from .npy, .npz or .safetensors.
 
-A map is cut to the size that is wanted, not resized: features between two positions are not what the network would say
-there. `crop: resize` resizes all the same. Values stay as they are in the files unless mean, std or norm say otherwise;
-the feature tokenizers of 4M (arXiv 2312.06647 and 2406.09406) see them so, under a smooth L1 loss.
+A map is cut to the wanted size and not resized, because an interpolated feature is not the network's feature at that
+place. `crop: resize` does resize. The tensor has the values of the files unless mean, std or norm are set, as in the
+feature tokenizers of 4M (arXiv 2312.06647 and 2406.09406), which use a smooth L1 loss.
 """
 
 import math
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from vqcore import config
 from vqcore.data.npy import read_array, read_member
-from vqcore.errors import DataError, did_you_mean, listed
+from vqcore.errors import DataError, SettingError, did_you_mean, listed
 from vqcore.modalities.views import centred_box, pixels, scaled_box, view_of
 from vqcore.protocols import DataSpec, View, expand
 
@@ -30,37 +30,38 @@ SUFFIXES = (".npy", ".npz", ".safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig(config.Config):
-    """What maps and vectors of features have in common."""
+    """Settings that feature maps and feature vectors have in common."""
 
     channels: int
-    """Width of a feature vector, e.g. 512 for CLIP-B/16, 768 for DINOv2-B/14, 1280 for ImageBind-H/14."""
+    """Length of a feature vector, e.g. 512 for CLIP-B/16, 768 for DINOv2-B/14, 1280 for ImageBind-H/14."""
     key: str | None = None
-    """Name of the array in a .npz or .safetensors file; by default the only one."""
+    """Name of the array in a .npz or .safetensors file; not needed if the file has one array."""
     mean: float | tuple[float, ...] | None = None
-    """Subtracted from the values: one number, or one per channel."""
+    """Subtracted from the values: one number, or one number per channel."""
     std: float | tuple[float, ...] | None = None
-    """What is left is divided by it: one number, or one per channel."""
+    """The values minus `mean` are divided by this: one number, or one number per channel."""
     norm: float | None = None
-    """Every vector is scaled to this length first; `show` cannot give the old length back."""
+    """Every vector is first scaled to this length; `show` cannot restore the original length."""
 
     def __post_init__(self) -> None:
         if self.channels < 1:
-            raise ValueError(f"channels={self.channels} must be at least 1")
+            raise SettingError("channels", f"{self.channels} must be at least 1")
         for name in ("mean", "std"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != self.channels:
-                raise ValueError(
-                    f"{name} has {len(value)} numbers for channels={self.channels}: give one or all"
+                raise SettingError(
+                    (name, "channels"),
+                    f"{name} has {len(value)} numbers for channels={self.channels}: give one, or one per channel",
                 )
         std = self.std if isinstance(self.std, tuple) else (1.0 if self.std is None else self.std,)
         if not min(std) > 0:
-            raise ValueError(f"std={min(std)} must be above 0")
+            raise SettingError("std", f"{min(std)} must be above 0")
         if self.norm is not None and not self.norm > 0:
-            raise ValueError(f"norm={self.norm} must be above 0")
+            raise SettingError("norm", f"{self.norm} must be above 0")
 
 
 class Scaling:
-    """From the values of files to those of tensors and back; channels are axis 0, or axis 1 of a batch."""
+    """From the values of files to the values of tensors and back."""
 
     def __init__(self, cfg: FeatureConfig):
         self.norm = cfg.norm
@@ -68,18 +69,18 @@ class Scaling:
         self.std = torch.tensor(1.0 if cfg.std is None else cfg.std, dtype=torch.float32)
 
     def apply(self, x: Float[Tensor, "c *size"]) -> Float[Tensor, "c *size"]:
-        """Length, then mean and deviation."""
+        """Scale to `norm`, subtract the mean, divide by the deviation; channels are the first axis."""
         if self.norm is not None:
             x = F.normalize(x, dim=0) * self.norm
         return (x - _column(self.mean, x.ndim)) / _column(self.std, x.ndim)
 
     def undo(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
-        """Deviation and mean, for channels on the last axis."""
+        """Multiply by the deviation and add the mean; channels are the last axis."""
         return x * self.std.to(x.device) + self.mean.to(x.device)
 
 
 class Features:
-    """Maps of feature vectors, one per position of a grid; sizes are counted in positions."""
+    """Maps of feature vectors, one vector per position of a grid. Sizes are numbers of positions."""
 
     suffixes = SUFFIXES
     metrics = ("cosine", "mae")
@@ -91,44 +92,44 @@ class Features:
         training_only: ClassVar[tuple[str, ...]] = ("hflip", "min_crop_scale")
 
         layout: Literal["chw", "hwc", "tokens"] = "chw"
-        """Order of the axes in the files; tokens is (positions, c), row by row, of a square map, or (h, w, c)."""
+        """Order of the axes in the files; tokens: (positions, c), row by row, of a square map, or (h, w, c)."""
         prefix_tokens: int = 0
-        """With layout tokens: how many come before the map (class token, registers); they are left out."""
+        """With layout tokens: number of tokens before the map (class token, registers), which are left out."""
         crop: Literal["cut", "resize"] = "cut"
-        """cut takes a window of the wanted size; resize takes the largest box of its aspect and interpolates."""
+        """cut: a window of the wanted size; resize: the largest box with the wanted aspect ratio, interpolated."""
         min_crop_scale: float = 1.0
         """With crop resize: smallest share of a map that a training crop keeps."""
         hflip: float = 0.0
-        """Share of the training samples mirrored left to right: nearly, not quite, the mirrored picture's features."""
+        """Share of training samples that are mirrored; only nearly equal to the features of the mirrored picture."""
         stride: int = 1
-        """Beside a picture: its pixels, after the crop, for one position of the map, e.g. 16 for CLIP-B/16."""
+        """As an extra modality: pixels of the cropped picture for one position of the map, e.g. 16 for CLIP-B/16."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             if self.stride < 1:
-                raise ValueError(f"stride={self.stride} must be at least 1")
+                raise SettingError("stride", f"{self.stride} must be at least 1")
             if self.prefix_tokens < 0:
-                raise ValueError(f"prefix_tokens={self.prefix_tokens} is negative")
+                raise SettingError("prefix_tokens", f"{self.prefix_tokens} is negative")
             if self.prefix_tokens and self.layout != "tokens":
-                raise ValueError(
-                    f"prefix_tokens={self.prefix_tokens} with layout={self.layout}: only tokens have them"
+                raise SettingError(
+                    "prefix_tokens",
+                    f"{self.prefix_tokens} with layout={self.layout}: only layout=tokens has prefix tokens",
                 )
             if not 0 < self.min_crop_scale <= 1:
-                raise ValueError(f"min_crop_scale={self.min_crop_scale} must lie above 0 and at most at 1")
+                raise SettingError("min_crop_scale", f"{self.min_crop_scale} must lie in (0, 1]")
             if not 0 <= self.hflip <= 1:
-                raise ValueError(f"hflip={self.hflip} is no probability; it lies in 0..1")
+                raise SettingError("hflip", f"{self.hflip} must lie in 0..1")
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None:
             raise ValueError(
-                "feature maps have no size of their own: set data.input_size in positions, e.g. 14 for 224 px in "
-                "patches of 16"
+                "feature maps need a size: set data.input_size in positions, e.g. 14 for 224 px in patches of 16"
             )
         self.cfg, self.scaling = cfg, Scaling(cfg)
         self.spec = DataSpec(channels=cfg.channels, size=expand(size, 2), range=None, loss="smooth_l1")
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
-        """A file, an array or a tensor as `(c, h, w)` float32, with its own values.
+        """A file, an array or a tensor as `(c, h, w)` float32, with the values of the file.
 
         Raises `DataError` for another number of channels, another number of axes, and values that are not finite.
         """
@@ -136,8 +137,8 @@ class Features:
         array = self._with_channels_first(array, name)
         if len(array) != self.cfg.channels:
             raise DataError(
-                f"{name}: has {len(array)} channels (shape {array.shape}, channels first) where "
-                f"data.modality.channels is {self.cfg.channels}; data.modality.layout says which axis they are"
+                f"{name}: has {len(array)} channels (shape {array.shape}, channels first), but "
+                f"data.modality.channels is {self.cfg.channels}; data.modality.layout says which axis is channels"
             )
         return array
 
@@ -155,7 +156,7 @@ class Features:
             return view_of(box, extent, size, flip)
         if any(n < side for n, side in zip(extent, size)):
             raise DataError(
-                f"a feature map of {' x '.join(map(str, extent))} positions holds no window of "
+                f"a feature map of {' x '.join(map(str, extent))} positions has no window of "
                 f"{' x '.join(map(str, size))}; make larger maps, or set data.modality.crop=resize"
             )
         room = [n - side for n, side in zip(extent, size)]
@@ -163,9 +164,9 @@ class Features:
         return view_of((start, size), extent, size, flip)
 
     def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c h w"]:
-        """The part of a map that a view names, interpolated only if it has another size than the view.
+        """The part of a map that the view names, interpolated only if it has another size than the view.
 
-        Of a view that was drawn for something else the size is divided by `stride`.
+        As an extra modality, the size is the size of the main modality's view divided by `stride`.
         """
         (top, left), (bottom, right) = pixels(view, self.extent(raw))
         top, left = min(round(top), raw.shape[1] - 1), min(round(left), raw.shape[2] - 1)
@@ -186,14 +187,14 @@ class Features:
         return rearrange(self.scaling.undo(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
 
     def show(self, x: Float[Tensor, "*b c h w"]) -> np.ndarray:
-        """One map in the units of the files, which `read` takes: `(c, h, w)` if they have it so, else `(h, w, c)`."""
+        """One map in the units of the files, which `read` takes: `(c, h, w)` for layout chw, else `(h, w, c)`."""
         pattern = "c h w" if self.cfg.layout == "chw" else "h w c"
         return rearrange(self._single(x), f"c h w -> {pattern}").numpy()
 
     def picture(self, x: Float[Tensor, "*b c h w"]) -> Image.Image:
-        """The three principal components of the map's vectors as red, green and blue.
+        """The first three principal components of the map's vectors as red, green and blue.
 
-        The axes are this map's own, each pointing where its largest loading is positive.
+        The components are computed from this map alone; the sign makes the largest loading positive.
         """
         return components(self._single(x))
 
@@ -210,23 +211,23 @@ class Features:
                 "tokens": "(positions, channels) or (h, w, channels)",
             }[layout]
             raise DataError(
-                f"{name}: has shape {array.shape}, not {axes} as data.modality.layout={layout} says"
+                f"{name}: has shape {array.shape}, but data.modality.layout={layout} means {axes}"
             )
         if layout == "chw":
             return array
         if array.ndim == 3:
-            # Maps of height 1 are told apart from batches of one by the size that is wanted.
+            # A batch of one and a map of height 1 have the same shape; the wanted size tells which one it is.
             one, count = array.shape[0] == 1 < self.spec.size[0], array.shape[1] - prefix
             if layout == "tokens" and one and count > 1 and math.isqrt(count) ** 2 == count:
                 raise DataError(
-                    f"{name}: has shape {array.shape}, whose first axis is a batch axis; save one map a file, "
-                    "(positions, channels)"
+                    f"{name}: has shape {array.shape}, whose first axis is a batch axis; save one map in each file, "
+                    "as (positions, channels)"
                 )
             return rearrange(array, "h w c -> c h w")
         side = round(max(0, len(array) - prefix) ** 0.5)
         if side * side + prefix != len(array):
             raise DataError(
-                f"{name}: {len(array)} tokens less data.modality.prefix_tokens={prefix} make no square map"
+                f"{name}: {len(array)} tokens minus data.modality.prefix_tokens={prefix} are not a square map"
             )
         return rearrange(array[prefix:], "(h w) c -> c h w", h=side)
 
@@ -234,8 +235,7 @@ class Features:
 def read_numbers(source: Any, key: str | None) -> tuple[np.ndarray, str]:
     """Finite float32 numbers from a `.npy`, `.npz` or `.safetensors` file, an array or a tensor; and a name for errors.
 
-    `key` names the array in a file that may hold several. Raises `DataError`, with the place of a value that is not
-    finite.
+    `key` names the array in a file of several arrays. Raises `DataError`, with the place of a value that is not finite.
     """
     name = str(source) if isinstance(source, (str, Path)) else "array in memory"
     if isinstance(source, (str, Path)):
@@ -245,7 +245,7 @@ def read_numbers(source: Any, key: str | None) -> tuple[np.ndarray, str]:
     else:
         array = np.asarray(source)
     if array.dtype.kind not in "biuf":
-        raise DataError(f"{name}: holds values of type {array.dtype}; features are real numbers")
+        raise DataError(f"{name}: has values of type {array.dtype}; features are real numbers")
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
@@ -255,7 +255,7 @@ def read_numbers(source: Any, key: str | None) -> tuple[np.ndarray, str]:
 
 
 def components(x: Float[Tensor, "c h w"]) -> Image.Image:
-    """The principal components of a map's vectors as colours, 2 deviations either way from black to full."""
+    """The principal components of a map's vectors as colours; black is -2 and full colour is 2 deviations."""
     flat = rearrange(x.double(), "c h w -> (h w) c")
     flat = flat - flat.mean(0)
     left, sizes, axes = torch.linalg.svd(flat, full_matrices=False)
@@ -288,11 +288,11 @@ def _read_safetensors(path: Path, key: str | None, name: str) -> np.ndarray:
                 key = names[0]
             if key is None:
                 raise DataError(
-                    f"{name}: holds {listed(names) or 'nothing'}; choose one with data.modality.key"
+                    f"{name}: has the arrays {listed(names) or 'nothing'}; choose one with data.modality.key"
                 )
             if key not in names:
                 raise DataError(
-                    f"{name}: holds no '{key}'.{did_you_mean(key, names)} Arrays: {listed(names)}"
+                    f"{name}: has no array '{key}'.{did_you_mean(key, names)} Arrays: {listed(names)}"
                 )
             return file.get_tensor(key).float().numpy()
     except (SafetensorError, OSError) as error:

@@ -1,8 +1,9 @@
 """Masks of single instances, each cut to its own bounding box: `(1, h, w)` of zeros and ones, 64 x 64 by default.
 
-As 4M's SAM instances (arXiv 2406.09406): boxes that cover too small a share of the picture are dropped, the others are
-stretched to a square, and training draws one of a picture. Files hold label maps, stacks of masks or annotations as
-JSON, not pickled polygons. Evaluation takes the largest; `every` gives them all and `paste` puts them back.
+As in 4M's SAM instances (arXiv 2406.09406), instances whose box covers too small a share of the picture are dropped,
+the others are stretched to a square, and training draws one instance of a picture. Differs from 4M: files are label
+maps, stacks of masks or annotations as JSON, not pickled polygons. Evaluation takes the largest instance; `every`
+returns all of them and `paste` puts them back into the picture.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqcore.data.npy import read_array
-from vqcore.errors import DataError
+from vqcore.errors import DataError, SettingError
 from vqcore.modalities.planes import SUFFIXES, name_of, read_picture
 from vqcore.modalities.views import CropConfig, crop_view, pixels
 from vqcore.protocols import DataSpec, View, expand
@@ -35,9 +36,9 @@ class Pieces:
 
 
 class Instance:
-    """One instance of a picture: the largest in a view, or in training one that `View.draw` decides.
+    """One instance of a picture: the largest in the view, or in training the one that `View.draw` chooses.
 
-    A view that leaves no instance is ignored: then the picture is not cropped.
+    If no instance is inside the view, the whole picture is used.
     """
 
     suffixes = (*SUFFIXES, ".npy", ".json")
@@ -49,18 +50,18 @@ class Instance:
         """Settings of instances."""
 
         ignore: tuple[int, ...] = (0,)
-        """Labels that are no instance: background, and perhaps 255 for void. The lowest is the background of `show`."""
+        """Labels that are no instance: background, and 255 if it is void. The lowest is the background of `show`."""
         threshold: int | None = None
-        """Files are grey: what is brighter is the one instance. Null: every label is an instance of its own."""
+        """Files are grey pictures of one instance: the pixels above this value. Null: every label is an instance."""
         min_area: float = 0.0005
-        """Instances whose box covers a smaller share of the picture (of its crop, in training) are dropped."""
+        """Instances whose box covers a smaller share of the picture (in training, of the crop) are dropped."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             if not 0 <= self.min_area < 1:
-                raise ValueError(f"min_area={self.min_area} is no share; it lies in 0..1")
+                raise SettingError("min_area", f"{self.min_area} must lie in [0, 1)")
             if any(label < 0 for label in self.ignore):
-                raise ValueError(f"ignore={list(self.ignore)}: labels are not negative")
+                raise SettingError("ignore", f"{list(self.ignore)}: labels are never negative")
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         self.cfg = cfg
@@ -70,9 +71,9 @@ class Instance:
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> Pieces:
         """A label map (picture, `.npy`, array `(h, w)`), a stack of masks (`.npy`, array `(n, h, w)`) or annotations.
 
-        Of a colour picture the label is red + 256 green + 65536 blue, as in COCO's panoptic maps. In a stack
-        everything but 0 is inside. Annotations are a `.json` file or what is in one (`read_annotations`). Raises
-        `DataError` when there is no instance, or none large enough.
+        In a colour picture the label is red + 256 green + 65536 blue, as in COCO's panoptic maps. In a stack, values
+        other than 0 are inside. Annotations are a `.json` file or its parsed content (`read_annotations`). Raises
+        `DataError` when there is no instance, or no instance is large enough.
         """
         name, suffix = name_of(source), Path(source).suffix.lower() if isinstance(source, (str, Path)) else ""
         if suffix == ".json" or isinstance(source, (Mapping, list)):
@@ -87,9 +88,9 @@ class Instance:
         return self._large(pieces, name)
 
     def _large(self, pieces: Pieces, name: str) -> Pieces:
-        """Those that are large enough."""
+        """The instances that are large enough."""
         if not pieces.found:
-            raise DataError(f"{name}: holds no instance; everything is background (data.modality.ignore)")
+            raise DataError(f"{name}: has no instance; everything is background (data.modality.ignore)")
         large = tuple(each for each in pieces.found if _share(each, pieces.extent) >= self.cfg.min_area)
         if not large:
             share = _share(pieces.found[0], pieces.extent)
@@ -110,7 +111,7 @@ class Instance:
         return crop_view(self.cfg, extent, size, rng)
 
     def tensor(self, raw: Pieces, view: View) -> Float[Tensor, "1 h w"]:
-        """The instance that a view names, its box stretched to the view's size: ones inside, zeros outside."""
+        """The instance that the view chooses, its box stretched to the view's size: ones inside, zeros outside."""
         (top, left), (bottom, right) = pixels(view, raw.extent)
         box = (
             round(top),
@@ -124,15 +125,15 @@ class Instance:
         return x.flip(-1) if view.flip else x
 
     def every(self, source: Any) -> tuple[Float[Tensor, "n 1 h w"], Int[Tensor, "n 4"]]:
-        """All instances of a picture at the nominal size, and their boxes: top, left, bottom, right, exclusive."""
+        """All instances of a picture at the nominal size, and their boxes: top, left, bottom and right (exclusive)."""
         found = self.read(source).found
         masks = torch.stack([_tensor(each.stretched(self.spec.size)) for each in found])
         return masks, torch.tensor([each.box for each in found])
 
     def show(self, x: Float[Tensor, "*b 1 h w"]) -> Image.Image:
-        """One mask as a label map, which `read` takes: the highest label of 8 bits where `x` is above a half.
+        """One mask as a label map, which `read` takes: where `x` is above 0.5, the highest 8-bit label not in `ignore`.
 
-        That is 255, white, on black, unless `ignore` says otherwise.
+        By default this is white (255) on black.
         """
         inside = rearrange(x.detach().cpu(), "... h w -> (...) h w")[0] > 0.5
         ignored = [label for label in range(256) if label in self.cfg.ignore]
@@ -140,7 +141,7 @@ class Instance:
         return Image.fromarray(np.where(inside.numpy(), label, min(ignored, default=0)).astype(np.uint8))
 
     def _within(self, raw: Pieces, box: Box) -> list[Piece | Outline]:
-        """What lies in a box and is large enough there, the largest first."""
+        """The parts of the instances inside a box that are large enough there, the largest first."""
         cut = [each.cut(box) for each in raw.found]
         extent = (box[2] - box[0], box[3] - box[1])
         return _sorted(
@@ -161,7 +162,7 @@ class Instance:
             found = [] if one is None else [one]
         else:
             if array.min() < 0:
-                raise DataError(f"{name}: holds the label {array.min()}; labels are not negative")
+                raise DataError(f"{name}: has the label {array.min()}; labels are never negative")
             found = _by_label(array, self.cfg.ignore)
         return Pieces((array.shape[-2], array.shape[-1]), tuple(_sorted(found)))
 
@@ -171,7 +172,7 @@ def paste(
     boxes: Int[Tensor, "n 4"] | Sequence[Sequence[int]],
     extent: tuple[int, int],
 ) -> Bool[np.ndarray, "n height width"]:
-    """Masks put back into their boxes in a picture of this extent; inside is what lies above a half."""
+    """Masks put back into their boxes in a picture of this extent; values above 0.5 are inside."""
     canvas = np.zeros((len(masks), *extent), dtype=bool)
     for page, mask, box in zip(canvas, masks, boxes):
         top, left, bottom, right = (int(edge) for edge in box)

@@ -1,6 +1,6 @@
-"""One instance of a picture, as pixels or as polygons: its box, what a crop leaves of it, its mask at any size.
+"""One instance of a picture, as pixels or as polygons: its box, its part inside a crop, and its mask at any size.
 
-Polygons are filled after the crop, at the size that is wanted, as in 4M; which cuts the polygons themselves.
+As in 4M, polygons are filled after the crop, at the final size. Differs from 4M, which cuts the polygons themselves.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 
 Box = tuple[int, int, int, int]
-"""Top, left, bottom, right in whole pixels; the last two are exclusive."""
+"""Top, left, bottom, right in whole pixels; bottom and right are exclusive."""
 FINE = 4
-"""Polygons are filled this much larger and averaged: Pillow fills whole pixels, borders included."""
+"""Polygons are filled at so many times the size and then averaged: Pillow fills whole pixels and the border too."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One instance in pixels: its mask within its tight box, whose first row and column these are."""
+    """One instance in pixels: its mask within its tight box, and the first row and column of the box."""
 
     top: int
     left: int
@@ -26,11 +26,11 @@ class Piece:
 
     @property
     def box(self) -> Box:
-        """Its tight box."""
+        """The tight box."""
         return self.top, self.left, self.top + self.mask.shape[0], self.left + self.mask.shape[1]
 
     def cut(self, box: Box) -> "Piece | None":
-        """What of it lies in a box, or None."""
+        """The part inside a box, or None if nothing is inside."""
         inner = _common(self.box, box)
         if inner is None:
             return None
@@ -38,19 +38,19 @@ class Piece:
         return tight(Piece(inner[0], inner[1], self.mask[rows, inner[1] - self.left : inner[3] - self.left]))
 
     def stretched(self, size: tuple[int, ...]) -> Bool[np.ndarray, "height width"]:
-        """Its mask, its box stretched to a size: inside is what is above half of the highest filtered value."""
+        """The mask with its box stretched to a size; values above half of the highest filtered value are inside."""
         return stretched(self.mask, size)
 
 
 @dataclass(frozen=True)
 class Outline:
-    """One instance as closed polygons of x and y in pixels, whose union it is; a box in whole pixels around it."""
+    """One instance as the union of closed polygons (x and y in pixels), and a box in whole pixels around it."""
 
     rings: tuple[Float[np.ndarray, "_ 2"], ...]
     box: Box
 
     def cut(self, box: Box) -> "Outline | None":
-        """What of it lies in a box, or None. The polygons stay; what a new box leaves out is not drawn."""
+        """The part inside a box, or None. The polygons stay the same; only their part inside the new box is drawn."""
         inner = _common(self.box, box)
         if inner is None or inner == self.box:
             return None if inner is None else self
@@ -60,11 +60,11 @@ class Outline:
         return None if drawn is None else Outline(self.rings, drawn.box)
 
     def stretched(self, size: tuple[int, ...]) -> Bool[np.ndarray, "height width"]:
-        """Its mask, its box stretched to a size."""
+        """The mask with its box stretched to a size."""
         return self._drawn(self.box, size)
 
     def _drawn(self, box: Box, size: tuple[int, ...]) -> Bool[np.ndarray, "height width"]:
-        """What lies in a box, at a size."""
+        """The part inside a box, drawn at a size."""
         top, left, bottom, right = box
         canvas = Image.new("L", (size[1] * FINE, size[0] * FINE))
         draw = ImageDraw.Draw(canvas)
@@ -76,7 +76,7 @@ class Outline:
 
 
 def outline(rings: Sequence[Float[np.ndarray, "_ 2"]], extent: tuple[int, int]) -> Outline | None:
-    """The polygons' instance within a picture of this extent, or None when nothing of it is there."""
+    """The instance of these polygons in a picture of this extent, or None when all of it lies outside."""
     points = np.concatenate(rings)
     (left, top), (right, bottom) = np.floor(points.min(0)), np.ceil(points.max(0))
     if left == right or top == bottom:
@@ -95,7 +95,7 @@ def tight(piece: Piece) -> Piece | None:
 
 
 def stretched(mask: Bool[np.ndarray, "h w"], size: tuple[int, ...]) -> Bool[np.ndarray, "height width"]:
-    """A mask at another size: inside is what is above half of the highest filtered value."""
+    """A mask at another size; values above half of the highest filtered value are inside."""
     if mask.shape == size:
         return mask
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
@@ -104,11 +104,11 @@ def stretched(mask: Bool[np.ndarray, "h w"], size: tuple[int, ...]) -> Bool[np.n
 
 def _upper_half(grey: Image.Image) -> Bool[np.ndarray, "h w"]:
     levels = np.asarray(grey)
-    return levels > levels.max() / 2  # half of 255, or of less where an instance is thinner than a pixel
+    return levels > levels.max() / 2  # the maximum is below 255 where an instance is thinner than a pixel
 
 
 def _common(one: Box, other: Box) -> Box | None:
-    """Where two boxes overlap."""
+    """The overlap of two boxes."""
     top, left = max(one[0], other[0]), max(one[1], other[1])
     bottom, right = min(one[2], other[2]), min(one[3], other[3])
     return (top, left, bottom, right) if top < bottom and left < right else None

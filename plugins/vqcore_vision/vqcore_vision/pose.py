@@ -1,8 +1,9 @@
-"""One body as a vector: 2-D or 3-D joints, or a joint's rotation each (SMPL's body pose), from .npy and .json.
+"""One body as a vector: 2-D or 3-D joints, or one rotation per joint (SMPL's body pose), from .npy and .json.
 
-A sample is `(joints * width, 1)`, joint by joint: width 2 or 3 for positions, 9 for rotation matrices, 3 for axis-angle
-vectors, 1 for angles. 4M's human poses (arXiv 2406.09406) are the 23 rotation matrices of SMPL (Loper et al. 2015) as
-4D-Humans writes them: `{joints: 23, value: rotation-matrix, key: pred_smpl_params.body_pose, missing: zeros}`.
+A sample is `(joints * width, 1)`, joint by joint. The width is 2 or 3 for positions, 9 for rotation matrices, 3 for
+axis-angle vectors and 1 for angles. 4M's human poses (arXiv 2406.09406) are the 23 rotation matrices of SMPL (Loper et
+al. 2015) in the files of 4D-Humans:
+`{joints: 23, value: rotation-matrix, key: pred_smpl_params.body_pose, missing: zeros}`.
 """
 
 import json
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from vqcore import config
 from vqcore.data.npy import read_array
-from vqcore.errors import ConfigError, DataError, did_you_mean, listed
+from vqcore.errors import ConfigError, DataError, SettingError, did_you_mean, listed
 from vqcore.protocols import DataSpec, View
 from vqcore_vision.metrics import rotation_matrices
 from vqcore_vision.vector import barcode
@@ -31,11 +32,11 @@ _WIDTH = {"rotation-matrix": 9, "axis-angle": 3, "angle": 1}
 _MIRROR = {"rotation-matrix": (1, -1, -1, -1, 1, 1, -1, 1, 1), "axis-angle": (1, -1, -1), "angle": (-1,)}
 _PANEL = 128
 _SIDES = ((0, 0, 0), (31, 119, 180), (214, 39, 40))
-"""Colours of the middle of the body, and of the first and second of a flip pair."""
+"""Colours of joints in the middle of the body, and of the first and the second joint of a flip pair."""
 
 
 class Pose:
-    """Joints of one body, or their rotations, as a vector. Beside a picture 2-D joints follow its crop."""
+    """Joints of one body, or their rotations, as a vector. As an extra modality, 2-D joints follow the crop."""
 
     suffixes = (".npy", ".json")
 
@@ -46,69 +47,74 @@ class Pose:
         training_only: ClassVar[tuple[str, ...]] = ("hflip", "flip_pairs", "bones", "y_up")
 
         joints: int
-        """Joints of a body."""
+        """Number of joints of a body."""
         value: Value = "position"
-        """What a joint has: a position, a rotation matrix, a rotation vector (axis times angle) or one angle."""
+        """Data of a joint: a position, a rotation matrix, a rotation vector (axis times angle) or one angle."""
         dims: Literal[2, 3] = 2
-        """Coordinates of a position."""
+        """Number of coordinates of a position."""
         key: str | None = None
-        """Where a .json file keeps the pose: names joined by dots, e.g. pred_smpl_params.body_pose."""
+        """Place of the pose in a .json file: names joined by dots, e.g. pred_smpl_params.body_pose."""
         missing: Literal["refuse", "zeros"] = "refuse"
-        """What a file without anybody in it is: unreadable, or a pose of zeros (so 4M has it)."""
+        """A file without a person is refused, or is a pose of zeros, as in 4M."""
         root: int | None = None
-        """Positions are taken relative to this joint, whose own place is lost. Null: as they are."""
+        """Positions become relative to this joint, whose absolute position is lost. Null: positions stay absolute."""
         center: tuple[float, ...] | None = None
-        """Subtracted from positions, in units of the files, e.g. half of the picture's sides; mirrors about it."""
+        """Subtracted from positions, in units of the files, e.g. half of the picture's sides; centre of mirrors."""
         scale: float = 1.0
-        """Units of the files that become 1, e.g. half of the picture's height; choose it so that poses fill -1..1."""
+        """Units of the files that become 1, e.g. half of the picture's height; poses should fill -1..1."""
         frame: Literal["pixels", "shares", "body"] | None = None
-        """Beside a picture: positions are its pixels, or shares of its sides, and follow its crop; or a body's own, and
-        do not. Null: pixels if dims is 2."""
+        """As an extra modality: pixels, or shares of the picture's sides, follow the crop; body coordinates do not.
+        Null: pixels for 2-D positions, else body."""
         hflip: float = 0.0
-        """Share of the training samples that are mirrored: x changes its sign, or what rotations do under it."""
+        """Share of the training samples that are mirrored: x changes its sign, and rotations change accordingly."""
         flip_pairs: tuple[tuple[int, int], ...] = ()
-        """Joints that change places in the mirror, left and right, e.g. [[1, 2], [4, 5]]."""
+        """Pairs of left and right joints, which a mirror exchanges, e.g. [[1, 2], [4, 5]]."""
         bones: tuple[tuple[int, int], ...] = ()
-        """Pairs of joints that pictures join by a line."""
+        """Pairs of joints that pictures connect by a line."""
         y_up: bool = False
-        """In pictures larger y is higher; off, as in pixels, lower."""
+        """In pictures, larger y is higher. False, as in pixels: larger y is lower."""
 
         def __post_init__(self) -> None:
             if self.joints < 1:
-                raise ValueError(f"joints={self.joints} must be at least 1")
+                raise SettingError("joints", f"{self.joints} must be at least 1")
             for name in ("flip_pairs", "bones"):
                 for pair in getattr(self, name):
                     if not (min(pair) >= 0 and max(pair) < self.joints and pair[0] != pair[1]):
-                        raise ValueError(
-                            f"{name} holds {list(pair)}: two different joints of 0..{self.joints - 1} are wanted"
+                        raise SettingError(
+                            (name,),
+                            f"{name} has {list(pair)}: a pair is two different joints of 0..{self.joints - 1}",
                         )
             paired = [joint for pair in self.flip_pairs for joint in pair]
             twice = [joint for joint in paired if paired.count(joint) > 1]
             if twice:
-                raise ValueError(f"flip_pairs names joint {twice[0]} more than once")
+                raise SettingError(("flip_pairs",), f"flip_pairs names joint {twice[0]} more than once")
             if self.root is not None and not 0 <= self.root < self.joints:
-                raise ValueError(
-                    f"root={self.root} is none of the {self.joints} joints (0..{self.joints - 1})"
+                raise SettingError(
+                    "root", f"{self.root} is not one of the {self.joints} joints (0..{self.joints - 1})"
                 )
             if self.center is not None and len(self.center) != self.dims:
-                raise ValueError(
-                    f"center={list(self.center)} has {len(self.center)} numbers for dims={self.dims}"
+                raise SettingError(
+                    "center", f"{list(self.center)} has {len(self.center)} numbers for dims={self.dims}"
                 )
             if self.frame in ("pixels", "shares") and (self.value, self.dims) != ("position", 2):
-                raise ValueError(
-                    f"frame={self.frame} with value={self.value}, dims={self.dims}: only positions with dims=2 lie "
-                    "in a picture"
+                raise SettingError(
+                    "frame",
+                    f"{self.frame} with value={self.value}, dims={self.dims}: only positions with dims=2 are "
+                    "places in a picture",
                 )
             if not self.scale > 0:
-                raise ValueError(f"scale={self.scale} must be above 0")
+                raise SettingError("scale", f"{self.scale} must be above 0")
             if not 0 <= self.hflip <= 1:
-                raise ValueError(f"hflip={self.hflip} is no probability; it lies in 0..1")
+                raise SettingError("hflip", f"{self.hflip} must lie in 0..1")
             if self.value != "position" and (self.root, self.center, self.scale) != (None, None, 1.0):
-                raise ValueError(f"root, center and scale are for positions, not for value={self.value}")
+                raise SettingError(
+                    ("value", "root", "center", "scale"),
+                    f"root, center and scale are for positions, not for value={self.value}",
+                )
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if isinstance(size, int) and size != 1:
-            raise ValueError(f"a pose has size 1, not {size}: leave data.input_size out")
+            raise ValueError(f"a pose has size 1, not {size}: remove data.input_size")
         self.cfg = cfg
         self.width = cfg.dims if cfg.value == "position" else _WIDTH[cfg.value]
         self.spec = DataSpec(channels=cfg.joints * self.width, size=(1,), range=None, loss="smooth_l1")
@@ -123,10 +129,10 @@ class Pose:
             self.swapped[[left, right]] = right, left
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
-        """A file, an array or lists of numbers as `(joints, width)` float32; of several people the first.
+        """A file, an array or lists of numbers as `(joints, width)` float32; the first of several people.
 
-        Takes `(joints, width)`, `(joints, 3, 3)` for matrices, or all in one row, with or without an axis of people
-        in front. Raises `DataError` for another number of joints and for values that are not finite.
+        Takes the shape `(joints, width)`, `(joints, 3, 3)` for matrices, or all numbers in one row, with or without a
+        first axis of people. Raises `DataError` for another number of joints and for values that are not finite.
         """
         is_file = isinstance(source, (str, Path))
         name = str(source) if is_file else "pose in memory"
@@ -134,11 +140,11 @@ class Pose:
         try:
             array = np.asarray(found, dtype=np.float32)
         except (ValueError, TypeError) as error:
-            raise DataError(f"{name}: is no array of numbers ({error})") from error
+            raise DataError(f"{name}: is not an array of numbers ({error})") from error
         if not array.size:
             if self.cfg.missing == "refuse":
                 raise DataError(
-                    f"{name}: there is nobody in it; data.modality.missing=zeros takes zeros instead"
+                    f"{name}: has no person; data.modality.missing=zeros turns such files into poses of zeros"
                 )
             return np.zeros((self.cfg.joints, self.width), np.float32)
         pose = self._first(array, name)
@@ -152,17 +158,16 @@ class Pose:
         return (1,)
 
     def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
-        """The whole, in training sometimes mirrored."""
+        """The whole pose, in training sometimes mirrored."""
         flip = rng is not None and bool(rng.random() < self.cfg.hflip)
         return View(start=(0.0,), stop=(1.0,), size=(1,), flip=flip)
 
     def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c 1"]:
-        """The pose, mirrored if the view is.
+        """The pose, mirrored if the view is mirrored.
 
-        Of a picture's view, positions in its frame become positions in the crop: pixels at the view's size, or shares.
-        Of any other view that was drawn for something else only the mirror counts. Zeros for nobody (`missing`) stay
-        where they are. Raises `ConfigError` when they are
-        pixels of a picture whose size is not known.
+        As an extra modality beside a picture, positions in the picture become positions in the crop: pixels at the
+        view's size, or shares. Poses with other data follow only the mirror. A pose of zeros (`missing`) stays zero.
+        Raises `ConfigError` when positions are pixels of a picture of unknown size.
         """
         follows = len(view.size) == 2 and self.frame != "body"
         is_nobody = self.cfg.missing == "zeros" and not raw.any()
@@ -173,7 +178,7 @@ class Pose:
         return torch.from_numpy(rearrange(pose, "j w -> (j w) 1").copy())
 
     def values(self, x: Float[Tensor, "b c 1"]) -> Float[Tensor, "b w j"]:
-        """A batch in the units of the files, with the numbers of a joint as channels and joints as the axis."""
+        """A batch in the units of the files; channels are the numbers of a joint, the axis is the joints."""
         parts = rearrange(x, "b (j w) 1 -> b w j", w=self.width)
         if self.cfg.value != "position":
             return parts
@@ -183,8 +188,8 @@ class Pose:
     def show(self, x: Float[Tensor, "*b c 1"]) -> np.ndarray:
         """One pose in the units of the files: `(joints, width)`, or `(joints, 3, 3)` for matrices.
 
-        Matrices are what the decoder says, not always rotations; `vqcore.scores_signal.rotation_matrices` gives the
-        nearest ones.
+        Decoded matrices are not exactly rotations; `vqcore_vision.metrics.rotation_matrices` returns the nearest
+        rotations.
         """
         pose = self._single(x).numpy()
         return (
@@ -194,10 +199,10 @@ class Pose:
         )
 
     def picture(self, x: Float[Tensor, "*b c 1"]) -> Image.Image:
-        """A skeleton from the front, in three dimensions also from the side; the two sides of the body in two colours.
+        """A skeleton from the front, and in three dimensions also from the side; each side of the body has a colour.
 
-        The frame spans -1.1 to 1.1 after `center` or `root` and `scale`, and more where a joint lies outside. The 23
-        rotations of SMPL turn a stick figure; other rotations are drawn as numbers.
+        The frame spans -1.1 to 1.1 of the tensor's values, and more if a joint lies outside. The 23 rotations of SMPL
+        turn the joints of a stick figure; other rotations are drawn as coloured numbers.
         """
         cfg, pose = self.cfg, self._single(x)
         if cfg.value == "position":
@@ -218,12 +223,12 @@ class Pose:
         return self._mirrored(pose) if view.flip else pose
 
     def _in_crop(self, pose: np.ndarray, view: View) -> np.ndarray:
-        """Positions in what a picture's view shows. The left edge is 0, so a mirror turns x into the width minus x."""
+        """Positions in the crop of a picture. The left edge is 0, so a mirror turns x into the width minus x."""
         whole, part = (view.extent, view.size) if self.frame == "pixels" else ((1, 1), (1, 1))
         if whole is None:
             raise ConfigError(
-                "a pose in pixels cannot follow a crop of unknown pixels: data.modality does not say what its samples "
-                "measure (View.extent). Set data.extra.<label>.frame to shares or body."
+                "a pose in pixels cannot follow the crop: the view of data.modality has no extent, so the size of the "
+                "picture is unknown. Set data.extra.<label>.frame to shares or body."
             )
         across = np.array(part[::-1])
         start, stop = np.array(view.start[::-1]), np.array(view.stop[::-1])
@@ -251,8 +256,8 @@ class Pose:
         if array.shape[1:] in shapes:
             return array[0].reshape(joints, width)
         raise DataError(
-            f"{name}: has shape {array.shape} where {joints} joints of {width} numbers are declared "
-            f"({' or '.join(map(str, dict.fromkeys(shapes)))}, several people in front)"
+            f"{name}: has shape {array.shape}, but {joints} joints of {width} numbers need "
+            f"{' or '.join(map(str, dict.fromkeys(shapes)))}, with people as an optional first axis"
         )
 
 
@@ -265,18 +270,18 @@ def _read_file(path: Path, key: str | None, name: str) -> Any:
         raise DataError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
     for part in key.split(".") if key else ():
         if isinstance(found, (list, Mapping)) and not found:
-            return []  # where 4D-Humans sees nobody it writes an empty list or object
+            return []  # 4D-Humans writes an empty list or object when it finds no person
         if not isinstance(found, Mapping) or part not in found:
             names = list(found) if isinstance(found, Mapping) else []
             raise DataError(
-                f"{name}: holds no '{part}' of data.modality.key={key}.{did_you_mean(part, names)} "
-                f"There: {listed(names) or type(found).__name__}"
+                f"{name}: has no '{part}' of data.modality.key={key}.{did_you_mean(part, names)} "
+                f"Found: {listed(names) or type(found).__name__}"
             )
         found = found[part]
     if isinstance(found, Mapping):
         if found:
             raise DataError(
-                f"{name}: is an object of {listed(found)}; say where the pose is: data.modality.key"
+                f"{name}: is an object of {listed(found)}; set data.modality.key to the place of the pose"
             )
         return []
     return found
@@ -288,7 +293,7 @@ def _skeleton(
     pairs: tuple[tuple[int, int], ...],
     y_up: bool,
 ) -> Image.Image:
-    """Joints as dots and bones as lines: x to the right, y up or down; beside it, if there is a z, z to the right."""
+    """Joints as dots, bones as lines. x points right, y up or down; 3-D joints get a second panel, z points right."""
     views = [points[:, :2]] + ([points[:, [2, 1]]] if points.shape[1] == 3 else [])
     reach = 1.1 * max(1.0, float(np.abs(points).max()))
     canvas = Image.new("RGB", (_PANEL * len(views), _PANEL), (255, 255, 255))
@@ -306,20 +311,20 @@ def _skeleton(
 
 
 _SMPL_PARENTS = (0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
-"""The joint above each of SMPL's joints 1 to 23; 0 is the pelvis."""
+"""The parent joint of each of SMPL's joints 1 to 23; 0 is the pelvis."""
 _SMPL_OFFSETS = (
     (0.10, -0.08, 0), (-0.10, -0.08, 0), (0, 0.12, 0), (0.04, -0.40, 0), (-0.04, -0.40, 0), (0, 0.14, 0),
     (0, -0.42, 0), (0, -0.42, 0), (0, 0.06, 0), (0.02, -0.06, 0.13), (-0.02, -0.06, 0.13), (0, 0.22, 0),
     (0.08, 0.12, 0), (-0.08, 0.12, 0), (0, 0.12, 0), (0.11, 0.02, 0), (-0.11, 0.02, 0), (0.27, 0, 0),
     (-0.27, 0, 0), (0.25, 0, 0), (-0.25, 0, 0), (0.09, 0, 0), (-0.09, 0, 0),
 )  # fmt: skip
-"""A stick figure of ours with SMPL's joints, arms stretched out: metres from the joint above, left is +x."""
+"""Our own stick figure with SMPL's joints, arms stretched out: metres from the parent joint; left is +x."""
 _SMPL_BONES = tuple((parent, joint) for joint, parent in enumerate(_SMPL_PARENTS, start=1))
 _SMPL_PAIRS = ((1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (18, 19), (20, 21), (22, 23))
 
 
 def _stick_figure(turns: np.ndarray) -> np.ndarray:
-    """The 24 joints of a body `(24, 3)` whose joints 1 to 23 turn by `(23, 3, 3)`; the pelvis stands still."""
+    """The 24 joints `(24, 3)` of a body whose joints 1 to 23 are rotated by `(23, 3, 3)`; the pelvis is fixed."""
     places, frames = [np.zeros(3)], [np.eye(3)]
     for parent, offset, turn in zip(_SMPL_PARENTS, _SMPL_OFFSETS, turns):
         places.append(places[parent] + frames[parent] @ np.array(offset))

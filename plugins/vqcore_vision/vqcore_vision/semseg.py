@@ -10,20 +10,20 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
-from vqcore.errors import DataError
+from vqcore.errors import DataError, SettingError
 from vqcore.modalities.colours import GREY, class_colours, coloured
 from vqcore.modalities.planes import cut_planes, name_of, read_planes
 from vqcore.modalities.views import CropConfig, crop_view
 from vqcore.protocols import DataSpec, View, expand
 
 LAST = 255
-"""The id of an 8-bit file that becomes 0 when all ids are shifted by one."""
+"""The id in an 8-bit file that becomes 0 when all ids are shifted by one."""
 
 
 class Semseg:
-    """Class maps `(h, w)` of integers. Positions with the label to ignore count in no loss and no metric.
+    """Class maps `(h, w)` of integers. Positions with `ignore_label` count in no loss and no metric.
 
-    A label to ignore that is no class gets a class id of its own behind the others, so that the encoder can tell it.
+    If `ignore_label` is no class, it gets an additional class id after the others, so that the encoder can see it.
     """
 
     suffixes = (".png", ".npy", ".bmp", ".pgm", ".tif", ".tiff")
@@ -34,38 +34,44 @@ class Semseg:
         """Settings of class maps."""
 
         num_labels: int
-        """Number of classes; with shift, that of the shifted ids (COCO with 133 classes: 134)."""
+        """Number of classes; with `shift`, the number of shifted ids (134 for COCO's 133 classes)."""
         shift: bool = False
-        """As 4M: 1 is added to the ids in the files, and 255 (none) becomes 0."""
+        """As in 4M: 1 is added to the ids in the files, and 255 (no class) becomes 0."""
         ignore_label: int | None = None
-        """Id in the files that counts in no loss and no metric; -1 and the like need .npy files, pictures have none."""
+        """Id in the files that counts in no loss and no metric; a negative id needs .npy files."""
         resample: Literal["nearest", "pillow-nearest"] = "nearest"
-        """How it is resized. pillow-nearest as 4M: ties between two pixels may round otherwise."""
+        """Filter for resizing. pillow-nearest is 4M's and may round ties between two pixels differently."""
         palette: tuple[tuple[int, int, int], ...] | None = None
-        """Colours of the ids in the files, 0 to 255, for pictures; by default those of PASCAL VOC."""
+        """One colour for each id in the files, 0 to 255, for pictures; by default the colours of PASCAL VOC."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             if not 1 <= self.num_labels <= 2**16:
-                raise ValueError(f"num_labels={self.num_labels} must lie in 1..{2**16}")
+                raise SettingError("num_labels", f"{self.num_labels} must lie in 1..{2**16}")
             if self.shift and self.num_labels > 256:
-                raise ValueError(
-                    f"num_labels={self.num_labels} with shift: shifted ids are those of 8-bit files"
+                raise SettingError(
+                    "num_labels",
+                    f"{self.num_labels} with shift: files of 8 bits have at most 256 shifted ids",
                 )
             least = 0 if self.shift else -(2**31)
             if self.ignore_label is not None and not least <= self.ignore_label < 2**16:
-                raise ValueError(
-                    f"ignore_label={self.ignore_label} with shift={self.shift} must lie in {least}..{2**16 - 1}"
+                raise SettingError(
+                    "ignore_label",
+                    f"{self.ignore_label} with shift={self.shift} must lie in {least}..{2**16 - 1}",
                 )
             for colour in self.palette or ():
                 if not all(0 <= value <= 255 for value in colour):
-                    raise ValueError(f"palette holds {list(colour)}; colours lie in 0..255")
+                    raise SettingError(
+                        ("palette",), f"palette has the colour {list(colour)}; colours lie in 0..255"
+                    )
             if self.palette is not None and len(self.palette) < self.num_labels - self.shift:
-                raise ValueError(f"palette has {len(self.palette)} colours for num_labels={self.num_labels}")
+                raise SettingError(
+                    ("palette",), f"palette has {len(self.palette)} colours for num_labels={self.num_labels}"
+                )
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None:
-            raise ValueError("class maps have no size of their own: set data.input_size")
+            raise ValueError("class maps need a size: set data.input_size")
         self.cfg = cfg
         is_class = cfg.ignore_label is None or cfg.shift or 0 <= cfg.ignore_label < cfg.num_labels
         self.spec = DataSpec(
@@ -81,13 +87,14 @@ class Semseg:
         self._colours = np.array(colours, np.uint8)
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
-        """A file, picture or array `(h, w)` of class ids as `(1, h, w)`, ids as in the file.
+        """A file, picture or array `(h, w)` of class ids as `(1, h, w)`, with the ids of the file.
 
-        Raises `DataError` when it is damaged, holds colours or floats, has an id that is no class, or nothing to learn.
+        Raises `DataError` when the source is damaged, has colours or floats, has an id that is no class, or has no
+        valid position.
         """
         raw = read_planes(source, (("Y",),), _ids_of)
         if raw.dtype.kind == "f":
-            raise DataError(f"{name_of(source)}: holds floats; class ids are integers")
+            raise DataError(f"{name_of(source)}: has floats; class ids are integers")
         ids = self._ids(raw)
         wrong = (ids < 0) | (ids >= self.spec.labels)
         if wrong.any():
@@ -97,7 +104,7 @@ class Semseg:
             )
         if self.cfg.ignore_label is not None and (raw == self.cfg.ignore_label).all():
             raise DataError(
-                f"{name_of(source)}: holds no valid value; all is data.modality.ignore_label={self.cfg.ignore_label}"
+                f"{name_of(source)}: has no valid value; every id is data.modality.ignore_label={self.cfg.ignore_label}"
             )
         return raw
 
@@ -110,18 +117,18 @@ class Semseg:
         return crop_view(self.cfg, extent, size, rng)
 
     def tensor(self, raw: np.ndarray, view: View) -> Int[Tensor, "h w"]:
-        """The part that a view names, at the view's size, as ids from 0 to labels - 1."""
+        """The part that the view names, at the view's size, as ids from 0 to labels - 1."""
         return torch.from_numpy(self._ids(self._cut(raw, view)))
 
     def mask(self, raw: np.ndarray, view: View) -> Bool[Tensor, "h w"]:
-        """Where the tensor of this view has a label that counts."""
+        """True where the tensor of this view has another label than `ignore_label`."""
         return torch.from_numpy(self._cut(raw, view) != self.cfg.ignore_label)
 
     def show(self, x: Tensor) -> Image.Image | Int[np.ndarray, "h w"]:
-        """One sample, class ids or scores, as a palette picture of ids as in the files; above 255 as 16-bit grey.
+        """One sample, class ids or scores, as a palette picture of the ids of the files; 16-bit grey for ids above 255.
 
         A palette picture looks coloured, and `read` takes its ids. With a negative `ignore_label`, which no picture can
-        hold, an array.
+        store, the result is an array.
         """
         ids = self._file_ids(x)
         if (self.cfg.ignore_label or 0) < 0:
@@ -142,7 +149,7 @@ class Semseg:
         return np.ascontiguousarray(part[:, ::-1] if view.flip else part)
 
     def _ids(self, raw: np.ndarray) -> np.ndarray:
-        """From ids in files to those of the tensor; what is no class lies outside 0 .. labels - 1."""
+        """From the ids of files to the ids of the tensor; an id that is no class ends up outside 0 .. labels - 1."""
         ids = raw.astype(np.int64)
         if self.cfg.shift:
             return np.where(ids == LAST, 0, ids + (ids >= 0))
@@ -167,20 +174,20 @@ class Semseg:
     def _known(self) -> str:
         count = self.cfg.num_labels
         if self.cfg.shift:
-            return f"with num_labels={count} and shift they are 0 to {count - 2}, and 255 for none"
+            return f"with num_labels={count} and shift, ids are 0 to {count - 2}, and 255 for no class"
         return (
-            f"there are num_labels={count} (0 to {count - 1}). If it means none, set "
-            "data.modality.ignore_label, or as 4M data.modality.shift=true"
+            f"there are num_labels={count} (0 to {count - 1}). If this id means no class, set "
+            "data.modality.ignore_label, or data.modality.shift=true as in 4M"
         )
 
 
 def _ids_of(image: Image.Image) -> np.ndarray:
-    """Ids of a grey or palette picture; those of a palette picture are its indices."""
+    """Ids of a grey picture, or the indices of a palette picture."""
     if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, before Pillow 10.3
         return rearrange(np.asarray(image).astype(np.uint16), "h w -> 1 h w")
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I;16"):
         raise DataError(
-            f"holds colours or floats (mode {image.mode}), not class ids; save them as a grey or palette picture"
+            f"has colours or floats (mode {image.mode}), not class ids; save class ids as a grey or palette picture"
         )
     kind = np.uint16 if image.mode.startswith("I;16") else np.uint8
     return rearrange(np.asarray(image).astype(kind), "h w -> 1 h w")

@@ -1,7 +1,7 @@
-"""One feature vector a sample (a class token, a pooled embedding), `(c, 1)`: the direction is what counts.
+"""One feature vector a sample, `(c, 1)`: a class token or a pooled embedding. The loss compares directions.
 
-4M's tokenizers of global DINOv2 and ImageBind features (arXiv 2406.09406) are of this kind: values as they are in the
-files, a cosine loss over channels.
+4M's tokenizers of global DINOv2 and ImageBind features (arXiv 2406.09406) do the same: the values of the files, and a
+cosine loss over channels.
 """
 
 import math
@@ -21,7 +21,7 @@ from vqcore_vision.features import SUFFIXES, FeatureConfig, Scaling, read_number
 
 
 class Vector:
-    """Vectors of `channels` numbers from files of any shape that holds as many; nothing is cropped or mirrored."""
+    """Vectors of `channels` numbers, from arrays of any shape with this number of values; never cropped or mirrored."""
 
     suffixes = SUFFIXES
     metrics = ("cosine", "mae")
@@ -32,16 +32,16 @@ class Vector:
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if isinstance(size, int) and size != 1:
-            raise ValueError(f"a vector has size 1, not {size}: leave data.input_size out")
+            raise ValueError(f"a vector has size 1, not {size}: remove data.input_size")
         self.cfg, self.scaling = cfg, Scaling(cfg)
         self.spec = DataSpec(channels=cfg.channels, size=(1,), range=None, loss="cosine")
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
-        """A file, an array or a tensor as `(c,)` float32. Raises `DataError` when it holds another number of values."""
+        """A file, an array or a tensor as `(c,)` float32. Raises `DataError` for another number of values."""
         array, name = read_numbers(source, self.cfg.key)
         if array.size != self.cfg.channels:
             raise DataError(
-                f"{name}: holds {array.size} values (shape {array.shape}) where data.modality.channels is "
+                f"{name}: has {array.size} values (shape {array.shape}), but data.modality.channels is "
                 f"{self.cfg.channels}"
             )
         return array.reshape(-1)
@@ -51,11 +51,11 @@ class Vector:
         return (1,)
 
     def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
-        """The whole, always."""
+        """The whole vector, always."""
         return View(start=(0.0,), stop=(1.0,), size=(1,))
 
     def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c 1"]:
-        """The vector, scaled; a view that was drawn for something else changes nothing."""
+        """The vector, scaled. As an extra modality it ignores the view of the main modality."""
         return self.scaling.apply(rearrange(torch.from_numpy(raw.copy()), "c -> c 1"))
 
     def values(self, x: Float[Tensor, "b c 1"]) -> Float[Tensor, "b c 1"]:
@@ -67,7 +67,7 @@ class Vector:
         return self._single(x).numpy()
 
     def picture(self, x: Float[Tensor, "*b c 1"]) -> Image.Image:
-        """The channels row by row in a square, red above zero and blue below; full colour at 3 times their spread."""
+        """The channels row by row in a square, red above 0 and blue below; full colour at 3 root mean squares."""
         return barcode(self._single(x))
 
     def _single(self, x: Tensor) -> Float[Tensor, " c"]:
@@ -76,7 +76,7 @@ class Vector:
 
 
 def barcode(values: Float[Tensor, " c"]) -> Image.Image:
-    """Numbers row by row in a square, white at 0, red above and blue below; grey where there is no number."""
+    """Numbers row by row in a square: white at 0, red above, blue below, grey in the unused rest of the square."""
     side = math.ceil(math.sqrt(len(values)))
     share = (values / (3 * values.square().mean().sqrt().clamp(min=1e-12))).clamp(-1, 1).numpy()
     fade = 1 - np.abs(share)

@@ -1,4 +1,4 @@
-"""Attention against its formula, its kernels against each other, and how one of them is chosen."""
+"""Attention against its formula, the kernels against each other, and the choice of the kernel."""
 
 import sys
 import types
@@ -28,7 +28,7 @@ def forget():
 
 @pytest.fixture
 def xformers(monkeypatch):
-    """A stand-in for xFormers with the tensor layout of the real one; `fails` is what it raises."""
+    """A fake xFormers with the tensor layout of the real package; `fails` is the error that it raises."""
     ops = types.ModuleType("xformers.ops")
     ops.calls, ops.fails = [], None
 
@@ -99,7 +99,7 @@ def test_backends_agree_in_models_of_any_rank(size, patch, xformers):
 
 
 class Operators(TorchDispatchMode):
-    """The names of what torch runs."""
+    """Records the names of the operators that torch runs."""
 
     def __init__(self):
         super().__init__()
@@ -185,7 +185,9 @@ def test_a_broken_installation_is_none(monkeypatch, capsys):
 
 def test_xformers_by_name_must_run(no_xformers):
     q = noise(1, 4, 2, 8)
-    with pytest.raises(ConfigError, match=r"^attention=xformers: xFormers is not installed\. attention=auto"):
+    with pytest.raises(
+        ConfigError, match=r"^attention=xformers: xFormers is not installed\. Use attention=auto"
+    ):
         attend(q, q, q, backend="xformers")
 
 

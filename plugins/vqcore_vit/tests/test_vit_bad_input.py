@@ -1,4 +1,4 @@
-"""What users get wrong, and the one line they are told."""
+"""Mistakes of users, and the error message of one line for each mistake."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def refused(error, build):
 def test_channels(cls, settings):
     encoder = cls(cls.Config(**settings), spec=IMAGE)
     text = refused(ValueError, lambda: encoder(torch.zeros(1, 4, 16, 24)))
-    assert text == "an input of 4 channels; this encoder was built for 3"
+    assert text == "the input has 4 channels, but this encoder was built for 3"
 
 
 @pytest.mark.parametrize(
@@ -51,14 +51,14 @@ def test_sizes(cls, size, text):
 @pytest.mark.parametrize(
     ("cls", "settings", "text"),
     [
-        (ViTEncoder, {"width": 30, "num_heads": 4}, "width=30 does not divide into num_heads=4"),
-        (ViTDecoder, {"width": 30, "num_heads": 4}, "width=30 does not divide into num_heads=4"),
+        (ViTEncoder, {"width": 30, "num_heads": 4}, "width=30 is not divisible by num_heads=4"),
+        (ViTDecoder, {"width": 30, "num_heads": 4}, "width=30 is not divisible by num_heads=4"),
         (QueryEncoder, {"num_tokens": 0}, "num_tokens=0 is below 1"),
         (QueryDecoder, {"num_tokens": -3}, "num_tokens=-3 is below 1"),
         (
             ViTEncoder,
             {"attn_dropout": 1.0},
-            "dropout=0.0, attn_dropout=1.0, drop_path=0.0: probabilities lie in [0, 1)",
+            "dropout=0.0, attn_dropout=1.0, drop_path=0.0: each probability must be in [0, 1)",
         ),
         (ViTEncoder, {"grid_convs": -1}, "grid_convs=-1 is below 0"),
         (QueryDecoder, {"out_conv_depth": -1}, "out_conv_depth=-1 is below 0"),

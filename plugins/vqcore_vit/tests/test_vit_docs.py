@@ -1,4 +1,4 @@
-"""The excerpts of docs/backbones.md and the README are valid as they stand and, made smaller, encode and decode."""
+"""The YAML excerpts of docs/backbones.md and the README are valid; with smaller settings they encode and decode."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Laws of the encoder and decoder on one, two and three axes, against formulas and against each other."""
+"""Laws of the encoder and the decoder on one, two and three axes, tested with formulas and against each other."""
 
 import math
 
@@ -89,7 +89,7 @@ def test_patches_are_laid_out_channel_first(channels, size, patch, grid):
 
 
 def moco(grid, width):
-    """Equation of the Transformer's sines and cosines, axis after axis."""
+    """The Transformer's equation of sines and cosines, axis after axis."""
     n = width // (2 * len(grid))
     found = np.zeros((width, *grid))
     for position in np.ndindex(*grid):
@@ -166,7 +166,7 @@ def test_a_module_in_bf16_stays_in_bf16(channels, size, patch, grid):
     x = noise(2, channels, *(2 * side for side in size))
     exact = decoder(encoder(x))
     encoder.bfloat16(), decoder.bfloat16()
-    z = encoder(x)  # fp32 comes in, as a tokenizer gives it
+    z = encoder(x)  # the input is fp32, as from a tokenizer
     rough = decoder(z.float())
     assert z.dtype == rough.dtype == torch.bfloat16
     assert 0 < (rough - exact).abs().max() < 0.1 * exact.abs().max()
@@ -198,7 +198,7 @@ def test_checkpointing_changes_no_gradient(channels, size, patch, grid, dropout)
         (out, grads), (other_out, other_grads) = gradients(one, x), gradients(other, x)
         assert torch.equal(out, other_out)
         assert all(torch.allclose(grads[name], other_grads[name], atol=1e-6) for name in grads)
-    assert len(calls) == 2  # forward, and again on the way back
+    assert len(calls) == 2  # forward pass, and recomputation in the backward pass
     saving.eval()(noise(1, channels, *size))
     assert len(calls) == 3
 
@@ -241,12 +241,15 @@ def test_convolutions_see_their_neighbours_only(rank):
     torch.manual_seed(0)
     x = noise(1, *[9] * rank, 3).requires_grad_()
     GridConv(rank, 3)(x)[(0, *[4] * rank)].sum().backward()
-    assert x.grad[0].sum(-1).nonzero().min() == 3 and x.grad[0].sum(-1).nonzero().max() == 5
+    # Absolute values: the gradients of LayerNorm sum to 0 over the channels, up to rounding.
+    seen = x.grad[0].abs().sum(-1).nonzero()
+    assert seen.min() == 3 and seen.max() == 5
     y = noise(1, 3, *[9] * rank).requires_grad_()
     out = OutputConvs(rank, 3, 2, depth=1, scale=2)(y)
     assert out.shape == (1, 2, *[18] * rank)
     out[(0, slice(None), *[8] * rank)].sum().backward()
-    assert y.grad[0].sum(0).nonzero().min() == 2 and y.grad[0].sum(0).nonzero().max() == 6
+    seen = y.grad[0].abs().sum(0).nonzero()
+    assert seen.min() == 2 and seen.max() == 6
 
 
 def test_sub_pixels_are_those_of_torch():
@@ -259,7 +262,7 @@ def test_sub_pixels_are_those_of_torch():
     ("size", "patch", "scale"), [((48,), 4, 2), ((64, 96), 8, 4), ((32, 32), 8, 8), ((16, 16, 16), 4, 2)]
 )
 def test_sub_pixels_start_without_a_pattern(size, patch, scale):
-    """At first every block of scale x scale sub-pixels is flat."""
+    """At initialisation every block of scale x scale sub-pixels is constant."""
     torch.manual_seed(0)
     convs = {"out_conv": "conv", "out_conv_channels": 4, "out_conv_scale": scale, "out_conv_depth": 1}
     cfg = ViTDecoder.Config(width=24, depth=0, num_heads=2, patch_size=patch, grid_convs=1, **convs)
@@ -344,7 +347,7 @@ def test_initial_weights():
 
 
 def test_positions_may_come_from_another_size():
-    """What `model.full_ckpt` interpolates, and only that."""
+    """`model.full_ckpt` interpolates `pos_emb` and no other tensor."""
     for module in pair(3, (16, 16), 8):
         assert module.interpolated == ("pos_emb",) and "pos_emb" in module.state_dict()
 

@@ -1,4 +1,4 @@
-"""MLP encoder and decoder: laws, and arithmetic against NumPy (4M's are in test_vit_parity)."""
+"""MLP encoder and decoder: laws, and results against NumPy (test_vit_parity compares with 4M)."""
 
 from typing import ClassVar
 
@@ -83,7 +83,7 @@ def test_layers_follow_their_formula(kind, activation):
         for block in encoder.blocks:
             y = y + affine(act(affine(normalised(y), block.block[0])), block.block[2])
     else:
-        assert len(encoder.layers) == 2  # and the third is linear_out
+        assert len(encoder.layers) == 2  # the third layer is linear_out
         for layer in encoder.layers:
             y = act(affine(normalised(y), layer))
     expected = affine(y, encoder.linear_out)

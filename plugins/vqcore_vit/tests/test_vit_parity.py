@@ -1,4 +1,4 @@
-"""Encoder and decoder against what 4M's computed with the same weights (`parity/README.md`)."""
+"""Encoder and decoder against recorded results of 4M with the same weights (`parity/README.md`)."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def recorded(case):
 
 
 def part(io, name):
-    """The state of one of 4M's parts; its 1x1 convolutions of latents are our linear layers."""
+    """The state of one part of a 4M model; 4M's 1x1 convolutions of latents are linear layers here."""
     prefix = f"state/{name}."
     return {k.removeprefix(prefix): v for k, v in io.items() if k.startswith(prefix)}
 
@@ -138,7 +138,7 @@ def test_codes_and_their_decoding(case, x, tokens, dec):
 
 
 def test_training_step():
-    """Forward and backward through both halves, the straight-through estimate and the commitment loss between them."""
+    """Forward and backward pass of encoder, straight-through estimate, commitment loss and decoder."""
     io = recorded("vqvae")
     enc, dec = encoder("vqvae", io).train(), decoder("vqvae", io).train()
     proj = torch.nn.Linear(32, 16)

@@ -1,4 +1,4 @@
-"""The manifest, the settings and what they refuse; the laws every encoder and decoder obeys."""
+"""The manifest, valid and invalid settings, and the laws of every encoder and decoder."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""Query tokens: as many latents whatever the size, and any size back from them."""
+"""Query tokens: the same number of latents for every size, and decoding to any size."""
 
 from typing import ClassVar
 
@@ -111,7 +111,7 @@ def test_bf16_and_checkpointing():
 
 def test_another_number_of_tokens_is_refused():
     encoder, decoder = pair((16, 24), 8)
-    with pytest.raises(ValueError, match="5 latent tokens; this decoder was built for num_tokens=6"):
+    with pytest.raises(ValueError, match="5 latent tokens, but this decoder has num_tokens=6"):
         decoder(noise(1, 5, 24))
     with pytest.raises(ValueError, match=r"size \[16, 20\] is no multiple of patch_size \[8, 8\]"):
         encoder.grid((16, 20))

@@ -1,4 +1,4 @@
-"""timm's models as encoders: timm's own features, frozen or not, and where their weights come from."""
+"""timm's models as encoders: the features equal timm's, frozen or not, and the source of the weights."""
 
 import json
 import sys
@@ -44,7 +44,7 @@ def noise(*shape):
 
 @pytest.mark.parametrize("size", [(64, 96), (128, 32)])
 def test_features_are_timms_without_prefix_tokens(size):
-    """`forward_features` of timm itself on pictures normalised by hand."""
+    """The features equal timm's `forward_features` on images that the test normalizes."""
     encoder = build("test_vit2").eval()  # has class and register tokens
     x, prefix = noise(2, 3, *size), encoder.model.num_prefix_tokens
     assert prefix > 0
@@ -56,7 +56,7 @@ def test_features_are_timms_without_prefix_tokens(size):
 
 
 def test_our_transformer_is_timms():
-    """The same weights in `vit/encoder`, under the names that both use: positions, attention, MLPs, activation."""
+    """The same weights in `vit/encoder`, with the common names: positions, attention, MLPs, activation."""
     torch.manual_seed(0)
     theirs = timm.create_model("test_vit", class_token=False, global_pool="avg", fc_norm=False, num_classes=0)
     assert theirs.patch_embed.img_size == (160, 160)
@@ -127,7 +127,9 @@ def test_every_parameter_is_trained(model):
 
 
 def test_frozen_stays_in_evaluation_mode_without_gradient():
-    encoder = build("test_resnet", frozen=True, drop_path=0.5)  # batch norm and stochastic depth would show
+    encoder = build(
+        "test_resnet", frozen=True, drop_path=0.5
+    )  # batch norm and stochastic depth would change the features
     state = {key: value.clone() for key, value in encoder.state_dict().items()}
     whole = torch.nn.ModuleList([encoder]).train()
     x = noise(4, 3, 64, 96).requires_grad_()
@@ -162,7 +164,7 @@ def test_bf16():
 
 
 def test_weights_of_a_folder(tmp_path):
-    """What `pretrained` reads: a folder in the form timm itself publishes, here of one small model."""
+    """The source of `pretrained`: a folder in timm's own format, here with one small model."""
     theirs = timm.create_model("test_vit", num_classes=0)
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
     published = {
@@ -188,7 +190,7 @@ def test_weights_of_a_folder(tmp_path):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """timm as it is without a connection and with an empty cache, and what it was asked for."""
+    """timm without a connection and with an empty cache; records the requests to timm."""
     create, names = timm.create_model, []
 
     def without_weights(name, pretrained=False, **settings):
@@ -209,7 +211,8 @@ def test_weights_are_asked_for_by_fetch_alone(asked):
     build("test_vit").fetch()
     assert not asked
     with pytest.raises(
-        CheckpointError, match=r"test_vit are not here \(cannot find .* cache\). Connect once"
+        CheckpointError,
+        match=r"test_vit cannot be loaded \(cannot find .* cache\). Connect to the internet once",
     ):
         encoder.fetch()
     assert asked == ["test_vit"]
@@ -231,14 +234,14 @@ def test_weights_decide_tokens_not_where_they_came_from():
             {"model": "vit_bsae_patch16_224"},
             "timm has no model 'vit_bsae_patch16_224'; the nearest name is 'vit_base",
         ),
-        ({"model": "convnext_atto.opnai"}, "timm's convnext_atto has no weights 'opnai'; it has d2_in1k"),
+        ({"model": "convnext_atto.opnai"}, "timm's convnext_atto has no weights 'opnai'; available: d2_in1k"),
         (
             {"model": "vit_base_patch16_18x2_224", "pretrained": True},
             "no weights for vit_base_patch16_18x2_224",
         ),
         ({"model": "test_vit", "layer": 12}, "layer=12: test_vit has 6 layers, 0 to 5"),
         ({"model": "test_vit", "drop_path": 1.5}, "drop_path=1.5"),
-        ({"model": "dla46_c", "checkpointing": True}, "checkpointing=true: timm's dla46_c cannot"),
+        ({"model": "dla46_c", "checkpointing": True}, "checkpointing=true: timm's dla46_c does not support it"),
     ],
 )
 def test_bad_settings_are_refused(settings, text):
@@ -249,17 +252,19 @@ def test_bad_settings_are_refused(settings, text):
 def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match=r"size \[60, 96\] is no multiple of 16, the stride of test_vit"):
         build("test_vit", DataSpec(channels=3, size=(60, 96)))
-    with pytest.raises(ValueError, match="timm's models see 2 axes, the data has 1"):
+    with pytest.raises(ValueError, match="timm's models take data with 2 axes, the data has 1"):
         build("test_vit", DataSpec(channels=3, size=(64,)))
-    encoder = build("mixer_s32_224", DataSpec(channels=3, size=(64, 64)))  # takes the nominal size alone
+    encoder = build("mixer_s32_224", DataSpec(channels=3, size=(64, 64)))  # accepts only the nominal size
     assert encoder(noise(1, 3, 64, 64)).shape == (1, 2, 2, 512)
-    with pytest.raises(ValueError, match=r"mixer_s32_224 refuses an input of \[96, 64\]: Input height"):
+    with pytest.raises(
+        ValueError, match=r"mixer_s32_224 does not accept an input of size \[96, 64\]: Input height"
+    ):
         encoder(noise(1, 3, 96, 64))
-    with pytest.raises(ValueError, match="an input of 4 channels; this encoder was built for 3"):
+    with pytest.raises(ValueError, match="the input has 4 channels, but this encoder was built for 3"):
         encoder(noise(1, 4, 64, 64))
 
 
 def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match="timm's, which is not installed: pip install timm"):
+    with pytest.raises(ValueError, match="'timm' is not installed; run: pip install timm"):
         build("test_vit")

@@ -1,7 +1,7 @@
-"""Self-attention of tokens, by the most economical kernel that runs on the tensor at hand.
+"""Self-attention of tokens, with xFormers or with a kernel of torch.
 
-Papers: the Transformer (arXiv 1706.03762), equation 1; memory that does not grow with the square of the tokens
-(arXiv 2112.05682, 2205.14135), which is what torch's `scaled_dot_product_attention` and xFormers do.
+Papers: the Transformer (arXiv 1706.03762), equation 1; attention whose memory does not grow with the square of the
+number of tokens (arXiv 2112.05682, 2205.14135), as in torch's `scaled_dot_product_attention` and in xFormers.
 """
 
 import functools
@@ -28,9 +28,9 @@ def attend(
     backend: Backend = "auto",
     dropout: float = 0.0,
 ) -> Float[Tensor, "b n h d"]:
-    """Average `v` with the softmax of the scaled products of `q` and `k`, of which the share `dropout` is left out.
+    """Scaled dot-product attention; `dropout` is the probability that an attention weight is dropped.
 
-    Raises `ConfigError` when xFormers is asked for by name and cannot run.
+    Raises `ConfigError` if `backend` is xformers and xFormers cannot run.
     """
     chosen = choose(backend, q)
     if chosen == "xformers":
@@ -45,14 +45,14 @@ def attend(
 
 
 def choose(backend: Backend, q: Float[Tensor, "b n h d"]) -> Backend:
-    """Settle `auto` for such a tensor, and say it once: xFormers where it runs, else torch's own."""
+    """Choose the kernel. `auto` takes xFormers where it runs and else sdpa, and prints the choice once."""
     if backend in ("sdpa", "math"):
         return backend
     if backend == "auto" and torch.compiler.is_compiling():
         return "sdpa"
     problem = _problem(q.device, q.dtype, tuple(q.shape), q.requires_grad)
     if problem and backend == "xformers":
-        raise ConfigError(f"attention=xformers: {problem}. attention=auto takes what runs, here sdpa.")
+        raise ConfigError(f"attention=xformers: {problem}. Use attention=auto, which takes sdpa here.")
     chosen: Backend = "sdpa" if problem else "xformers"
     _announce(chosen, q.device.type, problem)
     return chosen
@@ -60,9 +60,10 @@ def choose(backend: Backend, q: Float[Tensor, "b n h d"]) -> Backend:
 
 @functools.cache
 def _problem(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], grad: bool) -> str:
-    """Why xFormers cannot attend to such tensors; empty when it can.
+    """The reason why xFormers cannot run on tensors of this kind; empty if xFormers can run.
 
-    It is tried, since it also imports where it has no kernel: on a CPU, or beside a torch it was not built for.
+    The function runs xFormers once, because xFormers can be imported even without a kernel: on a CPU, or with a torch
+    version for which xFormers was not built.
     """
     ops = _xformers()
     if ops is None:
@@ -73,7 +74,7 @@ def _problem(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], g
             out = ops.memory_efficient_attention(q, q, q, p=0.0)
             if grad:
                 out.sum().backward()
-    except Exception as error:  # whatever it is, it means no
+    except Exception as error:  # every error means that xFormers cannot run
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
         return f"xFormers does not run here: {first}"
     return ""
@@ -83,7 +84,7 @@ def _problem(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], g
 def _xformers() -> Any:
     try:
         from xformers import ops
-    except Exception:  # a build for another torch fails in ways of its own
+    except Exception:  # a build for another version of torch can raise any error
         return None
     return ops
 

@@ -1,7 +1,7 @@
-"""Transformer blocks that normalise before they transform.
+"""Pre-norm transformer blocks.
 
 Papers: ViT (arXiv 2010.11929), equations 2 and 3; stochastic depth (arXiv 1603.09382).
-Differs from the papers: no class token, no normalisation after the last block.
+Differs from the papers: there is no class token, and no normalization after the last block.
 """
 
 import math
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from vqcore_vit.attention import Backend, attend
 
 EPS = 1e-6
-"""Added to the variance in every LayerNorm."""
+"""Epsilon of every LayerNorm."""
 
 
 def linear(dim_in: int, dim_out: int, *, parts: int = 1) -> nn.Linear:
-    """Make a linear layer, Xavier-uniform with zero bias; `parts` stacked maps are drawn like single ones."""
+    """Make a linear layer, Xavier-uniform with zero bias; `parts` stacked layers are initialised like single layers."""
     layer = nn.Linear(dim_in, dim_out)
     bound = math.sqrt(6 / (dim_in + dim_out / parts))
     nn.init.uniform_(layer.weight, -bound, bound)
@@ -41,7 +41,7 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of all tokens of a sample."""
+    """Self-attention over all tokens of a sample."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Attention(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drop a residual branch for whole samples and scale up the others."""
+    """Stochastic depth: in training, drop a residual branch for whole samples and scale up the branch of the others."""
 
     def __init__(self, prob: float):
         super().__init__()
@@ -80,7 +80,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each on a residual branch."""
+    """Attention and then an MLP, each on a residual branch."""
 
     def __init__(
         self,

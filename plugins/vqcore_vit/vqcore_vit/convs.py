@@ -1,8 +1,8 @@
-"""Convolutions around a transformer, on one to three axes: they make neighbouring patches agree.
+"""Convolutions before and after a transformer, on one to three axes: they make neighbouring patches consistent.
 
-A decoder that writes each patch on its own leaves seams between them. Convolutions on the token grid, or on the output,
-see across the seams.
-Paper: ConvNeXt (arXiv 2201.03545), figure 4, for `ConvNeXtBlock`. The other two are from no paper.
+A decoder that writes each patch separately leaves visible seams between patches. Convolutions on the token grid or on
+the output use neighbouring patches and remove the seams.
+Paper: ConvNeXt (arXiv 2201.03545), figure 4, for `ConvNeXtBlock`. `GridConv` and `OutputConvs` follow no paper.
 """
 
 from typing import Any
@@ -23,12 +23,12 @@ _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def conv(rank: int, channels_in: int, channels_out: int, kernel: Any, **options: Any) -> Any:
-    """Make a convolution over `rank` axes; `kernel`, a number or one per axis, and options are torch's."""
+    """Make a convolution over `rank` axes. `kernel` is one number or one per axis; `options` are torch's arguments."""
     return _CONVS[rank](channels_in, channels_out, kernel, **options)
 
 
 class GridConv(nn.Module):
-    """Mix each token with its neighbours on the grid: LayerNorm, a 3-wide convolution, GELU, as a residual branch."""
+    """Mix each token with its neighbours on the grid; a residual branch of LayerNorm, 3-wide convolution and GELU."""
 
     def __init__(self, rank: int, dim: int):
         super().__init__()
@@ -41,7 +41,7 @@ class GridConv(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise 7-wide convolution, LayerNorm over channels, MLP, layer scale, as a residual branch."""
+    """A residual branch of a depthwise 7-wide convolution, LayerNorm over channels, an MLP and layer scale."""
 
     def __init__(self, rank: int, channels: int):
         super().__init__()
@@ -59,10 +59,10 @@ class ConvNeXtBlock(nn.Module):
 
 
 class OutputConvs(nn.Module):
-    """Residual 3-wide convolutions, then one to the output's channels: linear and overlapping, it hides seams.
+    """Residual 3-wide convolutions, and a last linear 3-wide convolution to the output's channels, which hides seams.
 
-    They work `scale` times coarser than the output, to which the last one goes by sub-pixels (arXiv 1609.05158), which
-    start equal.
+    All convolutions work at a resolution `scale` times coarser than the output. The last convolution reaches the output
+    by sub-pixels (arXiv 1609.05158). The sub-pixels of one position have equal weights at initialisation.
     """
 
     def __init__(self, rank: int, channels: int, channels_out: int, *, depth: int, scale: int):
@@ -73,7 +73,7 @@ class OutputConvs(nn.Module):
         start_flat(self.out, scale**rank)
 
     def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c_out *size_out"]:
-        if x.ndim == 4:  # twice as fast on a CPU
+        if x.ndim == 4:  # channels_last is twice as fast on a CPU
             x = x.contiguous(memory_format=torch.channels_last)
         for layer in self.residual:
             x = x + layer(nn.functional.gelu(x))
@@ -81,10 +81,10 @@ class OutputConvs(nn.Module):
 
 
 def start_flat(layer: Any, copies: int) -> None:
-    """Give the `copies` outputs that one channel spreads over a patch equal weights: what is laid out starts flat.
+    """Give equal weights to the `copies` outputs that become one channel of a patch: at first every patch is constant.
 
-    Otherwise a model starts with a pattern as fine as the patch, and training leaves a trace of it where the data are
-    flat. ICNR (arXiv 1707.02937), section 2.2, for a layer whose outputs are in the order (c, *patch).
+    Otherwise the output starts with a pattern inside each patch, and after training a trace of this pattern remains in
+    flat areas of the data. ICNR (arXiv 1707.02937), section 2.2, for a layer with outputs in the order (c, *patch).
     """
     with torch.no_grad():
         for parameter in (layer.weight, layer.bias):
@@ -92,5 +92,5 @@ def start_flat(layer: Any, copies: int) -> None:
 
 
 def unpatch(x: Float[Tensor, "b *grid d"], patch: tuple[int, ...]) -> Float[Tensor, "b c *size"]:
-    """Lay out what each position holds, in the order (c, *patch), as a patch of the output."""
+    """Turn the channels of each position, in the order (c, *patch), into a patch of the output."""
     return rearrange(x, _UNPATCH[len(patch)], **dict(zip("pqr", patch)))

@@ -1,8 +1,8 @@
-"""MLPs that treat every position of their input alone: for vectors, poses and feature maps.
+"""MLPs that process every position of their input separately: for vectors, poses and feature maps.
 
-Paper: 4M (arXiv 2312.06647), whose MLP tokenizers this is; weights fit name by name.
-Differs from 4M: the plain MLP has an activation function (`activation: none` gives 4M's, which is linear up to its
-normalisations); the decoder owns the projection of its latents (`in_proj`).
+Paper: 4M (arXiv 2312.06647). These are its MLP tokenizers; the names of the weights are the same.
+Differs from 4M: the plain MLP has an activation function (`activation: none` gives 4M's plain MLP, which is linear
+except for its normalizations); the projection of the latents (`in_proj`) is a part of the decoder.
 """
 
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ from vqcore_vit.trunk import check_channels
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig(Config):
-    """What the encoder's and the decoder's settings have in common."""
+    """Settings that the encoder and the decoder share."""
 
     kind: Literal["bottleneck", "plain"] = "bottleneck"
-    """Residual blocks (4M's BottleneckMLP), or one layer after the other (4M's MLP)."""
+    """bottleneck: residual blocks (4M's BottleneckMLP). plain: one layer after the other (4M's MLP)."""
     depth: int = 6
-    """Residual blocks, or layers of the plain kind, whose last one leads to the output (4M's B)."""
+    """Number of residual blocks, or of layers of the plain kind, including the output layer (4M's B)."""
     width: int = 1024
-    """Channels between the blocks (4M's Wi)."""
+    """Number of channels between the blocks (4M's Wi)."""
     expansion: int = 4
     """Hidden channels of a residual block, as a multiple of width (4M's E)."""
     activation: Literal["gelu", "none"] = "gelu"
-    """Between the layers; none is for weights of 4M's plain MLP."""
+    """Activation function between the layers; use none for weights of 4M's plain MLP."""
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "expansion"):
@@ -40,7 +40,7 @@ class MLPConfig(Config):
 
 
 class _Residual(nn.Module):
-    """Two linear layers on a residual branch; 4M calls them `block`."""
+    """Two linear layers on a residual branch, under 4M's name `block`."""
 
     def __init__(self, width: int, hidden: int, act: nn.Module):
         super().__init__()
@@ -51,7 +51,7 @@ class _Residual(nn.Module):
 
 
 class MLPEncoder(nn.Module):
-    """Channels at every position to latents of width `dim`; the grid is the size."""
+    """Encode the channels of every position into a latent of width `dim`. The grid equals the size of the input."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MLPConfig):
@@ -65,20 +65,20 @@ class MLPEncoder(nn.Module):
         _add_layers(self, cfg, spec.channels, cfg.width)
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """The size itself. Raises `ValueError` for another number of axes than the data's."""
+        """The size itself. Raises `ValueError` if `size` has another number of axes than the data."""
         if len(size) != self.rank:
             raise ValueError(f"size {list(size)} has {len(size)} axes, the data has {self.rank}")
         return tuple(size)
 
     def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b *size d"]:
-        """Channels last, then layer by layer."""
+        """Move the channels to the last axis and apply the layers."""
         check_channels(x, self.channels)
         x = rearrange(x, "b c ... -> b ... c")
         return _apply(self, x.to(self.linear_in.weight.dtype))
 
 
 class MLPDecoder(nn.Module):
-    """Quantized latents of width `dim` to the channels of every position: `in_proj`, then layer by layer."""
+    """Decode quantized latents of width `dim` into the channels of every position: `in_proj`, then the layers."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MLPConfig):
@@ -93,17 +93,17 @@ class MLPDecoder(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight of the layer that writes the output."""
+        """The weight of the output layer."""
         return self.linear_out.weight
 
     def forward(self, z_q: Float[Tensor, "b *size d"]) -> Float[Tensor, "b c *size"]:
-        """Project, transform, channels first."""
+        """Project the latents, apply the layers, and move the channels to the first axis."""
         x = _apply(self, self.in_proj(z_q.to(self.in_proj.weight.dtype)))
         return rearrange(x, "b ... c -> b c ...")
 
 
 def _add_layers(module: Any, cfg: MLPConfig, dim_in: int, dim_out: int) -> None:
-    """Give a module its layers, under 4M's names: of `blocks` and `layers` it has one, with as many `layernorms`."""
+    """Add layers with 4M's names to a module: either `blocks` or `layers`, and one of `layernorms` for each of them."""
     act = nn.GELU() if cfg.activation == "gelu" else nn.Identity()
     module.act, module.blocks, module.layers = act, None, None
     module.linear_in = linear(dim_in, cfg.width)

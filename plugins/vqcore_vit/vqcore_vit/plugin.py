@@ -1,4 +1,4 @@
-"""The manifest of vqcore-vit. Light layer: imports vqcore.plugin and nothing else."""
+"""The manifest of vqcore-vit. Light layer: this module imports only `vqcore.plugin`."""
 
 from vqcore.plugin import Component, Plugin, hookimpl
 
@@ -13,13 +13,31 @@ def vqcore_plugin() -> Plugin:
             Component("encoder", "encoder", "vqcore_vit.vit:ViTEncoder", "patches or features to latents"),
             Component("decoder", "decoder", "vqcore_vit.vit:ViTDecoder", "latents to patches or features"),
             Component(
-                "encoder", "mlp-encoder", "vqcore_vit.mlp:MLPEncoder", "each position alone to a latent"
+                "encoder",
+                "mlp-encoder",
+                "vqcore_vit.mlp:MLPEncoder",
+                "MLP: each position separately to a latent",
             ),
             Component(
-                "decoder", "mlp-decoder", "vqcore_vit.mlp:MLPDecoder", "each latent alone to its position"
+                "decoder",
+                "mlp-decoder",
+                "vqcore_vit.mlp:MLPDecoder",
+                "MLP: each latent separately to its position",
             ),
-            Component("encoder", "query-encoder", "vqcore_vit.query:QueryEncoder", "any size to N latents"),
-            Component("decoder", "query-decoder", "vqcore_vit.query:QueryDecoder", "N latents to any size"),
-            Component("encoder", "timm-encoder", "vqcore_vit.timm_encoder:TimmEncoder", "any model of timm"),
+            Component(
+                "encoder",
+                "query-encoder",
+                "vqcore_vit.query:QueryEncoder",
+                "any size to a fixed number of latents",
+            ),
+            Component(
+                "decoder",
+                "query-decoder",
+                "vqcore_vit.query:QueryDecoder",
+                "a fixed number of latents to any size",
+            ),
+            Component(
+                "encoder", "timm-encoder", "vqcore_vit.timm_encoder:TimmEncoder", "any image model of timm"
+            ),
         ),
     )

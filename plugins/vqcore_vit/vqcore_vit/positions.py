@@ -1,7 +1,7 @@
-"""Position embeddings of token grids: fixed sines and cosines, resized to whatever grid comes.
+"""Position embeddings of token grids: fixed sines and cosines, interpolated to the grid of the input.
 
-Paper: MoCo v3 (arXiv 2104.02057), whose two-axis embedding this is for a rank of two.
-Differs from the paper: one to three axes; embeddings are interpolated to grids they were not built for.
+Paper: MoCo v3 (arXiv 2104.02057); for two axes the embedding is the paper's.
+Differs from the paper: one to three axes; embeddings are interpolated to grids for which they were not built.
 """
 
 import torch
@@ -16,15 +16,15 @@ _INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
 
 def sincos_positions(grid: tuple[int, ...], width: int) -> Float[Tensor, "1 d *grid"]:
-    """Build the embeddings of a grid's positions.
+    """Build the embeddings of the positions of a grid.
 
-    Each axis in turn owns `width // (2 * rank)` channels of sines and as many of cosines of its index; channels that
-    are left over stay 0. Raises `ValueError` when there is not even one channel for each.
+    Each axis in turn gets `width // (2 * rank)` channels with sines and the same number with cosines of its index. The
+    remaining channels are 0. Raises `ValueError` if this number of channels is 0.
     """
     num_freqs = width // (2 * len(grid))
     if num_freqs < 1:
         raise ValueError(
-            f"width={width} is below {2 * len(grid)}, the least for positions on {len(grid)} axes"
+            f"width={width} is below {2 * len(grid)}, the minimum for position embeddings on {len(grid)} axes"
         )
     omega = TEMPERATURE ** (-torch.arange(num_freqs) / num_freqs)
     pos_emb = torch.zeros(1, width, *grid)
@@ -39,7 +39,7 @@ def sincos_positions(grid: tuple[int, ...], width: int) -> Float[Tensor, "1 d *g
 def resize_positions(
     pos_emb: Float[Tensor, "1 d *built"], grid: tuple[int, ...]
 ) -> Float[Tensor, "1 d *grid"]:
-    """Interpolate embeddings to a grid (linear, bicubic, trilinear; corners not aligned); the identity on their own."""
+    """Interpolate embeddings to a grid (linear, bicubic, trilinear; `align_corners=False`), if it is another grid."""
     if pos_emb.shape[2:] == grid:
         return pos_emb
     resized = F.interpolate(pos_emb.float(), size=grid, mode=_INTERPOLATION[len(grid)], align_corners=False)

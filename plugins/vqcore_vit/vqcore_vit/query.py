@@ -1,9 +1,11 @@
-"""A fixed number of latent tokens for inputs of any size: query tokens collect them, mask tokens are filled from them.
+"""A fixed number of latent tokens for inputs of any size: learned queries in the encoder, mask tokens in the decoder.
 
-Paper: TiTok (arXiv 2406.07550), section 3.2: learnt latent tokens go through the encoder beside the patches and alone
-reach the quantizer; the decoder sees them beside one mask token for every patch. The grid has one axis.
-Differs from the paper: trained on the data at once, not first on another tokenizer's codes; patches have sines and
-cosines for positions, so that other sizes than the nominal one work; no class token.
+Paper: TiTok (arXiv 2406.07550), section 3.2. The encoder processes patches together with learned query tokens, and only
+the query tokens reach the quantizer. The decoder processes the quantized tokens together with one mask token per patch.
+The grid has one axis.
+Differs from the paper: the model is trained directly on the data, and not first on the codes of another tokenizer;
+patches have sines and cosines as position embeddings, so that sizes other than the nominal size work; there is no class
+token.
 """
 
 from dataclasses import dataclass
@@ -21,16 +23,16 @@ from vqcore_vit.convs import conv
 
 
 class QueryEncoder(nn.Module):
-    """Data of any size to `num_tokens` latents of width `dim`."""
+    """Encode data of any size into `num_tokens` latents of width `dim`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(trunk.TransformerConfig):
         """Settings of `vit/query-encoder`."""
 
         num_tokens: int = 32
-        """Latent tokens of a sample, whatever its size."""
+        """Number of latent tokens of a sample, for every size."""
         input_size_enc: int | tuple[int, ...] | None = None
-        """Size of the data that positions are made for (default: the nominal one); any other is resized to."""
+        """Data size for which position embeddings are built (default: nominal size); interpolated to other sizes."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -49,12 +51,12 @@ class QueryEncoder(nn.Module):
         self.norm_out = nn.LayerNorm(self.dim, eps=EPS)
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """`(num_tokens,)`, whatever the size. Raises `ValueError` when that is no multiple of the patch."""
+        """`(num_tokens,)` for every size. Raises `ValueError` if `size` is not a multiple of the patch."""
         trunk.grid_of(size, self.patch)
         return (len(self.queries),)
 
     def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
-        """Cut, embed, let the queries look."""
+        """Embed the patches, add the queries, apply the blocks, and return the tokens of the queries."""
         trunk.check_channels(x, self.channels)
         self.grid(tuple(x.shape[2:]))
         x = self.proj(x.to(self.proj.weight.dtype))
@@ -68,16 +70,16 @@ class QueryEncoder(nn.Module):
 
 
 class QueryDecoder(nn.Module):
-    """`num_tokens` quantized latents of width `dim` to data of the size that is asked for."""
+    """Decode `num_tokens` quantized latents of width `dim` into data of the given size."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(trunk.DecoderConfig):
         """Settings of `vit/query-decoder`."""
 
         num_tokens: int = 32
-        """Latent tokens of a sample: the encoder's number."""
+        """Number of latent tokens of a sample; must equal the encoder's."""
         grid_convs: int = 0
-        """Convolutions over neighbouring patches, here after the blocks: before them all patches are alike."""
+        """Number of convolutions over neighbouring patches, here after the blocks (all mask tokens start equal)."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -100,16 +102,16 @@ class QueryDecoder(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """The last weight that the whole output passes through."""
+        """The last weight that affects every value of the output."""
         return trunk.last_layer(self)
 
     def forward(
         self, z_q: Float[Tensor, "b n d"], *, size: tuple[int, ...] | None = None
     ) -> Float[Tensor, "b c *size"]:
-        """Fill mask tokens for `size` (default: the nominal one) from the latents, lay out their patches."""
+        """Decode latents into data of `size` (default: nominal size): fill the mask tokens, turn them into patches."""
         if z_q.shape[1] != len(self.latent_pos):
             raise ValueError(
-                f"{z_q.shape[1]} latent tokens; this decoder was built for num_tokens={len(self.latent_pos)}"
+                f"the input has {z_q.shape[1]} latent tokens, but this decoder has num_tokens={len(self.latent_pos)}"
             )
         grid = trunk.grid_of(tuple(size or self.size), self.patch)
         latents = self.in_proj(z_q.to(self.in_proj.weight.dtype)) + self.latent_pos

@@ -1,8 +1,8 @@
 """Any image model of timm as the encoder: its dense features, pretrained or not, frozen or not.
 
-timm (https://github.com/huggingface/pytorch-image-models) is imported when an encoder is built, and asked for weights
-by `fetch`, so only where no checkpoint brings them. Prefix tokens (class, registers) are dropped; inputs are brought
-from the data's range to the mean and deviation that the weights expect.
+timm (https://github.com/huggingface/pytorch-image-models) is imported when an encoder is built. Only `fetch` asks timm
+for weights, and `fetch` is called only if no checkpoint contains the weights. Prefix tokens (class, registers) are
+dropped. Inputs are converted from the data's range to the mean and standard deviation that the weights expect.
 """
 
 import difflib
@@ -22,7 +22,7 @@ from vqcore_vit.trunk import check_channels
 
 
 class TimmEncoder(nn.Module):
-    """Images to the feature map of a timm model; the model itself is `model`."""
+    """Encode images into the feature map of a timm model, which is the child `model`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(BaseConfig):
@@ -31,23 +31,23 @@ class TimmEncoder(nn.Module):
         training_only: ClassVar[tuple[str, ...]] = ("pretrained", "frozen", "drop_path", "checkpointing")
 
         model: str
-        """timm's name for the model, e.g. vit_small_patch14_dinov2.lvd142m, convnext_tiny, hf-hub:owner/name."""
+        """The name of the model in timm, e.g. vit_small_patch14_dinov2.lvd142m, convnext_tiny, hf-hub:owner/name."""
         pretrained: bool = True
-        """Start from timm's weights, fetched once; a saved tokenizer brings its own. Off: from random ones."""
+        """Start from timm's weights, downloaded once (a saved tokenizer has its own). False: from random weights."""
         frozen: bool = False
-        """Keep the model as it is: no gradient, and evaluation mode even while the tokenizer trains."""
+        """Keep the model fixed: no gradient, and evaluation mode even while the tokenizer trains."""
         layer: int = -1
-        """Block or stage whose features are used, from 0, or from the end: -1 is the last."""
+        """Index of the block or stage whose features are used: 0 is the first, -1 is the last."""
         normalize: bool = True
-        """Shift and scale inputs of a bounded range to the mean and deviation of the model's own training data."""
+        """Shift and scale inputs of a bounded range to the mean and deviation of the model's training data."""
         drop_path: float = 0.0
-        """Probability that a sample skips a residual branch in training, rising to this at the last block."""
+        """Probability that a sample skips a residual branch in training; it rises to this value at the last block."""
         checkpointing: bool = False
-        """Compute blocks a second time on the way back instead of keeping what they hold: less memory, slower."""
+        """Recompute the blocks in the backward pass instead of storing their activations: less memory, slower."""
 
         def __post_init__(self) -> None:
             if not 0 <= self.drop_path < 1:
-                raise ValueError(f"drop_path={self.drop_path}: probabilities lie in [0, 1)")
+                raise ValueError(f"drop_path={self.drop_path}: a probability must be in [0, 1)")
 
     mean: Tensor
     std: Tensor
@@ -55,7 +55,7 @@ class TimmEncoder(nn.Module):
     def __init__(self, cfg: Config, *, spec: DataSpec):
         super().__init__()
         if spec.rank != 2:
-            raise ValueError(f"timm's models see 2 axes, the data has {spec.rank}")
+            raise ValueError(f"timm's models take data with 2 axes, the data has {spec.rank}")
         self.name, self.channels, self.frozen = cfg.model, spec.channels, cfg.frozen
         self._pretrained = functools.partial(_create, cfg, spec, pretrained=True) if cfg.pretrained else None
         self.model = _create(cfg, spec, pretrained=False)
@@ -71,7 +71,7 @@ class TimmEncoder(nn.Module):
 
     @torch.no_grad()
     def fetch(self) -> None:
-        """Take over timm's weights, unless `pretrained` is off. Raises `CheckpointError` when they are not here."""
+        """Load timm's weights if `pretrained` is true. Raises `CheckpointError` if the weights cannot be loaded."""
         if self._pretrained is None:
             return
         try:
@@ -79,25 +79,25 @@ class TimmEncoder(nn.Module):
                 theirs = self._pretrained().state_dict()
         except OSError as error:
             raise CheckpointError(
-                f"the weights of timm's {self.name} are not here ({_reason(error)}). Connect once, or start from "
-                "random ones: pretrained=false."
+                f"the weights of timm's {self.name} cannot be loaded ({_reason(error)}). Connect to the internet "
+                "once, or start from random weights: pretrained=false."
             ) from error
         self.model.load_state_dict({name: theirs[name] for name in self.model.state_dict()})
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Positions of the feature map along each axis. Raises `ValueError` for no multiple of the model's stride."""
+        """The grid of the feature map. Raises `ValueError` if `size` is not a multiple of the model's stride."""
         if len(size) != 2:
-            raise ValueError(f"size {list(size)} has {len(size)} axes, timm's models see 2")
+            raise ValueError(f"size {list(size)} has {len(size)} axes, timm's models take 2")
         if any(side % self.stride or not side for side in size):
             raise ValueError(f"size {list(size)} is no multiple of {self.stride}, the stride of {self.name}")
         return (size[0] // self.stride, size[1] // self.stride)
 
     def train(self, mode: bool = True) -> "TimmEncoder":
-        """Training mode, or evaluation mode; a frozen model stays in the latter."""
+        """Set training mode or evaluation mode. A frozen model stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b gh gw d"]:
-        """Normalise, run the model, take one layer's features without prefix tokens."""
+        """Normalize the input, run the model, and return the features of one layer without prefix tokens."""
         check_channels(x, self.channels)
         self.grid(tuple(x.shape[2:]))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -107,19 +107,23 @@ class TimmEncoder(nn.Module):
         try:
             self.model.set_grad_checkpointing(True)
         except AssertionError as error:
-            raise ValueError(f"checkpointing=true: timm's {self.name} cannot ({error})") from error
+            raise ValueError(
+                f"checkpointing=true: timm's {self.name} does not support it ({error})"
+            ) from error
 
     def _features(self, x: Float[Tensor, "b c h w"], *, norm: bool) -> Float[Tensor, "b d gh gw"]:
         x = ((x - self.mean) / self.std).to(next(self.model.parameters()).dtype)
         taken = {"indices": self.layers, "norm": norm, "output_fmt": "NCHW", "intermediates_only": True}
         try:
             return self.model.forward_intermediates(x, **taken)[0]
-        except AssertionError as error:  # how timm says that a model takes no such size
-            raise ValueError(f"{self.name} refuses an input of {list(x.shape[2:])}: {error}") from error
+        except AssertionError as error:  # timm raises it for a size that the model does not accept
+            raise ValueError(
+                f"{self.name} does not accept an input of size {list(x.shape[2:])}: {error}"
+            ) from error
 
     @torch.no_grad()
     def _probe(self, spec: DataSpec) -> tuple[bool, int]:
-        """Try the nominal size: can the features be normalised (all models but a few), and how wide are they."""
+        """Run the nominal size. Returns whether timm can normalize the features (most models), and their width."""
         self.grid(spec.size)
         self.model.eval()
         x = torch.zeros(1, spec.channels, *spec.size)
@@ -130,11 +134,11 @@ class TimmEncoder(nn.Module):
 
 
 def _create(cfg: TimmEncoder.Config, spec: DataSpec, *, pretrained: bool) -> Any:
-    """The model. Raises `ValueError` for what timm does not have, `OSError` for weights that are not here."""
+    """Build the model. Raises `ValueError` if timm does not have it, `OSError` if its weights cannot be loaded."""
     try:
         import timm
     except ImportError as error:
-        raise ValueError("this encoder is timm's, which is not installed: pip install timm") from error
+        raise ValueError("the package 'timm' is not installed; run: pip install timm") from error
     if ":" not in cfg.model:
         _check_name(cfg)
     settings: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
@@ -155,7 +159,7 @@ def _reason(error: OSError) -> str:
 def _flexible(
     create: Any, name: str, pretrained: bool, settings: dict[str, Any], size: tuple[int, ...]
 ) -> Any:
-    """Build a model that takes any size where it can, else the nominal one, else its own."""
+    """Build a model that takes any size; if this is impossible, the nominal size; else the model's default size."""
     for how in ({"dynamic_img_size": True}, {"img_size": size}):
         try:
             return create(name, pretrained=pretrained, **settings, **how)
@@ -175,13 +179,13 @@ def _check_name(cfg: TimmEncoder.Config) -> None:
     arch, _, tag = cfg.model.partition(".")
     known = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
     if tag and tag not in known:
-        raise ValueError(f"timm's {arch} has no weights '{tag}'; it has {', '.join(known) or 'none'}")
+        raise ValueError(f"timm's {arch} has no weights '{tag}'; available: {', '.join(known) or 'none'}")
     if cfg.pretrained and not timm.models.is_model_pretrained(cfg.model):
-        raise ValueError(f"timm has no weights for {arch}: pretrained=true; use pretrained=false")
+        raise ValueError(f"pretrained=true: timm has no weights for {arch}; use pretrained=false")
 
 
 def _only_up_to(model: Any, cfg: TimmEncoder.Config) -> tuple[list[int], int]:
-    """Drop what comes after the layer that is used, so that nothing trains in vain; its indices and its stride."""
+    """Remove all layers after `layer`, which would never get a gradient. Returns the indices and stride of `layer`."""
     info = model.feature_info
     if not -len(info) <= cfg.layer < len(info):
         raise ValueError(f"layer={cfg.layer}: {cfg.model} has {len(info)} layers, 0 to {len(info) - 1}")
@@ -191,7 +195,7 @@ def _only_up_to(model: Any, cfg: TimmEncoder.Config) -> tuple[list[int], int]:
 
 
 def _statistics(model: Any, spec: DataSpec) -> tuple[Tensor | float, Tensor | float]:
-    """Mean and deviation that bring the data's range to what the weights expect; nothing to do without a range."""
+    """Mean and deviation that convert the data's range to what the weights expect; 0 and 1 if the data has no range."""
     if spec.range is None:
         return 0.0, 1.0
     low, high = spec.range

@@ -1,6 +1,7 @@
-"""What the transformers here have in common: settings, patches, positions, blocks, and how patches become an output.
+"""Shared parts of the transformers of this package: settings, patches, positions, blocks, and the output of a decoder.
 
-Functions that act on a module and not modules of their own: 4M's weights have all of it on one level.
+These are functions that act on a module, and not modules, because in 4M's checkpoints all these weights are children of
+one module.
 """
 
 import math
@@ -26,7 +27,7 @@ SIZES = {"s": (512, 8, 8), "b": (768, 12, 12), "l": (1024, 24, 16)}
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(Config):
-    """The settings of every transformer here."""
+    """Settings that all transformers of this package share."""
 
     training_only: ClassVar[tuple[str, ...]] = (
         "drop_path",
@@ -38,35 +39,35 @@ class TransformerConfig(Config):
     )
 
     size: Literal["s", "b", "l"] | None = None
-    """Preset of width, depth and num_heads: s 512, 8, 8; b 768, 12, 12; l 1024, 24, 16. Numbers given beside it win."""
+    """Preset of width, depth, num_heads: s 512, 8, 8; b 768, 12, 12; l 1024, 24, 16. Single settings override it."""
     width: int | None = None
-    """Channels of a token inside the transformer."""
+    """Number of channels of a token inside the transformer."""
     depth: int | None = None
-    """Number of blocks; 0 leaves the convolutions alone."""
+    """Number of transformer blocks; with 0 only convolutions remain."""
     num_heads: int | None = None
-    """Attention heads of a block; they share the width evenly."""
+    """Number of attention heads; it must divide width."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLPs, as a multiple of width."""
     patch_size: int | tuple[int, ...] = 16
-    """Side of the patch that a token stands for: one number for all axes, or one per axis."""
+    """Size of the patch of one token: one number for all axes, or one per axis."""
     patch_proj: bool = True
-    """Off: every position of the data is a token (feature maps), and patch_size plays no part."""
+    """False: every position of the data is a token (feature maps), and patch_size is not used."""
     post_mlp: bool = False
     """A point-wise tanh MLP after the blocks."""
     grid_convs: int = 0
-    """Convolutions over neighbouring tokens before the blocks; a small model learns faster with them."""
+    """Number of convolutions over neighbouring tokens before the blocks; a small model learns faster with them."""
     drop_path: float = 0.0
-    """Probability that a sample skips a residual branch in training: 0 at the first block, this at the last."""
+    """Probability that a sample skips a residual branch in training: 0 at the first block, this value at the last."""
     dropout: float = 0.0
     """Probability that a channel is dropped at the end of a residual branch in training."""
     attn_dropout: float = 0.0
-    """Probability that a token is left out of another's attention in training."""
+    """Probability that an attention weight is dropped in training."""
     learnable_positions: bool = False
-    """Train the position embeddings instead of keeping sines and cosines."""
+    """Train the position embeddings, which start as sines and cosines, instead of keeping them fixed."""
     attention: Backend = "auto"
-    """What computes attention: torch's sdpa, xformers, math (plain products, slow), or auto: xformers where it runs."""
+    """Attention kernel: torch's sdpa, xformers, math (plain matrix products, slow), or auto: xformers where it runs."""
     checkpointing: bool = False
-    """Compute the blocks a second time on the way back instead of keeping what they hold: less memory, slower."""
+    """Recompute the blocks in the backward pass instead of storing their activations: less memory, slower."""
 
     def __post_init__(self) -> None:
         missing = [name for name in ("width", "depth", "num_heads") if getattr(self, name) is None]
@@ -78,21 +79,21 @@ class TransformerConfig(Config):
         patch = (self.patch_size,) if isinstance(self.patch_size, int) else self.patch_size
         if min(width, depth + 1, num_heads, *patch) < 1:
             given = f"width={width}, depth={depth}, num_heads={num_heads}, patch_size={self.patch_size}"
-            raise ValueError(f"{given}: each must be at least 1 (depth: 0)")
+            raise ValueError(f"{given}: each must be at least 1, depth at least 0")
         if width % num_heads:
-            raise ValueError(f"width={width} does not divide into num_heads={num_heads}")
+            raise ValueError(f"width={width} is not divisible by num_heads={num_heads}")
         if self.grid_convs < 0:
             raise ValueError(f"grid_convs={self.grid_convs} is below 0")
         if not self.mlp_ratio * width >= 1:
-            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves width={width} without a hidden channel")
+            raise ValueError(f"mlp_ratio={self.mlp_ratio} times width={width} is below 1 hidden channel")
         shares = {name: getattr(self, name) for name in ("dropout", "attn_dropout", "drop_path")}
         if not all(0 <= share < 1 for share in shares.values()):
             given = ", ".join(f"{name}={share}" for name, share in shares.items())
-            raise ValueError(f"{given}: probabilities lie in [0, 1)")
+            raise ValueError(f"{given}: each probability must be in [0, 1)")
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Width, depth and number of heads, from the preset and the numbers beside it."""
+        """Width, depth and number of heads: from the single settings, else from the preset."""
         width, depth, num_heads = SIZES[self.size] if self.size else (0, 0, 0)
         return (
             width if self.width is None else self.width,
@@ -103,18 +104,18 @@ class TransformerConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(TransformerConfig):
-    """The settings of transformers that write patches."""
+    """Settings of transformers that decode tokens into patches."""
 
     input_size_dec: int | tuple[int, ...] | None = None
-    """Size of the data that positions are made for (default: the nominal one); any other is resized to."""
+    """Data size for which position embeddings are built (default: nominal size); interpolated to other sizes."""
     out_conv: Literal["none", "convnext", "conv"] = "none"
-    """After the patches: none, two ConvNeXt blocks (4M's out_conv: true), or conv, 3-wide convolutions."""
+    """Convolutions on the output: none, convnext (two ConvNeXt blocks, 4M's out_conv: true), or conv (3-wide)."""
     out_conv_channels: int = 8
-    """Channels that `out_conv: conv` works with."""
+    """Number of channels of `out_conv: conv`."""
     out_conv_scale: int = 1
-    """How many times coarser than the output `out_conv: conv` works; it divides patch_size."""
+    """`out_conv: conv` works at a resolution this many times coarser than the output; it must divide patch_size."""
     out_conv_depth: int = 0
-    """Residual convolutions of `out_conv: conv` before the one to the output."""
+    """Number of residual convolutions of `out_conv: conv` before the convolution to the output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,7 +125,7 @@ class DecoderConfig(TransformerConfig):
 
 
 def add_blocks(module: Any, cfg: TransformerConfig, grid: tuple[int, ...]) -> None:
-    """Give a module `pos_emb` for a grid, `grid_convs`, `blocks`, `norm_mlp` and `post_mlp`."""
+    """Add `pos_emb` (built for `grid`), `grid_convs`, `blocks`, `norm_mlp` and `post_mlp` to a module."""
     width, depth, num_heads = cfg.shape
     hidden = round(cfg.mlp_ratio * width)
     pos_emb = sincos_positions(grid, width)
@@ -152,14 +153,14 @@ def add_blocks(module: Any, cfg: TransformerConfig, grid: tuple[int, ...]) -> No
 
 
 def add_positions(module: Any, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
-    """Add the position embeddings of the grid that `x` has."""
+    """Add the position embeddings, interpolated to the grid of `x`."""
     pos_emb = resize_positions(module.pos_emb, tuple(x.shape[1:-1]))
-    # One layout from here on: a LayerNorm copies what does not lie channel by channel, and there are two in a block.
+    # Make `x` contiguous once: otherwise each LayerNorm copies its input, and a block has two of them.
     return x.contiguous() + rearrange(pos_emb, "1 d ... -> 1 ... d")
 
 
 def run_blocks(module: Any, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-    """Run the blocks, with or without checkpoints."""
+    """Apply the blocks, with or without gradient checkpointing."""
     for block in module.blocks:
         recompute = module.checkpointing and module.training
         x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
@@ -167,7 +168,7 @@ def run_blocks(module: Any, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]
 
 
 def exact_post_mlp(module: Any, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
-    """An encoder's tanh MLP, in the precision of its weights even under autocast: codes hang on what it returns."""
+    """Apply an encoder's tanh MLP in the precision of its weights, even under autocast: the output decides codes."""
     if module.post_mlp is None:
         return x
     with torch.autocast(x.device.type, enabled=False):
@@ -176,7 +177,7 @@ def exact_post_mlp(module: Any, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, 
 
 
 def add_output(module: Any, cfg: DecoderConfig, spec: DataSpec) -> None:
-    """Give a decoder `out_proj` and `out_conv`; `laid` is the patch, in positions of what `out_conv` works on."""
+    """Add `out_proj` and `out_conv` to a decoder; `laid` is the size of a patch at the resolution of `out_conv`."""
     width, _, _ = cfg.shape
     module.laid, channels, module.out_conv = module.patch, spec.out_channels, None
     if cfg.out_conv == "convnext":
@@ -189,7 +190,7 @@ def add_output(module: Any, cfg: DecoderConfig, spec: DataSpec) -> None:
 
 
 def write_output(module: Any, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b c *size"]:
-    """Transform tokens point by point, lay their patches out, convolve."""
+    """Apply the tanh MLP, turn tokens into patches, and apply the convolutions on the output."""
     if module.post_mlp is not None:
         x = x + module.post_mlp(module.norm_mlp(x))
     x = unpatch(module.out_proj(x), module.laid)
@@ -197,14 +198,14 @@ def write_output(module: Any, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b
 
 
 def last_layer(module: Any) -> Tensor:
-    """The last weight that a decoder's whole output passes through."""
-    # ConvNeXt blocks only add to the picture, at birth a millionth: gradients in them say nothing of a loss's size.
+    """The last weight of a decoder that affects every value of the output."""
+    # ConvNeXt blocks only add to the output, at first with a factor of 1e-6: their gradient does not scale with a loss.
     is_conv = isinstance(module.out_conv, OutputConvs)
     return module.out_conv.out.weight if is_conv else module.out_proj.weight
 
 
 def patch_of(cfg: TransformerConfig, rank: int) -> tuple[int, ...]:
-    """The patch, one number per axis. Raises `ValueError` when it has another number of axes than the data."""
+    """The patch size, one number per axis. Raises `ValueError` if it has another number of axes than the data."""
     if not cfg.patch_proj:
         return (1,) * rank
     patch = (cfg.patch_size,) * rank if isinstance(cfg.patch_size, int) else tuple(cfg.patch_size)
@@ -214,13 +215,13 @@ def patch_of(cfg: TransformerConfig, rank: int) -> tuple[int, ...]:
 
 
 def size_of(size: int | tuple[int, ...] | None, spec: DataSpec) -> tuple[int, ...]:
-    """A size one number per axis; by default the nominal one."""
+    """`size` with one number per axis; the nominal size if `size` is None."""
     size = spec.size if size is None else size
     return (size,) * spec.rank if isinstance(size, int) else tuple(size)
 
 
 def grid_of(size: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
-    """Patches along each axis. Raises `ValueError` when they do not fill the size."""
+    """Number of patches along each axis. Raises `ValueError` if the size is not a multiple of the patch."""
     if len(size) != len(patch):
         raise ValueError(f"size {list(size)} has {len(size)} axes, patch_size {list(patch)} has {len(patch)}")
     if any(side % step or not side for side, step in zip(size, patch)):
@@ -229,9 +230,9 @@ def grid_of(size: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def check_channels(x: Float[Tensor, "b c *size"], channels: int) -> None:
-    """Raise `ValueError` for an input of other channels than the encoder was built for."""
+    """Raise `ValueError` if the input has another number of channels than the encoder was built for."""
     if x.shape[1] != channels:
-        raise ValueError(f"an input of {x.shape[1]} channels; this encoder was built for {channels}")
+        raise ValueError(f"the input has {x.shape[1]} channels, but this encoder was built for {channels}")
 
 
 def _coarser(patch: tuple[int, ...], scale: int) -> tuple[int, ...]:

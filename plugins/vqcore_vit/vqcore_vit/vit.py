@@ -1,9 +1,10 @@
 """Transformer encoder and decoder for inputs of one to three axes: images, sequences, volumes, feature maps.
 
 Papers: ViT (arXiv 2010.11929) for patches and blocks; ViT-VQGAN (arXiv 2110.04627), section 3.1, for the point-wise
-tanh MLP at the end of either side; 4M (arXiv 2312.06647) for the whole, whose weights fit name by name.
-Differs from 4M: positions of grids that are not square have one half of the channels for the row and one for the
-column; the decoder owns the projection of its latents (`in_proj`); `grid_convs` and `out_conv: conv` are new.
+tanh MLP at the end of encoder and decoder; 4M (arXiv 2312.06647) for the whole model; the names of weights are 4M's.
+Differs from 4M: also on grids that are not square, position embeddings use one half of the channels for the row and one
+half for the column; the projection of the latents (`in_proj`) is a part of the decoder; `grid_convs` and
+`out_conv: conv` are new.
 """
 
 from dataclasses import dataclass
@@ -19,14 +20,14 @@ from vqcore_vit.convs import conv
 
 
 class ViTEncoder(nn.Module):
-    """Patches (or, without `patch_proj`, the data's own positions) to latents of width `dim`."""
+    """Encode patches (with `patch_proj: false`: positions of the data) into latents of width `dim`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(trunk.TransformerConfig):
         """Settings of `vit/encoder`."""
 
         input_size_enc: int | tuple[int, ...] | None = None
-        """Size of the data that positions are made for (default: the nominal one); any other is resized to."""
+        """Data size for which position embeddings are built (default: nominal size); interpolated to other sizes."""
 
     def __init__(self, cfg: Config, *, spec: DataSpec):
         super().__init__()
@@ -37,11 +38,11 @@ class ViTEncoder(nn.Module):
         trunk.add_blocks(self, cfg, self.grid(trunk.size_of(cfg.input_size_enc, spec)))
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Tokens along each axis for data of this size. Raises `ValueError` when it is no multiple of the patch."""
+        """Number of tokens along each axis. Raises `ValueError` if `size` is not a multiple of the patch."""
         return trunk.grid_of(size, self.patch)
 
     def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b *grid d"]:
-        """Cut, embed, transform."""
+        """Embed the patches, add positions, and apply the transformer."""
         trunk.check_channels(x, self.channels)
         grid = self.grid(tuple(x.shape[2:]))
         x = self.proj(x.to(self.proj.weight.dtype))
@@ -50,7 +51,7 @@ class ViTEncoder(nn.Module):
 
 
 class ViTDecoder(nn.Module):
-    """Quantized latents of width `dim` to data: `in_proj`, blocks, a patch for every token, optional convolutions."""
+    """Decode quantized latents of width `dim`: `in_proj`, blocks, a patch for every token, optional convolutions."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(trunk.DecoderConfig):
@@ -66,11 +67,11 @@ class ViTDecoder(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """The last weight that the whole output passes through."""
+        """The last weight that affects every value of the output."""
         return trunk.last_layer(self)
 
     def forward(self, z_q: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b c *size"]:
-        """Project, transform, lay out the patches."""
+        """Project the latents, apply the transformer, and turn tokens into patches."""
         x = trunk.add_positions(self, self.in_proj(z_q.to(self.in_proj.weight.dtype)))
         return trunk.write_output(self, _transform(self, x, tuple(z_q.shape[1:-1])))
 
@@ -78,7 +79,7 @@ class ViTDecoder(nn.Module):
 def _transform(
     module: Any, x: Float[Tensor, "b *grid d"], grid: tuple[int, ...]
 ) -> Float[Tensor, "b *grid d"]:
-    """Run the convolutions on the grid, then the blocks on the row of all tokens."""
+    """Apply the convolutions on the grid, and then the blocks on the sequence of all tokens."""
     for layer in module.grid_convs:
         x = layer(x)
     return trunk.run_blocks(module, x.flatten(1, -2)).unflatten(1, grid)

@@ -1,4 +1,4 @@
-"""Figures for classes, directions, depths and edges, against scikit-learn and NumPy, whole and in batches."""
+"""Metrics of classes, edges and directions against scikit-learn and NumPy, on whole batches and sample by sample."""
 
 import math
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
-from vqcore_vision.metrics import AbsRel, Delta
 
 from vqcore.metrics.labels import F1, IoU
 from vqcore.metrics.vectors import Angle, Cosine
@@ -21,8 +20,8 @@ DEPTH = DataSpec(channels=1, size=(6, 5))
 RNG = np.random.default_rng(0)
 
 
-def metrics(metric, x_hat, x, mask=None):
-    """What a metric says of a batch; it must say the same of the samples one by one."""
+def summary_of(metric, x_hat, x, mask=None):
+    """The summary of a batch; sums over single samples must give the same summary."""
     parts = [(slice(None),), *((slice(i, i + 1),) for i in range(len(x)))]
     sums = [metric.measure(x_hat[p], x[p], None if mask is None else mask[p]) for p in parts]
     assert all(value.dtype == torch.float64 for part in sums for value in part.values())
@@ -48,7 +47,7 @@ def test_iou_of_classes():
         keep = (torch.ones_like(mask) if valid is None else valid).numpy()
         true, found = x.numpy()[keep], logits.argmax(1).numpy()[keep]
         each = jaccard_score(true, found, labels=[0, 1, 3], average=None)
-        result = figures(metric, logits, x, valid)
+        result = summary_of(metric, logits, x, valid)
         assert result.keys() == {"", "0", "1", "3"}
         assert list(result.values()) == pytest.approx([each.mean(), *each])
 
@@ -58,9 +57,9 @@ def test_iou_and_f1_of_binary_data():
     x_hat = x * 0.2 + torch.from_numpy(RNG.normal(size=x.shape)).float() * 0.3
     mask = random_mask((4, 6, 5))
     true, found = (t.numpy()[:, 0][mask.numpy()] > 0 for t in (x, x_hat))
-    result = figures(IoU(IoU.Config(), spec=BINARY), x_hat, x, mask)
+    result = summary_of(IoU(IoU.Config(), spec=BINARY), x_hat, x, mask)
     assert result == {"": pytest.approx(jaccard_score(true, found))}
-    result = figures(F1(F1.Config(), spec=BINARY), x_hat, x, mask)
+    result = summary_of(F1(F1.Config(), spec=BINARY), x_hat, x, mask)
     expected = [score(true, found) for score in (f1_score, precision_score, recall_score)]
     assert list(result.values()) == pytest.approx(expected)
 
@@ -68,9 +67,9 @@ def test_iou_and_f1_of_binary_data():
 def test_the_threshold_of_f1_is_a_share_of_the_range():
     spec = DataSpec(channels=1, size=(1, 4), range=(0.0, 10.0))
     x, x_hat = torch.tensor([[[[1.0, 3.0, 6.0, 9.0]]]]), torch.tensor([[[[1.0, 1.0, 6.0, 9.0]]]])
-    assert figures(F1(F1.Config(), spec=spec), x_hat, x)["recall"] == 1
-    assert figures(F1(F1.Config(threshold=0.2), spec=spec), x_hat, x)["recall"] == pytest.approx(2 / 3)
-    nothing = figures(F1(F1.Config(threshold=0.95), spec=spec), x_hat, x)
+    assert summary_of(F1(F1.Config(), spec=spec), x_hat, x)["recall"] == 1
+    assert summary_of(F1(F1.Config(threshold=0.2), spec=spec), x_hat, x)["recall"] == pytest.approx(2 / 3)
+    nothing = summary_of(F1(F1.Config(threshold=0.95), spec=spec), x_hat, x)
     assert nothing == {"": 0.0, "precision": 0.0, "recall": 0.0}
     with pytest.raises(ValueError, match=r"threshold=1\.0"):
         F1.Config(threshold=1.0)
@@ -83,57 +82,32 @@ def test_angles_between_vectors():
     mask = random_mask((4, 6, 5))
     cosine = (x * y).sum(1) / np.linalg.norm(y, axis=1)
     degrees = np.degrees(np.arccos(np.clip(cosine, -1, 1)))[mask.numpy()]
-    result = figures(Angle(Angle.Config(), spec=NORMALS), torch.from_numpy(y), torch.from_numpy(x), mask)
+    result = summary_of(Angle(Angle.Config(), spec=NORMALS), torch.from_numpy(y), torch.from_numpy(x), mask)
     assert result[""] == pytest.approx(degrees.mean(), abs=1e-5)
     middle = np.sort(degrees)[(len(degrees) - 1) // 2 : len(degrees) // 2 + 1]
     assert middle.min() - 0.0051 <= result["median"] <= middle.max() + 0.0051
     for limit in (11.25, 22.5, 30):
         assert result[f"within-{limit:g}"] == pytest.approx((degrees <= limit).mean())
-    result = figures(Cosine(Cosine.Config(), spec=NORMALS), torch.from_numpy(y), torch.from_numpy(x), mask)
+    result = summary_of(Cosine(Cosine.Config(), spec=NORMALS), torch.from_numpy(y), torch.from_numpy(x), mask)
     assert result[""] == pytest.approx(cosine[mask.numpy()].mean())
 
 
 def test_equal_and_opposite_vectors():
     x = torch.tensor([0.6, 0.0, 0.8]).reshape(1, 3, 1, 1).expand(2, 3, 6, 5)
     metric = Angle(Angle.Config(), spec=NORMALS)
-    assert figures(metric, x * 5, x)[""] < 1e-5
-    assert figures(metric, -x, x)[""] == pytest.approx(180)
-    assert figures(metric, x * 0, x)[""] == pytest.approx(90)
+    assert summary_of(metric, x * 5, x)[""] < 1e-5
+    assert summary_of(metric, -x, x)[""] == pytest.approx(180)
+    assert summary_of(metric, x * 0, x)[""] == pytest.approx(90)
     tiny = torch.tensor([1e-4, 0.0, 1.0]).reshape(1, 3, 1, 1).expand(2, 3, 6, 5)
     straight = torch.tensor([0.0, 0.0, 1.0]).reshape(1, 3, 1, 1).expand(2, 3, 6, 5)
-    assert figures(metric, tiny, straight)[""] == pytest.approx(math.degrees(1e-4), rel=1e-4)
+    assert summary_of(metric, tiny, straight)[""] == pytest.approx(math.degrees(1e-4), rel=1e-4)
 
 
 def test_angles_of_angle_data_go_round():
     x, off = RNG.uniform(-3, 3, (2, 2, 6, 5)), RNG.uniform(-3, 3, (2, 2, 6, 5))
     x_hat = np.arctan2(np.sin(x + off), np.cos(x + off))
-    result = figures(Angle(Angle.Config(), spec=ANGLES), torch.from_numpy(x_hat), torch.from_numpy(x))
+    result = summary_of(Angle(Angle.Config(), spec=ANGLES), torch.from_numpy(x_hat), torch.from_numpy(x))
     assert result[""] == pytest.approx(np.degrees(np.abs(off)).mean(), rel=1e-6)
-
-
-def depths():
-    x = RNG.uniform(0.5, 10, (4, 1, 6, 5))
-    return torch.from_numpy(x * np.exp(RNG.normal(size=x.shape) * 0.3)), torch.from_numpy(x)
-
-
-def test_relative_errors_and_ratios_of_depths():
-    y, x = depths()
-    mask = random_mask((4, 6, 5))
-    a, b = y.numpy()[:, 0][mask.numpy()], x.numpy()[:, 0][mask.numpy()]
-    result = figures(AbsRel(AbsRel.Config(), spec=DEPTH), y, x, mask)
-    expected = [(np.abs(a - b) / b).mean(), np.sqrt(((a - b) ** 2).mean())]
-    assert result == {"": pytest.approx(expected[0]), "rmse": pytest.approx(expected[1])}
-    shares = [(np.maximum(a / b, b / a) < 1.25**k).mean() for k in (1, 2, 3)]
-    result = figures(Delta(Delta.Config(), spec=DEPTH), y, x, mask)
-    assert list(result.items()) == [("", pytest.approx(shares[0])), ("2", shares[1]), ("3", shares[2])]
-    assert 0 < shares[0] < shares[1] < shares[2] <= 1
-
-
-def test_holes_in_the_truth_do_not_count_and_holes_in_the_answer_do():
-    x = torch.tensor([2.0, math.nan, -3.0, 0.0, 4.0]).reshape(1, 1, 1, 5)
-    y = torch.tensor([2.0, 9.0, 9.0, 9.0, math.nan]).reshape(1, 1, 1, 5)
-    assert figures(AbsRel(AbsRel.Config(), spec=DEPTH), y, x)[""] == pytest.approx((0 + 1) / 2)
-    assert figures(Delta(Delta.Config(), spec=DEPTH), y, x)[""] == pytest.approx(1 / 2)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +116,11 @@ def test_holes_in_the_truth_do_not_count_and_holes_in_the_answer_do():
         (IoU, CLASSES, (torch.zeros(1, 5, 6, 5), torch.zeros(1, 6, 5, dtype=torch.int64))),
         (Angle, NORMALS, (torch.ones(1, 3, 6, 5), torch.ones(1, 3, 6, 5))),
         (Cosine, NORMALS, (torch.ones(1, 3, 6, 5), torch.ones(1, 3, 6, 5))),
-        (AbsRel, DEPTH, (torch.ones(1, 1, 6, 5), torch.ones(1, 1, 6, 5))),
-        (Delta, DEPTH, (torch.ones(1, 1, 6, 5), torch.ones(1, 1, 6, 5))),
     ],
 )
-def test_nothing_valid_is_no_figure(metric, spec, data):
+def test_without_a_valid_position_the_metric_is_nan(metric, spec, data):
     nothing = torch.zeros(1, 6, 5, dtype=torch.bool)
-    assert math.isnan(figures(metric(metric.Config(), spec=spec), *data, nothing)[""])
+    assert math.isnan(summary_of(metric(metric.Config(), spec=spec), *data, nothing)[""])
 
 
 @pytest.mark.parametrize(
@@ -158,23 +130,19 @@ def test_nothing_valid_is_no_figure(metric, spec, data):
         (F1, CLASSES, "declared range"),
         (Angle, DEPTH, "not for continuous data of 1 channel"),
         (Cosine, CLASSES, "not for categorical data"),
-        (AbsRel, NORMALS, "abs-rel is for measured quantities, not for unit-vector"),
-        (Delta, CLASSES, "delta is for measured quantities, not for categorical"),
     ],
 )
-def test_what_a_metric_is_not_for(metric, spec, says):
+def test_other_kinds_of_data_are_refused(metric, spec, says):
     with pytest.raises(ValueError, match=says):
         metric(metric.Config(), spec=spec)
 
 
-def test_metrics_are_known_by_name_and_say_which_way_is_better():
+def test_metrics_are_known_by_name_and_say_which_direction_is_better():
     for name, cls in {
         "iou": IoU,
         "f1": F1,
         "angle": Angle,
         "cosine": Cosine,
-        "abs-rel": AbsRel,
-        "delta": Delta,
     }.items():
         assert registry().load("metric", name) is cls
-        assert cls.better == ("lower" if name in ("angle", "abs-rel") else "higher")
+        assert cls.better == ("lower" if name == "angle" else "higher")

@@ -36,7 +36,7 @@ def tensor(modality, source, view=WHOLE):
 
 
 class TestPose(ModalityConformance):
-    component = "pose"
+    component = "vision/pose"
     configs = (
         {"joints": 5},
         {
@@ -64,7 +64,7 @@ class TestFiles:
                 assert np.array_equal(found[:, 0], x.reshape(-1)), (name, suffix)
 
     def test_4d_humans_first_person_and_nobody(self, tmp_path):
-        """The 207 numbers that 4M's tokenizer sees: the first person's matrices, row by row; zeros for nobody."""
+        """The 207 numbers that 4M's tokenizer sees: the first person's matrices, row by row; zeros without a person."""
         matrices = turns(46).reshape(2, 23, 3, 3)
         (tmp_path / "two.json").write_text(
             json.dumps({"pred_smpl_params": {"body_pose": matrices.tolist(), "betas": [[0.0] * 10] * 2}})
@@ -79,21 +79,21 @@ class TestFiles:
         assert np.array_equal(modality.show(found), matrices[0])
         for name in ("none", "empty"):
             assert not tensor(modality, tmp_path / f"{name}.json").any()
-            with pytest.raises(DataError, match=rf"{name}\.json: there is nobody in it"):
+            with pytest.raises(DataError, match=rf"{name}\.json: has no person"):
                 pose(**settings).read(tmp_path / f"{name}.json")
 
     @pytest.mark.parametrize(
         "content, key, says",
         [
-            ([[1.0, 2.0]] * 4, None, r"shape \(4, 2\) where 5 joints of 2 numbers"),
+            ([[1.0, 2.0]] * 4, None, r"shape \(4, 2\), but 5 joints of 2 numbers"),
             ([[1.0, 2.0, 3.0]] * 5, None, r"shape \(5, 3\)"),
-            ([[1.0, 2.0]] * 4 + [[1.0]], None, "no array of numbers"),
+            ([[1.0, 2.0]] * 4 + [[1.0]], None, "not an array of numbers"),
             ([[1.0, None]] * 5, None, "number 1 of joint 0 is nan"),
-            ([[1.0, "a"]] * 5, None, "no array of numbers"),
+            ([[1.0, "a"]] * 5, None, "not an array of numbers"),
             ([[1.0, 2.0]] * 4 + [[float("nan"), 0]], None, "number 0 of joint 4 is nan"),
             ({"joints": []}, None, "is an object of joints; .*data.modality.key"),
-            ({"joint": [[1, 2]] * 5}, "joints", "holds no 'joints' .* Did you mean 'joint'"),
-            ([], None, "nobody"),
+            ({"joint": [[1, 2]] * 5}, "joints", "has no 'joints' .* Did you mean 'joint'"),
+            ([], None, "has no person"),
         ],
     )
     def test_what_is_wrong_is_said(self, tmp_path, content, key, says):
@@ -123,7 +123,7 @@ class TestPlaces:
         assert np.allclose(modality.values(found[None])[0].T, points(), atol=1e-4)
 
     def test_a_mirror_exchanges_left_and_right(self):
-        """In a picture 100 wide, what was at x is at 100 - x, and the left hand is the right one."""
+        """In a picture of width 100, x becomes 100 - x, and left and right joints are exchanged."""
         modality = pose(center=(50.0, 0.0), flip_pairs=((1, 2), (3, 4)))
         shown = modality.show(tensor(modality, points(), MIRROR))
         wanted = points()[[0, 2, 1, 4, 3]] * [-1, 1] + [100, 0]
@@ -208,11 +208,11 @@ def test_joint_error_is_mpjpe_in_the_units_of_the_files():
     "settings, says",
     [
         ({"joints": 0}, "joints=0"),
-        ({"flip_pairs": ((1, 5),)}, r"flip_pairs holds \[1, 5\]: two different joints of 0..4"),
+        ({"flip_pairs": ((1, 5),)}, r"flip_pairs has \[1, 5\]: a pair is two different joints of 0..4"),
         ({"flip_pairs": ((-1, 2),)}, r"\[-1, 2\]"),
         ({"flip_pairs": ((2, 2),)}, r"\[2, 2\]"),
         ({"flip_pairs": ((1, 2), (2, 3))}, "joint 2 more than once"),
-        ({"bones": ((0, 9),)}, "bones holds"),
+        ({"bones": ((0, 9),)}, "bones has"),
         ({"root": 5}, "root=5"),
         ({"center": (1.0, 2.0, 3.0)}, "3 numbers for dims=2"),
         ({"scale": 0.0}, "scale=0.0"),
@@ -251,10 +251,10 @@ class TestPicture:
 
 
 class TestBesideAPicture:
-    """Positions follow the crop of the picture that they are pixels of."""
+    """Positions follow the crop of their picture."""
 
     def picture(self, joints, height=120, width=160):
-        """Black, with a bright dot of 5 x 5 pixels around each joint, each joint in a level of its own."""
+        """Black, with a bright dot of 5 x 5 pixels around each joint, with a different level for each joint."""
         grey = np.zeros((height, width), np.uint8)
         for number, (across, down) in enumerate(joints, start=1):
             left, top = int(across), int(down)
@@ -262,7 +262,7 @@ class TestBesideAPicture:
         return np.repeat(grey[..., None], 3, -1)
 
     def test_joints_stay_on_what_they_mark(self):
-        """Where the crop of the picture shows a dot, there is its joint."""
+        """A dot in the crop of the picture is at the position of its joint."""
         joints = np.array([[50.5, 40.5], [80.5, 60.5], [110.5, 50.5], [70.5, 90.5], [95.5, 35.5]], np.float32)
         rgb = RGB(RGB.Config(resample="nearest", min_crop_scale=0.6, hflip=0.5), size=(96, 128))
         modality, shares = pose(), pose(frame="shares")
@@ -308,7 +308,7 @@ class TestBesideAPicture:
         somebody = np.zeros((5, 2), np.float32)
         somebody[3] = 4.0
         assert modality.show(modality.tensor(somebody, view)).any(1).all()
-        # Without the setting zeros are positions as any other.
+        # Without the setting, zeros are ordinary positions.
         kept = pose(frame=frame, center=(10.0, 10.0))
         assert kept.show(kept.tensor(np.zeros((5, 2), np.float32), view)).any()
 

@@ -1,4 +1,4 @@
-"""Feature vectors: any shape with as many numbers, scaling, and the direction as what counts."""
+"""Feature vectors: arrays of any shape with the right number of values, scaling, and losses of directions."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def tensor(modality, source):
 
 
 class TestVector(ModalityConformance):
-    component = "vector"
+    component = "vision/vector"
     configs = ({"channels": 8}, {"channels": 8, "mean": 1.0, "std": [1, 2, 3, 4, 5, 6, 7, 8], "norm": 3.0})
 
     def source(self):
@@ -57,7 +57,7 @@ def test_the_loss_compares_directions():
     assert vector().spec.loss == "cosine" and vector().metrics[0] == "cosine" and vector().spec.size == (1,)
 
 
-def test_riding_along_with_a_picture_it_stays_whole():
+def test_as_an_extra_modality_it_stays_whole():
     view = View(start=(0.1, 0.2), stop=(0.6, 0.7), size=(64, 64), flip=True)
     modality = vector(size=(64, 64))
     assert np.array_equal(modality.tensor(modality.read(numbers()), view)[:, 0], numbers())
@@ -66,8 +66,8 @@ def test_riding_along_with_a_picture_it_stays_whole():
 @pytest.mark.parametrize(
     "array, says",
     [
-        (np.zeros(7), r"holds 7 values .*data.modality.channels is 8"),
-        (np.zeros((2, 8)), "holds 16 values"),
+        (np.zeros(7), r"has 7 values .*data.modality.channels is 8"),
+        (np.zeros((2, 8)), "has 16 values"),
         (np.full(8, np.nan), r"value at \[0\] is nan"),
         (np.array(["a"] * 8), "type <U1"),
     ],

@@ -1,4 +1,4 @@
-"""Feature maps: file to tensor and back, windows, scaling, and what bad files say."""
+"""Feature maps: from file to tensor and back, windows, scaling, and errors for bad files."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def tensor(modality, source, size=None, rng=None):
 
 
 class TestFeatures(ModalityConformance):
-    component = "features"
+    component = "vision/features"
     configs = (
         {"channels": 6},
         {"channels": 6, "hflip": 0.5, "norm": 1.0, "mean": 0.5},
@@ -55,7 +55,7 @@ class TestFiles:
         modality = features((3, 5), layout="tokens", prefix_tokens=1)
         x = torch.from_numpy(maps(height=3, width=5))
         assert modality.show(x).shape == (3, 5, 6) and torch.equal(tensor(modality, modality.show(x)), x)
-        with pytest.raises(DataError, match=r"shape \(15, 6\)|make no square map"):
+        with pytest.raises(DataError, match=r"shape \(15, 6\)|are not a square map"):
             modality.read(maps(height=3, width=5).reshape(6, 15).T)
 
     @pytest.mark.parametrize("prefix", [0, 5])
@@ -63,14 +63,20 @@ class TestFiles:
         modality = features(layout="tokens", prefix_tokens=prefix)
         tokens = np.ones((prefix + 16, 6), np.float32)
         np.save(tmp_path / "a.npy", tokens[None])
-        with pytest.raises(DataError, match=r"a\.npy: has shape \(1, .* a batch axis; save one map a file"):
+        with pytest.raises(
+            DataError, match=r"a\.npy: has shape \(1, .* a batch axis; save one map in each file"
+        ):
             modality.read(tmp_path / "a.npy")
         assert modality.read(tokens).shape == (6, 4, 4)
         flat = features((1, prefix + 16), layout="tokens", prefix_tokens=prefix)
-        assert flat.read(tokens[None]).shape == (6, 1, prefix + 16)  # a map of one row, where one is wanted
+        assert flat.read(tokens[None]).shape == (
+            6,
+            1,
+            prefix + 16,
+        )  # a map of one row, as the nominal size says
 
     def test_beside_a_picture_a_map_has_the_stride_of_its_network(self):
-        """A picture of 48 x 64 and its map of positions of 16 pixels: every cell is the place that it stands for."""
+        """A picture of 48 x 64 and its map with a stride of 16 pixels: every value of the map is its own position."""
         raw = np.stack(np.meshgrid(np.arange(3.0), np.arange(4.0), indexing="ij")).astype(np.float32)
         beside = features(48, channels=2, stride=16)
         whole = View(start=(0.0, 0.0), stop=(1.0, 1.0), size=(48, 64), extent=(48, 64))
@@ -106,12 +112,12 @@ class TestFiles:
         [
             (maps(channels=5), {}, "has 5 channels.*data.modality.channels is 6"),
             (maps().transpose(1, 2, 0), {}, "has 5 channels.*layout"),
-            (maps()[0], {}, r"shape \(5, 7\), not \(channels, h, w\)"),
-            (maps(height=5, width=7).reshape(6, 35).T, {"layout": "tokens"}, "35 tokens .* no square map"),
+            (maps()[0], {}, r"shape \(5, 7\), but data.modality.layout=chw means \(channels, h, w\)"),
+            (maps(height=5, width=7).reshape(6, 35).T, {"layout": "tokens"}, "35 tokens .* not a square map"),
             (np.where(maps() > 7, np.nan, maps()), {}, "is nan; features are finite"),
             (maps().astype(np.float64) * 1e39, {}, "is -?inf"),
             (maps().astype(np.complex64), {}, "type complex64"),
-            (maps()[:, :, :3], {}, "5 x 3 positions holds no window of 4 x 4; .*crop=resize"),
+            (maps()[:, :, :3], {}, "5 x 3 positions has no window of 4 x 4; .*crop=resize"),
         ],
     )
     def test_what_is_wrong_is_said(self, tmp_path, array, settings, says):
@@ -214,7 +220,7 @@ class TestScaling:
 
 class TestPicture:
     def test_colours_are_the_principal_components(self):
-        """Against scikit-learn's PCA, up to the sign, which is by the largest loading."""
+        """Against scikit-learn's PCA. The sign makes the largest loading positive."""
         from sklearn.decomposition import PCA
 
         x = maps(channels=12, height=6, width=9)

@@ -1,4 +1,4 @@
-"""Instances: label maps and stacks, boxes, draws, and back into the picture."""
+"""Instances: label maps, stacks and annotations, boxes, random draws, and masks back in the picture."""
 
 import json
 from dataclasses import replace
@@ -35,7 +35,7 @@ def tensor(modality, source, view=None):
 
 
 class TestInstance(ModalityConformance):
-    component = "instance"
+    component = "vision/instance"
     configs = ({}, {"min_crop_scale": 0.2, "hflip": 1.0})
     size = (32, 32)
 
@@ -91,13 +91,13 @@ class TestFiles:
     @pytest.mark.parametrize(
         "array, settings, says",
         [
-            (np.zeros((9, 9), np.uint8), {}, "holds no instance; everything is background"),
-            (np.full((9, 9), 255, np.uint8), {"ignore": (0, 255)}, "holds no instance"),
-            (np.zeros((2, 9, 9), bool), {}, "holds no instance"),
+            (np.zeros((9, 9), np.uint8), {}, "has no instance; everything is background"),
+            (np.full((9, 9), 255, np.uint8), {"ignore": (0, 255)}, "has no instance"),
+            (np.zeros((2, 9, 9), bool), {}, "has no instance"),
             (np.tile(np.arange(150) == 3, (200, 1)), {"min_area": 0.5}, "covers 0.0067 .*min_area=0.5"),
             (np.zeros((9, 9)), {}, "type float64; a label map is"),
             (np.full((9, 9), np.nan), {}, "type float64"),
-            (np.full((9, 9), -1), {}, "label -1; labels are not negative"),
+            (np.full((9, 9), -1), {}, "label -1; labels are never negative"),
             (np.zeros((2, 2, 9, 9), bool), {}, "shape"),
         ],
     )  # fmt: skip
@@ -140,7 +140,7 @@ class TestDraws:
         assert counts.sum() == 900 and (np.abs(counts - 300) < 75).all()
 
     def test_a_crop_cuts_the_masks_and_their_boxes(self):
-        """A view of the right half, as a picture would draw it, holds the triangle and the bar alone."""
+        """A view of the right half has only the triangle and the bar."""
         view = View(start=(0.0, 0.5), stop=(1.0, 1.0), size=(25, 25))
         assert np.array_equal(tensor(instances(), scene(), view)[0], (scene() == 9)[30:55, 45:70])
         view = View(start=(0.0, 20 / 80), stop=(1.0, 0.5), size=(31, 16))
@@ -208,7 +208,7 @@ def polygon(*corners):
 
 
 def annotated(*codes, height=60, width=80, **more):
-    """What a file of annotations holds."""
+    """The content of a file of annotations."""
     notes = [{"segmentation": code, "iscrowd": 0} for code in codes]
     return {"image": {"height": height, "width": width}, "annotations": notes, **more}
 
@@ -232,7 +232,7 @@ class TestAnnotations:
     @pytest.mark.parametrize(
         "counts, mask",
         [
-            ("i0840000JO11OO11OO11OO1150000^1I", RING),  # pycocotools 2.0.11 wrote the texts
+            ("i0840000JO11OO11OO11OO1150000^1I", RING),  # the texts are from pycocotools 2.0.11
             (RING_COUNTS, RING),
             (DISC_TEXT, DISC),
             ("5220002O", np.pad([[1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]], ((1, 0), (1, 0))) > 0),
@@ -246,7 +246,7 @@ class TestAnnotations:
         assert np.array_equal(whole(raw.found[0], raw.extent), mask)
 
     def test_compressed_counts_may_be_bytes(self):
-        """pycocotools.mask.encode returns them so."""
+        """pycocotools.mask.encode returns bytes."""
         (found,) = instances().read(annotated({"size": [60, 80], "counts": DISC_TEXT.encode()})).found
         assert np.array_equal(whole(found, (60, 80)), DISC)
         with pytest.raises(DataError, match="which is no digit"):
@@ -257,7 +257,7 @@ class TestAnnotations:
         content = annotated({"size": [60, 80], "counts": [4800]})
         content["annotations"].append(crowd)
         (tmp_path / "a.json").write_text(json.dumps(content))
-        says = "holds no instance; all of its 2 annotations are crowds or empty"
+        says = "has no instance; all 2 annotations are crowds or empty"
         for source, name in ((content, "annotations in memory"), (tmp_path / "a.json", "a.json")):
             with pytest.raises(DataError, match=f"{name}: {says}"):
                 instances().read(source)
@@ -288,7 +288,7 @@ class TestAnnotations:
         assert found.box == (5, 5, 25, 35) and np.array_equal(whole(found, (60, 80)), wanted)
 
     def test_a_crop_cuts_polygons_as_it_cuts_their_pixels(self):
-        """A U whose prongs alone reach into the crop: two parts, and a box that goes no further than they do."""
+        """Of a U, only the two prongs reach into the crop; the box is tight around the two parts."""
         u = polygon((10, 5), (20, 5), (20, 40), (60, 40), (60, 20), (70, 20), (70, 50), (10, 50))
         (outline,) = instances().read(annotated([u])).found
         pixels = tight(Piece(0, 0, whole(outline, (60, 80))))
@@ -300,7 +300,7 @@ class TestAnnotations:
                 assert np.array_equal(whole(cut, (60, 80)), whole(wanted, (60, 80)))
 
     def test_polygons_are_drawn_at_the_size_that_is_wanted(self):
-        """Nine pixels become 128: finer than the pixels stretched, which are stairs."""
+        """Nine pixels become 128 with straight edges; stretched pixels would have stairs."""
         triangle = polygon((4, 4), (13, 4), (4, 13))
         fine = tensor(instances((128, 128)), annotated([triangle]))[0].numpy()
         rows, columns = (np.mgrid[:128, :128] + 0.5) / 128
@@ -338,38 +338,47 @@ class TestAnnotations:
         "content, says",
         [
             ("[1, 2", "a.json: Expecting"),
-            ("7", "is a int; wanted is {image"),
-            ('{"anotations": []}', "has anotations; wanted is"),
-            ({"annotations": []}, "holds no instance; its annotations are empty"),
-            ({"images": [{}, {}], "annotations": [{}]}, "annotations of 2 pictures; one file a picture"),
+            ("7", "is a int; expected is {image"),
+            ('{"anotations": []}', "has anotations; expected is"),
+            ({"annotations": []}, "has no instance; the list of annotations is empty"),
+            (
+                {"images": [{}, {}], "annotations": [{}]},
+                "annotations of 2 pictures; write one file for each picture",
+            ),
             (
                 {"annotations": [{"segmentation": [[1, 2, 3, 4, 5, 6]]}]},
-                "does not say how large the picture is",
+                "the size of the picture is missing",
             ),
             (annotated([[1, 2, 3, 4]]), r"annotations\[0\].segmentation: a polygon has 4 numbers"),
-            (annotated([[1, 2, 3, 4, 5, "a"]]), "no list of numbers"),
-            (annotated([[1, 2, 3, 4, 5, float("nan")]]), "a polygon holds nan"),
-            (annotated(None), "is NoneType; wanted are polygons"),
-            (annotated({"size": [60, 80], "counts": [1, 2]}), "add up to 3 where 60 x 80 = 4800"),
-            (annotated({"size": [80, 60], "counts": [4800]}), r"has size \[80, 60\] in a picture of 60 x 80"),
+            (annotated([[1, 2, 3, 4, 5, "a"]]), "not a list of numbers"),
+            (annotated([[1, 2, 3, 4, 5, float("nan")]]), "a polygon has the coordinate nan"),
+            (annotated(None), "is NoneType; expected are polygons"),
+            (annotated({"size": [60, 80], "counts": [1, 2]}), "add up to 3, but there are 60 x 80 = 4800"),
+            (
+                annotated({"size": [80, 60], "counts": [4800]}),
+                r"has size \[80, 60\], but the picture has 60 x 80 pixels",
+            ),
             (annotated({"size": [60, 80], "counts": [4801, -1]}), "add up to 4800"),
-            (annotated({"size": [60, 80], "counts": "P:1f1:Q"}), "end in the middle of a number"),
-            (annotated({"size": [60, 80], "counts": "P:1 "}), "hold ' ', which is no digit"),
-            (annotated({"size": [60, 80]}), "no list of integers and no text"),
-            (annotated({"size": [60, 80], "counts": [4800]}), "holds no instance"),
-            ({"images": None, "annotations": [{}]}, "a.json: does not say how large the picture is"),
-            ({"images": {"a": {}, "b": {}}, "annotations": [{}]}, "a.json: its images are a dict"),
-            ({"annotations": [{"segmentation": {"size": None}}]}, "a.json: does not say how large"),
-            ({"annotations": [{"segmentation": {"size": 5}}]}, "a.json: does not say how large"),
-            (annotated([[1, 2, 3, 4, 5, 6]], height=10**30), "a.json: a picture of 10{30} x 80 pixels"),
-            (annotated([[1, 2, 3, 4, 5, 6]], height=None), "a.json: a picture of None x 80 pixels"),
-            (annotated({"size": None, "counts": [4800]}), r"a.json: .* has size None in a picture"),
-            (annotated({"size": 5, "counts": [4800]}), r"a.json: .* has size 5 in a picture"),
-            (annotated({"size": [60, 80], "counts": [10**30]}), "a.json: .* add up to 10{30} where"),
+            (annotated({"size": [60, 80], "counts": "P:1f1:Q"}), "ends in the middle of a number"),
+            (annotated({"size": [60, 80], "counts": "P:1 "}), "has ' ', which is no digit"),
+            (annotated({"size": [60, 80]}), "neither a list of integers nor text"),
+            (annotated({"size": [60, 80], "counts": [4800]}), "has no instance"),
+            ({"images": None, "annotations": [{}]}, "a.json: the size of the picture is missing"),
+            ({"images": {"a": {}, "b": {}}, "annotations": [{}]}, "a.json: images is a dict"),
+            (
+                {"annotations": [{"segmentation": {"size": None}}]},
+                "a.json: the size of the picture is missing",
+            ),
+            ({"annotations": [{"segmentation": {"size": 5}}]}, "a.json: the size of the picture is missing"),
+            (annotated([[1, 2, 3, 4, 5, 6]], height=10**30), "a.json: the picture has 10{30} x 80 pixels"),
+            (annotated([[1, 2, 3, 4, 5, 6]], height=None), "a.json: the picture has None x 80 pixels"),
+            (annotated({"size": None, "counts": [4800]}), r"a.json: .* has size None, but the picture"),
+            (annotated({"size": 5, "counts": [4800]}), r"a.json: .* has size 5, but the picture"),
+            (annotated({"size": [60, 80], "counts": [10**30]}), "a.json: .* add up to 10{30}, but"),
             (annotated({"size": [60, 80], "counts": [2**63, 2**63, 4800]}), "a.json: .* add up to 18446744"),
             (annotated({"size": [60, 80], "counts": "o" * 40 + "0"}), "a.json: .* add up to"),
-            (annotated([[1, 2, 3, 4, 5, 10**400]]), "a.json: .* no list of numbers"),
-            (annotated([[1, 2, 3, 4, 5, 1e300]]), "a.json: .* a polygon holds 1e[+]300"),
+            (annotated([[1, 2, 3, 4, 5, 10**400]]), "a.json: .* not a list of numbers"),
+            (annotated([[1, 2, 3, 4, 5, 1e300]]), "a.json: .* a polygon has the coordinate 1e[+]300"),
         ],
     )
     def test_what_is_wrong_is_said(self, tmp_path, content, says):

@@ -1,4 +1,4 @@
-"""Scenes scenes: their labels against closed forms, against each other, and as functions of seed and number."""
+"""Synthetic scenes: labels against closed forms and against each other, and scenes as functions of seed and number."""
 
 import dataclasses
 import functools
@@ -7,6 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from vqcore_synth.figure import JOINTS
 from vqcore_synth.melody import melody
 from vqcore_synth.render import cast, pixel_rays, project, rays
 from vqcore_synth.scene import BALL, BOX, CEILING, CLASSES, FLOOR, PERSON, WALL, draw_scene
-from vqcore_synth.source import Scenes
+from vqcore_synth.source import Scenes, _what
 
 from vqcore.compose.build import from_tree
 from vqcore.config import slot
@@ -27,6 +29,8 @@ from vqcore.errors import ConfigError
 from vqcore.registry import registry
 from vqcore.rng import numpy_generator
 from vqcore.schema import DataConfig
+from vqcore.testing.checks import check_plugin
+from vqcore.testing.conformance import DataConformance
 
 EXTRA = {
     "depth": {"name": "vision/depth"},
@@ -70,12 +74,27 @@ def scene_of(index, seed=0, split="train", objects=(3, 8)):
     return draw_scene(numpy_generator(seed, "synthetic", split, index), objects)
 
 
+class TestLaws(DataConformance):
+    component, modality, size = "synth/scenes", {"name": "rgb"}, (16, 16)
+    configs: ClassVar = (
+        {
+            "samples": 1_000_000,
+            "extra": {"depth": {"name": "vision/depth"}, "normal": {"name": "vision/normal"}},
+        },
+        {"eval_samples": 0, "side": [12, 20], "objects": [0, 1]},
+    )
+
+
+def test_the_plugin_passes_its_checks():
+    assert check_plugin(registry(), "synth") == []
+
+
 def angles(one, other):
     return np.degrees(np.arccos(np.clip((one * other).sum(0), -1, 1)))
 
 
 def inner(same):
-    """Pixels that are of one piece with their eight neighbours."""
+    """Pixels with the same value as their eight neighbours."""
     kept = np.ones_like(same, dtype=bool)
     for down in (-1, 0, 1):
         for right in (-1, 0, 1):
@@ -88,7 +107,7 @@ def inner(same):
 
 
 def test_depth_and_normals_of_balls_are_the_closed_form():
-    """Vieta's way to the roots of |o + t d - c|^2 = r^2, in double precision, pixel by pixel."""
+    """The roots of |o + t d - c|^2 = r^2 by Vieta's formula, in double precision, pixel by pixel."""
     size, seen = (48, 64), 0
     for index in range(20):
         scene, data = scene_of(index), source(side=(48, 64))
@@ -145,7 +164,7 @@ def _distance(points, start, stop):
 
 
 def test_nothing_is_in_front_of_a_hit():
-    """Brute force: walk along some rays in steps of 2 mm and look whether they are inside of something."""
+    """Brute force: steps of 2 mm along some rays find no point inside a part before the hit."""
     for index in range(3):
         scene = scene_of(index)
         way = rays(scene.camera, (64, 64), np.random.default_rng(index).uniform(0, 64, (2, 60)))
@@ -278,7 +297,8 @@ def test_samples_are_the_same_in_another_process_and_after_pickling():
     data.get(6)
     np.testing.assert_array_equal(data.get(5), found)
     code = (
-        "import hashlib, tests.test_synthetic as t; d = t.source(side=24); "
+        f"import hashlib, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+        "import test_synth_scenes as t; d = t.source(side=24); "
         "print(hashlib.sha256(b''.join(d.get(5, w).tobytes() for w in ('', 'depth', 'pose'))).hexdigest())"
     )
     env = {**os.environ, "PYTHONHASHSEED": "1"}
@@ -295,7 +315,7 @@ def test_seed_split_and_number_each_give_another_scene():
     np.testing.assert_array_equal(source("eval", side=24).get(2), source("eval", side=24).get(2))
 
 
-@examples(max_examples=15)
+@examples(max_examples=15, deadline=None)
 @given(index=st.integers(0, 10**6 - 1), rows=st.integers(4, 12), columns=st.integers(4, 12))
 def test_size_only_decides_where_rays_go(index, rows, columns):
     """The middle of a pixel is the middle of the 3 x 3 pixels of a picture three times as large."""
@@ -304,14 +324,14 @@ def test_size_only_decides_where_rays_go(index, rows, columns):
         cast(scene, pixel_rays(scene.camera, (k * rows, k * columns))).depth.reshape(k * rows, k * columns)
         for k in (1, 3)
     )
-    assert (np.abs(one - three[1::3, 1::3]) > 1e-9).mean() < 0.03  # a ray through an edge may tip over
+    assert (np.abs(one - three[1::3, 1::3]) > 1e-9).mean() < 0.03  # a ray through an edge may hit either side
     joints = scene.figure.joints
     larger = project(scene.camera, (3 * rows, 3 * columns), joints)
     np.testing.assert_allclose(larger, 3 * project(scene.camera, (rows, columns), joints), rtol=1e-9)
 
 
-def test_everything_that_rides_along_shares_one_view():
-    """One crop and flip: depth and classes of a batch are those of the scene where the picture shows it."""
+def test_extra_modalities_share_the_view_of_the_main_modality():
+    """One crop and flip for all: colours and classes of a batch belong to the same pixels of the scene."""
     cfg = config(
         {k: EXTRA[k] for k in ("semseg",)} | {"colour": {"name": "array", "channels": 3, "channels_last": True}},
         extra_what={"colour": "rgb"},
@@ -373,7 +393,7 @@ def test_a_longer_melody_begins_like_a_short_one():
     assert not np.array_equal(short, melody(3000, 8000, 2, "a"))
 
 
-def test_audio_is_what_the_audio_modality_reads():
+def test_modalities_of_sound_get_sounds():
     cfg = config(modality={"name": "audio/wave", "rate": 8000}, input_size=2000, length=5000, rate=8000)
     modality = registry().build("modality", cfg.modality, size=(2000,))
     data = registry().build("data", cfg, split="train", modality=modality, extra={})
@@ -402,10 +422,11 @@ def test_bad_settings_are_named(settings, text):
         config(**settings)
 
 
-def test_a_modality_that_could_be_anything_needs_to_be_told():
+def test_a_modality_whose_name_does_not_say_what_to_draw_needs_the_setting():
     cfg = config(modality={"name": "array", "channels": 1, "size": 8})
     with pytest.raises(
-        ConfigError, match="what is not set, and 'array' could be anything: one of rgb, depth"
+        ConfigError,
+        match="what is not set, and the modality 'array' does not say what to draw: set what to one of rgb, depth",
     ):
         opened(cfg)
 
@@ -416,3 +437,20 @@ def test_has_eval_and_default_side():
     assert opened(config(), size=(20, 30)).get(0).shape == (20, 30, 3)
     assert len(opened(config(eval_samples=7), "eval")) == 7
     assert isinstance(opened(config()), Scenes)
+
+
+@pytest.mark.parametrize(
+    "name", ["rgb", "vision/depth", "vision/instance", "audio/wave", "audio/log-mel", "acme/depth"]
+)
+def test_the_name_of_a_modality_without_its_plugin_says_what_to_draw(name):
+    expected = {"wave": "audio", "log-mel": "audio"}
+    short = name.rpartition("/")[2]
+    assert _what("what", None, name) == expected.get(short, short)
+    assert _what("what", "visible", name) == "visible"
+
+
+def test_the_python_of_the_readme_runs():
+    text = (Path(__file__).parents[1] / "README.md").read_text().split("```python\n")[1].partition("```")[0]
+    names = {}
+    exec(text, names)
+    assert names["picture"].shape == (128, 128, 3)
