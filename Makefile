@@ -35,14 +35,15 @@ quickstart: .venv/light
 	@echo "== Training on 37 files of photographs (data/photos/train), a fixed number of steps, about 2 to 3 minutes =="
 	$(BIN)/vqcore train cfgs/quickstart.yaml
 	@echo
-	@echo "== Measuring on 7 photographs it has not seen (data/photos/heldout) =="
+	@echo "== Measuring on 7 held-out photographs (data/photos/heldout) =="
 	$(BIN)/vqcore eval runs/quickstart
 	@echo
 	@echo "== For comparison: k-means on raw patches, as many codes of the same size, the same photographs =="
 	$(BIN)/python benchmarks/patch_kmeans.py runs/quickstart
 	@echo
-	@echo "Look at   runs/quickstart/samples/strip.png   as it learned"
-	@echo "          runs/quickstart/samples/eval.png    original, rebuilt, token map"
+	@echo "Look at   runs/quickstart/samples/strip.png   reconstructions during training"
+	@echo "          runs/quickstart/samples/eval.png    original, reconstruction, token map"
+	@echo "          runs/quickstart/report.html         curves, best and worst samples, codes"
 	@echo "Now yours ($(BIN) is not on your PATH unless you activate it: . $(BIN)/activate):"
 	@echo "  vqcore tokenize runs/quickstart ~/Pictures tokens/pictures"
 	@echo "  vqcore decode runs/quickstart tokens/pictures rebuilt"

@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     except VqcoreError as error:
         parser.exit(2, f"error: {error}\n")
     print(
-        f"{done.written} written, {done.skipped} there already, {len(done.failed)} unreadable: {args.output}"
+        f"{done.written} written, {done.skipped} existed already, {len(done.failed)} unreadable: {args.output}"
     )
     if tokenizer.samples:
         print(tokenizer.said())

@@ -283,7 +283,8 @@ def test_a_much_too_large_codebook(tmp_path):
     )
     (finding,) = codebook(run)
     assert (
-        finding.grade == "warning" and "200 codes and 16 tokens in a step: 13 steps are needed" in finding.what
+        finding.grade == "warning"
+        and "200 codes and 16 tokens in a step: 13 steps are needed" in finding.what
     )
     implicit = built(tmp_path / "run", model__quantizer={"name": "quant/fsq", "levels": [8, 8, 8]})
     assert not list(codebook(implicit))

@@ -593,7 +593,8 @@ READS = (
     [
         (
             "${oc.env:VQCORE_NOT_SET}",
-            "Environment variable 'VQCORE_NOT_SET' not found. Set the variable, or give a default: ${oc.env:NAME,default}.",
+            "Environment variable 'VQCORE_NOT_SET' not found. "
+            "Set the variable, or give a default: ${oc.env:NAME,default}.",
         ),
         ("${run.seeed}", "Interpolation key 'run.seeed' not found." + READS),
         ("${run.dir}", "Recursive interpolation detected." + READS),
@@ -873,6 +874,16 @@ def test_a_plain_value_error_blames_the_node(here, good, monkeypatch):
             {},
             ["optim.players.d={lr: 1, base_lr: 1}"],
             "command line: optim.players.d: give either lr or base_lr.",
+        ),
+        (
+            {},
+            ["data={name: folder, path: x, modality: {name: rgb}, extra: {depth: {name: rgb}}}"],
+            "command line: data.extra.depth has no source. Set data.extra_path.depth.",
+        ),
+        (
+            {},
+            ["data={name: folder, path: x, modality: {name: rgb}, extra_path: {depth: y}}"],
+            "command line: data.extra_path.depth: data.extra.depth does not exist. Labels: none.",
         ),
     ],
 )

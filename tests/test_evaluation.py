@@ -293,7 +293,10 @@ def test_figures_are_compared_by_what_is_better():
     [
         (["eval"], "no run given. E.g. vqcore eval runs/quickstart"),
         (["eval", "--compare", "{0}", "{1}"], "eval.json: no such file. Measure the run first: vqcore eval"),
-        (["eval", "{0}", "--compare", "{0}", "{1}"], "--compare takes two evaluated runs and no other argument"),
+        (
+            ["eval", "{0}", "--compare", "{0}", "{1}"],
+            "--compare takes two evaluated runs and no other argument",
+        ),
         (["eval", "{0}", "eval.sizes=[10]"], "no multiple of the patch 4"),
     ],
 )

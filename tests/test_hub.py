@@ -143,9 +143,7 @@ def test_the_command_line_takes_hub_ids(server, tmp_path, capsys, monkeypatch):
         "README.md",
     }
     assert main(["tokenize", "me/tik", "in", "other"]) == 2
-    assert (
-        "me/tik: no such folder here, and the hub has no such repository" in capsys.readouterr().err
-    )
+    assert "me/tik: no such folder here, and the hub has no such repository" in capsys.readouterr().err
 
 
 def test_a_folder_wins_over_the_hub_and_a_typo_in_it_stays_local(server, tmp_path):
@@ -168,9 +166,7 @@ def test_what_was_fetched_once_loads_without_the_hub(server, monkeypatch):
     with pytest.raises(CheckpointError, match=r"me/other: .*\(HF_HUB_OFFLINE is set\)"):
         Tokenizer.load("me/other")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with pytest.raises(
-        CheckpointError, match="me/other: no such folder here, and the hub cannot be reached"
-    ):
+    with pytest.raises(CheckpointError, match="me/other: no such folder here, and the hub cannot be reached"):
         Tokenizer.load("me/other")
 
 
@@ -227,7 +223,8 @@ def test_a_flipped_byte_names_file_and_both_checksums(tmp_path):
     path.write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
     with pytest.raises(
-        CheckpointError, match=rf"model.safetensors: damaged.*the file is {digest[:16]}, but .* says [0-9a-f]{{16}}"
+        CheckpointError,
+        match=rf"model.safetensors: damaged.*the file is {digest[:16]}, but .* says [0-9a-f]{{16}}",
     ):
         Tokenizer.load(tmp_path / "made")
 
@@ -312,7 +309,9 @@ def test_a_pickle_with_a_program_in_it_runs_nothing(tmp_path):
 @pytest.mark.parametrize("name", ["model.pkl", "weights.bin", "model.safetensors", "notes.txt"])
 def test_a_file_nobody_knows_is_refused_with_what_there_is(tmp_path, name):
     (tmp_path / name).write_bytes(b"...")
-    with pytest.raises(CheckpointError, match=r"No installed format recognises it \(installed: .*toy/plain\)"):
+    with pytest.raises(
+        CheckpointError, match=r"No installed format recognises it \(installed: .*toy/plain\)"
+    ):
         Tokenizer.load(tmp_path / name)
 
 

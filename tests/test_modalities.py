@@ -806,7 +806,7 @@ class TestWrongArrays:
 
     def test_objects_are_never_unpickled(self, tmp_path):
         np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-        with pytest.raises(DataError, match=r"a\.npy: holds Python objects"):
+        with pytest.raises(DataError, match=r"a\.npy: contains Python objects"):
             array(channels=1, size=(8, 8)).read(tmp_path / "a.npy")
 
     def test_damaged_files(self, tmp_path):
@@ -819,7 +819,7 @@ class TestWrongArrays:
                 modality.read(tmp_path / "cut.npy")
         np.savez(tmp_path / "zip.npz", a=np.zeros(3))
         (tmp_path / "zip.npz").rename(tmp_path / "zip.npy")
-        with pytest.raises(DataError, match=r"zip\.npy: is an archive"):
+        with pytest.raises(DataError, match=r"zip\.npy: this is an archive"):
             modality.read(tmp_path / "zip.npy")
         (tmp_path / "zip.npy").write_bytes((tmp_path / "zip.npy").read_bytes()[:90])
         with pytest.raises(DataError, match=r"zip\.npy: File is not a zip file"):

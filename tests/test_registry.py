@@ -212,7 +212,7 @@ MANIFESTS = {
         "odd",
         PluginLoadError,
         WHO_ODD.format("former") + ": component 'part' has the former name 'former/apart'; "
-        "use a-z, 0-9 and '-', without the plugin's id.",
+        "a former name is made of a-z, 0-9 and '-', without the plugin's id.",
     ),
     "answer": (
         "odd",

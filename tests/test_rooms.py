@@ -1,4 +1,4 @@
-"""The rooms of the core, from the ground up: imports point downwards, never in a circle; plugins import no other plugin."""
+"""The rooms of the core: imports point downwards and form no circle; a plugin imports no other plugin."""
 
 import ast
 from pathlib import Path

@@ -10,6 +10,7 @@ import torch
 from toys import run_tree, toy  # noqa: F401
 
 from vqcore.compose.build import from_tree
+from vqcore.config import Config, deciding, slots
 from vqcore.errors import CheckpointError, ConfigError, RunError
 from vqcore.protocols import Batch
 from vqcore.rng import generator
@@ -333,3 +334,20 @@ def test_facts_are_those_of_the_parts():
     assert tokenizer.facts(twice).grid == tokenizer.grid(twice)
     tokenizer.freeze_encoder()
     assert tokenizer.facts().parts["encoder"].trained == 0 < tokenizer.facts().parts["decoder"].trained
+
+
+def test_settings_at_a_made_default_stay_out_of_the_fingerprint():
+    """A later version may add a setting with a `default_factory` without changing what was saved."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Later(Config):
+        options: dict[str, int] = dataclasses.field(default_factory=dict)
+        parts: dict[str, Config] = slots("metric")
+
+    def same(kind, name):
+        return name
+
+    assert deciding(Later(name="a"), "encoder", same) == {"name": "a"}
+    assert deciding(Later(name="a", options={"b": 1}), "encoder", same) == {"name": "a", "options": {"b": 1}}
+    nested = Later(name="a", parts={"one": Later(name="b")})
+    assert deciding(nested, "encoder", same) == {"name": "a", "parts": {"one": {"name": "b"}}}

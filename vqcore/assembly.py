@@ -1,4 +1,4 @@
-"""From a config to live parts: device, tokenizer, extra modalities, data. Everything here raises what a user can mend."""
+"""From a config to live parts: device, tokenizer, extra modalities, data. All errors here are for the user to mend."""
 
 import contextlib
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Attempt = Callable[[str], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts of a run that its config names: the tokenizer as initialised, what it reads and what it is measured on."""
+    """The parts that a config names: the tokenizer as initialised, extra modalities, training and evaluation data."""
 
     tokenizer: Tokenizer
     extra: dict[str, Modality]

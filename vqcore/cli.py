@@ -131,7 +131,7 @@ def _weights(parser: argparse.ArgumentParser, *more: str) -> None:
         "--weights",
         choices=("auto", "model", "ema", *more),
         default="auto",
-        help=f"model: the trained weights; ema: their running average; {'both: measure the two of them; ' if more else ''}"
+        help=f"model: the trained weights; ema: their running average; {'both: measure both; ' if more else ''}"
         "auto (default): the running average if it exists, else the trained weights",
     )
 

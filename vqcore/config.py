@@ -60,7 +60,8 @@ def deciding(cfg: Config, kind: str, identity: Callable[[str, str], str]) -> dic
     found: dict[str, Any] = {"name": identity(kind, cfg.name)}
     for f in dataclasses.fields(cfg):
         value = getattr(cfg, f.name)
-        if f.name == "name" or f.name in cfg.training_only or value == f.default:
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        if f.name == "name" or f.name in cfg.training_only or value == default:
             continue
         if "slot" in f.metadata and isinstance(value, Config):
             found[f.name] = deciding(value, f.metadata["slot"], identity)

@@ -1,4 +1,4 @@
-"""Writes files so that a reader never meets half a file: first beside their place, then renamed. Standard library only."""
+"""Writes files so that a reader never meets half a file: first beside their place, then renamed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -292,8 +292,8 @@ class Tokenizer(nn.Module):
         if max(low - least, most - high) > high - low:
             self._range_was_left = True
             log.warning(
-                f"the values of an input run from {least:.4g} to {most:.4g}, but this tokenizer was made for {low:.4g} to "
-                f"{high:.4g}: the codes are not reliable. Tokenizer.read prepares files, pictures and arrays."
+                f"the values of an input run from {least:.4g} to {most:.4g}, but this tokenizer was made for {low:.4g} "
+                f"to {high:.4g}: the codes are not reliable. Tokenizer.read prepares files, pictures and arrays."
             )
 
     @property

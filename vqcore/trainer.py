@@ -1,7 +1,7 @@
 """The training loop: load, step, log, evaluate, save.
 
-The trainer knows batches, players and steps; the objective knows what a loss is made of. Every random choice follows from
-(seed, purpose, step), so a run that was killed and resumed ends with the same bits.
+The trainer knows batches, players and steps; the objective knows what a loss is made of. Every random choice follows
+from (seed, purpose, step), so a run that was killed and resumed ends with the same bits.
 """
 
 import errno
@@ -118,8 +118,8 @@ class _Loop:
                 if stop and not last:
                     run.progress.stopped_by = signals.received or "a signal to another process"
                     say(
-                        f"\nstopped by {run.progress.stopped_by} after step {run.step}, which is saved; the same command "
-                        "resumes the run."
+                        f"\nstopped by {run.progress.stopped_by} after step {run.step}, which is saved; the same "
+                        "command resumes the run."
                     )
                     break
 
@@ -208,10 +208,12 @@ def _explain(run: Run, error: BaseException) -> None:
     kept = f"The checkpoints are complete up to step {max(run.progress.saved, 0)}"
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         raise RunError(
-            f"run.dir={run.dir}: the disk takes no more data ({error.strerror}). {kept}: make room, then the same command resumes the run."
+            f"run.dir={run.dir}: the disk takes no more data ({error.strerror}). {kept}: make room, then the same "
+            "command resumes the run."
         ) from error
     if dist.world_size() > 1 and isinstance(error, RuntimeError) and "by peer" in str(error):
         raise RunError(
             f"rank {dist.rank()}, step {run.step + 1}: another process of this run has ended; its message stands "
-            f"above or in its own log. {kept}: the same command resumes the run; torchrun --max-restarts=3 does so by itself."
+            f"above or in its own log. {kept}: the same command resumes the run; torchrun --max-restarts=3 does so by "
+            "itself."
         ) from error

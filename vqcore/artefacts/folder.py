@@ -97,7 +97,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_weights(folder: Path, weights: str = "auto") -> dict[str, Tensor]:
-    """A folder's weights: `model` (as trained), `ema` (with running averages), `auto` (with averages if there are any)."""
+    """A folder's weights: `model` (as trained), `ema` (with running averages), `auto` (averages if there are any)."""
     if weights not in ("auto", "model", "ema"):
         raise CheckpointError(f"weights='{weights}' is unknown; choose auto, model or ema.")
     state = load_tensors(folder / WEIGHTS)

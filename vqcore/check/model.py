@@ -27,7 +27,9 @@ def model_findings(run: Run, batch: Batch) -> list[Finding]:
     with _watched(run) as seen:
         for player in run.objective.players(run.steps):
             try:
-                with warnings.catch_warnings():  # torch's warning of different shapes; a finding says it better
+                with (
+                    warnings.catch_warnings()
+                ):  # torch's warning of different shapes; a finding says it better
                     warnings.filterwarnings("ignore", "Using a target size", UserWarning)
                     terms |= dict(_losses(run, batch, player).terms)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -53,7 +55,12 @@ def _misshapen(run: Run, batch: Batch, seen: "_Seen") -> Finding | None:
         return None
     where = f"model.decoder ({run.config.model.decoder.name})"
     what = f"its output is {tuple(out)}, but the data needs {wanted} ({seen.way})"
-    return Finding("error", where, what, "Check that the decoder enlarges the grid as much as the encoder shrinks the input.")
+    return Finding(
+        "error",
+        where,
+        what,
+        "Check that the decoder enlarges the grid as much as the encoder shrinks the input.",
+    )
 
 
 def weight_findings(run: Run, terms: dict[str, Tensor]) -> Iterator[Finding]:
@@ -81,7 +88,12 @@ def learns(run: Run, batch: Batch) -> Iterator[Finding]:
         player.forward(batch, run.steps, _chance(run, batch))  # some quantizers begin with the first batch
     total, _ = player.forward(batch, run.steps, _chance(run, batch))
     if not total.requires_grad:
-        yield Finding("error", "objective", "the loss depends on no trained parameter", "Look for a detach() in the model.")
+        yield Finding(
+            "error",
+            "objective",
+            "the loss depends on no trained parameter",
+            "Look for a detach() in the model.",
+        )
         return
     player.optimizer.zero_grad(set_to_none=True)
     total.backward()
@@ -109,7 +121,10 @@ def _learning(run: Run, rate: float, before: float, tried: list[float]) -> Findi
     what = f"one step on one batch takes the loss from {before:.4g} to {told}"
     if not tried[-1] < before:
         return Finding(
-            "error", "objective", what, "The gradient does not lower the loss: check detach(), signs and weights."
+            "error",
+            "objective",
+            what,
+            "The gradient does not lower the loss: check detach(), signs and weights.",
         )
     if len(tried) > 1 and not run.config.optim.warmup:
         return Finding(
@@ -127,7 +142,9 @@ def _still_parts(run: Run) -> Iterator[Finding]:
     for name, module in run.tokenizer.named_children():
         own = [p for p in module.parameters() if p.requires_grad]
         if own and not any(p.grad is not None and bool(p.grad.any()) for p in own):
-            yield Finding("error", f"model.{name}", "no loss gives this part a gradient", "This part would never learn.")
+            yield Finding(
+                "error", f"model.{name}", "no loss gives this part a gradient", "This part would never learn."
+            )
 
 
 def _loss(run: Run, batch: Batch) -> float:

@@ -42,7 +42,9 @@ def parameters(run: Run) -> Iterator[Finding]:
         more += ["frozen"] if part.parameters and not part.trained else []
         shown.append(f"{name} {_count(part.parameters)}{f' ({listed(more)})' if more else ''}")
     if not any(part.trained for part in parts.values()):
-        yield Finding("error", "model", "no parameter is trained", "Check model.freeze_enc and the model's settings.")
+        yield Finding(
+            "error", "model", "no parameter is trained", "Check model.freeze_enc and the model's settings."
+        )
     total = sum(part.parameters for part in parts.values())
     yield Finding("note", "model", f"{_count(total)} parameters: {', '.join(shown)}")
 

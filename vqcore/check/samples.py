@@ -57,7 +57,8 @@ def _unreadable(run: Run, data: Data, where: str, bad: list[tuple[str, str]], as
     if not remedy and len(bad) == asked:
         remedy = f"Check that data.modality describes the files: vqcore show {name} lists its settings."
     remedy = remedy or (
-        f"Mend or remove them; training skips and names unreadable samples up to a share of data.max_bad_share={share:g}."
+        "Mend or remove them; training skips and names unreadable samples up to a share of "
+        f"data.max_bad_share={share:g}."
     )
     return Finding("error" if len(bad) > share * asked else "warning", where, what, remedy)
 

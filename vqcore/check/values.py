@@ -143,7 +143,8 @@ def _classes(
     seen = channels.unique().long().tolist()
     wrong = [label for label in seen if not 0 <= label < labels]
     if wrong:
-        what = f"{source}: class {listed(map(str, wrong), 4)} occurs, but {labels} classes are declared (0 to {labels - 1})"
+        shown = listed(map(str, wrong), 4)
+        what = f"{source}: class {shown} occurs, but {labels} classes are declared (0 to {labels - 1})"
         remedy = f"Set data.modality.labels={max(seen) + 1}, or map such classes when they are read."
         yield Finding("error", where, what, remedy)
     elif len(seen) == 1:

@@ -214,7 +214,7 @@ def _show(report: dict[str, Any], title: str) -> None:
     if any(result["constant"] for result in report["results"]):
         say(
             "  constant: a baseline that predicts one value everywhere: each channel's mean (class maps: the most"
-            f" frequent class) over {SAMPLES} {report['constant_of']} samples"
+            f" frequent class) over at most {SAMPLES} {report['constant_of']} samples"
         )
 
 

@@ -28,8 +28,6 @@ def run(args: argparse.Namespace) -> int:
     say(f"pictures       {run.dir / 'samples' / 'strip.png'} (reconstructions during training)")
     if run.progress.evaluation:
         say(f"               {run.dir / 'samples' / 'sheet.png'} (original, reconstruction, token map)")
-    if (run.dir / "report.html").is_file():
-        say(f"report         {run.dir / 'report.html'} (curves, best and worst samples, codes)")
     say(f"next           {command('eval', run.dir)}")
     say(f"               {command('tokenize', run.dir, 'FOLDER', 'tokens')}")
     say(f"               {command('export', run.dir, 'my-tokenizer')}")

@@ -32,7 +32,7 @@ class Folder:
         eval_path: str | None = None
         """Folder of the held-out samples."""
         extra_path: dict[str, str] = field(default_factory=dict)
-        """Folder of each extra modality, by label of data.extra. Files with equal paths, suffix aside, belong together."""
+        """Folder of each extra modality, by label of data.extra. Files belong together by path without suffix."""
         eval_extra_path: dict[str, str] = field(default_factory=dict)
         """Folder of each extra modality for the held-out samples, by label of data.extra."""
 

@@ -45,7 +45,11 @@ def metric_configs(configs: Mapping[str, Config], tokenizer: Tokenizer) -> Mappi
 
     The label of a modality's metric is its name without the plugin's id.
     """
-    return configs or {name.rpartition("/")[2]: _defaults(name) for name in tokenizer.modality.metrics}
+    if configs:
+        return configs
+    names = tokenizer.modality.metrics
+    short = [name.rpartition("/")[2] for name in names]
+    return {s if short.count(s) == 1 else name: _defaults(name) for name, s in zip(names, short)}
 
 
 def _defaults(name: str) -> Config:

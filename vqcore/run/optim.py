@@ -101,7 +101,7 @@ def rate_in_words(cfg: OptimSection, total_batch: int) -> str:
 
 
 def learning_rate(cfg: OptimSection, step: int, *, horizon: int, total_batch: int) -> float:
-    """The learning rate of step number `step` (from 0): linear warm-up, then half a cosine to `min_lr` at the horizon."""
+    """The learning rate of step `step` (from 0): linear warm-up, then half a cosine to `min_lr` at the horizon."""
     peak, done = peak_rate(cfg, total_batch), step + 1
     if done <= cfg.warmup:
         return peak * done / cfg.warmup

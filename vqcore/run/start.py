@@ -99,7 +99,9 @@ def _refuse_other_tokens(
 ) -> None:
     lost = {part: found for part, found in problems.items() if part in TOKENS and found}
     if lost:
-        raise ConfigError(f"model.freeze_enc: the tokens would differ from those of {folder}. {_reasons(lost)}")
+        raise ConfigError(
+            f"model.freeze_enc: the tokens would differ from those of {folder}. {_reasons(lost)}"
+        )
     there = Tokenizer.load(folder, encoder_only=True)
     if tokenizer.fingerprint != there.fingerprint:
         differ = [

@@ -28,7 +28,7 @@ CASES = {
 }
 
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor wants a C++ compiler")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 
 
 def build(settings):

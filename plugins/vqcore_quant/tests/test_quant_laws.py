@@ -400,10 +400,10 @@ def two(tmp_path_factory):
 @pytest.mark.dist
 @pytest.mark.parametrize("case", RANKED)
 def test_two_processes_equal_one(two, case):
-    codes, figures, grads, after, on_z = ranked_step(case, slice(0, 4), True)
+    codes, metrics, grads, after, on_z = ranked_step(case, slice(0, 4), True)
     first, second = two[0][case], two[1][case]
     assert torch.equal(torch.cat([first[0], second[0]]), codes)
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if name.endswith("rms"):
             continue  # the root of a mean cannot be averaged over processes
         mean = (first[1][name] + second[1][name]) / 2

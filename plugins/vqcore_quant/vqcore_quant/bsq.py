@@ -36,7 +36,7 @@ class BSQ(nn.Module):
         """Settings of `quant/bsq`."""
 
         entropy_weight: float = 0.02
-        """Weight of the entropy loss (certain choice of codes, even use of codes); tuned beside an MSE loss."""
+        """Weight of the entropy loss (certain choice, even use of codes); the default is for use with an MSE loss."""
         entropy_temperature: float = 0.3
         """T of the soft assignment exp(-|u - c|^2 / T) in the entropy loss; for small T the gradient vanishes."""
         commitment_weight: float = 0.02

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import vqcore.config
+from vqcore.errors import SettingError
 from vqcore_quant.assignment import totals
 from vqcore_quant.ranges import check_ranges
 from vqcore_quant.seeding import first_codes, revived
@@ -70,7 +71,7 @@ class CodebookConfig(vqcore.config.Config):
             positive=("eps", "chunk_mib", *coef),
         )
         if not 0 <= self.decay < 1:
-            raise ValueError(f"decay={self.decay} is not in [0, 1)")
+            raise SettingError("decay", f"{self.decay} is not in [0, 1)")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 import vqcore.config
+from vqcore.errors import SettingError
 from vqcore.protocols import Quantized
 from vqcore_quant.codes import check_range
 from vqcore_quant.gradients import straight_through
@@ -43,9 +44,11 @@ class FSQ(nn.Module):
             levels = parse_levels(self.levels)
             for count in levels:
                 if not 2 <= count <= 2**16:
-                    raise ValueError(f"levels={self.levels}: {count} is not in [2, {2**16}]")
+                    raise SettingError("levels", f"{self.levels}: {count} is not in [2, {2**16}]")
             if math.prod(levels) > 2**31:
-                raise ValueError(f"levels={self.levels} gives {math.prod(levels)} codes, more than {2**31}")
+                raise SettingError(
+                    "levels", f"{self.levels} gives {math.prod(levels)} codes, more than {2**31}"
+                )
 
     num_codebooks: ClassVar[int] = 1
     _levels: Tensor

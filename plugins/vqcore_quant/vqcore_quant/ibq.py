@@ -40,11 +40,11 @@ class IBQ(nn.Module):
         latent_dim: int = 32
         """Width of a latent and of a code (256 in the paper)."""
         quant_weight: float = 0.1
-        """Weight of `ibq/quant`; tuned beside an MSE loss (1 in the paper)."""
+        """Weight of `ibq/quant`; the default is for use with an MSE loss (1 in the paper)."""
         beta: float = 0.25
         """Weight, inside `ibq/quant`, of the term that pulls codes to latents."""
         entropy_weight: float = 0.005
-        """Weight of `ibq/entropy` (certain choice of codes, even use of codes); tuned beside an MSE loss."""
+        """Weight of `ibq/entropy` (certain choice, even use of codes); the default is for use with an MSE loss."""
         entropy_temperature: float = 0.01
         """Softmax temperature in `ibq/entropy`. The choice of codes does not use this temperature."""
         chunk_mib: float = 8.0

@@ -4,7 +4,7 @@ Paper: "Language Model Beats Diffusion: Tokenizer is Key to Visual Generation" (
 section 3.1.
 Differs from the paper:
 * The temperature of the soft assignment is a setting. The paper does not state it; other implementations use 0.01.
-* The default weights of the losses are smaller: they are tuned beside a mean squared error without other losses.
+* The default weights of the losses are smaller: they are for use with a mean squared error as the only other loss.
 * Codes of more than `group_bits` bits: see `vqcore_quant.penalty`.
 """
 

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 import vqcore.config
+from vqcore.errors import SettingError
 from vqcore.protocols import Quantized
 from vqcore_quant.choice import gumbel_noise, hard_choice, in_chunks, soft_choice
 from vqcore_quant.codes import check_range
@@ -51,8 +52,8 @@ class Memcodes(nn.Module):
                 self, counts=("codebook_size", "latent_dim", "num_codebooks"), positive=("chunk_mib",)
             )
             if self.latent_dim % self.num_codebooks:
-                raise ValueError(
-                    f"latent_dim={self.latent_dim} is not divisible by num_codebooks={self.num_codebooks}"
+                raise SettingError(
+                    "latent_dim", f"{self.latent_dim} is not divisible by num_codebooks={self.num_codebooks}"
                 )
 
     without_decay: ClassVar[tuple[str, ...]] = ("codes", "to_k.weight", "to_v.weight")

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 import vqcore.config
+from vqcore.errors import SettingError
 from vqcore_quant.bits import bits_of
 from vqcore_quant.ranges import check_ranges
 from vqcore_quant.usage import entropies_in_bits, mean_of_all, only, valid_mean
@@ -35,7 +36,7 @@ class BinaryConfig(vqcore.config.Config):
     codebook_size: int
     """Number of codes, a power of two. Its base-2 logarithm is the width of a latent."""
     entropy_weight: float = 0.01
-    """Weight of the entropy loss (certain choice, even use of codes); tuned beside an MSE loss; others use 0.1."""
+    """Weight of the entropy loss (certain choice, even use of codes); default: for an MSE loss; others use 0.1."""
     entropy_gamma: float = 1.0
     """Weight, inside the entropy loss, of even use of codes relative to a certain choice of codes."""
     entropy_temperature: float = 1.0
@@ -58,7 +59,7 @@ class BinaryConfig(vqcore.config.Config):
         factors = ("entropy_weight", "entropy_gamma", "commitment_weight")
         check_ranges(self, factors=factors, positive=("entropy_temperature",))
         if not 1 <= self.group_bits <= MAX_GROUP_BITS:
-            raise ValueError(f"group_bits={self.group_bits} is not in [1, {MAX_GROUP_BITS}]")
+            raise SettingError("group_bits", f"{self.group_bits} is not in [1, {MAX_GROUP_BITS}]")
 
 
 def entropy_penalty(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import vqcore.config
 from vqcore.config import slot
+from vqcore.errors import SettingError
 from vqcore.protocols import Quantized, Quantizer
 from vqcore_quant.nested import average, broken, build_inner, each, token_states
 from vqcore_quant.usage import latent_metrics, validity
@@ -38,7 +39,7 @@ class Product(nn.Module):
 
         def __post_init__(self) -> None:
             if self.groups < 1:
-                raise ValueError(f"groups={self.groups} is below 1")
+                raise SettingError("groups", f"{self.groups} is below 1")
 
     def __init__(self, cfg: Config):
         super().__init__()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import vqcore.config
 from vqcore.config import slot
+from vqcore.errors import SettingError
 from vqcore.protocols import Quantized, Quantizer
 from vqcore_quant.gradients import straight_through
 from vqcore_quant.nested import average, broken, build_inner, each, token_states
@@ -52,9 +53,9 @@ class Residual(nn.Module):
 
         def __post_init__(self) -> None:
             if self.depth < 1:
-                raise ValueError(f"depth={self.depth} is below 1")
+                raise SettingError("depth", f"{self.depth} is below 1")
             if not 0 <= self.dropout <= 1:
-                raise ValueError(f"dropout={self.dropout} is not in [0, 1]")
+                raise SettingError("dropout", f"{self.dropout} is not in [0, 1]")
 
     def __init__(self, cfg: Config):
         super().__init__()

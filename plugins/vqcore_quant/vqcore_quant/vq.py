@@ -27,6 +27,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vqcore.errors import SettingError
 from vqcore.protocols import Quantized
 from vqcore_quant.assignment import nearest
 from vqcore_quant.codebook import CodebookConfig, Codes
@@ -108,9 +109,10 @@ class VQ(nn.Module):
                 positive=("entropy_temperature",),
             )
             if self.code_dim is None and self.latent_dim % self.num_codebooks:
-                raise ValueError(
-                    f"latent_dim={self.latent_dim} is not divisible by num_codebooks={self.num_codebooks}; "
-                    "change one of the two, or set code_dim"
+                raise SettingError(
+                    "latent_dim",
+                    f"{self.latent_dim} is not divisible by num_codebooks={self.num_codebooks}; "
+                    "change one of the two, or set code_dim",
                 )
 
     def __init__(self, cfg: Config):

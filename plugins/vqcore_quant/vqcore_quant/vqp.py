@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import vqcore.config
 from vqcore import dist
-from vqcore.errors import PluginLoadError, did_you_mean
+from vqcore.errors import PluginLoadError, SettingError, did_you_mean
 from vqcore.protocols import Quantized
 from vqcore_quant.codes import check_range
 from vqcore_quant.ranges import check_ranges
@@ -83,11 +83,13 @@ class VQP(nn.Module):
                 ("levels", "codebook_size") if self.method in _OF_LEVELS else ("codebook_size", "levels")
             )
             if getattr(self, wanted) is None or getattr(self, other) is not None:
-                raise ValueError(f"method={self.method} needs {wanted} and takes no {other}")
+                raise SettingError("method", f"{self.method} needs {wanted} and takes no {other}")
             if self.method in _OF_ONE_CODE and self.num_codebooks != 1:
-                raise ValueError(f"num_codebooks={self.num_codebooks}: method={self.method} allows only 1")
+                raise SettingError(
+                    "num_codebooks", f"{self.num_codebooks}: method={self.method} allows only 1"
+                )
             if self.codebook_size is not None and self.codebook_size < 2:
-                raise ValueError(f"codebook_size={self.codebook_size} is below 2")
+                raise SettingError("codebook_size", f"{self.codebook_size} is below 2")
 
     def __init__(self, cfg: Config):
         super().__init__()

@@ -7,6 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from vqcore import config, dist
 from vqcore.console import say
+from vqcore.errors import SettingError
 from vqcore.files import write_text
 from vqcore.plugin import hookimpl
 from vqcore.protocols import RunLike
@@ -29,7 +30,7 @@ class Profile:
         def __post_init__(self) -> None:
             for name, least in (("steps", 1), ("after", 0), ("rows", 1)):
                 if getattr(self, name) < least:
-                    raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+                    raise SettingError(name, f"{getattr(self, name)} must be at least {least}")
 
     def __init__(self, cfg: Config):
         self.cfg, self.done = cfg, 0

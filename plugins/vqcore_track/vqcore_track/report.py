@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqcore import config, dist
-from vqcore.console import command
-from vqcore.errors import VqcoreError
+from vqcore.console import command, say
+from vqcore.errors import SettingError, VqcoreError
 from vqcore.files import write_text
 from vqcore.plugin import hookimpl
 from vqcore.protocols import RunLike
@@ -32,7 +32,7 @@ class Report:
 
         def __post_init__(self) -> None:
             if self.samples < 1:
-                raise ValueError(f"samples={self.samples} must be at least 1")
+                raise SettingError("samples", f"{self.samples} must be at least 1")
 
     def __init__(self, cfg: Config):
         self.cfg = cfg
@@ -43,7 +43,8 @@ class Report:
         if error is not None or run.step == 0 or not dist.is_main():
             return
         try:
-            self.write(run.dir, samples=self.cfg.samples)
+            path = self.write(run.dir, samples=self.cfg.samples)
+            say(f"\nreport         {path} (curves, best and worst samples, codes)")
         except Exception as problem:  # a plugin's picture may raise anything, and the run itself is saved
             again = command("report", run.dir)
             log.warning("warning: the report could not be written: %s. To try again, run: %s", problem, again)

@@ -126,7 +126,7 @@ class TestFiles:
             tensor(features(**settings), tmp_path / "a.npy")
 
     @pytest.mark.parametrize(
-        "key, says", [(None, "a, b; choose one.*data.modality.key"), ("aa", "Did you mean 'a'")]
+        "key, says", [(None, r"a, b[.;] [Cc]hoose one.*data.modality.key"), ("aa", "Did you mean 'a'")]
     )
     def test_the_array_in_a_file_is_named(self, tmp_path, key, says):
         x = maps()

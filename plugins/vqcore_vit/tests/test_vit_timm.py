@@ -241,7 +241,10 @@ def test_weights_decide_tokens_not_where_they_came_from():
         ),
         ({"model": "test_vit", "layer": 12}, "layer=12: test_vit has 6 layers, 0 to 5"),
         ({"model": "test_vit", "drop_path": 1.5}, "drop_path=1.5"),
-        ({"model": "dla46_c", "checkpointing": True}, "checkpointing=true: timm's dla46_c does not support it"),
+        (
+            {"model": "dla46_c", "checkpointing": True},
+            "checkpointing=true: timm's dla46_c does not support it",
+        ),
     ],
 )
 def test_bad_settings_are_refused(settings, text):

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqcore.config import Config
+from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec
 from vqcore_vit.blocks import linear
 from vqcore_vit.trunk import check_channels
@@ -36,7 +37,7 @@ class MLPConfig(Config):
     def __post_init__(self) -> None:
         for name in ("depth", "width", "expansion"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is below 1")
+                raise SettingError(name, f"{getattr(self, name)} is below 1")
 
 
 class _Residual(nn.Module):

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqcore.config import Config as BaseConfig
-from vqcore.errors import CheckpointError
+from vqcore.errors import CheckpointError, SettingError
 from vqcore.protocols import DataSpec
 from vqcore_vit.trunk import check_channels
 
@@ -47,7 +47,7 @@ class TimmEncoder(nn.Module):
 
         def __post_init__(self) -> None:
             if not 0 <= self.drop_path < 1:
-                raise ValueError(f"drop_path={self.drop_path}: a probability must be in [0, 1)")
+                raise SettingError("drop_path", f"{self.drop_path}: a probability must be in [0, 1)")
 
     mean: Tensor
     std: Tensor

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vqcore.config import Config
+from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec
 from vqcore_vit.attention import Backend
 from vqcore_vit.blocks import EPS, MLP, Block, linear
@@ -81,11 +82,11 @@ class TransformerConfig(Config):
             given = f"width={width}, depth={depth}, num_heads={num_heads}, patch_size={self.patch_size}"
             raise ValueError(f"{given}: each must be at least 1, depth at least 0")
         if width % num_heads:
-            raise ValueError(f"width={width} is not divisible by num_heads={num_heads}")
+            raise SettingError("width", f"{width} is not divisible by num_heads={num_heads}")
         if self.grid_convs < 0:
-            raise ValueError(f"grid_convs={self.grid_convs} is below 0")
+            raise SettingError("grid_convs", f"{self.grid_convs} is below 0")
         if not self.mlp_ratio * width >= 1:
-            raise ValueError(f"mlp_ratio={self.mlp_ratio} times width={width} is below 1 hidden channel")
+            raise SettingError("mlp_ratio", f"{self.mlp_ratio} times width={width} is below 1 hidden channel")
         shares = {name: getattr(self, name) for name in ("dropout", "attn_dropout", "drop_path")}
         if not all(0 <= share < 1 for share in shares.values()):
             given = ", ".join(f"{name}={share}" for name, share in shares.items())
@@ -121,7 +122,7 @@ class DecoderConfig(TransformerConfig):
         super().__post_init__()
         for name, least in (("out_conv_channels", 1), ("out_conv_scale", 1), ("out_conv_depth", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} is below {least}")
+                raise SettingError(name, f"{getattr(self, name)} is below {least}")
 
 
 def add_blocks(module: Any, cfg: TransformerConfig, grid: tuple[int, ...]) -> None:
