@@ -136,7 +136,7 @@ def test_the_script_on_a_trained_run(script, tmp_path, capsys, scaled):
     capsys.readouterr()
     script.main([*words, "--size", "16"])
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"5 written, 0 there already, 0 unreadable: {tmp_path / 'better'}"
+    assert said[0] == f"5 written, 0 existed already, 0 unreadable: {tmp_path / 'better'}"
     kind = "mean squared error" if scaled is None else "PSNR"
     assert said[1].startswith(f"{kind} of 5 samples: ") and said[1].endswith("after 2 sweeps")
     before, after = (float(word) for word in said[1].replace(" dB", "").split() if "." in word)
@@ -161,7 +161,7 @@ def test_the_script_on_a_trained_run(script, tmp_path, capsys, scaled):
     assert len(list((tmp_path / "rebuilt/deep").glob("*.npy"))) == 5
     script.main([*words, "--size", "16"])
     said = capsys.readouterr().out
-    assert "0 written, 5 there already" in said and "of 0 samples" not in said
+    assert "0 written, 5 existed already" in said and "of 0 samples" not in said
 
 
 def refused(script, capsys, *argv) -> str:

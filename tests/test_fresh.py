@@ -1,4 +1,4 @@
-"""A stranger's package beside the core and vit alone, in a fresh environment: built, listed, checked, trained."""
+"""Wheels in fresh environments: a third party's package beside the core and vit; core, vit and quant; each plugin alone."""
 
 import os
 import subprocess
@@ -12,11 +12,15 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 
+PLUGINS = sorted(path.name for path in (ROOT / "plugins").glob("vqcore_*"))
+
+
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory):
-    """Run a command of a new environment that holds the wheels of core, vit and pose, away from the checkout."""
-    folder = tmp_path_factory.mktemp("fresh")
-    for project in (".", "plugins/vqcore_vit", "examples/vqcore-pose"):
+def wheels(tmp_path_factory):
+    """The wheels of the core, of every plugin and of the example, by the name of their folder."""
+    folder = tmp_path_factory.mktemp("wheels")
+    made = {}
+    for project in (".", *(f"plugins/{name}" for name in PLUGINS), "examples/vqcore-pose"):
         build = [
             sys.executable,
             "-m",
@@ -24,14 +28,17 @@ def fresh(tmp_path_factory):
             "--wheel",
             "--no-isolation",
             "--outdir",
-            str(folder / "wheels"),
+            str(folder / project),
         ]
         subprocess.run([*build, str(ROOT / project)], check=True, capture_output=True)
+        (made[Path(project).name],) = (str(path) for path in (folder / project).glob("*.whl"))
+    return made
+
+
+def environment(folder, *wheels):
+    """A new environment that holds these wheels; returns what runs a command in it, away from the checkout."""
     venv.create(folder / "env", with_pip=True)
     binaries = folder / "env" / "bin"
-    wheels = [str(path) for path in (folder / "wheels").iterdir()]
-    assert len(wheels) == 3
-    subprocess.run([binaries / "pip", "install", "--quiet", *wheels], check=True, capture_output=True)
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "VQCORE"))}
 
     def run(*argv):
@@ -45,7 +52,17 @@ def fresh(tmp_path_factory):
         )
         return done.returncode, done.stdout, done.stderr
 
+    status, out, err = run("pip", "install", "--quiet", *wheels)
+    assert status == 0, out + err
     return run
+
+
+@pytest.fixture(scope="module")
+def fresh(wheels, tmp_path_factory):
+    """Core, vit and the example."""
+    return environment(
+        tmp_path_factory.mktemp("fresh"), wheels[""], wheels["vqcore_vit"], wheels["vqcore-pose"]
+    )
 
 
 def test_what_is_installed_is_listed(fresh):
@@ -75,3 +92,26 @@ def test_what_is_not_installed_is_named_with_its_package(fresh):
         "error: command line: model.quantizer.name: no plugin 'quant' is installed. It comes with vqcore-quant: "
         "in a checkout of vqcore, run: pip install ./plugins/vqcore_quant"
     )
+
+
+def test_core_vit_and_quant_train_photographs(wheels, tmp_path):
+    run = environment(tmp_path, wheels[""], wheels["vqcore_vit"], wheels["vqcore_quant"])
+    photos = ROOT / "data" / "photos"
+    paths = [f"data.path={photos / 'train'}", f"data.eval_path={photos / 'heldout'}"]
+    status, out, err = run("vqcore", "train", "recipe:quickstart", "run.steps=20", "run.dir=q", *paths)
+    assert status == 0 and "eval/psnr" in out, out + err
+    warned = [line for line in err.splitlines() if "hooks.report" in line]
+    assert len(warned) == 1 and "vqcore-track" in warned[0], err
+    status, out, err = run("vqcore", "tokenize", "q", str(photos / "heldout"), "tokens")
+    assert status == 0 and "7 written" in out, out + err
+
+
+def test_each_plugin_alone_with_the_core_passes_its_checks(wheels, tmp_path):
+    run = environment(tmp_path, wheels[""])
+    for name in PLUGINS:
+        status, out, err = run("pip", "install", "--quiet", wheels[name])
+        assert status == 0, out + err
+        status, out, err = run("vqcore", "plugins", "--check")
+        assert status == 0 and out.count("checked: manifest") == 2 and "FAILED" not in out, out + err
+        assert f"\n{name.removeprefix('vqcore_')} " in out
+        run("pip", "uninstall", "--yes", "--quiet", name.replace("_", "-"))
