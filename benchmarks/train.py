@@ -4,8 +4,7 @@
 
 Both kinds take turns, step by step, in one process on one model: `--pairs` pairs of `--steps` steps each. The output is
 median and quartiles of a ratio, whole steps to bare steps, for wall-clock time and for CPU time (without the time of
-the reading processes). The ratio of bare steps to bare steps stands beside it and shows the noise of the machine. A
-goal of 3 % is met when the upper quartile of the wall-clock time is below 1.03.
+the reading processes). The ratio of bare steps to bare steps stands beside it and shows the noise of the machine.
 """
 
 import argparse

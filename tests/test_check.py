@@ -1,5 +1,6 @@
 """Checks before a run: each mistake a user can make is found, named and given a remedy; nothing is written."""
 
+import dataclasses
 import json
 import warnings
 from dataclasses import replace
@@ -13,7 +14,7 @@ from toys import run_config, run_tree, toy  # noqa: F401
 
 from vqcore.check.checks import cheap, first_batch, full
 from vqcore.check.findings import Finding, settle
-from vqcore.check.model import learns
+from vqcore.check.model import _still_parts, learns, memory_finding, whole_step
 from vqcore.check.plan import codebook
 from vqcore.check.samples import samples
 from vqcore.check.values import Declared, value_findings
@@ -22,6 +23,7 @@ from vqcore.errors import ConfigError
 from vqcore.modalities.rgb import RGB
 from vqcore.objectives import Reconstruction
 from vqcore.protocols import Batch, DataSpec
+from vqcore.rng import sample_generators
 from vqcore.run.state import build
 from vqcore.trainer import train
 
@@ -339,3 +341,69 @@ def test_players_and_denoisers_are_checked_too(tmp_path):
     ):
         found = list(full(built(tmp_path / "run", **changes)))
         assert not graded(found, "error"), graded(found, "error")
+
+
+def test_a_last_layer_that_starts_at_zero_is_no_error(tmp_path, monkeypatch):
+    """Before the first step it lets no gradient through to the parts before it; after the step it does."""
+    from vqcore_toy.parts import Decoder
+
+    made = Decoder.__init__
+
+    def zero(self, *args, **wiring):
+        made(self, *args, **wiring)
+        torch.nn.init.zeros_(self.linear.weight)
+
+    monkeypatch.setattr(Decoder, "__init__", zero)
+    run = built(tmp_path / "run", objective__weights={"vq/commit": 0.0})
+    batch = first_batch(run)
+    total, _ = run.player("model").forward(batch, 0, sample_generators(batch.keys, 0))
+    total.backward()
+    assert "encoder" in _still_parts(run)  # so it is before the first step
+    assert not [f for f in graded(learns(run, batch), "error") if "gives this part a gradient" in f.what]
+
+
+def test_a_metric_in_units_needs_a_modality_with_units(tmp_path, monkeypatch):
+    monkeypatch.delattr("vqcore.modalities.array.Array.values")
+    metrics = {"far": {"name": "angle"}}
+    modality = {"name": "array", "channels": 2, "size": [8, 8]}
+    changes = {"eval__metrics": metrics, "data__modality": modality}
+    with pytest.raises(ConfigError, match=r"eval.metrics.far: this metric needs values in the units"):
+        built(tmp_path / "run", **changes)
+
+
+def test_a_default_that_its_own_type_forbids_is_found_before_anything_is_saved(tmp_path, monkeypatch):
+    from vqcore_toy.parts import Encoder
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Wrong(Encoder.Config):
+        depth: int = "deep"
+        """No number."""
+
+    monkeypatch.setattr(Encoder, "Config", Wrong)
+    with pytest.raises(ConfigError, match=r"cannot be read back: .*depth='deep' is not an integer"):
+        train(run_config(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_is_extrapolated_from_one_and_two_samples():
+    """Held 10, one sample 30, two 50: 4 samples need 90 units."""
+    unit = 2**20
+    peaks = (30 * unit, 50 * unit)
+    fits = memory_finding(4, 10 * unit, peaks, 200 * unit, "cuda:0")
+    assert fits.grade == "note" and "needs about 90 MiB, 10 MiB of it" in fits.what and not fits.remedy
+    tight = memory_finding(4, 10 * unit, peaks, 95 * unit, "cuda:0")
+    assert tight.grade == "warning" and tight.remedy.startswith("Set data.batch_size=3 or less")
+    over = memory_finding(4, 10 * unit, peaks, 60 * unit, "cuda:0")
+    assert over.grade == "error" and over.remedy.startswith("Set data.batch_size=2 or less")
+    assert memory_finding(4, 10 * unit, peaks, 11 * unit, "cuda:0").remedy == "Take a smaller model."
+
+
+def test_a_player_whose_step_fails_is_named(tmp_path, monkeypatch):
+    run = built(tmp_path / "run")
+    monkeypatch.setattr("vqcore.check.model.train_step", lambda *given: _raise())
+    (finding,) = whole_step(run, first_batch(run))
+    assert finding.grade == "error" and "a training step fails: RuntimeError: no kernel" in finding.what
+
+
+def _raise():
+    raise RuntimeError("no kernel")

@@ -112,7 +112,9 @@ def test_tokens_of_another_tokenizer_are_not_mixed_in(photos, capsys):
     run, tokens = str(photos / "run"), str(photos / "tokens")
     capsys.readouterr()
     assert main(["tokenize", run, str(photos / "train"), tokens]) == 2
-    assert "tokens holds other codes: fingerprint differ. Choose another folder." in capsys.readouterr().err
+    assert (
+        "tokens holds other codes (different: fingerprint). Choose another folder." in capsys.readouterr().err
+    )
     assert main(["decode", run, tokens, str(photos / "rebuilt")]) == 2
     assert "were made by another tokenizer" in capsys.readouterr().err
     assert not (photos / "rebuilt").exists()

@@ -1,5 +1,6 @@
 """Evaluation: SSIM against scikit-image, what is recorded beside figures, refusals to compare, several processes."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -529,3 +530,24 @@ def test_several_processes_measure_what_one_does(tmp_path):
     figures, others = (report["results"][0]["metrics"] for report in reports)
     assert figures == pytest.approx(others, rel=1e-6)
     assert done.stdout.count("psnr") == 1 and Path(tmp_path / "run/samples/eval.png").is_file()
+
+
+def test_eval_draws_what_an_objective_draws_as_training_did(tmp_path, monkeypatch):
+    """What `setup` draws besides the players follows the run's seed, so `vqcore eval` gives training's losses."""
+    from vqcore.objectives import Reconstruction
+
+    losses = Reconstruction.losses
+
+    def setup(self, tokenizer):
+        self.factor = float(torch.rand(()))
+
+    def scaled(self, *args, **more):
+        out = losses(self, *args, **more)
+        return dataclasses.replace(out, terms={name: self.factor * term for name, term in out.terms.items()})
+
+    monkeypatch.setattr(Reconstruction, "setup", setup)
+    monkeypatch.setattr(Reconstruction, "losses", scaled)
+    run = train(run_config(tmp_path / "run", run__seed=7, ema__decay=None))
+    assert main(["eval", str(tmp_path / "run"), "eval.samples=null"]) == 0
+    measured = json.loads((tmp_path / "run/eval.json").read_text())["results"][0]["metrics"]
+    assert measured["loss"] == pytest.approx(run.progress.evaluation["eval/loss"], rel=1e-6)

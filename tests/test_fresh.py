@@ -1,4 +1,4 @@
-"""Wheels in fresh environments: a third party's package beside the core and vit; core, vit and quant; each plugin alone."""
+"""Wheels in fresh environments: a third party's package beside core and vit; core, vit and quant; each plugin alone."""
 
 import os
 import subprocess

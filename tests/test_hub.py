@@ -328,3 +328,8 @@ def test_an_unknown_format(tmp_path):
         Tokenizer.load(tmp_path / "x.pth", format="toy/plane")
     with pytest.raises(CheckpointError, match=r"x.pth: no such file"):
         Tokenizer.load(tmp_path / "x.pth", format="toy/plain")
+
+
+def test_a_folder_is_no_pickle(tmp_path):
+    with pytest.raises(CheckpointError, match="is a folder, not a PyTorch file"):
+        read_pickle(tmp_path, allow_pickle=True)

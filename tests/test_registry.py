@@ -309,7 +309,7 @@ ERRORS = {
         (),
         KEY.format("quantizer")
         + "no plugin 'local': its components come from a Python file. Give this file with --plugin FILE; "
-        "in Python, first call vqcore.registry.registry().add_file('FILE')",
+        "in Python, first call vqcore.registry.registry().add_file('FILE').",
     ),
     "unknown component": (
         ("good",),

@@ -1,4 +1,4 @@
-"""From a config to live parts: device, tokenizer, extra modalities, data. All errors here are for the user to mend."""
+"""From a config to its parts: device, tokenizer, extra modalities, data. All errors here are errors of the user."""
 
 import contextlib
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from vqcore import dist
 from vqcore.data.sizes import nominal_size, sizes
 from vqcore.errors import ConfigError, DataError
 from vqcore.evaluate.measure import build_metrics
-from vqcore.protocols import Data, Modality
+from vqcore.protocols import Data, HasValues, Modality, in_units
 from vqcore.registry import registry
 from vqcore.schema import RunConfig, TokenizerConfig
 from vqcore.tokenizer import Tokenizer
 
 Attempt = Callable[[str], AbstractContextManager[object]]
-"""A context around the making of one part, from the config's key that decides the part."""
+"""Makes the context in which one part is built, from the config key of this part."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Assembly:
 def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> Assembly | None:
     """Build every part of a config, in order.
 
-    Each part is built inside `attempt(key)`. One that swallows errors learns of all that is wrong, since a part is
-    left out only where another one that it needs is missing; then the answer is None if any part is missing.
+    Each part is built inside `attempt(key)`. By default the first error is raised. `vqcore check` gives an `attempt`
+    that collects errors: then assembly continues with all parts that do not need a missing part, and returns None if
+    the tokenizer or the training data are missing.
     """
     modality = tokenizer = data = eval_data = None
     extra: dict[str, Modality] = {}
@@ -46,11 +47,19 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
     with attempt("model"):
         tokenizer = Tokenizer(tokenizer_config(config, modality), seed=config.run.seed, fetch=False)
     if tokenizer is not None:
-        with attempt("model.encoder"):
-            for size in (*sizes(config.data, tokenizer.spec), *eval_sizes(config, tokenizer)):
+        wanted_sizes: list[tuple[int, ...]] = []
+        with attempt("data"):
+            wanted_sizes = [*sizes(config.data, tokenizer.spec), *eval_sizes(config, tokenizer)]
+        for size in dict.fromkeys(wanted_sizes):
+            with attempt("model.encoder"):
                 check_size(tokenizer, size)
         with attempt("eval.metrics"):
-            build_metrics(config.eval.metrics, tokenizer)
+            for label, metric in build_metrics(config.eval.metrics, tokenizer).items():
+                if in_units(metric) and not isinstance(modality, HasValues):
+                    raise ConfigError(
+                        f"eval.metrics.{label}: this metric needs values in the units of the files, and the modality "
+                        f"{config.data.modality.name} has no method `values`. Name other metrics in eval.metrics."
+                    )
     with attempt("data.extra"):
         extra = build_extra(config, modality.spec.size if tokenizer is None else tokenizer.cfg.size)
     with attempt("data"):

@@ -8,9 +8,11 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from vqcore import __version__
 from vqcore.errors import VqcoreError
@@ -193,9 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, rest = parser.parse_known_args(argv)
         if rest and (any(word.startswith("-") for word in rest) or not hasattr(args, "overrides")):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    except (
-        SystemExit
-    ) as ended:  # --help, --version, or a wrong command line; argparse has printed its message
+    except SystemExit as ended:  # --help, --version or a wrong command line: argparse has printed its message
         return int(ended.code or 0)
     if not args.verb:
         parser.print_help()
@@ -208,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "50000")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    warnings.formatwarning = _warning_text
     try:
         if args.plugin:
             registry().add_file(args.plugin)
@@ -229,6 +230,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         whose = culprit(error)
         print(f"this is a bug of {whose}; report it with the lines above.", file=sys.stderr)
         return 1
+
+
+_python_text = warnings.formatwarning
+
+
+def _warning_text(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+    """One plain line for a warning to users (a renamed component); Python's own text for all others."""
+    if issubclass(category, FutureWarning):
+        return f"warning: {message}\n"
+    return _python_text(message, category, *place, **more)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -66,9 +66,7 @@ class ProgressLine:
             return
         now = time.monotonic()
         first = self.started is None
-        if (
-            self.started is None
-        ):  # the time before (start of workers, first allocations) would distort the rate
+        if self.started is None:  # without the time before, in which workers start and memory is allocated
             self.start, self.started = done, now
         if metrics is not None:
             self.shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -737,7 +737,7 @@ class Codec(Protocol):
 class RunLike(Protocol):
     """What a hook may read of a run. `step` optimizer steps are done; the run ends at `steps`; `dir` is its folder.
 
-    `window.counts()` is a tensor `(codebooks, codes)`: how often each code occurred in the last training tokens.
+    `window.counts()` is a list with one tensor per codebook: how often each code occurred in the last training tokens.
     """
 
     @property

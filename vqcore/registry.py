@@ -121,7 +121,7 @@ class Registry:
         return {id: tuple(origins) for id, origins in self._origins.items()}
 
     def origin(self, id: str) -> Origin:
-        """The distribution behind an id. Raises `UnknownName` or `PluginConflict`."""
+        """The distribution behind an id. Raises `UnknownPlugin` or `PluginConflict`."""
         origins = self._origins.get(id, [])
         if not origins:
             raise UnknownPlugin(self._no_plugin(id))
@@ -180,6 +180,10 @@ class Registry:
         else:
             hint = did_you_mean(name, names) or f" It has: {listed(names) or f'no {kind_name(kind)} at all'}."
         raise UnknownName(f"{origin} has no {kind_name(kind)} '{name}'.{hint}")
+
+    def is_disabled(self, id: str) -> bool:
+        """Whether a plugin is installed but disabled by `VQCORE_DISABLED_PLUGINS`."""
+        return id in self._disabled
 
     def identity(self, kind: str, name: str) -> str:
         """The component's first name, with the plugin's id; the same before and after a renaming.
@@ -320,7 +324,7 @@ class Registry:
         if id == "local":
             return (
                 "no plugin 'local': its components come from a Python file. Give this file with --plugin FILE; "
-                "in Python, first call vqcore.registry.registry().add_file('FILE')"
+                "in Python, first call vqcore.registry.registry().add_file('FILE')."
             )
         if id in OURS:
             distribution, folder = OURS[id]
@@ -328,9 +332,8 @@ class Registry:
                 f"no plugin '{id}' is installed. It comes with {distribution}: "
                 f"in a checkout of vqcore, run: pip install ./{folder}"
             )
-        hint = did_you_mean(
-            id, [*self._origins, *OURS], cutoff=0.7
-        )  # ids are short, so unet must not suggest quant
+        # Ids are short: with a lower cutoff, unet would suggest quant.
+        hint = did_you_mean(id, [*self._origins, *OURS], cutoff=0.7)
         hint = hint or f" Installed: {listed(sorted(set(self._origins)))}."
         return f"no plugin '{id}'.{hint}"
 
@@ -424,9 +427,7 @@ def _problem_of(component: Component) -> str:
 
 def _origin(entry: importlib.metadata.EntryPoint) -> Origin:
     name = version = None
-    with contextlib.suppress(
-        Exception
-    ):  # if METADATA is missing, the module's name stands for the distribution
+    with contextlib.suppress(Exception):  # METADATA may be missing; then the module's name is used
         if entry.dist:
             name, version = entry.dist.name, entry.dist.version
     return Origin(entry.name, name or entry.value, version or "", entry.value)

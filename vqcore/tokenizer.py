@@ -78,7 +78,7 @@ class Tokenizer(nn.Module):
     objective: Objective
     encoder: Encoder
     quantizer: Quantizer
-    decoder: Any  # a Decoder or a Denoiser; None without it
+    decoder: Any  # a Decoder or a Denoiser; None with `encoder_only`
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Tokenizer(nn.Module):
 
         self.cfg, self.registry = cfg, catalogue
         self._frozen: tuple[str, ...] = ()
-        self._range_was_left = False
+        self._has_warned_of_range = False
         self.origin: dict[str, Any] = {}
         self.modality = build("modality", "data.modality", cfg.modality, size=cfg.size)
         self.spec: DataSpec = self.modality.spec
@@ -282,7 +282,7 @@ class Tokenizer(nn.Module):
 
     def _check_range(self, x: Tensor, mask: Bool[Tensor, "b *size"] | None) -> None:
         """Warn once of values that exceed the declared range by more than its width, such as 0..255 in -1..1."""
-        if self.spec.range is None or self._range_was_left:
+        if self.spec.range is None or self._has_warned_of_range:
             return
         if mask is not None:
             x = x.movedim(1, -1)[mask.to(x.device)]
@@ -290,7 +290,7 @@ class Tokenizer(nn.Module):
             return
         (low, high), (least, most) = self.spec.range, map(float, x.aminmax())
         if max(low - least, most - high) > high - low:
-            self._range_was_left = True
+            self._has_warned_of_range = True
             log.warning(
                 f"the values of an input run from {least:.4g} to {most:.4g}, but this tokenizer was made for {low:.4g} "
                 f"to {high:.4g}: the codes are not reliable. Tokenizer.read prepares files, pictures and arrays."
@@ -356,10 +356,10 @@ class Tokenizer(nn.Module):
     def write(
         self, staging: Path, fingerprint: str, metrics: Mapping[str, float], address: str = "."
     ) -> None:
-        """Write weights, config and model card into a folder of `staged`; the provenance gets its share too.
+        """Write weights, config and model card into a folder that `staged` made; add to its provenance.
 
-        `fingerprint` belongs to the weights that will be used (with averages, if there are any), `metrics` to their
-        evaluation; `address` is what the code in the card loads.
+        `fingerprint` is that of the weights that users get (with averages, if there are any); `metrics` are from their
+        evaluation. `address` is what the example code in the model card loads.
         """
         save_tensors(staging / WEIGHTS, weights_of(self))
         write_text(staging / CONFIG, dump(self.cfg))

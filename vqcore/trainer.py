@@ -34,12 +34,13 @@ from vqcore.run.trouble import Troubles
 from vqcore.schema import RunConfig
 
 PICTURE_STEPS = frozenset(m * 10**e for m in (1, 2, 5) for e in range(1, 10))
-"""Steps after which the strip grows by a row."""
+"""Steps after which `samples/strip.png` gets another row: 10, 20, 50, 100 and so on."""
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that is full or cannot be written."""
 
 
 def train(config: RunConfig) -> Run:
-    """Train to the end, resuming the run in `run.dir` if there is one; a signal ends it early, saved."""
+    """Train to the end; if `run.dir` holds this run already, resume it. A signal ends the run early, after saving."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     torch.use_deterministic_algorithms(config.run.deterministic)
@@ -65,7 +66,7 @@ def train(config: RunConfig) -> Run:
 
 
 class _Loop:
-    """The steps that are left of a run."""
+    """Makes the steps of a run that are left, with all that happens between two steps."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -124,7 +125,7 @@ class _Loop:
                     break
 
     def log(self, feed: Feed) -> dict[str, float]:
-        """Write this step's line of metrics.jsonl; returns what is shown beside the progress."""
+        """Write this step's line of metrics.jsonl; returns the metrics of this line for the progress line."""
         run = self.run
         shown = self.averages.take() | run.window.metrics(run.step) | feed.bad.metrics()
         if run.progress.skipped:
@@ -141,7 +142,10 @@ class _Loop:
         self.run.hooks.vqcore_pictured(run=self.run, step=self.run.step, name=name, path=str(path))
 
     def evaluate_and_save(self, last: bool, now: bool) -> bool:
-        """Evaluate and save where the config (or `now`) asks for it; a new best evaluation is saved in any case."""
+        """Evaluate if the config asks for it; save if the config or `now` asks for it. Returns whether it has saved.
+
+        A new best evaluation is always saved.
+        """
         run, every, score = self.run, self.run.config.eval.every, None
         if run.eval_data is not None and (last or (every and run.step % every == 0)):
             found = run.progress.evaluation = evaluate_run(run)
@@ -153,7 +157,7 @@ class _Loop:
             log_metrics(run.dir, run.step, found)
             score = next(value for key, value in found.items() if key.endswith("/loss"))
             run.hooks.vqcore_evaluated(run=run, step=run.step, metrics=found)
-        # Decided from what every rank knows, never from the disk, which rank 0 may have changed already.
+        # All ranks must decide alike, so no rank looks at the disk: rank 0 may have changed it already.
         is_best = score is not None and (self.best is None or score < self.best)
         if is_best:
             self.best = score
@@ -178,33 +182,36 @@ def evaluate_run(run: Run) -> dict[str, float]:
 
 
 class Averages:
-    """Means of metrics over the steps that had them, since they were last taken; tensors are read only then."""
+    """Means of metrics since the last `take`, each over the steps that had this metric.
+
+    Tensors stay on their device until `take`: reading a tensor waits for the GPU.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Any] = {}
         self.counts: dict[str, int] = {}
 
     def add(self, metrics: Mapping[str, float | Tensor]) -> None:
-        """Take in one step's metrics."""
+        """Add the metrics of one step."""
         for name, value in metrics.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
-        """The means over all processes; the sums begin anew."""
+        """The means over all processes; resets the sums."""
         own = {name: torch.as_tensor(value) / self.counts[name] for name, value in self.sums.items()}
         self.sums, self.counts = {}, {}
         return {name: float(value) / dist.world_size() for name, value in dist.sum_dicts(own).items()}
 
 
 def _fixed_samples(run: Run) -> Batch:
-    """What the strip and the contact sheet show: evaluation samples, else training samples."""
+    """The samples on the strip and on the contact sheet: evaluation samples, or training samples if there are none."""
     data = run.eval_data if run.eval_data is not None else run.data
     return sample_pictures(run.tokenizer, run.config, data, run.extra).to(run.device)
 
 
 def _explain(run: Run, error: BaseException) -> None:
-    """Turn a full disk, or the death of another process, into one clear line."""
+    """Raise `RunError` with one clear line if the disk is full or another process has ended; else do nothing."""
     kept = f"The checkpoints are complete up to step {max(run.progress.saved, 0)}"
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         raise RunError(

@@ -89,12 +89,12 @@ def _facts(facts: Facts, fingerprint: str) -> Iterator[tuple[str, str]]:
 
 
 def _metrics(made: Mapping[str, Any]) -> str:
-    figures: Mapping[str, float] = made.get("metrics", {})
-    if not figures:
+    metrics: Mapping[str, float] = made.get("metrics", {})
+    if not metrics:
         return "Not evaluated.\n"
     where = made.get("data", {}).get("eval_path")
     said = f"Measured after step {made['step']:,}" if "step" in made else "Measured"
-    table = _table(("metric", "value"), ((name, f"{value:.4g}") for name, value in figures.items()))
+    table = _table(("metric", "value"), ((name, f"{value:.4g}") for name, value in metrics.items()))
     return f"{said}{f', on `{where}`' if where else ''}.\n\n{table}"
 
 

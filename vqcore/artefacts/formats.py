@@ -46,6 +46,8 @@ def read_pickle(path: Path, *, allow_pickle: bool, allow: Sequence[Any] = ()) ->
 
     Raises `CheckpointError` unless `allow_pickle` is true, and for pickles that hold anything else.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a PyTorch file; give the file.")
     if not allow_pickle:
         raise CheckpointError(
             f"{path} is a pickle: Python could run code from it. If you trust its origin, give allow_pickle=True "

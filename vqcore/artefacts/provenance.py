@@ -45,6 +45,8 @@ def made_with(folder: Path, error: UnknownPlugin, registry_: Registry | None = N
         whose = f"{missing[0]['distribution']} {missing[0]['version']}".strip()
     except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError):
         return error
+    if (registry_ or registry()).is_disabled(missing[0]["name"].partition("/")[0]):
+        return error
     told = f"{error} '{missing[0]['name']}' came from {whose}"
     if "sha256" in missing[0]:
         return UnknownPlugin(f"{told} (SHA-256 {missing[0]['sha256'][:16]}).")

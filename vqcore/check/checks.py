@@ -12,7 +12,7 @@ import torch
 from vqcore import dist
 from vqcore.assembly import assemble, pick_device
 from vqcore.check.findings import Finding
-from vqcore.check.model import learns, model_findings, needs
+from vqcore.check.model import learns, model_findings, whole_step
 from vqcore.check.plan import codebook, parameters, rates, tokens
 from vqcore.check.samples import FEW, declared, samples
 from vqcore.check.values import value_findings
@@ -54,8 +54,9 @@ def everything(config: RunConfig) -> Iterator[Finding]:
     with attempt("run.device"):
         device = pick_device(config.run.device)
     parts = assemble(config, attempt)
-    with attempt("hooks"):
-        build_hooks(config)
+    for label, cfg in config.hooks.items():
+        with attempt(f"hooks.{label}"):
+            build_hooks(replace(config, hooks={label: cfg}))
     if parts and device and not problems:
         with attempt("config"):
             run = build_from(config, parts, device)
@@ -92,7 +93,7 @@ def full(run: Run) -> Iterator[Finding]:
     if any(finding.grade == "error" for finding in shaped):
         return  # what follows needs a model that works
     yield from learns(run, batch)
-    yield from needs(run, batch)
+    yield from whole_step(run, batch)
 
 
 def first_batch(run: Run, cfg: DataConfig | None = None) -> Batch:

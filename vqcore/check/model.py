@@ -27,9 +27,7 @@ def model_findings(run: Run, batch: Batch) -> list[Finding]:
     with _watched(run) as seen:
         for player in run.objective.players(run.steps):
             try:
-                with (
-                    warnings.catch_warnings()
-                ):  # torch's warning of different shapes; a finding says it better
+                with warnings.catch_warnings():  # torch warns of different shapes; a finding says more
                     warnings.filterwarnings("ignore", "Using a target size", UserWarning)
                     terms |= dict(_losses(run, batch, player).terms)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -97,7 +95,7 @@ def learns(run: Run, batch: Batch) -> Iterator[Finding]:
         return
     player.optimizer.zero_grad(set_to_none=True)
     total.backward()
-    yield from _still_parts(run)
+    still = _still_parts(run)
     before, saved = _loss(run, batch), [p.detach().clone() for p in player.trained]
     gradients = [p.grad for p in player.trained]
     tried: list[float] = []
@@ -113,6 +111,13 @@ def learns(run: Run, batch: Batch) -> Iterator[Finding]:
         tried.append(_loss(run, batch))
         if tried[-1] < before:
             break
+    if still:  # a last layer that starts at zero lets no gradient through before the first step
+        run.tokenizer.train()
+        player.optimizer.zero_grad(set_to_none=True)
+        player.forward(batch, run.steps, _chance(run, batch))[0].backward()
+        for name in sorted(still & _still_parts(run)):
+            what = "no loss gives this part a gradient"
+            yield Finding("error", f"model.{name}", what, "This part would never learn.")
     yield _learning(run, rate, before, tried)
 
 
@@ -137,14 +142,14 @@ def _learning(run: Run, rate: float, before: float, tried: list[float]) -> Findi
     return Finding("note", "optim.lr", what + covered)
 
 
-def _still_parts(run: Run) -> Iterator[Finding]:
-    """Parts in which no trained parameter gets a gradient."""
+def _still_parts(run: Run) -> set[str]:
+    """The parts in which no trained parameter has a gradient."""
+    still = set()
     for name, module in run.tokenizer.named_children():
         own = [p for p in module.parameters() if p.requires_grad]
         if own and not any(p.grad is not None and bool(p.grad.any()) for p in own):
-            yield Finding(
-                "error", f"model.{name}", "no loss gives this part a gradient", "This part would never learn."
-            )
+            still.add(name)
+    return still
 
 
 def _loss(run: Run, batch: Batch) -> float:
@@ -157,14 +162,22 @@ def _chance(run: Run, batch: Batch) -> list[torch.Generator]:
     return sample_generators(batch.keys, run.seed, "check")
 
 
-def needs(run: Run, batch: Batch) -> Iterator[Finding]:
-    """Peak memory of a step on the GPU at the batch size asked for, from steps with one and two samples."""
-    if run.device.type != "cuda":
-        return
-    count, peaks = run.config.data.batch_size, []
+def whole_step(run: Run, batch: Batch) -> Iterator[Finding]:
+    """A step of all players; on a GPU its peak memory at the batch size asked for."""
     run.progress.step = max(0, run.steps - 1)  # the last step, at which every player plays
     try:
-        train_step(run, [_first(batch, 1)] * run.config.optim.accumulate)  # warms up
+        train_step(run, [batch] * run.config.optim.accumulate)
+    except (VqcoreError, Trouble, RuntimeError, ValueError) as error:
+        yield Finding("error", "objective", f"a training step fails: {reason(error)}")
+        return
+    if run.device.type == "cuda":
+        yield _memory(run, batch)
+
+
+def _memory(run: Run, batch: Batch) -> Finding:
+    """Peak memory of a step on the GPU, measured in steps with one and two samples."""
+    peaks = []
+    try:
         held = torch.cuda.memory_allocated(run.device)
         for samples in (1, 2):
             torch.cuda.reset_peak_memory_stats(run.device)
@@ -173,17 +186,20 @@ def needs(run: Run, batch: Batch) -> Iterator[Finding]:
             peaks.append(torch.cuda.max_memory_allocated(run.device))
     except torch.OutOfMemoryError as error:
         what = f"two samples do not fit on {run.device}: {reason(error)}"
-        yield Finding("error", "data.batch_size", what, "Take a smaller model.")
-        return
+        return Finding("error", "data.batch_size", what, "Take a smaller model.")
     except (VqcoreError, Trouble, RuntimeError, ValueError) as error:
-        what = f"peak memory is not known: one sample alone fails: {reason(error)}"
-        yield Finding("note", "data.batch_size", what)
-        return
-    total = peaks[0] + (count - 1) * max(0, peaks[1] - peaks[0])
+        what = f"peak memory is not known: a step with one sample fails: {reason(error)}"
+        return Finding("note", "data.batch_size", what)
     free = torch.cuda.mem_get_info(run.device)[0] + torch.cuda.memory_reserved(run.device)
+    return memory_finding(run.config.data.batch_size, held, (peaks[0], peaks[1]), free, str(run.device))
+
+
+def memory_finding(count: int, held: int, peaks: tuple[int, int], free: int, device: str) -> Finding:
+    """Whether a step with `count` samples fits: `held` bytes before a step, `peaks` with one and two samples."""
+    total = peaks[0] + (count - 1) * max(0, peaks[1] - peaks[0])
     what = (
         f"a step with {count} samples needs about {_size(total)}, {_size(held)} of it for weights, averages and "
-        f"optimizer; {_size(free)} are free on {run.device}"
+        f"optimizer; {_size(free)} are free on {device}"
     )
     safe = 0.9 * free  # the allocator keeps holes
     fits = max(0, int((safe - held) / max(1, total - held) * count))
@@ -191,7 +207,7 @@ def needs(run: Run, batch: Batch) -> Iterator[Finding]:
     remedy = (
         f"Set data.batch_size={fits} or less and raise optim.accumulate." if fits else "Take a smaller model."
     )
-    yield Finding(grade, "data.batch_size", what, "" if grade == "note" else remedy)
+    return Finding(grade, "data.batch_size", what, "" if grade == "note" else remedy)
 
 
 def _first(batch: Batch, count: int) -> Batch:

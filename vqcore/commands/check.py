@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from vqcore.artefacts.resolve import checkpoints
+from vqcore.check.checks import everything
 from vqcore.check.findings import Finding
 from vqcore.compose.layers import load
 from vqcore.console import command
 from vqcore.errors import VqcoreError
+from vqcore.run.folder import check_folder
 from vqcore.schema import RunConfig
 
 
@@ -43,18 +45,12 @@ def findings(path: str, overrides: list[str]) -> Iterator[Finding]:
     except VqcoreError as error:
         yield Finding("error", "config", str(error))
         return
-    yield Finding("note", "config", "every setting is known, every component is installed")
+    yield Finding("note", "config", "every setting is known and has a possible value")
     yield from _run_dir(config)
-    from vqcore.check.checks import (
-        everything,
-    )  # torch takes seconds to load; the checks above do not need torch
-
     yield from everything(replace(config, run=replace(config.run, compile=False)))
 
 
 def _run_dir(config: RunConfig) -> Iterator[Finding]:
-    from vqcore.run.folder import check_folder
-
     try:
         check_folder(config)
     except VqcoreError as error:

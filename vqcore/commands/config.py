@@ -9,9 +9,6 @@ from vqcore.config import leaves, to_tree
 from vqcore.errors import ConfigError
 from vqcore.schema import RunConfig
 
-_EVERYWHERE = ("adamw", "adam", "sgd")
-"""Optimizers of every torch version. For these names torch, which takes seconds to load, is not imported."""
-
 
 def run(args: argparse.Namespace) -> int:
     """Print the resolved YAML; with --origin one line per setting, with the layer that set it."""
@@ -35,14 +32,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_optimizers(loaded: Loaded) -> None:
     """Raise `ConfigError` for an unknown optimizer. The schema cannot check the names, because torch has the list."""
+    from vqcore.run.optim import optimizer_class  # imports torch, which `vqcore config --list` does not need
+
     optim = loaded.config.optim
     names = {"optim": optim.name} | {
         f"optim.players.{label}": own.name for label, own in optim.players.items()
     }
     for where, name in names.items():
-        if name is not None and name not in _EVERYWHERE:
-            from vqcore.run.optim import optimizer_class
-
+        if name is not None:
             try:
                 optimizer_class(name, where)
             except ConfigError as error:

@@ -34,7 +34,7 @@ from vqcore.evaluate.measure import (
 from vqcore.evaluate.subject import Subject, subject
 from vqcore.evaluate.usage import collapse
 from vqcore.files import write_text
-from vqcore.protocols import Data, Modality
+from vqcore.protocols import Data, Modality, of_constant
 from vqcore.run.checkpoints import load_players
 from vqcore.tokenizer import Tokenizer
 
@@ -66,6 +66,7 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
     Losses need parts that only a training run has (discriminators, feature networks), so losses of runs only.
     """
     config, losses, results = found.config, found.run is not None, list[dict[str, Any]]()
+    baseline: tuple[Tensor | None, str] | None = None
     for kind in weights:
         tokenizer = Tokenizer.load(found.weights, device, weights=kind)
         extra = build_extra(config, tokenizer.cfg.size)
@@ -73,11 +74,17 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
         sizes = eval_sizes(config, tokenizer)
         for size in sizes:
             check_size(tokenizer, size)
-        step = load_players(tokenizer, found.weights) if losses else tokenizer.origin.get("step", 0)
-        baseline, source = _baseline(found, tokenizer, data, extra)
+        step = (
+            load_players(tokenizer, found.weights, config.run.seed)
+            if losses
+            else tokenizer.origin.get("step", 0)
+        )
+        if baseline is None:  # it does not depend on the weights
+            baseline = _baseline(found, tokenizer, data, extra)
+        predicted, source = baseline
         for size in sizes:
             got = evaluate_data(
-                tokenizer, config, data, extra, size, step=step, losses=losses, constant=baseline
+                tokenizer, config, data, extra, size, step=step, losses=losses, constant=predicted
             )
             results.append(_result(tokenizer, kind, size, got))
     how = _how(found, tokenizer, data, extra, sizes, got.metrics)
@@ -87,7 +94,13 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
 def _baseline(
     found: Subject, tokenizer: Tokenizer, data: Data, extra: dict[str, Modality]
 ) -> tuple[Tensor | None, str]:
-    """The constant prediction (the mean of training samples, or else of held-out samples) and the name of the set."""
+    """The constant prediction (the mean of training samples, or else of held-out samples) and the name of the set.
+
+    No sample is read if no metric scores a constant prediction.
+    """
+    metrics = build_metrics(found.config.eval.metrics, tokenizer)
+    if not any(of_constant(metric) for metric in metrics.values()):
+        return None, ""
     try:
         train, source = open_data(found.config, tokenizer.modality, extra, "train"), "training"
     except DataError:
@@ -220,9 +233,8 @@ def _show(report: dict[str, Any], title: str) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     """Compare two evaluations. Results of runs are read from their files; exported tokenizers are measured now."""
-    overrides = (
-        [args.run, *args.overrides] if args.run else args.overrides
-    )  # after the two names of --compare, argparse takes the first override for RUN
+    # After the two names of --compare, argparse takes the first override for RUN.
+    overrides = [args.run, *args.overrides] if args.run else args.overrides
     names = tuple(args.compare)
     alone = [name for name in names if not comparison.is_written(name)]
     if args.json or (overrides and not alone) or not all("=" in word for word in overrides):

@@ -7,13 +7,12 @@ from vqcore import dist
 from vqcore.compose.layers import load
 from vqcore.console import command, say
 from vqcore.schema import RunConfig
+from vqcore.trainer import train
 
 
 def run(args: argparse.Namespace) -> int:
     """Train to the end and print where the results are."""
     config = load(args.config, args.overrides, schema=RunConfig).config
-    from vqcore.trainer import train
-
     run = train(config)
     if run.progress.stopped_by:
         return 128 + getattr(signal, run.progress.stopped_by, signal.SIGTERM)

@@ -62,6 +62,21 @@ def from_tree(
     return builder.build(schema, resolved, "")
 
 
+def check_readable(config: Any, text: str) -> None:
+    """Raise `ConfigError` unless a saved config reads back as the same config; `text` is its YAML.
+
+    A component's default that its own type forbids is found here, before anything is saved.
+    """
+    tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    assert isinstance(tree, dict)
+    try:
+        same = from_tree({str(key): value for key, value in tree.items()}, schema=type(config)) == config
+    except ConfigError as error:
+        raise ConfigError(f"the resolved config cannot be read back: {error}") from error
+    if not same:
+        raise ConfigError("the resolved config reads back as another config; a setting has a wrong default.")
+
+
 def saved_tree(path: Path) -> dict[str, Any]:
     """A saved config as plain data for `from_tree`. Raises `ConfigError` if the file is missing or damaged."""
     try:

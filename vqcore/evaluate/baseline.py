@@ -18,7 +18,7 @@ from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
 
 SAMPLES = 512
-"""How many samples the constant is made of, spread evenly over the set; all of them where the set is smaller."""
+"""Number of samples from which the constant is computed, spread evenly over the set. Smaller sets are used whole."""
 
 
 def constant(

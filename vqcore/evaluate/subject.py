@@ -24,8 +24,6 @@ _ELSEWHERE = (
     "The tokenizer was trained with these settings. To measure it on your own data: data.eval_path=FOLDER, or, if "
     "its data source was not a folder, data.name=folder data.path=FOLDER data.eval_path=FOLDER"
 )
-
-
 _BESIDE = ("data.extra", "data.extra_path", "data.eval_extra_path")
 """The settings of extra modalities. Other samples have no extra modalities, unless the overrides name them."""
 
@@ -69,6 +67,7 @@ def subject(name: str, overrides: Sequence[str] = ()) -> Subject:
 
 
 def _alone(folder: Path, overrides: Sequence[str]) -> RunConfig:
+    """The settings to evaluate an exported tokenizer: those in its provenance, with overrides."""
     made, cfg = verify(folder), read_config(folder)
     data = made.get("data") or _UNRECORDED
     given = {override.partition("=")[0] for override in overrides}

@@ -72,9 +72,12 @@ def roll_back(run: Run) -> None:
         cut_metrics(run.dir / METRICS, run.step)
 
 
-def load_players(tokenizer: Tokenizer, checkpoint: Path) -> int:
-    """Build the modules that only training needs and fill them from a checkpoint; returns the checkpoint's step."""
-    with seeded(0, "init", "setup"):
+def load_players(tokenizer: Tokenizer, checkpoint: Path, seed: int) -> int:
+    """Build the modules that only training needs and fill them from a checkpoint; returns the checkpoint's step.
+
+    `seed` is that of the run: what an objective draws in `setup` is the same as in training.
+    """
+    with seeded(seed, "init", "setup"):
         tokenizer.objective.setup(tokenizer)
     if not (checkpoint / STATE).is_file():
         return 0

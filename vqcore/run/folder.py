@@ -18,7 +18,7 @@ import torch
 from vqcore import dist
 from vqcore.artefacts.folder import CONFIG, PROVENANCE
 from vqcore.artefacts.provenance import provenance_of
-from vqcore.compose.build import from_tree, saved_tree
+from vqcore.compose.build import check_readable, from_tree, saved_tree
 from vqcore.compose.describe import dump, inline
 from vqcore.config import leaves, to_tree
 from vqcore.errors import ConfigError, RunError, VqcoreError, listed
@@ -34,7 +34,11 @@ SHOWN = 5
 
 
 def check_folder(config: RunConfig) -> None:
-    """Raise `RunError` unless `run.dir` is empty or holds this very run. Writes nothing."""
+    """Raise `RunError` unless `run.dir` is empty or holds this very run. Writes nothing.
+
+    Raises `ConfigError` for a config that could not be read back from the folder.
+    """
+    check_readable(config, dump(config))
     folder = config.run.folder
     if folder.exists() and not folder.is_dir():
         raise RunError(f"run.dir={folder} is a file, not a folder.")

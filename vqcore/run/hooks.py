@@ -13,7 +13,7 @@ from typing import Any
 
 import pluggy
 
-from vqcore.errors import PluginLoadError
+from vqcore.errors import PluginLoadError, did_you_mean, listed
 from vqcore.plugin import RunHooks
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,7 @@ class GuardedHooks:
                 self._manager.register(hook, name=label)
                 self._manager.check_pending()
             except pluggy.PluginValidationError as error:
-                reason = " ".join(str(error).split())
-                raise PluginLoadError(
-                    f"hooks.{label}: {reason}. docs/hooks.md lists all hooks and their arguments."
-                ) from error
+                raise PluginLoadError(f"hooks.{label}: {_problem(hook, error)}") from error
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -63,3 +60,14 @@ class GuardedHooks:
         )
         log.warning("%s", self.off[label])
         log.debug("traceback of hooks.%s", label, exc_info=error)
+
+
+def _problem(hook: Any, error: pluggy.PluginValidationError) -> str:
+    """What pluggy refuses in a hook: a method with an unknown name, else its own words without an object's address."""
+    known = [name for name in vars(RunHooks) if name.startswith("vqcore_")]
+    for name in dir(hook):
+        if hasattr(getattr(hook, name), "vqcore_impl") and name not in known:
+            hint = did_you_mean(name, known) or f" Hooks: {listed(known)}."
+            return f"{type(hook).__name__} has a method for the unknown hook '{name}'.{hint}"
+    reason = " ".join(str(error).replace(repr(hook), type(hook).__name__).split())
+    return f"{reason}. docs/hooks.md lists all hooks and their arguments."

@@ -44,7 +44,8 @@ def optimizer_class(name: str, where: str = "optim") -> Any:
 def build_optimizer(cfg: OptimSection, module: nn.Module, where: str = "optim") -> torch.optim.Optimizer:
     """The optimizer of a config, for a module's trained parameters; `where` is the config's key for errors.
 
-    Its rate starts at 0; the loop sets it at every step. Raises `ConfigError` for an unknown name or argument.
+    The learning rate is 0 until the loop sets it at the first step. Raises `ConfigError` for an unknown name or
+    argument.
     """
     cls = optimizer_class(cfg.name, where)
     takes = inspect.signature(cls).parameters
@@ -56,7 +57,7 @@ def build_optimizer(cfg: OptimSection, module: nn.Module, where: str = "optim") 
         )
     ours = {name: getattr(cfg, name) for name in ("betas", "eps") if name in takes}
     if "eps" in takes and not isinstance(takes["eps"].default, float):
-        del ours["eps"]  # adafactor has a pair of them
+        del ours["eps"]  # adafactor has a pair of numbers here
     groups = parameter_groups(module, cfg.weight_decay)
     try:
         return cls(groups, **({"lr": 0.0} | ours | cfg.args))
@@ -67,9 +68,10 @@ def build_optimizer(cfg: OptimSection, module: nn.Module, where: str = "optim") 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     """Up to three groups: matrices and kernels; positions; vectors (biases, norms, scales) and tables, without decay.
 
-    A table is the weight of an `nn.Embedding`, or what a module names in its optional `without_decay`: rows that are
-    looked up, each a vector. A row that no sample asks for has no gradient, and decay alone would move it. Positions,
-    and whatever else has one row `(1, ...)`, stand apart because they are no `matrices` (see `vqcore.muon`).
+    A table is the weight of an `nn.Embedding`, or a parameter that a module names in its optional `without_decay`. Each
+    row of a table is a vector. A row that no sample uses has no gradient, so decay alone would change the row.
+    Positions, and other parameters with one row `(1, ...)`, have their own group, because `muon` (`vqcore.run.muon`)
+    must not treat them as matrices.
     """
     tables = set(_tables(module))
     trained = [p for p in module.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""The players of a training run: whose parameters are optimised, with what, and the loss that each lowers."""
+"""The players of a training run: each has a module to train, an optimizer, and a loss that the optimizer lowers."""
 
 import inspect
 from typing import Any
@@ -15,15 +15,16 @@ from vqcore.schema import OptimSection, RunConfig
 from vqcore.tokenizer import Tokenizer
 
 _NAMES = inspect.signature(DistributedDataParallel).parameters
-# One and the same option; newer versions of torch warn of the older name.
-_AS_THEY_ARE: Any = {next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in _NAMES): False}
+# The same option under its new and its old name; newer versions of torch warn of the old name.
+_NO_BROADCAST: Any = {next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in _NAMES): False}
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Player:
-    """One player: its module, optimizer, schedules, loss scale and, under DDP, its synchronisation.
+    """One player: its module, optimizer, schedules and loss scale, and under DDP the sum of its gradients.
 
-    `module` is what it trains: the tokenizer for the player `model`, else a module of the objective.
+    `module` is the tokenizer for the player `model`. For any other player it is the module that the objective has under
+    the player's name.
     """
 
     def __init__(
@@ -41,11 +42,11 @@ class Player:
         forward = Forward(name, module, config, tokenizer, device)
         self.forward: nn.Module = forward
         if dist.world_size() > 1:
-            # Quantizers sum their statistics over all ranks, which keeps codebooks equal: no buffers are broadcast.
-            self.forward = DistributedDataParallel(forward, **_AS_THEY_ARE)
+            # No buffers are broadcast: quantizers sum their statistics over all ranks, which keeps codebooks equal.
+            self.forward = DistributedDataParallel(forward, **_NO_BROADCAST)
 
     def schedule(self, step: int, *, horizon: int, total_batch: int) -> float:
-        """Set this step's learning rate and weight decay; returns the rate."""
+        """Set the learning rate and the weight decay of a step; returns the learning rate."""
         rate = learning_rate(self.cfg, step, horizon=horizon, total_batch=total_batch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -54,7 +55,10 @@ class Player:
         return rate
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's tensors by parameter name, and the module's own unless it is the tokenizer."""
+        """The optimizer's tensors by parameter name, and the module's tensors.
+
+        The tokenizer's tensors are left out, because a checkpoint has them in a file of their own.
+        """
         names: dict[Tensor, str] = {p: name for name, p in self.module.named_parameters()}
         tensors = {
             f"optimizer/{names[p]}/{key}": value
@@ -67,7 +71,7 @@ class Player:
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor], scale: dict[str, Any]) -> None:
-        """Take over what `state` gave, and the loss scale."""
+        """Restore what `state` returned, and the loss scale."""
         own = {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
         if own:
             self.module.load_state_dict(own)
@@ -96,11 +100,11 @@ class Forward(nn.Module):
         self.player, self.module, self.device = player, module, device.type
         self.weights = config.objective.weights
         self.dtype = PRECISIONS.get(config.run.precision)
-        # Not a child: DDP must see the player's own parameters alone.
+        # Not registered as a child: DDP must see the parameters of this player only.
         self.__dict__["tokenizer"] = tokenizer
 
     def forward(self, batch: Batch, step: int, rng: list[torch.Generator]) -> tuple[Tensor, Losses]:
-        """The sum of the weighted terms, and all that the objective returned."""
+        """The sum of the weighted losses, and everything that the objective returned."""
         with torch.autocast(self.device, self.dtype, enabled=self.dtype is not None):
             out = self.tokenizer.objective.losses(
                 self.tokenizer, batch, player=self.player, step=step, rng=rng

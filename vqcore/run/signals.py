@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: the step at work is finished and saved first."""
+"""Signals that ask a run to end: the run finishes and saves its current step first."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Inside the block the first SIGTERM or Ctrl-C only sets `received` to its name; a second one acts at once."""
+    """Inside the block the first SIGTERM or Ctrl-C only sets `received` to its name; the second ends the process."""
 
     def __init__(self) -> None:
         self.received = ""

@@ -1,7 +1,7 @@
-"""The weights that a run starts from: `model.full_ckpt`, `model.encoder_ckpt`; and the promise of `model.freeze_enc`.
+"""Loads the weights that a run starts from (`model.full_ckpt`, `model.encoder_ckpt`), and checks `model.freeze_enc`.
 
-A part (embedding, encoder, projection, quantizer, decoder) is taken over as a whole or not at all. Parts that are not
-taken over are named: a part that is half loaded would go unnoticed.
+A part (embedding, encoder, projection, quantizer, decoder) is loaded as a whole or not at all: nobody would notice a
+part that is half loaded. Messages name the parts that are not loaded.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ _MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
 def start_from(tokenizer: Tokenizer, model: ModelConfig) -> None:
     """Fill a new tokenizer from the checkpoint that its config names; other parts load their published weights, if any.
 
-    Raises `CheckpointError` for weights that cannot be had or of which nothing fits, and `ConfigError` when
-    `freeze_enc` could not keep the tokens.
+    Raises `CheckpointError` if the weights cannot be read or no part of them fits, and `ConfigError` if the tokens
+    would change in spite of `freeze_enc`.
     """
     key = "full_ckpt" if model.full_ckpt else "encoder_ckpt"
     path = model.full_ckpt or model.encoder_ckpt

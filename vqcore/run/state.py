@@ -1,6 +1,6 @@
-"""A run: its parts, which stay, and its progress, which moves; and how a run is built from a config.
+"""The state of a run: its parts, which stay the same, and its progress, which changes; and how both are built.
 
-The trainer moves it, `checkpoints` saves and resumes it, hooks and checks look at it.
+The trainer changes the progress, `checkpoints` saves and restores the state, hooks and checks read the state.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from vqcore.tokenizer import Tokenizer
 class Progress:
     """How far a run is.
 
-    `step` counts optimizer steps; `offset` is how far the stream of samples runs ahead of them, after rolling back;
-    `skipped` counts steps whose update was left out; `saved` is the step of the last checkpoint, -1 without one.
-    `evaluation` has the metrics of the last evaluation by this process; `stopped_by` names the signal that ended the
-    run early.
+    `step` counts optimizer steps. `offset` is the number of steps by which the stream of samples is ahead of `step`:
+    each rollback leaves samples out. `skipped` counts the steps whose update was left out. `saved` is the step of the
+    last checkpoint, -1 without one. `evaluation` has the metrics of the last evaluation by this process. `stopped_by`
+    names the signal that ended the run early.
     """
 
     step: int = 0
@@ -47,7 +47,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as hooks may see it. `steps` is where it ends; `players` are those that have played so far."""
+    """The parts of a run, and its progress.
+
+    `steps` is the step at which the run ends. `window` holds the codes of the last training tokens. `players` has the
+    players that were built so far. Hooks read a run as `vqcore.protocols.RunLike`.
+    """
 
     config: RunConfig
     steps: int
@@ -69,12 +73,12 @@ class Run:
 
     @property
     def step(self) -> int:
-        """How many optimizer steps are done."""
+        """Number of optimizer steps that are done."""
         return self.progress.step
 
     @property
     def seed(self) -> int:
-        """Every random choice follows from it."""
+        """The seed from which every random choice follows."""
         return self.config.run.seed
 
     @property
@@ -88,7 +92,7 @@ class Run:
         return total_batch(self.config)
 
     def player(self, name: str) -> Player:
-        """A player by name; built when it is first asked for. Under DDP all processes ask together."""
+        """A player by name. The first call builds the player; under DDP all processes make this call together."""
         if name not in self.players:
             module = self.tokenizer if name == "model" else getattr(self.objective, name)
             self.players[name] = Player(name, module, self.config, self.tokenizer, self.device)
@@ -96,7 +100,7 @@ class Run:
 
     @contextlib.contextmanager
     def as_evaluated(self) -> Iterator[None]:
-        """Inside the block the tokenizer is as it will be used: in eval mode, with the running averages if any."""
+        """Inside the block the tokenizer is in eval mode, with the running averages as weights if there are any."""
         was_training = self.tokenizer.training
         self.tokenizer.eval()
         try:
@@ -112,7 +116,7 @@ def total_batch(config: RunConfig) -> int:
 
 
 def build(config: RunConfig, device: torch.device) -> Run:
-    """Everything that a run needs; raises what a user can mend before anything is written."""
+    """Build a run and the players of its last step. Writes nothing: an error of the user leaves no folder behind."""
     with dist.together():
         parts = assemble(config)
         assert parts is not None
@@ -123,7 +127,7 @@ def build(config: RunConfig, device: torch.device) -> Run:
 
 
 def build_from(config: RunConfig, parts: Assembly, device: torch.device) -> Run:
-    """A run of parts that are assembled already: weights to start from, averages, code statistics, hooks."""
+    """A run of parts that are assembled already; adds weights to start from, averages, code statistics and hooks."""
     tokenizer, data = parts.tokenizer, parts.data
     if not checkpoints(config.run.folder):
         start_from(tokenizer, config.model)

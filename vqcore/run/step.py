@@ -16,9 +16,9 @@ from vqcore.run.state import Run
 
 
 class Trouble(Exception):
-    """A step whose gradient must not be used: which step, what is wrong, and what the config says to do.
+    """A gradient that must not be used: the step, what is wrong, and the policy that the config has for this case.
 
-    The policy `fp16` is harmless: the loss was scaled too high, and the step is left out.
+    The policy `fp16` is not in the config: the loss scale was too high, which is harmless, and the step is left out.
     """
 
     def __init__(self, step: int, what: str, policy: Literal["stop", "skip", "rollback", "fp16"]):
@@ -29,7 +29,7 @@ class Trouble(Exception):
 def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
     """One optimizer step of every player; returns the metrics of this step.
 
-    Raises `Trouble` where a player's gradient is not finite or too long; then that player's step did not happen.
+    Raises `Trouble` if a player's gradient is not finite or too long. Then the optimizer does not change this player.
     """
     metrics: dict[str, float | Tensor] = {}
     horizon = run.config.optim.horizon or run.steps
@@ -63,7 +63,7 @@ def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
 
 
 def _backward(run: Run, player: Player, batch: Batch, micro: int, parts: int) -> dict[str, float | Tensor]:
-    """Add the gradient of one micro-batch, `parts` of which make the step; returns its losses and metrics."""
+    """Add the gradient of batch number `micro` of the `parts` batches of a step; returns the losses and metrics."""
     keys = (run.step + run.progress.offset, micro, player.name, dist.rank())
     torch.manual_seed(derive(run.seed, "layers", *keys))  # dropout, and whatever a quantizer draws
     rng = sample_generators(range(len(batch.keys)), run.seed, "objective", *keys)
@@ -78,7 +78,7 @@ def _backward(run: Run, player: Player, batch: Batch, micro: int, parts: int) ->
 
 
 def _only_learning(run: Run, playing: str) -> None:
-    """Only the player at work learns; the tokenizer's codebook moves only when the tokenizer plays."""
+    """Let the player `playing` learn and no other. In eval mode the codebook of the tokenizer does not change."""
     for name, player in run.players.items():
         player.module.train(name == playing)
         for p in player.trained:
@@ -95,12 +95,12 @@ def _all_learning(run: Run) -> None:
 def _trouble(
     run: Run, player: Player, metrics: dict[str, Any], norm: Tensor, batches: list[Batch]
 ) -> Trouble | None:
-    """What is wrong with a gradient, if anything is. Its norm is the same on all ranks, and so is the answer."""
+    """What is wrong with a gradient, or None. All ranks have the same norm, so all ranks have the same answer."""
     length, limit = float(norm), player.cfg.max_norm
     if math.isfinite(length) and length <= (limit or math.inf):
         return None
     if player.scaler.is_enabled() and not math.isfinite(length) and player.scaler.get_scale() > 1:
-        return Trouble(run.step, "", "fp16")  # the loss scale was too high; it is halved, and that is all
+        return Trouble(run.step, "", "fp16")  # the scaler halves its scale, and nothing else happens
     policy = run.config.run.on_explosion if math.isfinite(length) else run.config.run.on_nonfinite
     broken = [k for k, v in metrics.items() if isinstance(v, Tensor) and not bool(torch.isfinite(v).all())]
     keys = [key for batch in batches for key in batch.keys]
@@ -120,13 +120,13 @@ def _may_skip(run: Run, player: Player) -> bool:
 
 
 class _Buffers:
-    """The buffers of all modules as they were, for a step that is left out: a codebook learns in the forward pass."""
+    """A copy of all buffers, for a step that is left out: a codebook changes in the forward pass already."""
 
     def __init__(self, run: Run):
         modules = [run.tokenizer, *(p.module for name, p in run.players.items() if name != "model")]
         self.saved = [(b, b.clone()) for module in modules for b in module.buffers()]
 
     def restore(self) -> None:
-        """Put them back."""
+        """Set the buffers back to the copy."""
         for buffer, value in self.saved:
             buffer.copy_(value)

@@ -15,7 +15,7 @@ ROLLBACKS = 3
 
 
 class Troubles:
-    """Applies the policies, and counts, so that a run cannot repeat itself forever."""
+    """Applies `run.on_nonfinite` and `run.on_explosion`, and counts, so that a run does not repeat itself forever."""
 
     def __init__(self) -> None:
         self.last, self.in_a_row = -2, 0

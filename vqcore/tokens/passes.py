@@ -12,6 +12,7 @@ from PIL import Image
 
 from vqcore.console import ProgressLine
 from vqcore.errors import ConfigError, DataError, RunError, listed
+from vqcore.files import aside
 from vqcore.protocols import Modality, writer
 from vqcore.rng import sample_generators
 from vqcore.tokenizer import Tokenizer
@@ -35,7 +36,8 @@ def parse_size(text: str | None, nominal: Sequence[int]) -> tuple[int, ...]:
         return tuple(nominal)
     parts = text.split("x")
     if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) not in (1, len(nominal)):
-        raise ConfigError(f"--size {text}: write one number, or {len(nominal)} of them joined by x.")
+        several = f", or {len(nominal)} numbers joined by x" if len(nominal) > 1 else ""
+        raise ConfigError(f"--size {text}: write one number{several}.")
     sides = [int(part) for part in parts]
     return tuple(sides * len(nominal) if len(sides) == 1 else sides)
 
@@ -181,14 +183,11 @@ def _save_shown(modality: Modality, stem: Path, shown: Any) -> None:
     if own is None and not isinstance(shown, Image.Image):
         save_array(stem.with_name(f"{stem.name}.npy"), np.asarray(shown))
         return
-    suffix = own.written if own else ".png"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    aside = stem.with_name(f".{stem.name}.incomplete{suffix}")
-    if own:
-        own.write(shown, aside)
-    else:
-        shown.save(aside)
-    aside.replace(stem.with_name(f"{stem.name}{suffix}"))
+    with aside(stem.with_name(f"{stem.name}{own.written if own else '.png'}")) as temporary:
+        if own:
+            own.write(shown, temporary)
+        else:
+            shown.save(temporary)
 
 
 def _written(target: Path, stem: Path, suffixes: Sequence[str]) -> bool:

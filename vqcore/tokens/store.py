@@ -45,7 +45,9 @@ def claim(target: Path, manifest: dict[str, Any]) -> None:
     if there is not None:
         differ = sorted(k for k in manifest.keys() | there.keys() if manifest.get(k) != there.get(k))
         if differ:
-            raise RunError(f"{target} holds other codes: {listed(differ)} differ. Choose another folder.")
+            raise RunError(
+                f"{target} holds other codes (different: {listed(differ)}). Choose another folder."
+            )
         return
     try:
         target.mkdir(parents=True, exist_ok=True)

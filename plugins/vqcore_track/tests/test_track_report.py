@@ -222,7 +222,7 @@ def test_without_evaluation_data_training_samples_are_shown(tmp_path):
     assert "there was no evaluation" in found.said
 
 
-def test_a_run_that_was_killed_has_a_written(run):
+def test_a_run_that_was_killed_has_a_page(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "loss": NaN}\n{"step": 8, "lo')
     shutil.copytree(run / "checkpoints/step_2", run / "checkpoints/step_2.damaged1")
@@ -236,7 +236,7 @@ def test_a_run_that_was_killed_has_a_written(run):
     )
 
 
-def test_a_run_without_a_checkpoint_has_a_written(run):
+def test_a_run_without_a_checkpoint_has_a_page(run):
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()
     (run / "provenance.json").unlink()

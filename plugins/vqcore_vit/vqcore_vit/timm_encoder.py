@@ -200,9 +200,8 @@ def _statistics(model: Any, spec: DataSpec) -> tuple[Tensor | float, Tensor | fl
         return 0.0, 1.0
     low, high = spec.range
     stats = torch.tensor([model.pretrained_cfg["mean"], model.pretrained_cfg["std"]])
-    if (
-        stats.shape[1] != spec.channels
-    ):  # timm spreads the first layer over the channels; the mean of means fits
+    # With another number of channels timm spreads the first layer over them, which the mean of means fits.
+    if stats.shape[1] != spec.channels:
         stats = stats.mean(1, keepdim=True)
     mean, std = stats[:, :, None, None] * (high - low)
     return mean + low, std
