@@ -31,7 +31,7 @@ from vqcore.protocols import Batch, DataSpec, Losses, Quantized, View
 from vqcore.registry import Registry, registry
 from vqcore.schema import TokenizerConfig
 from vqcore.testing import checks, conformance
-from vqcore.testing.basics import MisspeltMember, noise
+from vqcore.testing.basics import MisspeltMember, misspelt_members, noise
 from vqcore.testing.quantizers import WAIVABLE
 from vqcore.testing.runs import OBJECTIVE_WAIVABLE, SCHEDULER_WAIVABLE, as_run
 from vqcore.testing.samples import METRIC_WAIVABLE, MODALITY_WAIVABLE
@@ -1421,16 +1421,16 @@ def test_plugins_check_runs_what_needs_no_wiring(tmp_path):
     ],
 )
 def test_a_misspelt_member_is_found(kind, wrong, meant):
-    assert protocols.misspelt_members(kind, type("Odd", (), {wrong: 1})) == {wrong: meant}
+    assert misspelt_members(kind, type("Odd", (), {wrong: 1})) == {wrong: meant}
     made = SimpleNamespace(**{wrong: 1})
-    assert protocols.misspelt_members(kind, made) == {wrong: meant}
+    assert misspelt_members(kind, made) == {wrong: meant}
 
 
 @pytest.mark.parametrize(
     "name", ["grid_out", "_grid_ouy", "gird_ouy", "grid", "token", "train", "dim", "decode"]
 )
 def test_other_names_are_no_misspelt_members(name):
-    assert protocols.misspelt_members("quantizer", type("Fine", (nn.Module,), {name: 1})) == {}
+    assert misspelt_members("quantizer", type("Fine", (nn.Module,), {name: 1})) == {}
 
 
 class Slipping(Quantizer):

@@ -25,8 +25,8 @@ from vqcore.protocols import (
     is_denoiser,
     members,
     missing_members,
-    misspelt_members,
     optional_members,
+    required_members,
     without_decay,
 )
 from vqcore.rng import generator
@@ -216,3 +216,22 @@ def check_gradients(module: nn.Module, skip: Iterable[str] = ()) -> None:
             assert bool(torch.isfinite(parameter.grad).all()), (
                 f"gradient law: the gradient of {name} is not finite"
             )
+
+
+def misspelt_members(kind: str, thing: Any) -> dict[str, str]:
+    """Public attributes of a component (or of its class) that look like a misspelt optional member: found -> meant.
+
+    Such a name is one letter off the name of an optional member and is no member of this kind itself.
+    """
+    optional = optional_members(kind)
+    known = {*required_members(kind), *optional, *dir(nn.Module)}
+    own = [name for name in dir(thing) if not name.startswith("_") and name not in known]
+    return {name: meant for name in own for meant in optional if _one_letter_off(name, meant)}
+
+
+def _one_letter_off(a: str, b: str) -> bool:
+    """Do two different words differ by one insertion, deletion or substitution, or by a swap of two neighbours?"""
+    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    a, b = a[same:], b[same:]
+    swapped = a[:2] == b[:2][::-1] and a[2:] == b[2:]
+    return a != b and (a[1:] == b[1:] or a[1:] == b or a == b[1:] or swapped)
