@@ -89,3 +89,8 @@ def reason(error: BaseException) -> str:
     """The type of an error and the first line of its text: `ValueError: no number`."""
     text = first_line(error) if str(error).strip() else ""
     return f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def cause(error: BaseException) -> str:
+    """Why a file cannot be read or written: the system's words without number and path, else the first line of text."""
+    return getattr(error, "strerror", None) or first_line(error)

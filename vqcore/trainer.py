@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from vqcore import dist, pictures
 from vqcore.artefacts.resolve import best_score
@@ -21,7 +22,7 @@ from vqcore.check.checks import cheap
 from vqcore.check.findings import settle
 from vqcore.console import ProgressLine, say
 from vqcore.data.feed import Feed
-from vqcore.errors import RunError
+from vqcore.errors import RunError, cause
 from vqcore.evaluate.measure import evaluate_data, sample_pictures
 from vqcore.protocols import Batch
 from vqcore.run.checkpoints import resume, roll_back, save
@@ -95,8 +96,10 @@ class _Loop:
             clock = time.monotonic()
             while run.step < run.steps:
                 try:
-                    batches = feed.next(run.step, run.progress.offset)
-                    self.averages.add(train_step(run, batches))
+                    with record_function("vqcore/load"):  # the ranges are for profilers
+                        batches = feed.next(run.step, run.progress.offset)
+                    with record_function("vqcore/step"):
+                        self.averages.add(train_step(run, batches))
                 except Trouble as trouble:
                     if self.troubles.meet(run, trouble) == "rollback":
                         roll_back(run)
@@ -215,7 +218,7 @@ def _explain(run: Run, error: BaseException) -> None:
     kept = f"The checkpoints are complete up to step {max(run.progress.saved, 0)}"
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         raise RunError(
-            f"run.dir={run.dir}: the disk takes no more data ({error.strerror}). {kept}: make room, then the same "
+            f"run.dir={run.dir}: the disk takes no more data ({cause(error)}). {kept}: make room, then the same "
             "command resumes the run."
         ) from error
     if dist.world_size() > 1 and isinstance(error, RuntimeError) and "by peer" in str(error):

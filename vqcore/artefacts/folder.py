@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vqcore.errors import CheckpointError, RunError
+from vqcore.errors import CheckpointError, RunError, cause
 from vqcore.files import write_text
 
 WEIGHTS, EMA = "model.safetensors", "ema.safetensors"
@@ -54,7 +54,7 @@ def staged(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
         staging.rename(folder)
         _flush(folder.parent)
     except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        raise RunError(f"{folder} cannot be written: {cause(error)}.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

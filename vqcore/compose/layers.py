@@ -21,7 +21,7 @@ from vqcore.compose.build import COMMAND_LINE, from_tree, full_key, joined, omeg
 from vqcore.compose.describe import value_text
 from vqcore.compose.recipes import recipe_path
 from vqcore.config import leaves
-from vqcore.errors import ConfigError, did_you_mean, first_line, listed
+from vqcore.errors import ConfigError, cause, did_you_mean, first_line, listed
 from vqcore.registry import Registry, registry
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def _read(file: Path, shown: str, chain: list[str]) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{shown}: this is not a text file; a config is YAML in UTF-8.") from error
     except OSError as error:
-        raise ConfigError(f"{shown}: cannot be read: {error.strerror}.") from error
+        raise ConfigError(f"{shown}: cannot be read: {cause(error)}.") from error
 
 
 def _parse(text: str, shown: str) -> dict[str, Any]:

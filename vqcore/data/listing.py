@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vqcore.errors import DataError, did_you_mean, listed
+from vqcore.errors import DataError, cause, did_you_mean, listed
 
 
 class Listing:
@@ -31,7 +31,7 @@ class Listing:
                 ends.append(len(blob))
                 cuts.append(cut)
         except OSError as error:
-            raise DataError(f"{setting}: {error.filename or root}: {error.strerror}") from error
+            raise DataError(f"{setting}: {error.filename or root}: {cause(error)}") from error
         self._blob, self._cuts = bytes(blob), bytes(cuts)
         self._ends = np.array(ends, dtype=np.int64)
         if len(ends) == 1:

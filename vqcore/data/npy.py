@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vqcore.errors import DataError, did_you_mean, listed
+from vqcore.errors import DataError, cause, did_you_mean, listed
 
 _DAMAGE = (
     OSError,
@@ -72,5 +72,5 @@ def _explained(where: str) -> Iterator[None]:
         if "pickle" in str(error) or "Python objects" in str(error):
             reason = "contains Python objects or is not an array file; only arrays of numbers can be read"
         else:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            reason = cause(error)
         raise DataError(f"{where}: {reason}") from error

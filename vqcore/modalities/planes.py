@@ -16,7 +16,7 @@ from einops import rearrange
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vqcore.data.npy import read_array
-from vqcore.errors import DataError
+from vqcore.errors import DataError, cause
 from vqcore.modalities.views import pixels
 from vqcore.protocols import View
 
@@ -89,8 +89,7 @@ def read_picture(source: Any, convert: Callable[[Image.Image], T]) -> T:
     except DataError as error:
         raise error.at(name) from error
     except _DAMAGE as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{name}: {reason}") from error
+        raise DataError(f"{name}: {cause(error)}") from error
 
 
 def upright(image: Image.Image) -> Image.Transpose | None:

@@ -21,7 +21,7 @@ from vqcore.artefacts.provenance import provenance_of
 from vqcore.compose.build import check_readable, from_tree, saved_tree
 from vqcore.compose.describe import dump, inline
 from vqcore.config import leaves, to_tree
-from vqcore.errors import ConfigError, RunError, VqcoreError, listed
+from vqcore.errors import ConfigError, RunError, VqcoreError, cause, listed
 from vqcore.files import write_text
 from vqcore.schema import FREE_ON_RESUME, RunConfig
 
@@ -64,9 +64,7 @@ def opened(config: RunConfig) -> Iterator[None]:
                         )
                         write_text(folder / PROVENANCE, json.dumps(made, indent=2) + "\n")
                 except OSError as error:
-                    raise RunError(
-                        f"run.dir={folder} cannot be written: {error.strerror or error}."
-                    ) from error
+                    raise RunError(f"run.dir={folder} cannot be written: {cause(error)}.") from error
         yield
 
 

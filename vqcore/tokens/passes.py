@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vqcore.console import ProgressLine
-from vqcore.errors import ConfigError, DataError, RunError, listed
+from vqcore.errors import ConfigError, DataError, RunError, cause, listed
 from vqcore.files import aside
 from vqcore.protocols import Modality, writer
 from vqcore.rng import sample_generators
@@ -118,7 +118,7 @@ def decode_folder(
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{target} cannot be written: {error.strerror}.") from error
+        raise RunError(f"{target} cannot be written: {cause(error)}.") from error
     with ProgressLine("decode", len(files), unit="file") as line:
         for group in _groups(files, batch_size):
             stems = [

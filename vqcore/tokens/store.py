@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vqcore.errors import DataError, RunError, listed
+from vqcore.errors import DataError, RunError, cause, listed
 from vqcore.files import aside, write_text
 from vqcore.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ def claim(target: Path, manifest: dict[str, Any]) -> None:
         target.mkdir(parents=True, exist_ok=True)
         write_text(target / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     except OSError as error:
-        raise RunError(f"{target} cannot be written: {error.strerror}.") from error
+        raise RunError(f"{target} cannot be written: {cause(error)}.") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

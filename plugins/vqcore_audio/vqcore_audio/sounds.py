@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vqcore import config
 from vqcore.data.npy import read_array
-from vqcore.errors import DataError, SettingError
+from vqcore.errors import DataError, SettingError, cause
 from vqcore.protocols import DataSpec, View
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".aif", ".aiff", ".npy")
@@ -389,7 +389,9 @@ def _read_wav(path: Path, name: str) -> tuple[Float[np.ndarray, "c n"], int]:
             return _read_soundfile(path, name)
         raise DataError(f"{name}: {error}") from error
     except (OSError, EOFError) as error:
-        raise DataError(f"{name}: {getattr(error, 'strerror', None) or 'ends in its header'}") from error
+        raise DataError(
+            f"{name}: {cause(error) if isinstance(error, OSError) else 'ends in its header'}"
+        ) from error
     content = content[: len(content) // (channels * width) * channels * width]
     if width == 3:  # the three bytes become the upper ones of four
         bytes_ = rearrange(np.frombuffer(content, np.uint8), "(n b) -> n b", b=3)
@@ -406,7 +408,7 @@ def _read_soundfile(path: Path, name: str) -> tuple[Float[np.ndarray, "c n"], in
     try:
         sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(f"{name}: {cause(error)}") from error
     return rearrange(sound, "n c -> c n"), int(rate)
 
 

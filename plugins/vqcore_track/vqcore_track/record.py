@@ -11,7 +11,7 @@ import yaml
 from vqcore.artefacts.folder import CONFIG, PROVENANCE
 from vqcore.artefacts.resolve import checkpoints, resolve
 from vqcore.console import command
-from vqcore.errors import CheckpointError, RunError
+from vqcore.errors import CheckpointError, RunError, cause
 from vqcore.evaluate import compare as comparison
 from vqcore.run.folder import EVENTS, METRICS
 
@@ -106,7 +106,7 @@ def _mapping(record: Record, path: Path) -> dict[str, Any]:
         read = json.loads(path.read_text(encoding="utf-8"))
         return read if isinstance(read, dict) else {}
     except (OSError, ValueError) as error:
-        record.notes.append(f"{path.name} cannot be read: {getattr(error, 'strerror', None) or error}.")
+        record.notes.append(f"{path.name} cannot be read: {cause(error)}.")
         return {}
 
 

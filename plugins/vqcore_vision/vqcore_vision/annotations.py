@@ -14,7 +14,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 
-from vqcore.errors import DataError, listed
+from vqcore.errors import DataError, cause, listed
 from vqcore_vision.pieces import Outline, Piece, outline, tight
 
 FAR = 2**20
@@ -56,7 +56,7 @@ def _loaded(path: Path, name: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(f"{name}: {cause(error)}") from error
 
 
 def _extent(found: Any, given: Sequence[Mapping[str, Any]], name: str) -> tuple[int, int]:

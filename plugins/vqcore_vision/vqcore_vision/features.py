@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from vqcore import config
 from vqcore.data.npy import read_array, read_member
-from vqcore.errors import DataError, SettingError, did_you_mean, listed
+from vqcore.errors import DataError, SettingError, cause, did_you_mean, listed
 from vqcore.modalities.views import centred_box, pixels, scaled_box, view_of
 from vqcore.protocols import DataSpec, View, expand
 
@@ -296,4 +296,4 @@ def _read_safetensors(path: Path, key: str | None, name: str) -> np.ndarray:
                 )
             return file.get_tensor(key).float().numpy()
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(f"{name}: {cause(error)}") from error

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vqcore import config
 from vqcore.data.npy import read_array
-from vqcore.errors import ConfigError, DataError, SettingError, did_you_mean, listed
+from vqcore.errors import ConfigError, DataError, SettingError, cause, did_you_mean, listed
 from vqcore.protocols import DataSpec, View
 from vqcore_vision.metrics import rotation_matrices
 from vqcore_vision.vector import barcode
@@ -267,7 +267,7 @@ def _read_file(path: Path, key: str | None, name: str) -> Any:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(f"{name}: {cause(error)}") from error
     for part in key.split(".") if key else ():
         if isinstance(found, (list, Mapping)) and not found:
             return []  # 4D-Humans writes an empty list or object when it finds no person
