@@ -356,7 +356,7 @@ def test_a_last_layer_that_starts_at_zero_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Decoder, "__init__", zero)
     run = built(tmp_path / "run", objective__weights={"vq/commit": 0.0})
     batch = first_batch(run)
-    total, _ = run.player("model").forward(batch, 0, sample_generators(batch.keys, 0))
+    total, _ = run.player("model").forward(batch, 0, sample_generators(batch.keys, 0), {})
     total.backward()
     assert "encoder" in _still_parts(run)  # so it is before the first step
     assert not [f for f in graded(learns(run, batch), "error") if "gives this part a gradient" in f.what]

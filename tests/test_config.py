@@ -13,7 +13,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from vqcore.cli import main
-from vqcore.compose.build import from_tree
+from vqcore.compose.build import from_tree, saved_tree
 from vqcore.compose.describe import dump, inline
 from vqcore.compose.describe import settings as settings_of
 from vqcore.compose.layers import load, overridden
@@ -260,8 +260,8 @@ def test_an_override_over_a_saved_tree_leaves_the_tree_alone(good, caplog):
         ),
         (["data.path=x", "data=3"], "command line: data=3 contradicts another setting of 'data'."),
         (
-            ["objective.weights={1: 2}"],
-            "command line: objective.weights: the key 1 is not text; put the key in quotes.",
+            ["objective.weights={1.5: 2}"],
+            "command line: objective.weights: the key 1.5 is not text; put the key in quotes.",
         ),
         (
             ["data.path=2024"],
@@ -334,7 +334,7 @@ NO_MAPPING = "a.yaml: a config is a mapping (key: value), not {}."
             "run: !!python/object:os.x {}",
             "a.yaml: line 1, column 6: not valid YAML: could not determine a constr",
         ),
-        ("5: 1", "a.yaml: the key 5 is not text; put the key in quotes."),
+        ("1.5: 1", "a.yaml: the key 1.5 is not text; put the key in quotes."),
         ("run: {on: 1}", "a.yaml: run: the key True is not text; put the key in quotes."),
         ("run: {a: {1.5: 1}}", "a.yaml: run.a: the key 1.5 is not text; put the key in quotes."),
         (
@@ -431,8 +431,16 @@ def test_a_key_that_no_level_knows(here, good, key, message):
         ("data.input_size", [8, "b"], "data.input_size[1]='b' is not an integer."),
         ("data.path", 2024, "data.path=2024 is not text. If it is meant as text, put it in quotes."),
         ("data.path", None, "data.path=null is not text."),
-        ("objective.weights", {"a": "b"}, "objective.weights.a='b' is not a number."),
-        ("objective.weights", [1], "objective.weights=[1] is not a mapping from names to numbers."),
+        (
+            "objective.weights",
+            {"a": "b"},
+            "objective.weights.a='b' is not a number or a mapping from steps to numbers.",
+        ),
+        (
+            "objective.weights",
+            [1],
+            "objective.weights=[1] is not a mapping from names to numbers or mappings from steps to numbers.",
+        ),
         ("model.encoder.bias", 1, "model.encoder.bias=1 is not true or false."),
         ("model.encoder.stages", {"a": [1, None]}, "model.encoder.stages.a[1]=null is not an integer."),
         ("model.decoder.note", ["a"], "model.decoder.note=['a'] is not text or null."),
@@ -898,3 +906,19 @@ def test_an_error_of_the_config_is_a_config_error(here, good):
     write("a.yaml", run__seed="x")
     with pytest.raises(ConfigError):
         load("a.yaml", schema=RunConfig, registry_=good)
+
+
+def test_a_ramp_is_one_value_and_reads_back(here, good):
+    """Numbers by step: from a file, replaced as a whole by a later layer, checked, and equal after saving."""
+    path = write("a.yaml", objective={"name": "reconstruction", "weights": {"gan/a": {0: 0, 10: 1}}})
+    config = load(path, [], schema=RunConfig).config
+    assert config.objective.weights == {"gan/a": {0: 0.0, 10: 1.0}}
+    weights = [config.objective.weight("gan/a", step) for step in (0, 5, 10, 99)]
+    assert weights == [0.0, 0.5, 1.0, 1.0] and config.objective.weight("other", 3) == 1.0
+    later = load(path, ["objective.weights.gan/a={20: 0.5}"], schema=RunConfig).config
+    assert later.objective.weights == {"gan/a": {20: 0.5}} and later.objective.weight("gan/a", 0) == 0.5
+    (here / "saved.yaml").write_text(dump(later))
+    assert from_tree(saved_tree(here / "saved.yaml"), schema=RunConfig) == later
+    for wrong, text in (("{x: 1}", "weights.gan/a"), ("{1: two}", "is not"), ("{-1: 2}", "is not")):
+        with pytest.raises(ConfigError, match=text):
+            load(path, [f"objective.weights.gan/a={wrong}"], schema=RunConfig)

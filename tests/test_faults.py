@@ -46,7 +46,9 @@ def spoil(monkeypatch, *batches, value=float("nan")):
 
 def test_stop_names_step_loss_and_samples(tmp_path, monkeypatch):
     spoil(monkeypatch, 3)
-    with pytest.raises(RunError, match=r"step 4: loss, pixel/mse is not finite \(samples wave\d+, .*skip"):
+    with pytest.raises(
+        RunError, match=r"step 4: loss, loss/pixel/mse is not finite \(samples wave\d+, .*skip"
+    ):
         train(run_config(tmp_path / "run"))
     assert sorted(checkpoints(tmp_path / "run")) == [2]
     assert events(tmp_path / "run") == ["stopped"]
@@ -145,8 +147,8 @@ def test_a_player_in_trouble_does_not_undo_the_one_before(tmp_path, monkeypatch)
     adversary = registry().load("objective", "toy/adversary")
     real = adversary.losses
 
-    def broken(self, tokenizer, batch, *, player, step, rng):
-        out = real(self, tokenizer, batch, player=player, step=step, rng=rng)
+    def broken(self, tokenizer, batch, *, player, step, rng, shared):
+        out = real(self, tokenizer, batch, player=player, step=step, rng=rng, shared=shared)
         if player == "discriminator" and torch.is_grad_enabled():
             out.terms["gan/hinge"] *= float("nan")
         return out
@@ -195,7 +197,7 @@ def test_the_exit_status_of_a_run_that_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(
         trainer, "train_step", lambda r, b: os.kill(os.getpid(), signal.SIGTERM) or real(r, b)
     )
-    args = argparse.Namespace(config=str(tmp_path / "run.yaml"), overrides=[])
+    args = argparse.Namespace(config=str(tmp_path / "run.yaml"), overrides=[], borrow=[], download=False)
     assert train_command(args) == 128 + signal.SIGTERM
 
 
@@ -373,7 +375,7 @@ class TestOptimizers:
         assert type(run.players["discriminator"].optimizer).__name__ == "SGD"
         assert type(run.players["model"].optimizer).__name__ == "AdamW"
         lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-        assert [line["lr/discriminator"] for line in lines[:4]] == pytest.approx([0.125, 0.25, 0.375, 0.5])
+        assert [line["lr@discriminator"] for line in lines[:4]] == pytest.approx([0.125, 0.25, 0.375, 0.5])
         assert lines[0]["lr"] == pytest.approx(0.01)
 
     def test_settings_of_a_player_that_contradict_are_refused(self, tmp_path):

@@ -14,9 +14,10 @@ from hubserver import serving
 from toys import run_config, run_tree, toy  # noqa: F401
 
 from vqcore.artefacts import hub
-from vqcore.artefacts.folder import save_tensors, weights_of
+from vqcore.artefacts.folder import save_tensors
 from vqcore.artefacts.formats import read_pickle
 from vqcore.artefacts.resolve import resolve
+from vqcore.borrowed import weights_of
 from vqcore.cli import main
 from vqcore.compose.build import from_tree
 from vqcore.config import to_tree

@@ -166,7 +166,7 @@ def test_the_objective_answers_in_the_range_of_the_data():
     tokenizer = make("bce", {"kind": "binary", "channels": 1}).eval()
     x = torch.where(torch.rand(2, 1, 8, 8, generator=generator(0)) > 0.5, 1.0, -1.0)
     losses = tokenizer.objective.losses(
-        tokenizer, Batch(x, ("a", "b")), player="model", step=0, rng=[generator(0)] * 2
+        tokenizer, Batch(x, ("a", "b")), player="model", step=0, rng=[generator(0)] * 2, shared={}
     )
     logits = tokenizer.decoder(tokenizer.quantize(tokenizer.latents(x)).z_q)
     expected = numpy_loss("bce", logits.detach().double().numpy(), (x.double().numpy() + 1) / 2).mean()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toys import run_config, toy  # noqa: F401
 
-from vqcore.artefacts.folder import weights_of
+from vqcore.borrowed import weights_of
 from vqcore.errors import CheckpointError, ConfigError
 from vqcore.tokenizer import Tokenizer
 from vqcore.trainer import train

@@ -1141,38 +1141,76 @@ class Counting(Objective):
         super().__init__()
         self.seen = nn.BatchNorm1d(1, affine=False)
 
-    def losses(self, tokenizer, batch, *, player, step, rng):
+    def losses(self, tokenizer, batch, *, player, step, rng, shared):
         self.seen.num_batches_tracked += 1
-        return super().losses(tokenizer, batch, player=player, step=step, rng=rng)
+        return super().losses(tokenizer, batch, player=player, step=step, rng=rng, shared=shared)
 
 
 class Vectors(Objective):
-    def losses(self, tokenizer, batch, *, player, step, rng):
-        out = super().losses(tokenizer, batch, player=player, step=step, rng=rng)
+    def losses(self, tokenizer, batch, *, player, step, rng, shared):
+        out = super().losses(tokenizer, batch, player=player, step=step, rng=rng, shared=shared)
         return replaced(out, metrics={"toy/many": torch.ones(2)})
 
 
 class Playing(Objective):
     """Names a second player at some steps."""
 
-    judge = None
-
     def __init__(self, module=None):
         super().__init__()
-        self.judge = module
+        if module is not None:
+            self.judge = module
 
     def players(self, step):
         return ("model", "judge")
 
-    def losses(self, tokenizer, batch, *, player, step, rng):
+    def losses(self, tokenizer, batch, *, player, step, rng, shared):
         if player == "model":
-            return super().losses(tokenizer, batch, player=player, step=step, rng=rng)
+            return super().losses(tokenizer, batch, player=player, step=step, rng=rng, shared=shared)
         return Losses({"gan/hinge": self.judge(batch.x.flatten(1)).mean()})
 
 
+class Idle(Objective):
+    """Holds a parameter that no loss uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Parameter(torch.ones(3))
+
+
+class Keeping(Objective):
+    """Keeps the tokenizer as a submodule."""
+
+    def setup(self, tokenizer):
+        super().setup(tokenizer)
+        self.kept = tokenizer
+
+
+class Careless(Playing):
+    """Believes whatever it finds in `shared`."""
+
+    def losses(self, tokenizer, batch, *, player, step, rng, shared):
+        out = super().losses(tokenizer, batch, player=player, step=step, rng=rng, shared=shared)
+        if player == "model":
+            return out
+        shown = shared.get("x_hat", batch.x)
+        return Losses({"gan/hinge": self.judge(shown.flatten(1)).mean()})
+
+
+def judging(cls):
+    return lambda: cls(nn.Linear(2 * 64, 1))
+
+
+def with_factors(factors):
+    def losses(self, tokenizer, batch, *, player, step, rng, shared):
+        out = Objective.losses(self, tokenizer, batch, player=player, step=step, rng=rng, shared=shared)
+        return replaced(out, factors=factors)
+
+    return variant(Objective, losses=losses)
+
+
 def changed_losses(change):
-    def losses(self, tokenizer, batch, *, player, step, rng):
-        out = Objective.losses(self, tokenizer, batch, player=player, step=step, rng=rng)
+    def losses(self, tokenizer, batch, *, player, step, rng, shared):
+        out = Objective.losses(self, tokenizer, batch, player=player, step=step, rng=rng, shared=shared)
         return replaced(out, terms=change(dict(out.terms), step, tokenizer))
 
     return variant(Objective, losses=losses)
@@ -1210,6 +1248,11 @@ OBJECTIVES = [
     (changed_decode(lambda x, k: x + torch.rand(())), "determinism law: decode"),
     (changed_decode(lambda x, k: x * len(x)), "batch law: decoding"),
     (changed_decode(marking), "decode changes no state"),
+    (Keeping, "state law: the objective keeps the tokenizer as a submodule"),
+    (Idle, "gradient law: no gradient of the losses of model reaches 'head' of the objective"),
+    (judging(Careless), "shared law: gan/hinge of judge differs"),
+    (with_factors({"pixel/mes": 2.0}), "names law: the factor .'pixel/mes'. belongs to no loss of model"),
+    (with_factors({"pixel/mse": torch.ones(2)}), "names law: the factor pixel/mse is no plain scalar"),
 ]  # fmt: skip
 
 

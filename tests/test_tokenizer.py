@@ -76,7 +76,9 @@ def test_class_maps_are_embedded_and_come_back_as_logits():
     shown = tokenizer.show(tokenizer.reconstruct(x[:1]))
     assert shown.shape[-2:] == (8, 8) and shown.max() < 5
     batch = Batch(x, ("a", "b"))
-    losses = tokenizer.objective.losses(tokenizer, batch, player="model", step=0, rng=[generator(0)] * len(x))
+    losses = tokenizer.objective.losses(
+        tokenizer, batch, player="model", step=0, rng=[generator(0)] * len(x), shared={}
+    )
     assert set(losses.terms) == {"pixel/cross_entropy", "vq/commit"}
 
 
@@ -88,7 +90,7 @@ def test_a_mask_reaches_quantizer_and_loss():
     seen = {}
     tokenizer.quantizer.register_forward_pre_hook(lambda module, args: seen.update(mask=args[1]))
     losses = tokenizer.objective.losses(
-        tokenizer, Batch(x, ("a",), mask), player="model", step=0, rng=[generator(0)]
+        tokenizer, Batch(x, ("a",), mask), player="model", step=0, rng=[generator(0)], shared={}
     )
     assert seen["mask"].tolist() == [[[True, False], [False, False]]]
     expected = (losses.x_hat - x).square().mean(1)[:, :4, :4].mean()
@@ -113,7 +115,9 @@ def test_extras_travel_to_the_denoiser():
     tokenizer.decoder.condition = lambda z_q, **kw: seen.update(kw) or condition(z_q, **kw)
     x, extras = torch.randn(2, 2, 8, 8), {"caption": ["red", "blue"]}
     batch = Batch(x, ("a", "b"), extras=extras)
-    tokenizer.objective.losses(tokenizer, batch, player="model", step=0, rng=[generator(0)] * len(x))
+    tokenizer.objective.losses(
+        tokenizer, batch, player="model", step=0, rng=[generator(0)] * len(x), shared={}
+    )
     assert seen["extras"] == extras and seen["size"] == (8, 8)
     seen.clear()
     tokenizer.reconstruct(x, extras=extras)

@@ -105,7 +105,13 @@ def test_players_have_their_own_optimizers(tmp_path):
     steps = {name: int(next(iter(p.optimizer.state.values()))["step"]) for name, p in run.players.items()}
     assert steps == {"model": 6, "discriminator": 4}
     last = [line for line in lines(tmp_path / "run") if "loss" in line][-1]
-    assert {"loss", "loss/discriminator", "gan/hinge", "gan/fool", "grad_norm/discriminator"} <= set(last)
+    assert {
+        "loss",
+        "loss@discriminator",
+        "loss/gan/hinge",
+        "loss/gan/fool",
+        "grad_norm@discriminator",
+    } <= set(last)
     saved = load_tensors(tmp_path / "run/checkpoints/step_6/state.safetensors")
     assert "players/discriminator/module/weight" in saved
     assert not any("discriminator" in key for key in run.tokenizer.state_dict())
@@ -141,23 +147,80 @@ def test_hooks_hear_everything_in_order(tmp_path):
     diary.entries.clear()
     train(run_config(tmp_path / "run", run__steps=2, run__save_every=1, hooks={"d": {"name": "toy/diary"}}))
     assert [entry[0] for entry in diary.entries] == [
-        "started", "step", "saved", "step", "evaluated", "saved", "ended",
+        "started", "step", "saved", "step", "saved", "evaluated", "ended",
     ]  # fmt: skip
     assert diary.entries[-1] == ("ended", None)
-    assert diary.entries[-2][2].endswith("step_2")
+    assert diary.entries[-3][2].endswith("step_2")
+
+
+BEST = {"run__steps": 12, "run__save_every": 100, "run__keep": 1, "optim__lr": 0.3}
 
 
 def test_the_best_checkpoint_survives_and_is_what_a_run_means(tmp_path):
-    config = run_config(
-        tmp_path / "run", run__steps=12, run__save_every=3, run__keep=1, eval={"every": 3}, optim__lr=0.3
-    )
+    config = run_config(tmp_path / "run", eval={"every": 3, "best": "loss/pixel/mse"}, **BEST)
     run = train(config)
-    scores = {line["step"]: line["eval/loss"] for line in lines(tmp_path / "run") if "eval/loss" in line}
+    name = "eval/loss/pixel/mse"
+    scores = {line["step"]: line[name] for line in lines(tmp_path / "run") if name in line}
     best = min(scores, key=lambda step: (scores[step], -step))
-    assert best_step(tmp_path / "run") == best
+    assert best < 12, "the test is about a best checkpoint before the last"
+    assert best_step(tmp_path / "run", "loss/pixel/mse") == best
     assert set(checkpoints(tmp_path / "run")) == {best, 12}
-    assert resolve(tmp_path / "run").name == f"step_{best}"
-    assert run.progress.evaluation["eval/loss"] == scores[12]
+    assert run.progress.evaluation[name] == scores[12]
+    assert f"step {best}, the best by loss/pixel/mse" in Tokenizer.load(tmp_path / "run").taken
+
+
+def test_without_eval_best_the_last_checkpoint_counts(tmp_path):
+    train(run_config(tmp_path / "run", eval={"every": 3}, **BEST))
+    assert set(checkpoints(tmp_path / "run")) == {12}
+    assert "step 12, the last checkpoint" in Tokenizer.load(tmp_path / "run").taken
+
+
+def test_another_best_is_sought_anew_from_the_step_where_it_was_named(tmp_path):
+    train(run_config(tmp_path / "run", eval={"every": 3, "best": "loss/pixel/mse"}, **BEST))
+    longer = {**BEST, "run__steps": 18}
+    train(run_config(tmp_path / "run", eval={"every": 3, "best": "metric/mae"}, **longer))
+    assert min(checkpoints(tmp_path / "run")) > 12
+
+
+def test_evaluation_files_that_are_gone_take_no_training_with_them(tmp_path, monkeypatch):
+    """The checkpoint of a step is saved before the step is evaluated; the same command evaluates later."""
+    from vqcore import trainer
+
+    whole = train(run_config(tmp_path / "whole", eval={"every": 3}))
+    real = trainer.evaluate_data
+
+    def gone(*args, **kwargs):
+        raise DataError("the files are gone")
+
+    config = run_config(tmp_path / "run", eval={"every": 3})
+    monkeypatch.setattr(trainer, "evaluate_data", gone)
+    with pytest.raises(DataError, match="the files are gone"):
+        train(config)
+    assert set(checkpoints(tmp_path / "run")) == {2}
+    monkeypatch.setattr(trainer, "evaluate_data", lambda *a, **k: gone() if k["step"] == 6 else real(*a, **k))
+    with pytest.raises(DataError, match="the files are gone"):
+        train(config)
+    assert 6 in checkpoints(tmp_path / "run")
+    monkeypatch.setattr(trainer, "evaluate_data", real)
+    again = train(config)
+    assert again.progress.evaluation == whole.progress.evaluation
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert (tmp_path / "run/checkpoints/step_6/eval.json").is_file()
+
+
+def test_what_eval_best_cannot_be(tmp_path):
+    for best, text in (
+        ("loss", "the sum of all losses cannot choose a checkpoint"),
+        ("metric/pnsr", "no metric and no loss has this name. Did you mean 'metric/psnr'"),
+        ("loss/pixel/mes", "Did you mean 'loss/pixel/mse'"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            train(run_config(tmp_path / "run", eval={"best": best}))
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(
+        ConfigError, match="eval.best=metric/psnr is set, but there is nothing to evaluate on"
+    ):
+        train(run_config(tmp_path / "run", eval={"best": "metric/psnr"}, data__evaluate=False))
 
 
 def test_evaluation_uses_the_running_average_and_load_gives_it(tmp_path):
@@ -261,7 +324,7 @@ def test_weights_multiply(tmp_path):
     )
     train(config)
     line = lines(tmp_path / "run")[0]
-    assert line["loss"] == pytest.approx(line["pixel/mse"] + 0.25 * line["vq/commit"], rel=1e-5)
+    assert line["loss"] == pytest.approx(line["loss/pixel/mse"] + 0.25 * line["loss/vq/commit"], rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_there_is(tmp_path, monkeypatch):
@@ -381,12 +444,14 @@ def test_figures_of_a_step_are_means_over_its_batches_and_over_steps_that_have_t
     )
     train(config)
     line = lines(tmp_path / "run")[0]
-    assert line["loss/discriminator"] == pytest.approx(line["gan/hinge"], rel=1e-6)  # one step of two had it
+    assert line["loss@discriminator"] == pytest.approx(
+        line["loss/gan/hinge"], rel=1e-6
+    )  # one step of two had it
     still = {"name": "toy/quantizer", "rate": 0.0}
     train(run_config(tmp_path / "one", run__steps=1, data__batch_size=8, model__quantizer=still))
     train(run_config(tmp_path / "two", run__steps=1, optim__accumulate=2, model__quantizer=still))
-    assert lines(tmp_path / "one")[0]["pixel/mse"] == pytest.approx(
-        lines(tmp_path / "two")[0]["pixel/mse"], rel=1e-5
+    assert lines(tmp_path / "one")[0]["loss/pixel/mse"] == pytest.approx(
+        lines(tmp_path / "two")[0]["loss/pixel/mse"], rel=1e-5
     )
 
 
@@ -414,7 +479,7 @@ def test_evaluation_without_a_readable_sample_says_so(tmp_path):
 
     run = train(run_config(tmp_path / "run", run__steps=1))
     with pytest.raises(DataError, match="no sample could be read for evaluation"):
-        evaluate(run.tokenizer.eval(), [], {}, size=(8, 8), weights={}, seed=0, step=0)
+        evaluate(run.tokenizer.eval(), [], {}, size=(8, 8), weights=lambda name, step: 1.0, seed=0, step=0)
 
 
 @pytest.mark.parametrize("error", [KeyError("a bug"), ConfigError("a mistake")])

@@ -10,6 +10,7 @@ import torch
 from vqcore import dist
 from vqcore.data.sizes import nominal_size, sizes
 from vqcore.errors import ConfigError, DataError
+from vqcore.evaluate.best import check_best
 from vqcore.evaluate.measure import build_metrics
 from vqcore.protocols import Data, HasValues, Modality, in_units
 from vqcore.registry import registry
@@ -53,6 +54,14 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
         for size in dict.fromkeys(wanted_sizes):
             with attempt("model.encoder"):
                 check_size(tokenizer, size)
+        with attempt("eval.best"):
+            if config.eval.best is not None and not config.data.has_eval:
+                raise ConfigError(
+                    f"eval.best={config.eval.best} is set, but there is nothing to evaluate on. Set data.eval_path, or "
+                    "eval.best=null: then the last checkpoint counts."
+                )
+            if config.eval.best is not None:
+                check_best(config.eval.best, build_metrics(config.eval.metrics, tokenizer))
         with attempt("eval.metrics"):
             for label, metric in build_metrics(config.eval.metrics, tokenizer).items():
                 if in_units(metric) and not isinstance(modality, HasValues):

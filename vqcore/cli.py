@@ -36,6 +36,7 @@ class Verb:
 def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or recipe:NAME (vqcore config --list)")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help=OVERRIDE_HELP)
+    _borrowing(parser)
 
 
 def _eval(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +60,7 @@ def _eval(parser: argparse.ArgumentParser) -> None:
         "samples/eval.png in the run's folder)",
     )
     _weights(parser, "both")
+    _borrowing(parser)
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +76,7 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", help="folder for the codes: one .npy file per sample, and tokens.json")
     parser.add_argument("--size", help="size to tokenize at, e.g. 256 or 256x192 (default: the nominal size)")
     _batches(parser)
+    _borrowing(parser)
 
 
 def _decode(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +85,7 @@ def _decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", help="folder for the decoded files")
     parser.add_argument("--force", action="store_true", help="decode tokens of another tokenizer too")
     _batches(parser)
+    _borrowing(parser)
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +104,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --format: read tensors and plain data from a pickle file",
     )
+    _borrowing(parser)
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +118,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or recipe:NAME (vqcore config --list)")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help=OVERRIDE_HELP)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    _borrowing(parser)
 
 
 def _plugins(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +149,19 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1; give at least 1")
     return number
+
+
+def _borrowing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--borrow",
+        action="append",
+        default=[],
+        metavar="KEY=PATH",
+        help="where weights lie that a part borrows, e.g. decoder.base=weights/base.safetensors",
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="fetch borrowed weights from the hub if they are not here"
+    )
 
 
 def _batches(parser: argparse.ArgumentParser) -> None:

@@ -16,10 +16,12 @@ class Config:
     """Base class of every component's settings. `name` is the component's full name, e.g. `quant/fsq`.
 
     `training_only` lists the settings that change neither the codes of an input nor the decoding of codes. A
-    tokenizer's fingerprint leaves these settings out.
+    tokenizer's fingerprint leaves these settings out. `places` lists the settings that say where borrowed weights lie
+    (`vqcore.borrowed`): they are null or a text, and only `hf://` addresses are kept in a saved tokenizer.
     """
 
     training_only: ClassVar[tuple[str, ...]] = ()
+    places: ClassVar[tuple[str, ...]] = ()
     name: str = ""
 
 
@@ -61,7 +63,7 @@ def deciding(cfg: Config, kind: str, identity: Callable[[str, str], str]) -> dic
     for f in dataclasses.fields(cfg):
         value = getattr(cfg, f.name)
         default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-        if f.name == "name" or f.name in cfg.training_only or value == default:
+        if f.name in ("name", *cfg.training_only, *cfg.places) or value == default:
             continue
         if "slot" in f.metadata and isinstance(value, Config):
             found[f.name] = deciding(value, f.metadata["slot"], identity)
@@ -72,6 +74,40 @@ def deciding(cfg: Config, kind: str, identity: Callable[[str, str], str]) -> dic
         else:
             found[f.name] = to_tree(value)
     return found
+
+
+def portable(config: Any) -> Any:
+    """The same config for another machine: without local paths of borrowed weights, without parts for training only.
+
+    Parts for training only are components in settings that `training_only` lists, such as the adversary of an
+    objective: a saved tokenizer must load without the plugins of such parts.
+    """
+    if isinstance(config, Mapping):
+        return {key: portable(value) for key, value in config.items()}
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return config
+    changed = {f.name: portable(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+    if isinstance(config, Config):
+        for f in dataclasses.fields(config):
+            if f.name in config.places and not str(changed[f.name]).startswith("hf://"):
+                changed[f.name] = None
+            elif f.name in config.training_only and {"slot", "slots"} & f.metadata.keys():
+                changed[f.name] = {} if "slots" in f.metadata else None
+    return dataclasses.replace(config, **changed)
+
+
+def place_keys(config: Any, path: str = "") -> Iterator[str]:
+    """The dotted keys of all settings that say where borrowed weights lie."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            yield from place_keys(value, f"{path}.{key}" if path else str(key))
+    elif dataclasses.is_dataclass(config):
+        for f in dataclasses.fields(config):
+            here = f"{path}.{f.name}" if path else f.name
+            if isinstance(config, Config) and f.name in config.places:
+                yield here
+            else:
+                yield from place_keys(getattr(config, f.name), here)
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

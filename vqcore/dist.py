@@ -1,7 +1,7 @@
 """All use of torch.distributed. Rank and world size are read when they are needed and are never stored."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -59,6 +59,13 @@ def sum_(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Give all processes the values of rank 0, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def shared_seed() -> int:

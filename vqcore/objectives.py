@@ -1,27 +1,132 @@
-"""How a decoder is trained and sampled. `reconstruction`: the decoder maps quantized latents directly to the input."""
+"""How a decoder is trained and sampled. `reconstruction`: the decoder maps quantized latents directly to the input.
 
-from collections.abc import Mapping, Sequence
+`Judged` is for every objective whose reconstructions are judged by networks: perceptual losses and an adversary.
+"""
+
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from vqcore.config import Config as BaseConfig
+from vqcore.config import slot, slots
 from vqcore.errors import SettingError
 from vqcore.losses import LossName, check_loss, output_of, pixel_loss, target_of
 from vqcore.protocols import Batch, DataSpec, Decoder, Losses, TokenizerLike, needs_size
+from vqcore.registry import registry
 from vqcore.schema import ObjectiveConfig
 
 
-class Reconstruction:
+@dataclass(frozen=True, kw_only=True)
+class JudgedConfig(ObjectiveConfig):
+    """Settings of an objective whose reconstructions are judged by networks."""
+
+    training_only: ClassVar[tuple[str, ...]] = ("weights", "percept", "adversary")
+
+    percept: dict[str, BaseConfig] = slots("percept")
+    """Perceptual losses by label; the loss of a label is called percept/<label>."""
+    adversary: BaseConfig | None = slot("adversary", default=None)
+    """The rival of the tokenizer in a GAN, a player of its own. Null: none."""
+
+
+class Judged(nn.Module):
+    """An objective whose reconstructions are judged by perceptual losses and an adversary. Base class for objectives.
+
+    `setup` builds these networks. `judged` gives what the model must lower, `rival` what the adversary must lower.
+    """
+
+    percept: nn.ModuleDict
+    adversary: Any
+
+    def __init__(self, cfg: JudgedConfig, *, spec: DataSpec):
+        super().__init__()
+        if spec.labels is not None and (cfg.percept or cfg.adversary):
+            raise ValueError("percept and adversary judge values; class maps have none: set neither")
+        self.cfg, self.spec = cfg, spec
+        self.percept, self.adversary = nn.ModuleDict(), None
+
+    def setup(self, tokenizer: TokenizerLike) -> None:
+        """Build the networks that judge, on the tokenizer's device."""
+        build, device = registry().build, tokenizer.device
+        for label, one in self.cfg.percept.items():
+            where = f"objective.percept.{label}"
+            self.percept[label] = build("percept", one, where, spec=self.spec).to(device)
+        if self.cfg.adversary is not None:
+            made = build("adversary", self.cfg.adversary, "objective.adversary", spec=self.spec)
+            self.adversary = made.to(device)
+
+    def players(self, step: int) -> tuple[str, ...]:
+        """The tokenizer, and from its first step on the adversary."""
+        joins = self.adversary is not None and step >= self.adversary.start
+        return ("model", "adversary") if joins else ("model",)
+
+    def judged(
+        self,
+        tokenizer: TokenizerLike,
+        x_hat: Float[Tensor, "b c *size"],
+        batch: Batch,
+        terms: Mapping[str, Tensor],
+        *,
+        step: int,
+        rng: Sequence[torch.Generator],
+    ) -> Losses:
+        """The losses of the judges for the model. `terms` are the other losses that depend on the decoder.
+
+        In training a loss of weight 0 is left out, and so are the adversary's losses before its first step.
+        """
+        shown, x = visible(x_hat, batch)
+        found = {
+            f"percept/{label}": percept(shown, x).mean()
+            for label, percept in self.percept.items()
+            if not self._is_skipped(f"percept/{label}", tokenizer, step)
+        }
+        rival = self.adversary
+        waits = rival is None or (tokenizer.training and step < rival.start)
+        if waits or self._is_skipped("gan/generator", tokenizer, step):
+            return Losses(found)
+        layer: Tensor | None = tokenizer.decoder.last_layer
+        if not (tokenizer.training and torch.is_grad_enabled() and layer is not None and layer.requires_grad):
+            layer = None
+        others = [self.cfg.weight(name, step) * term for name, term in {**terms, **found}.items()]
+        against = None if layer is None else torch.stack(others).sum()
+        out = rival.generator(
+            shown, x, mask=batch.mask, step=step, rng=rng, against=against, last_layer=layer
+        )
+        return Losses({**found, **out.terms}, metrics=out.metrics, factors=out.factors)
+
+    def rival(
+        self, x_hat: Float[Tensor, "b c *size"], batch: Batch, *, step: int, rng: Sequence[torch.Generator]
+    ) -> Losses:
+        """The losses of the adversary; `x_hat` has no gradient."""
+        shown, x = visible(x_hat.detach(), batch)
+        return self.adversary.discriminator(shown, x, mask=batch.mask, step=step, rng=rng)
+
+    def _is_skipped(self, name: str, tokenizer: TokenizerLike, step: int) -> bool:
+        return tokenizer.training and self.cfg.weight(name, step) == 0
+
+
+def visible(x_hat: Float[Tensor, "b c *size"], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Reconstruction and data for a network that knows no mask: at invalid positions both have the same values."""
+    if batch.mask is None:
+        return x_hat, batch.x
+    valid = rearrange(batch.mask, "b ... -> b 1 ...")
+    x = torch.where(valid, batch.x, 0).nan_to_num()
+    return torch.where(valid, x_hat, x), x
+
+
+class Reconstruction(Judged):
     """Pixel loss between reconstruction and input, plus the losses of the quantizer (VQ-VAE, arXiv 1711.00937, eq. 3).
 
-    Losses: `pixel/<loss>`, the mean over valid positions and channels, and the quantizer's losses.
+    Losses: `pixel/<loss>`, the mean over valid positions and channels; the quantizer's losses; `percept/<label>`, the
+    mean over samples; the adversary's `gan/...`.
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ObjectiveConfig):
+    class Config(JudgedConfig):
         """Settings of the reconstruction objective."""
 
         loss: LossName | None = None
@@ -30,21 +135,15 @@ class Reconstruction:
         """smooth_l1 and huber only: the error below which the loss is quadratic (beta or delta)."""
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if not self.width > 0:
                 raise SettingError("width", f"{self.width} must be above 0")
 
     def __init__(self, cfg: Config, *, spec: DataSpec):
-        self.spec = spec
+        super().__init__(cfg, spec=spec)
         self.loss = cfg.loss or spec.loss
         check_loss(self.loss, spec)
         self._options = {"width": cfg.width} if self.loss in ("smooth_l1", "huber") else {}
-
-    def setup(self, tokenizer: TokenizerLike) -> None:
-        """Nothing to do: only the tokenizer is trained."""
-
-    def players(self, step: int) -> tuple[str, ...]:
-        """The tokenizer, at every step."""
-        return ("model",)
 
     def losses(
         self,
@@ -54,14 +153,26 @@ class Reconstruction:
         player: str,
         step: int,
         rng: Sequence[torch.Generator],
+        shared: MutableMapping[str, Any],
     ) -> Losses:
-        """Encode, quantize, decode, compare."""
-        quantized = tokenizer.quantize(tokenizer.latents(batch.x), batch.mask)
-        y = decoded(tokenizer.decoder, quantized.z_q, size=tuple(batch.x.shape[-tokenizer.spec.rank :]))
+        """Encode, quantize, decode, compare. The adversary judges the reconstruction that the model's turn made."""
+        if player == "adversary":
+            if "x_hat" not in shared:
+                with torch.no_grad():
+                    shared["x_hat"] = self._rebuilt(tokenizer, batch)[1]
+            return self.rival(shared["x_hat"], batch, step=step, rng=rng)
+        quantized, x_hat, y = self._rebuilt(tokenizer, batch)
+        shared["x_hat"] = x_hat
         target = target_of(self.loss, batch.x, self.spec)
         terms = {f"pixel/{self.loss}": pixel_loss(self.loss, y, target, batch.mask, **self._options)}
-        x_hat = output_of(self.loss, y, self.spec)
-        return Losses({**terms, **quantized.losses}, x_hat, quantized.codes, quantized.metrics)
+        more = self.judged(tokenizer, x_hat, batch, terms, step=step, rng=rng)
+        return Losses(
+            {**terms, **quantized.losses, **more.terms},
+            x_hat,
+            quantized.codes,
+            {**quantized.metrics, **more.metrics},
+            more.factors,
+        )
 
     def decode(
         self,
@@ -75,6 +186,12 @@ class Reconstruction:
         """One pass of the decoder, without random numbers: `rng` is not used."""
         y = decoded(tokenizer.decoder, tokenizer.lookup(codes), size=size)
         return output_of(self.loss, y, self.spec)
+
+    def _rebuilt(self, tokenizer: TokenizerLike, batch: Batch) -> tuple[Any, Tensor, Tensor]:
+        """What the quantizer returned, the reconstruction, and the decoder's output that it is made from."""
+        quantized = tokenizer.quantize(tokenizer.latents(batch.x), batch.mask)
+        y = decoded(tokenizer.decoder, quantized.z_q, size=tuple(batch.x.shape[-self.spec.rank :]))
+        return quantized, output_of(self.loss, y, self.spec), y
 
 
 def decoded(decoder: Decoder, z_q: Float[Tensor, "b *grid d"], *, size: tuple[int, ...]) -> Tensor:

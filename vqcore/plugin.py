@@ -22,6 +22,7 @@ KINDS = (
     "decoder",
     "quantizer",
     "percept",
+    "adversary",
     "discriminator",
     "teacher",
     "scheduler",

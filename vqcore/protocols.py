@@ -12,7 +12,7 @@ One layout everywhere: inputs `b c *size` (class maps `b *size`), latents `b *gr
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
@@ -109,21 +109,30 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Losses:
-    """What an objective returns for one player: unweighted scalars by name, the reconstruction, codes and metrics."""
+    """What an objective returns for one player: unweighted scalars by name, the reconstruction, codes and metrics.
+
+    `factors` are what the objective itself decides for a term, such as an adaptive weight: in training the trainer
+    multiplies the weight of the config by the factor, and logs the factor. Evaluation shows terms without any factor.
+    """
 
     terms: Mapping[str, Float[Tensor, ""]]
     x_hat: Tensor | None = None
     codes: Int[Tensor, "b *grid q"] | None = None
     metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    factors: Mapping[str, float | Float[Tensor, ""]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Part:
-    """How large a part of a tokenizer is: its parameters, its trained parameters, and the values in its buffers."""
+    """How large a part of a tokenizer is: parameters, trained parameters, values in buffers, and borrowed values.
+
+    What a part borrows (`Borrows`) counts as borrowed only.
+    """
 
     parameters: int
     trained: int
     buffers: int
+    borrowed: int = 0
 
 
 @dataclass(frozen=True)
@@ -180,6 +189,29 @@ class View:
 
 
 # Every part of a tokenizer
+
+
+@runtime_checkable
+class Borrows(Protocol):
+    """A module that uses weights of somebody else: a frozen base, a teacher, the network of a perceptual loss.
+
+    `borrowed` names its submodules with such weights. `borrow` fills them and returns the SHA-256 of each one.
+    vqcore calls `borrow` once after building: in training, resuming, evaluation and loading, but never for a part that
+    is left out. Afterwards vqcore keeps the submodules frozen and in eval mode, and never saves, averages or trains
+    them. `places` maps some of the names to the files that the user gave; for the others the module takes its own
+    setting (listed in `Config.places`) or the cache of its library. `vqcore.borrowed.read` reads a file and gives its
+    SHA-256, so that no library has to load a file. Raises `CheckpointError` if weights are missing or do not fit.
+    Any module may be one: a part of the tokenizer, a player, a perceptual loss, a teacher, a modality.
+    """
+
+    borrowed: tuple[str, ...]
+
+    def borrow(self, places: Mapping[str, str]) -> Mapping[str, str]: ...
+
+
+def borrowed(module: Any) -> tuple[str, ...]:
+    """Names of the submodules with borrowed weights. Default: none."""
+    return tuple(module.borrowed) if isinstance(module, Borrows) else ()
 
 
 @runtime_checkable
@@ -399,6 +431,43 @@ class Discriminator(Protocol):
 
 
 @runtime_checkable
+class Adversary(Protocol):
+    """The rival of the tokenizer in a GAN. A module, built as `Class(cfg, *, spec)`.
+
+    An objective holds it as `adversary`, which is also the name of the player. The player joins at step `start`; before
+    `start` the objective leaves the terms of `generator` out in training. `generator` gives what the model must lower,
+    `discriminator` what the adversary must lower; the terms are called `gan/...`. `x_hat` is the reconstruction and `x`
+    the data, both `(b, c, *size)`; `mask` is True where valid; `rng` has one generator per sample. `against` is the
+    weighted sum of the other terms and `last_layer` the last parameter of the decoder: an adaptive weight compares
+    gradients there (`vqcore.balance`). Both are None where no gradient flows.
+    """
+
+    start: int
+
+    def generator(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        *,
+        mask: Tensor | None,
+        step: int,
+        rng: Sequence[torch.Generator],
+        against: Tensor | None = None,
+        last_layer: Tensor | None = None,
+    ) -> Losses: ...
+
+    def discriminator(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        *,
+        mask: Tensor | None,
+        step: int,
+        rng: Sequence[torch.Generator],
+    ) -> Losses: ...
+
+
+@runtime_checkable
 class Teacher(Protocol):
     """A frozen feature network. Built as `Class(cfg, *, spec)`."""
 
@@ -440,15 +509,23 @@ class TokenizerLike(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """The one place that knows how a decoder is trained and sampled. Built as `Class(cfg, *, spec)`.
+    """The one place that knows how a decoder is trained and sampled. Built as `Class(cfg, *, spec)`; may be a module.
 
     `setup` builds what only training needs, on the tokenizer's device. `players(step)` names the players that are
     optimised at a step: `"model"` is the tokenizer; any other name is the attribute of the objective that holds the
-    player's module. `losses` returns the terms of one player, unweighted, under the same names at every step and in
-    eval mode. `decode` samples the decoder; its keyword-only options beyond these are the sampling options. `rng`, one
-    generator per sample, is the only source of randomness besides dropout layers, so that a sample's result does not
-    depend on its batch. `extras` are the extra modalities of the batch. Under DDP every rank keeps its own buffers, and
-    every trained parameter of a player must take part in the player's losses.
+    player's module. What an objective that is a module holds (heads, running means) is saved and restored with the
+    training state, and is no part of the tokenizer. Its parameters that belong to no player are trained with `model`.
+
+    `losses` returns the terms of one player, unweighted, under the same names at every step; in training a term may be
+    left out while its weight is 0. `shared` is one mapping for all players of a micro-batch: a player finds there what
+    another has computed, detached, such as `x_hat`; it is empty for the first player and where one player is asked
+    alone, so everything in it can be computed again. `rng`, one generator per sample, starts alike for all players. It
+    is the only source of randomness besides dropout layers, so that a sample's result does not depend on its batch;
+    `vqcore.rng.forked` gives a player other numbers of its own.
+
+    `decode` samples the decoder; its keyword-only options beyond these are the sampling options. `extras` are the
+    conditions of the batch. Under DDP every trained parameter of a player must take part in the player's losses, and
+    after each turn all ranks get the buffers that the objective and its players have on rank 0.
     """
 
     def setup(self, tokenizer: TokenizerLike) -> None: ...
@@ -463,6 +540,7 @@ class Objective(Protocol):
         player: str,
         step: int,
         rng: Sequence[torch.Generator],
+        shared: MutableMapping[str, Any],
     ) -> Losses: ...
 
     def decode(
@@ -487,6 +565,23 @@ class NeedsDenoiser(Protocol):
 def needs_denoiser(objective: Any) -> bool:
     """Does the objective need a denoiser? Default: no, it works with plain decoders only."""
     return bool(getattr(objective, "needs_denoiser", False))
+
+
+@runtime_checkable
+class SetsModes(Protocol):
+    """An objective that sets training or eval mode of its own modules, for example of a discriminator with BatchNorm.
+
+    By default only the modules of the player at work are in training mode. The trainer calls `set_modes` after it has
+    set this default, before the turn of each player.
+    """
+
+    def set_modes(self, player: str) -> None: ...
+
+
+def set_modes(objective: Any, player: str) -> None:
+    """Let the objective set the modes of its modules for a player's turn. Default: the trainer's choice stays."""
+    if isinstance(objective, SetsModes):
+        objective.set_modes(player)
 
 
 # Data
@@ -777,6 +872,7 @@ REQUIRED: dict[str, type] = {
     "decoder": Decoder,
     "scheduler": Scheduler,
     "percept": PerceptualLoss,
+    "adversary": Adversary,
     "discriminator": Discriminator,
     "teacher": Teacher,
     "objective": Objective,
@@ -788,12 +884,15 @@ REQUIRED: dict[str, type] = {
 """The Protocol of each kind. Kinds without a Protocol (`hook`, `text`) have other rules or none yet."""
 
 OPTIONAL: dict[str, tuple[type, ...]] = {
-    "encoder": (Interpolates, Fetches, SparesDecay),
-    "quantizer": (ChangesGrid, NamesTokenState, Fetches, SparesDecay),
-    "decoder": (NeedsSize, Denoiser, Interpolates, Fetches, SparesDecay),
-    "discriminator": (SparesDecay,),
-    "objective": (NeedsDenoiser,),
-    "modality": (HasMask, HasPicture, HasValues, Writes, Mask, HasHoles, HasOwnBox),
+    "encoder": (Interpolates, Borrows, Fetches, SparesDecay),
+    "quantizer": (ChangesGrid, NamesTokenState, Borrows, Fetches, SparesDecay),
+    "decoder": (NeedsSize, Denoiser, Interpolates, Borrows, Fetches, SparesDecay),
+    "percept": (Borrows,),
+    "teacher": (Borrows,),
+    "discriminator": (Borrows, SparesDecay),
+    "adversary": (Borrows, SparesDecay),
+    "objective": (NeedsDenoiser, SetsModes, Borrows),
+    "modality": (Borrows, HasMask, HasPicture, HasValues, Writes, Mask, HasHoles, HasOwnBox),
     "metric": (InUnits, OfConstant, HasDirection),
 }
 """The optional Protocols of each kind. A component has all members of such a Protocol or none."""

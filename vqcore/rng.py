@@ -34,6 +34,11 @@ def sample_generators(keys: Sequence[Part], *purpose: Part) -> list[torch.Genera
     return [generator(*purpose, key) for key in keys]
 
 
+def forked(rng: Sequence[torch.Generator], *purpose: Part) -> list[torch.Generator]:
+    """Other generators, one per sample: they follow from the seeds of `rng` and the purpose, not from earlier draws."""
+    return [generator(one.initial_seed(), *purpose) for one in rng]
+
+
 def randn(rng: Sequence[torch.Generator], *shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Normal noise `(len(rng), *shape)`: each sample uses its own generator. Drawn on the CPU, then moved."""
     return torch.stack([torch.randn(shape, generator=one) for one in rng]).to(device)

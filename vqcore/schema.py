@@ -96,8 +96,29 @@ class DataConfig(Config):
 class ObjectiveConfig(Config):
     """Settings of every component of kind `objective`."""
 
-    weights: dict[str, float] = field(default_factory=dict)
-    """Weights of losses by name, e.g. {vq/commit: 0.25}; a loss that is not listed has weight 1."""
+    weights: dict[str, float | dict[int, float]] = field(default_factory=dict)
+    """Weights of losses by name, e.g. {vq/commit: 0.25}; a loss that is not listed has weight 1. Instead of a number,
+    numbers by step, e.g. {gan/generator: {20000: 0, 25000: 0.1}}: linear between two steps, constant before the first
+    and after the last."""
+
+    def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            if isinstance(weight, dict) and (not weight or min(weight) < 0):
+                raise SettingError(
+                    ("weights",), f"weights.{name}: give numbers by step from 0 on, e.g. {{0: 0, 1000: 0.1}}"
+                )
+
+    def weight(self, name: str, step: int) -> float:
+        """The weight of a loss at step number `step` (from 0). A loss of weight 0 need not be computed in training."""
+        weight = self.weights.get(name, 1.0)
+        if not isinstance(weight, dict):
+            return weight
+        before = max((at for at in weight if at <= step), default=min(weight))
+        after = min((at for at in weight if at >= step), default=max(weight))
+        if before >= after:
+            return weight[before]
+        share = (step - before) / (after - before)
+        return weight[before] + share * (weight[after] - weight[before])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +203,7 @@ class RunSection:
     save_every_seconds: float | None = None
     """Also save if this many seconds have passed since the last checkpoint."""
     keep: int = 3
-    """Number of latest checkpoints to keep. The best checkpoint is kept in addition."""
+    """Number of latest checkpoints to keep. With eval.best, the best checkpoint is kept in addition."""
     on_nonfinite: OnTrouble = "stop"
     """For NaN or infinite gradients: stop, skip the step, or roll back to the last checkpoint and use other samples."""
     on_explosion: OnTrouble = "skip"
@@ -333,6 +354,9 @@ class EvalSection:
     """Number of samples to measure. By default all samples."""
     pictures: int = 8
     """Number of samples on the contact sheet and on the strip."""
+    best: str | None = None
+    """Null: the last checkpoint counts. A metric (metric/psnr) or one loss (loss/pixel/mse): the best checkpoint by it
+    counts and is kept, measured at the first of `sizes`."""
 
     def __post_init__(self) -> None:
         _positive(self, "pictures")

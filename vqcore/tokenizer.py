@@ -31,17 +31,18 @@ from vqcore.artefacts.folder import (
     WEIGHTS,
     check_fingerprint,
     note,
+    read_evaluation,
     read_weights,
     save_tensors,
     staged,
     verify,
-    weights_of,
 )
 from vqcore.artefacts.formats import fetch_foreign, read_foreign
 from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config
 from vqcore.artefacts.resolve import resolve
+from vqcore.borrowed import Lender, borrowed_prefixes, weights_of
 from vqcore.compose.describe import dump
-from vqcore.config import Config, deciding
+from vqcore.config import Config, deciding, portable
 from vqcore.errors import CheckpointError, ConfigError, VqcoreError, listed
 from vqcore.files import write_text
 from vqcore.protocols import (
@@ -61,7 +62,7 @@ from vqcore.protocols import (
 )
 from vqcore.registry import Registry, registry
 from vqcore.rng import generator, seeded
-from vqcore.schema import TokenizerConfig
+from vqcore.schema import ObjectiveConfig, TokenizerConfig
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +70,10 @@ log = logging.getLogger(__name__)
 class Tokenizer(nn.Module):
     """Turns an input into a grid of codes and back.
 
-    `seed` fixes the initial weights of each part. With `fetch`, parts that start from published weights load them now.
-    `encoder_only` leaves the decoder out. Raises `ConfigError` if a part refuses its settings, or if decoder and
-    objective do not fit.
+    `seed` fixes the initial weights of each part. With `fetch`, parts that start from published weights load them now,
+    and parts that borrow weights borrow them. `encoder_only` leaves the decoder out. `loans` has hash and source of
+    everything borrowed, by key. Raises `ConfigError` if a part refuses its settings, or if decoder and objective do not
+    fit.
     """
 
     modality: Modality
@@ -100,6 +102,7 @@ class Tokenizer(nn.Module):
         self._frozen: tuple[str, ...] = ()
         self._has_warned_of_range = False
         self.origin: dict[str, Any] = {}
+        self.loans: dict[str, dict[str, Any]] = {}
         self.modality = build("modality", "data.modality", cfg.modality, size=cfg.size)
         self.spec: DataSpec = self.modality.spec
         self.embed = None
@@ -119,12 +122,25 @@ class Tokenizer(nn.Module):
             self.decoder = build(
                 "decoder", "model.decoder", cfg.model.decoder, dim=self.quantizer.dim, spec=self.spec
             )
-        # Not registered as a child: discriminators and teachers of an objective are no part of a tokenizer.
-        self.__dict__["objective"] = build("objective", "objective", cfg.objective, spec=self.spec)
+        self.build_objective(cfg.objective, seed)
         if self.decoder is not None:
             _check_pair(self)
         if fetch:
             self.fetch()
+            self.borrow(Lender())
+
+    def build_objective(self, cfg: ObjectiveConfig, seed: int) -> None:
+        """Build how the decoder is trained and sampled; `seed` fixes initial weights that an objective may have."""
+        with seeded(seed, "init", "objective"):
+            made = self.registry.build("objective", cfg, "objective", spec=self.spec)
+        # Not registered as a child: discriminators and teachers of an objective are no part of a tokenizer.
+        self.__dict__["objective"] = made
+
+    def borrow(self, lender: Lender) -> None:
+        """Let the modality and the parts borrow their weights. Raises `CheckpointError` if weights are missing."""
+        parts = ("encoder", "quantizer", "decoder")
+        roots = {name: part for name in parts if (part := getattr(self, name)) is not None}
+        self.loans = lender.lend({"modality": self.modality, **roots})
 
     def fetch(self, parts: Sequence[str] = ("encoder", "quantizer", "decoder")) -> None:
         """Load the published weights of parts that start from them (`fetch` in `vqcore.protocols`)."""
@@ -147,14 +163,7 @@ class Tokenizer(nn.Module):
     def facts(self, size: tuple[int, ...] | None = None) -> Facts:
         """What this tokenizer is, in numbers, for inputs of this size (default: the nominal size)."""
         size = tuple(size or self.cfg.size)
-        parts = {
-            name: Part(
-                parameters=sum(p.numel() for p in part.parameters()),
-                trained=sum(p.numel() for p in part.parameters() if p.requires_grad),
-                buffers=sum(b.numel() for b in part.buffers()),
-            )
-            for name, part in self.named_children()
-        }
+        parts = {name: _part(module) for name, module in self.named_children()}
         return Facts(self.spec, size, self.grid(size), self.codebook_size, self.num_codebooks, parts)
 
     def freeze_encoder(self) -> None:
@@ -301,20 +310,28 @@ class Tokenizer(nn.Module):
         """SHA-256, as hex, of everything that decides the codes of an input and the latents of codes.
 
         It covers the settings of modality, encoder and quantizer (those at their default and those that matter in
-        training only are left out; a renamed component keeps its first name), and names, shapes and fp32 bytes of
-        `embed`, `encoder`, `proj` and the quantizer's `token_state`.
+        training only are left out; a renamed component keeps its first name), the hashes of the weights that these
+        three borrow, and names, shapes and fp32 bytes of `embed`, `encoder`, `proj` and the quantizer's `token_state`.
         """
         named = {"encoder": self.cfg.model.encoder, "quantizer": self.cfg.model.quantizer}
         settings = {
             kind: deciding(cfg, kind, self.registry.identity)
             for kind, cfg in {"modality": self.cfg.modality, **named}.items()
         }
+        deciders = ("modality.", "encoder.", "quantizer.")
+        loans = {key: loan["sha256"] for key, loan in self.loans.items() if key.startswith(deciders)}
+        if loans:
+            settings["borrowed"] = loans
         digest = hashlib.sha256(f"vqcore-fingerprint-{FINGERPRINT_VERSION}".encode())
         digest.update(json.dumps(settings, sort_keys=True).encode())
+        theirs = tuple(borrowed_prefixes(self))
         state = {f"quantizer.{key}": value for key, value in token_state(self.quantizer).items()}
         for part in ("embed", "encoder", "proj"):
             module = getattr(self, part)
             state |= {f"{part}.{key}": value for key, value in module.state_dict().items()} if module else {}
+        state = (
+            {key: value for key, value in state.items() if not key.startswith(theirs)} if theirs else state
+        )
         for key in sorted(state):
             value = state[key].detach().cpu()
             value = value.float() if value.is_floating_point() else value.long()
@@ -351,23 +368,21 @@ class Tokenizer(nn.Module):
     def _save(self, folder: Path, provenance: Mapping[str, Any] | None, address: str) -> None:
         made = dict(provenance or provenance_of(self.cfg, **self.origin))
         with staged(folder, made) as staging:
-            self.write(staging, self.fingerprint, made.get("metrics", {}), address)
+            made = self.write(staging, self.fingerprint)
+            suffix = next(iter(self.modality.suffixes), "")
+            card = model_card(portable(self.cfg), self.facts(), made, suffix=suffix, address=address)
+            write_text(staging / CARD, card)
 
-    def write(
-        self, staging: Path, fingerprint: str, metrics: Mapping[str, float], address: str = "."
-    ) -> None:
-        """Write weights, config and model card into a folder that `staged` made; add to its provenance.
+    def write(self, staging: Path, fingerprint: str) -> dict[str, Any]:
+        """Write weights and config into a folder that `staged` made; add to its provenance, and return all of it.
 
-        `fingerprint` is that of the weights that users get (with averages, if there are any); `metrics` are from their
-        evaluation. `address` is what the example code in the model card loads.
+        `fingerprint` is that of the weights that users get: with averages, if there are any.
         """
         save_tensors(staging / WEIGHTS, weights_of(self))
-        write_text(staging / CONFIG, dump(self.cfg))
-        made = note(
-            staging, fingerprint=fingerprint, fingerprint_version=FINGERPRINT_VERSION, metrics=dict(metrics)
+        write_text(staging / CONFIG, dump(portable(self.cfg)))
+        return note(
+            staging, fingerprint=fingerprint, fingerprint_version=FINGERPRINT_VERSION, borrowed=self.loans
         )
-        suffix = next(iter(self.modality.suffixes), "")
-        write_text(staging / CARD, model_card(self.cfg, self.facts(), made, suffix=suffix, address=address))
 
     @classmethod
     def load(
@@ -380,30 +395,46 @@ class Tokenizer(nn.Module):
         revision: str | None = None,
         format: str | Config | None = None,
         allow_pickle: bool = False,
+        borrowed: Mapping[str, str | Path] | None = None,
+        download: bool = False,
         registry_: Registry | None = None,
     ) -> "Tokenizer":
         """A tokenizer, in eval mode, from a run folder (best checkpoint, else the last), a checkpoint, an artefact or
         a hub id.
 
         `weights` is `model`, `ema` (running averages) or `auto` (averages if there are any). `revision` belongs to a
-        hub id. Checksums and fingerprint are verified. `format` reads files of other systems; pickles only with
-        `allow_pickle`. Raises `CheckpointError` if something is missing, damaged or does not fit.
+        hub id. Checksums and fingerprint are verified. `borrowed` says where weights lie that the tokenizer borrows:
+        `{"decoder.base": "weights/base.safetensors"}`. With `download`, such weights are fetched from the hub if its cache
+        lacks them. `format` reads files of other systems; pickles only with `allow_pickle`. Raises `CheckpointError` if
+        something is missing, damaged or does not fit.
         """
         if format is not None:
             source = fetch_foreign(path, revision, allow_pickle=allow_pickle)
             found = read_foreign(source, format, allow_pickle=allow_pickle, registry_=registry_)
             tokenizer = cls(found.config, encoder_only=encoder_only, fetch=False, registry_=registry_)
+            tokenizer._borrow_all(borrowed, {}, download)
             tokenizer.fill(found.tensors, str(source))
             return tokenizer.to(device or "cpu").eval()
         folder = resolve(path, revision)
         made = verify(folder)
         cfg = read_config(folder, registry_)
         tokenizer = cls(cfg, encoder_only=encoder_only, fetch=False, registry_=registry_)
+        tokenizer._borrow_all(borrowed, made.get("borrowed", {}), download)
         tokenizer.load_weights(folder, weights)
         if weights != "model" or not (folder / EMA).exists():  # the fingerprint is that of the averages
             check_fingerprint(folder, made, tokenizer.fingerprint)
+            made |= {"metrics": read_evaluation(folder).get("metrics", made.get("metrics", {}))}
             tokenizer.origin = {key: made[key] for key in ORIGIN if key in made}
         return tokenizer.to(device or "cpu").eval()
+
+    def _borrow_all(
+        self, places: Mapping[str, str | Path] | None, recorded: Mapping[str, Any], download: bool
+    ) -> None:
+        lender = Lender(
+            {key: str(place) for key, place in (places or {}).items()}, recorded, download=download
+        )
+        self.borrow(lender)
+        lender.refuse_unused(("objective", "extra", *(() if self.decoder is not None else ("decoder",))))
 
     def load_weights(self, folder: Path, weights: str = "auto") -> None:
         """Fill this tokenizer with a folder's weights. A missing, unknown or misshapen tensor is an error."""
@@ -421,6 +452,19 @@ class Tokenizer(nn.Module):
                 f"{source}: its weights do not fit its config: {wrong[0]} and {len(wrong) - 1} more."
             )
         self.load_state_dict(state, strict=False)
+
+
+def _part(module: nn.Module) -> Part:
+    theirs = tuple(borrowed_prefixes(module))
+    lent = [t for name, t in module.state_dict(keep_vars=True).items() if theirs and name.startswith(theirs)]
+    away = set(map(id, lent))
+    own = [p for p in module.parameters() if id(p) not in away]
+    return Part(
+        parameters=sum(p.numel() for p in own),
+        trained=sum(p.numel() for p in own if p.requires_grad),
+        buffers=sum(b.numel() for b in module.buffers() if id(b) not in away),
+        borrowed=sum(t.numel() for t in lent),
+    )
 
 
 def _check_pair(tokenizer: Tokenizer) -> None:

@@ -7,7 +7,7 @@ from (seed, purpose, step), so a run that was killed and resumed ends with the s
 import errno
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,17 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from vqcore import dist, pictures
-from vqcore.artefacts.resolve import best_score
 from vqcore.assembly import eval_sizes, pick_device
+from vqcore.borrowed import Lender
 from vqcore.check.checks import cheap
 from vqcore.check.findings import settle
 from vqcore.console import ProgressLine, say
 from vqcore.data.feed import Feed
 from vqcore.errors import RunError, cause
-from vqcore.evaluate.measure import evaluate_data, sample_pictures
+from vqcore.evaluate.best import direction
+from vqcore.evaluate.measure import build_metrics, evaluate_data, sample_pictures
 from vqcore.protocols import Batch
-from vqcore.run.checkpoints import resume, roll_back, save
+from vqcore.run.checkpoints import add_evaluation, is_evaluated, resume, roll_back, save
 from vqcore.run.folder import check_folder, log_event, log_metrics, opened
 from vqcore.run.optim import rate_in_words
 from vqcore.run.signals import StopSignals
@@ -40,8 +41,11 @@ _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that is full or cannot be written."""
 
 
-def train(config: RunConfig) -> Run:
-    """Train to the end; if `run.dir` holds this run already, resume it. A signal ends the run early, after saving."""
+def train(config: RunConfig, lender: Lender | None = None) -> Run:
+    """Train to the end; if `run.dir` holds this run already, resume it. A signal ends the run early, after saving.
+
+    `lender` says where borrowed weights lie, unless the config or the cache of a library does.
+    """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     torch.use_deterministic_algorithms(config.run.deterministic)
@@ -49,7 +53,7 @@ def train(config: RunConfig) -> Run:
     with dist.process_group(device):
         with dist.together():
             check_folder(config)
-        run = build(config, device)
+        run = build(config, device, lender)
         with dist.together():
             settle(cheap(run))
         with opened(config):
@@ -71,12 +75,13 @@ class _Loop:
 
     def __init__(self, run: Run):
         self.run = run
-        self.best = best_score(run.dir)
         self.averages, self.troubles = Averages(), Troubles()
 
     def train(self) -> None:
         """Make the steps that are left."""
         run, config = self.run, self.run.config
+        if run.step and self.due() and not is_evaluated(run):
+            self.evaluate()  # the process ended between the checkpoint and its evaluation
         if run.step >= run.steps:
             say(
                 f"{run.dir}: finished already ({run.step} of {run.steps} steps). Lengthen it with run.steps=N."
@@ -111,14 +116,17 @@ class _Loop:
                 if last or run.step % config.run.log_every == 0:
                     shown = self.log(feed)
                 line.update(run.step, shown)
+                overdue = time.monotonic() - clock > (config.run.save_every_seconds or math.inf)
+                stop, overdue = dist.any_(bool(signals.received), overdue and dist.is_main())
+                if last or stop or overdue or self.saves_now():
+                    run.hooks.vqcore_saved(run=run, step=run.step, path=str(save(run)))
+                    clock = time.monotonic()
                 if strip and (last or run.step in PICTURE_STEPS):
                     with run.as_evaluated():
                         strip.add(run.tokenizer, run.step)
                     self.pictured("samples", run.dir / "samples" / f"step_{run.step}.png")
-                overdue = time.monotonic() - clock > (config.run.save_every_seconds or math.inf)
-                stop, overdue = dist.any_(bool(signals.received), overdue and dist.is_main())
-                if self.evaluate_and_save(last, overdue or stop):
-                    clock = time.monotonic()
+                if self.due():
+                    self.evaluate()
                 if stop and not last:
                     run.progress.stopped_by = signals.received or "a signal to another process"
                     say(
@@ -144,31 +152,28 @@ class _Loop:
         """Tell the hooks of a picture."""
         self.run.hooks.vqcore_pictured(run=self.run, step=self.run.step, name=name, path=str(path))
 
-    def evaluate_and_save(self, last: bool, now: bool) -> bool:
-        """Evaluate if the config asks for it; save if the config or `now` asks for it. Returns whether it has saved.
+    def due(self) -> bool:
+        """Whether the config asks for an evaluation after the present step."""
+        run, every = self.run, self.run.config.eval.every
+        return run.eval_data is not None and (run.step == run.steps or bool(every and run.step % every == 0))
 
-        A new best evaluation is always saved.
-        """
-        run, every, score = self.run, self.run.config.eval.every, None
-        if run.eval_data is not None and (last or (every and run.step % every == 0)):
-            found = run.progress.evaluation = evaluate_run(run)
-            if dist.is_main():
-                sheet = run.dir / "samples" / "sheet.png"
-                with run.as_evaluated():
-                    pictures.save_picture(pictures.contact_sheet(run.tokenizer, _fixed_samples(run)), sheet)
-                self.pictured("sheet", sheet)
-            log_metrics(run.dir, run.step, found)
-            score = next(value for key, value in found.items() if key.endswith("/loss"))
-            run.hooks.vqcore_evaluated(run=run, step=run.step, metrics=found)
-        # All ranks must decide alike, so no rank looks at the disk: rank 0 may have changed it already.
-        is_best = score is not None and (self.best is None or score < self.best)
-        if is_best:
-            self.best = score
-        if not (last or now or is_best or run.step % run.config.run.save_every == 0):
-            return False
-        path = save(run, score, run.progress.evaluation if score is not None else {})
-        run.hooks.vqcore_saved(run=run, step=run.step, path=str(path))
-        return True
+    def saves_now(self) -> bool:
+        """Whether the config asks for a checkpoint of the present step. If the best one counts, every evaluation does."""
+        run = self.run
+        return run.step % run.config.run.save_every == 0 or (run.config.eval.best is not None and self.due())
+
+    def evaluate(self) -> None:
+        """Evaluate, after the checkpoint of this step was saved: nothing that fails here takes training with it."""
+        run = self.run
+        found = run.progress.evaluation = evaluate_run(run)
+        log_metrics(run.dir, run.step, found)
+        add_evaluation(run, record_of(run, found))
+        if dist.is_main():
+            sheet = run.dir / "samples" / "sheet.png"
+            with run.as_evaluated():
+                pictures.save_picture(pictures.contact_sheet(run.tokenizer, _fixed_samples(run)), sheet)
+            self.pictured("sheet", sheet)
+        run.hooks.vqcore_evaluated(run=run, step=run.step, metrics=found)
 
 
 def evaluate_run(run: Run) -> dict[str, float]:
@@ -178,10 +183,30 @@ def evaluate_run(run: Run) -> dict[str, float]:
     sizes = eval_sizes(run.config, run.tokenizer)
     with run.as_evaluated():
         for size in sizes:
-            prefix = "eval/" if len(sizes) == 1 else f"eval@{'x'.join(map(str, size))}/"
+            prefix = _prefix(sizes, size)
             got = evaluate_data(run.tokenizer, run.config, run.eval_data, run.extra, size, step=run.step)
             found |= {prefix + name: value for name, value in got.metrics.items()}
     return found
+
+
+def record_of(run: Run, found: Mapping[str, float]) -> dict[str, Any]:
+    """What `eval.json` of a checkpoint holds: the metrics, how they were measured, and the value of `eval.best`."""
+    best, sizes = run.config.eval.best, eval_sizes(run.config, run.tokenizer)
+    prefix = _prefix(sizes, sizes[0])
+    metrics = build_metrics(run.config.eval.metrics, run.tokenizer)
+    return {
+        "step": run.step,
+        "best": best,
+        "value": None if best is None else found.get(prefix + best),
+        "better": None if best is None else direction(best, metrics),
+        "protocol": {},
+        "metrics": dict(found),
+    }
+
+
+def _prefix(sizes: Sequence[tuple[int, ...]], size: tuple[int, ...]) -> str:
+    """What stands before the names of metrics at a size: with several sizes they name the size."""
+    return "eval/" if len(sizes) == 1 else f"eval@{'x'.join(map(str, size))}/"
 
 
 class Averages:

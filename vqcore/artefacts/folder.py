@@ -1,8 +1,9 @@
 """Folders that hold a tokenizer: written beside their place, checksummed, renamed when complete; verified when read.
 
-An artefact is `model.safetensors`, `config.yaml`, `provenance.json` and `README.md`; a checkpoint is an artefact plus
-`ema.safetensors` and the training state. `provenance.json` lists the SHA-256 of every other file. There is no pickle,
-and no time, path or run name in a safetensors header, so equal weights make equal files.
+An artefact is `model.safetensors`, `config.yaml`, `provenance.json` and `README.md`. A checkpoint has no README.md, but
+`ema.safetensors` and the training state. `provenance.json` lists the SHA-256 of every other file. `eval.json`, the
+evaluation of a checkpoint, is written afterwards and is not in this list. There is no pickle, and no time, path or run
+name in a safetensors header, so equal weights make equal files.
 """
 
 import hashlib
@@ -17,14 +18,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqcore.errors import CheckpointError, RunError, cause
 from vqcore.files import write_text
 
 WEIGHTS, EMA = "model.safetensors", "ema.safetensors"
 
-CONFIG, PROVENANCE, CARD = "config.yaml", "provenance.json", "README.md"
+CONFIG, PROVENANCE, CARD, EVALUATION = "config.yaml", "provenance.json", "README.md", "eval.json"
 FILES = (WEIGHTS, EMA, CONFIG, PROVENANCE, CARD)
 """What an artefact may consist of."""
 FINGERPRINT_VERSION = 2
@@ -65,13 +66,6 @@ def note(staging: Path, **entries: Any) -> dict[str, Any]:
     made = {**(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}), **entries}
     write_text(path, json.dumps(made, indent=2) + "\n")
     return made
-
-
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state dict. A parameter with several names (tied weights) appears under its first name only."""
-    once = {name for name, _ in module.named_parameters()}
-    again = {name for name, _ in module.named_parameters(remove_duplicate=False)} - once
-    return {name: value for name, value in module.state_dict().items() if name not in again}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -129,6 +123,15 @@ def verify(folder: Path) -> dict[str, Any]:
                 f"{digest[:16]} (SHA-256)."
             )
     return provenance
+
+
+def read_evaluation(checkpoint: Path) -> dict[str, Any]:
+    """What the trainer measured of a checkpoint: step, metrics and how it measured them; empty if it did not."""
+    try:
+        found = json.loads((checkpoint / EVALUATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def check_fingerprint(folder: Path, made: Mapping[str, Any], found: str) -> None:

@@ -35,9 +35,14 @@ def hub_id(path: str | Path) -> tuple[str, str | None] | None:
     return name, revision or None
 
 
-def download(id: str, revision: str | None = None, patterns: tuple[str, ...] = FILES) -> Path:
-    """The folder with a repository's files, downloaded unless they are in the cache. Raises `CheckpointError`."""
-    with _explained(id, revision, "no such folder here, and ") as library:
+def download(
+    id: str, revision: str | None = None, patterns: tuple[str, ...] = FILES, *, cached: bool = False
+) -> Path:
+    """The folder with a repository's files, downloaded unless they are in the cache. Raises `CheckpointError`.
+
+    With `cached`, nothing is downloaded: files that are not in the cache are an error.
+    """
+    with _explained(id, revision, "no such folder here, and ", cached=cached) as library:
         found = library.snapshot_download(
             id,
             revision=revision,
@@ -45,6 +50,7 @@ def download(id: str, revision: str | None = None, patterns: tuple[str, ...] = F
             endpoint=os.environ.get("HF_ENDPOINT"),
             library_name="vqcore",
             library_version=__version__,
+            local_files_only=cached,
         )
     return Path(found)
 
@@ -70,7 +76,9 @@ def upload(
 
 
 @contextlib.contextmanager
-def _explained(id: str, revision: str | None, known: str = "") -> Iterator[ModuleType]:
+def _explained(
+    id: str, revision: str | None, known: str = "", *, cached: bool = False
+) -> Iterator[ModuleType]:
     """The module huggingface_hub; its errors become one line: `known`, then what is wrong and what to do."""
     try:
         import huggingface_hub
@@ -100,6 +108,8 @@ def _explained(id: str, revision: str | None, known: str = "") -> Iterator[Modul
         offline = isinstance(error, errors.OfflineModeIsEnabled) or isinstance(
             error.__cause__, errors.OfflineModeIsEnabled
         )
+        if cached:
+            raise CheckpointError(f"{id} is not in the cache of huggingface_hub") from error
         why = "HF_HUB_OFFLINE is set" if offline else _answer(error)
         raise CheckpointError(f"{id}: {known}the hub cannot be reached ({why}).") from error
 

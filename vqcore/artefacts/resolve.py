@@ -1,6 +1,5 @@
 """From what a user names (a run, a checkpoint, an artefact, a hub id) to the folder that holds the weights."""
 
-import json
 import re
 from pathlib import Path
 
@@ -19,24 +18,8 @@ def checkpoints(run: Path) -> dict[int, Path]:
     return dict(sorted(found))
 
 
-def score(checkpoint: Path) -> float | None:
-    """The evaluation loss of a checkpoint; None if it was not evaluated or cannot be read."""
-    try:
-        return json.loads((checkpoint / PROVENANCE).read_text()).get("eval_loss")
-    except (OSError, ValueError):
-        return None
-
-
-def best_step(run: Path) -> int | None:
-    """The step of the checkpoint with the lowest evaluation loss; None if no checkpoint was evaluated."""
-    scores = {step: found for step, path in checkpoints(run).items() if (found := score(path)) is not None}
-    return min(scores, key=lambda step: (scores[step], -step)) if scores else None
-
-
-def best_score(run: Path) -> float | None:
-    """The lowest evaluation loss of a run's checkpoints; None if no checkpoint was evaluated."""
-    best = best_step(run)
-    return None if best is None else score(checkpoints(run)[best])
+def best_step(run: Path, best: str | None) -> int | None:
+    return None
 
 
 def resolve(path: str | Path, revision: str | None = None) -> Path:
@@ -58,7 +41,7 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
         raise CheckpointError(f"{path} is a folder; revision='{revision}' is for hub ids only.")
     steps = checkpoints(folder)
     if steps:
-        return steps[best_step(folder) or max(steps)]
+        return steps[best_step(folder, None) or max(steps)]
     if (folder / "checkpoints").is_dir():
         raise CheckpointError(f"{path}: this run has no checkpoint yet.")
     if (folder / PROVENANCE).is_file() or ((folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()):

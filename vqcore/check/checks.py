@@ -11,6 +11,7 @@ import torch
 
 from vqcore import dist
 from vqcore.assembly import assemble, pick_device
+from vqcore.borrowed import Lender
 from vqcore.check.findings import Finding
 from vqcore.check.model import learns, model_findings, whole_step
 from vqcore.check.plan import codebook, parameters, rates, tokens
@@ -39,7 +40,7 @@ def cheap(run: Run) -> list[Finding]:
     ]
 
 
-def everything(config: RunConfig) -> Iterator[Finding]:
+def everything(config: RunConfig, lender: Lender | None = None) -> Iterator[Finding]:
     """Build a config's parts and run all checks. If some parts cannot be built, all of them are named."""
     problems: dict[str, str] = {}
 
@@ -59,8 +60,8 @@ def everything(config: RunConfig) -> Iterator[Finding]:
             build_hooks(replace(config, hooks={label: cfg}))
     if parts and device and not problems:
         with attempt("config"):
-            run = build_from(config, parts, device)
-            for name in ("model", *run.objective.players(run.steps)):
+            run = build_from(config, parts, device, lender)
+            for name in run.player_names:
                 run.player(name)
     if run is None or problems:
         for text, where in problems.items():

@@ -3,14 +3,16 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vqcore.check.findings import Finding, Grade
-from vqcore.errors import VqcoreError, did_you_mean, listed, reason
+from vqcore.errors import ConfigError, VqcoreError, did_you_mean, listed, reason
+from vqcore.evaluate.best import check_best
+from vqcore.evaluate.measure import build_metrics
 from vqcore.protocols import Batch, Losses, is_denoiser
 from vqcore.rng import sample_generators
 from vqcore.run.optim import peak_rate
@@ -23,9 +25,10 @@ def model_findings(run: Run, batch: Batch) -> list[Finding]:
     """Shapes from input to losses, the names in `objective.weights`, and whether every loss is finite."""
     batch = batch.to(run.device)
     terms: dict[str, Tensor] = {}
-    run.tokenizer.eval()
+    for module in run.modules:
+        module.eval()
     with _watched(run) as seen:
-        for player in run.objective.players(run.steps):
+        for player in run.player_names:
             try:
                 with warnings.catch_warnings():  # torch warns of different shapes; a finding says more
                     warnings.filterwarnings("ignore", "Using a target size", UserWarning)
@@ -35,12 +38,25 @@ def model_findings(run: Run, batch: Batch) -> list[Finding]:
                 way = f"Up to there: {seen.way}." if seen.passed else ""
                 return [_misshapen(run, batch, seen) or Finding("error", seen.at, what, way)]
     wrong = _misshapen(run, batch, seen)
-    return [*([wrong] if wrong else []), Finding("note", "model", seen.way), *weight_findings(run, terms)]
+    found = [*([wrong] if wrong else []), Finding("note", "model", seen.way), *weight_findings(run, terms)]
+    return [*found, *_best_findings(run, terms)]
+
+
+def _best_findings(run: Run, terms: Iterable[str]) -> list[Finding]:
+    """An error if `eval.best` names no metric and no loss."""
+    best = run.config.eval.best
+    if best is None:
+        return []
+    try:
+        check_best(best, build_metrics(run.config.eval.metrics, run.tokenizer), terms)
+    except ConfigError as error:
+        return [Finding("error", "eval.best", str(error).removeprefix(f"eval.best={best}: "))]
+    return []
 
 
 def _losses(run: Run, batch: Batch, player: str) -> Losses:
     rng = sample_generators(batch.keys, run.seed, "check")
-    return run.objective.losses(run.tokenizer, batch, player=player, step=run.steps, rng=rng)
+    return run.objective.losses(run.tokenizer, batch, player=player, step=run.steps, rng=rng, shared={})
 
 
 def _misshapen(run: Run, batch: Batch, seen: "_Seen") -> Finding | None:
@@ -65,7 +81,8 @@ def weight_findings(run: Run, terms: dict[str, Tensor]) -> Iterator[Finding]:
     """Weights without a loss, losses that are not finite, and what each contributes at the start."""
     weights = run.config.objective.weights
     for name, weight in weights.items():
-        if name not in terms and weight != 0:
+        unused = weight == 0 or (isinstance(weight, dict) and not any(weight.values()))
+        if name not in terms and not unused:
             what = f"no loss is called '{name}'.{did_you_mean(name, terms)}"
             yield Finding("error", "objective.weights", what, f"Losses: {listed(terms)}.")
     found = {name: float(value) for name, value in terms.items()}
@@ -73,8 +90,15 @@ def weight_findings(run: Run, terms: dict[str, Tensor]) -> Iterator[Finding]:
     if broken:
         what = f"{listed(broken)} is not finite before any training"
         yield Finding("error", "objective", what, "Check the range of the data; try run.precision=fp32.")
-    parts = (f"{name} {value:.4g} x {weights.get(name, 1.0):g}" for name, value in found.items())
+    parts = (f"{name} {value:.4g} x {_weight(weights.get(name, 1.0))}" for name, value in found.items())
     yield Finding("note", "objective", f"losses before training: {', '.join(parts)}")
+
+
+def _weight(weight: float | dict[int, float]) -> str:
+    if isinstance(weight, dict):
+        steps = sorted(weight)
+        return f"({weight[steps[0]]:g} at step {steps[0]} to {weight[steps[-1]]:g} at step {steps[-1]})"
+    return f"{weight:g}"
 
 
 def learns(run: Run, batch: Batch) -> Iterator[Finding]:
@@ -83,8 +107,10 @@ def learns(run: Run, batch: Batch) -> Iterator[Finding]:
     batch = batch.to(run.device)
     run.tokenizer.train()
     with torch.no_grad():
-        player.forward(batch, run.steps, _chance(run, batch))  # some quantizers begin with the first batch
-    total, _ = player.forward(batch, run.steps, _chance(run, batch))
+        player.forward(
+            batch, run.steps, _chance(run, batch), {}
+        )  # some quantizers begin with the first batch
+    total, _ = player.forward(batch, run.steps, _chance(run, batch), {})
     if not total.requires_grad:
         yield Finding(
             "error",
@@ -114,7 +140,7 @@ def learns(run: Run, batch: Batch) -> Iterator[Finding]:
     if still:  # a last layer that starts at zero lets no gradient through before the first step
         run.tokenizer.train()
         player.optimizer.zero_grad(set_to_none=True)
-        player.forward(batch, run.steps, _chance(run, batch))[0].backward()
+        player.forward(batch, run.steps, _chance(run, batch), {})[0].backward()
         for name in sorted(still & _still_parts(run)):
             what = "no loss gives this part a gradient"
             yield Finding("error", f"model.{name}", what, "This part would never learn.")
@@ -155,7 +181,7 @@ def _still_parts(run: Run) -> set[str]:
 def _loss(run: Run, batch: Batch) -> float:
     run.tokenizer.eval()
     with torch.no_grad():
-        return float(run.player("model").forward(batch, run.steps, _chance(run, batch))[0])
+        return float(run.player("model").forward(batch, run.steps, _chance(run, batch), {})[0])
 
 
 def _chance(run: Run, batch: Batch) -> list[torch.Generator]:

@@ -40,6 +40,7 @@ def parameters(run: Run) -> Iterator[Finding]:
     for name, part in parts.items():
         more = [f"and {_count(part.buffers)} in buffers"] if part.buffers > part.parameters else []
         more += ["frozen"] if part.parameters and not part.trained else []
+        more += [f"and {_count(part.borrowed)} borrowed"] if part.borrowed else []
         shown.append(f"{name} {_count(part.parameters)}{f' ({listed(more)})' if more else ''}")
     if not any(part.trained for part in parts.values()):
         yield Finding(
@@ -66,7 +67,7 @@ def tokens(run: Run) -> Iterator[Finding]:
 def rates(run: Run) -> Iterator[Finding]:
     """Every player's peak learning rate in numbers; a warm-up that takes most of the run or all of it."""
     batch = run.total_batch
-    for name in run.objective.players(run.steps):
+    for name in run.player_names:
         cfg = run.player(name).cfg
         where = f"optim.players.{name}" if name in run.config.optim.players else "optim"
         whose = "" if name == "model" else f" for {name}"

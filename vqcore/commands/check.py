@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from vqcore.artefacts.resolve import checkpoints
+from vqcore.borrowed import Lender, parse_places
 from vqcore.check.checks import everything
 from vqcore.check.findings import Finding
 from vqcore.compose.layers import load
@@ -22,7 +23,8 @@ def run(args: argparse.Namespace) -> int:
     found = []
     # Messages that components print while they are built must not be mixed with the JSON.
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        for finding in findings(args.config, args.overrides):
+        lender = Lender(parse_places(args.borrow), download=args.download)
+        for finding in findings(args.config, args.overrides, lender):
             found.append(finding)
             if not args.json:
                 _print(finding)
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     return 2 if counts["error"] else 0
 
 
-def findings(path: str, overrides: list[str]) -> Iterator[Finding]:
+def findings(path: str, overrides: list[str], lender: Lender | None = None) -> Iterator[Finding]:
     """The findings of all checks that run before the first training step."""
     try:
         config = load(path, overrides, schema=RunConfig).config
@@ -47,7 +49,7 @@ def findings(path: str, overrides: list[str]) -> Iterator[Finding]:
         return
     yield Finding("note", "config", "every setting is known and has a possible value")
     yield from _run_dir(config)
-    yield from everything(replace(config, run=replace(config.run, compile=False)))
+    yield from everything(replace(config, run=replace(config.run, compile=False)), lender)
 
 
 def _run_dir(config: RunConfig) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from vqcore.assembly import pick_device
+from vqcore.borrowed import parse_places
 from vqcore.console import say
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.passes import decode_folder
@@ -11,7 +12,13 @@ from vqcore.tokens.passes import decode_folder
 
 def run(args: argparse.Namespace) -> int:
     """Decode a folder of codes or one file of codes."""
-    tokenizer = Tokenizer.load(args.run, pick_device(args.device), weights=args.weights)
+    tokenizer = Tokenizer.load(
+        args.run,
+        pick_device(args.device),
+        weights=args.weights,
+        borrowed=parse_places(args.borrow),
+        download=args.download,
+    )
     done = decode_folder(
         tokenizer,
         Path(args.tokens).expanduser(),

@@ -16,8 +16,9 @@ from rich.table import Table
 from torch import Tensor
 
 from vqcore import dist, pictures
-from vqcore.artefacts.folder import EMA
+from vqcore.artefacts.folder import EMA, verify
 from vqcore.assembly import build_extra, check_size, eval_sizes, open_data, pick_device
+from vqcore.borrowed import Lender, MissingWeights, parse_places
 from vqcore.config import to_tree
 from vqcore.console import say
 from vqcore.errors import ConfigError, DataError
@@ -35,10 +36,13 @@ from vqcore.evaluate.subject import Subject, subject
 from vqcore.evaluate.usage import collapse
 from vqcore.files import write_text
 from vqcore.protocols import Data, Modality, of_constant
-from vqcore.run.checkpoints import load_players
+from vqcore.run.checkpoints import load_training
 from vqcore.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+Places = tuple[dict[str, str], bool]
+"""Places of borrowed weights by key, and whether missing weights may be downloaded."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,33 +56,40 @@ def run(args: argparse.Namespace) -> int:
     found = subject(args.run, args.overrides)
     written = _written(found, args.json)
     with _processes(found) as device:
-        report = measure(found, _weights(args.weights, found.weights), device)
+        report = measure(found, _weights(args.weights, found.weights), device, _places(args))
         if dist.is_main():
             _show(report, f"{found.title}, {report['protocol']['set']['count']} samples")
             if written is not None:
-                _write(found, report, device, *written)
+                _write(found, report, device, _places(args), *written)
     return 0
 
 
-def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dict[str, Any]:
+def _places(args: argparse.Namespace) -> Places:
+    return parse_places(args.borrow), args.download
+
+
+def measure(
+    found: Subject, weights: Sequence[str], device: torch.device, places: Places = ({}, False)
+) -> dict[str, Any]:
     """Metrics by weights and size, with the record of the measurement. All processes call this function together.
 
-    Losses need parts that only a training run has (discriminators, feature networks), so losses of runs only.
+    Losses need parts that only a training run has (discriminators, feature networks), so losses of runs only. Where
+    the objective misses weights that it borrows, one line says so and the losses are left out. `places` are the places
+    of borrowed weights, and whether missing ones may be downloaded.
     """
     config, losses, results = found.config, found.run is not None, list[dict[str, Any]]()
     baseline: tuple[Tensor | None, str] | None = None
     for kind in weights:
-        tokenizer = Tokenizer.load(found.weights, device, weights=kind)
+        tokenizer = Tokenizer.load(
+            found.weights, device, weights=kind, borrowed=places[0], download=places[1]
+        )
         extra = build_extra(config, tokenizer.cfg.size)
         data = _opened(found, tokenizer, extra)
         sizes = eval_sizes(config, tokenizer)
         for size in sizes:
             check_size(tokenizer, size)
-        step = (
-            load_players(tokenizer, found.weights, config.run.seed)
-            if losses
-            else tokenizer.origin.get("step", 0)
-        )
+        step = tokenizer.origin.get("step", 0)
+        losses = losses and _with_training_parts(found, tokenizer, extra, places)
         if baseline is None:  # it does not depend on the weights
             baseline = _baseline(found, tokenizer, data, extra)
         predicted, source = baseline
@@ -89,6 +100,21 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
             results.append(_result(tokenizer, kind, size, got))
     how = _how(found, tokenizer, data, extra, sizes, got.metrics)
     return {"checkpoint": found.weights.name, "step": step, "results": results, "constant_of": source, **how}
+
+
+def _with_training_parts(
+    found: Subject, tokenizer: Tokenizer, extra: dict[str, Modality], places: Places
+) -> bool:
+    """Load what only training needs; False, with one line, if the objective misses weights that it borrows."""
+    recorded = verify(found.weights).get("borrowed", {})
+    lender = Lender(places[0], recorded, download=places[1])
+    try:
+        load_training(tokenizer, found.weights, found.config, lender, extra)
+    except MissingWeights as error:
+        if dist.is_main():
+            log.warning("warning: the losses are left out: %s", error)
+        return False
+    return True
 
 
 def _baseline(
@@ -186,10 +212,12 @@ def _written(found: Subject, json_file: str | None) -> tuple[Path, Path] | None:
     return path, path.with_suffix(".png")
 
 
-def _write(found: Subject, report: dict[str, Any], device: torch.device, metrics: Path, sheet: Path) -> None:
+def _write(
+    found: Subject, report: dict[str, Any], device: torch.device, places: Places, metrics: Path, sheet: Path
+) -> None:
     text = json.dumps({**report, "data": to_tree(found.config.data)}, indent=2)
     write_text(metrics, text + "\n")
-    shown = _contact_sheet(found, report["results"][0]["weights"], device)
+    shown = _contact_sheet(found, report["results"][0]["weights"], device, places)
     pictures.save_picture(shown, sheet)
     say(f"\nmetrics        {metrics}")
     say(f"contact sheet  {sheet} (original, reconstruction, token map)")
@@ -205,8 +233,8 @@ def _weights(asked: str, checkpoint: Path) -> list[str]:
     return [asked]
 
 
-def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.Image:
-    tokenizer = Tokenizer.load(found.weights, device, weights=weights)
+def _contact_sheet(found: Subject, weights: str, device: torch.device, places: Places) -> Image.Image:
+    tokenizer = Tokenizer.load(found.weights, device, weights=weights, borrowed=places[0], download=places[1])
     extra = build_extra(found.config, tokenizer.cfg.size)
     data = open_data(found.config, tokenizer.modality, extra, "eval")
     batch = sample_pictures(tokenizer, found.config, data, extra).to(device)
@@ -243,7 +271,7 @@ def _compare(args: argparse.Namespace) -> int:
             "of the two is an exported tokenizer, which is measured now."
         )
     reports = {name: comparison.read(name) for name in names if name not in alone}
-    reports |= _measured({name: subject(name, overrides) for name in alone}, args.weights)
+    reports |= _measured({name: subject(name, overrides) for name in alone}, args)
     a, b = (reports[name] for name in names)
     if not dist.is_main():
         return 0
@@ -260,12 +288,13 @@ def _compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measured(subjects: Mapping[str, Subject], weights: str) -> dict[str, dict[str, Any]]:
+def _measured(subjects: Mapping[str, Subject], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     if not subjects:
         return {}
     with _processes(next(iter(subjects.values()))) as device:
         return {
-            name: measure(found, _weights(weights, found.weights), device) for name, found in subjects.items()
+            name: measure(found, _weights(args.weights, found.weights), device, _places(args))
+            for name, found in subjects.items()
         }
 
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from vqcore.borrowed import parse_places
 from vqcore.console import say
 from vqcore.errors import ConfigError
 from vqcore.tokenizer import Tokenizer
@@ -16,7 +17,12 @@ def run(args: argparse.Namespace) -> int:
             "Remove --allow-pickle, or add --format NAME."
         )
     tokenizer = Tokenizer.load(
-        args.run, weights=args.weights, format=args.format, allow_pickle=args.allow_pickle
+        args.run,
+        weights=args.weights,
+        format=args.format,
+        allow_pickle=args.allow_pickle,
+        borrowed=parse_places(args.borrow),
+        download=args.download,
     )
     folder = Path(args.folder).expanduser()
     tokenizer.save(folder)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vqcore.assembly import pick_device
+from vqcore.borrowed import parse_places
 from vqcore.console import command, say
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.passes import parse_size, tokenize_folder
@@ -15,7 +16,14 @@ from vqcore.tokens.store import MANIFEST
 def run(args: argparse.Namespace) -> int:
     """Tokenize a folder or a file. Files with existing codes are skipped; unreadable files are named."""
     device = pick_device(args.device)
-    tokenizer = Tokenizer.load(args.run, device, encoder_only=True, weights=args.weights)
+    tokenizer = Tokenizer.load(
+        args.run,
+        device,
+        encoder_only=True,
+        weights=args.weights,
+        borrowed=parse_places(args.borrow),
+        download=args.download,
+    )
     size = parse_size(args.size, tokenizer.cfg.size)
     target = Path(args.output).expanduser()
     with _nothing_left(target):

@@ -4,6 +4,7 @@ import argparse
 import signal
 
 from vqcore import dist
+from vqcore.borrowed import Lender, parse_places
 from vqcore.compose.layers import load
 from vqcore.console import command, say
 from vqcore.schema import RunConfig
@@ -13,7 +14,7 @@ from vqcore.trainer import train
 def run(args: argparse.Namespace) -> int:
     """Train to the end and print where the results are."""
     config = load(args.config, args.overrides, schema=RunConfig).config
-    run = train(config)
+    run = train(config, Lender(parse_places(args.borrow), download=args.download))
     if run.progress.stopped_by:
         return 128 + getattr(signal, run.progress.stopped_by, signal.SIGTERM)
     if dist.is_main() and run.progress.evaluation:

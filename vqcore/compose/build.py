@@ -267,7 +267,10 @@ class _Builder:
                     self._typed(arg, v, f"{path}[{i}]") for i, (arg, v) in enumerate(zip(inner, value))
                 )
         if origin is dict and isinstance(value, dict):
-            return {key: self._typed(args[1], v, f"{path}.{key}") for key, v in value.items()}
+            return {
+                self._key(args[0], key, path): self._typed(args[1], v, f"{path}.{key}")
+                for key, v in value.items()
+            }
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             return self.build(annotation, value, path)
         plain = _from_text(value) if annotation in (int, float, bool) and isinstance(value, str) else value
@@ -278,6 +281,14 @@ class _Builder:
         if annotation in (int, bool, str, type(None)) and type(plain) is annotation:
             return plain
         raise _Mismatch(path, value, annotation)
+
+    def _key(self, annotation: Any, key: Any, path: str) -> Any:
+        """The key of a mapping as text, or as an integer where the setting has integer keys."""
+        if annotation is int:
+            if not str(key).isdigit():
+                raise _Mismatch(f"{path}.{key}", key, int)
+            return int(key)
+        return str(key)
 
     def _one_of(self, annotation: Any, value: Any, path: str) -> Any:
         inside = None

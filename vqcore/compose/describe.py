@@ -87,7 +87,7 @@ def type_text(annotation: Any, many: bool = False) -> str:
         )
         return f"lists{inner}" if many else f"a list{inner}"
     if origin is dict:
-        inner = f"from names to {type_text(args[1], many=True)}"
+        inner = f"from {'steps' if args[0] is int else 'names'} to {type_text(args[1], many=True)}"
         return f"mappings {inner}" if many else f"a mapping {inner}"
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return "settings" if many else "a mapping of settings"

@@ -118,7 +118,7 @@ class _Layers:
         for key, value in top.items():
             here = joined(path, key)
             old = base.get(key)
-            if isinstance(value, dict) and isinstance(old, dict):
+            if isinstance(value, dict) and isinstance(old, dict) and not _is_ramp(value):
                 new_name, old_name = value.get("name"), old.get("name")
                 if new_name is None or old_name is None or self.registry.same(new_name, old_name):
                     if value:
@@ -177,16 +177,22 @@ def _parse(text: str, shown: str) -> dict[str, Any]:
 
 
 def _string_keys(tree: dict[Any, Any], shown: str, path: str = "") -> dict[str, Any]:
-    """The same tree. Raises `ConfigError` for a key that YAML does not read as text."""
+    """The same tree with whole numbers as text keys. Raises `ConfigError` for any other key that is not text."""
+    found = {}
     for key, value in tree.items():
-        if not isinstance(key, str):
+        if not isinstance(key, str) and type(key) is not int:
             place = f"{path}: " if path else ""
             raise ConfigError(
                 f"{shown}: {place}the key {value_text(key)} is not text; put the key in quotes."
             )
-        if isinstance(value, dict):
-            _string_keys(value, shown, joined(path, key))
-    return tree
+        text = str(key)
+        found[text] = _string_keys(value, shown, joined(path, text)) if isinstance(value, dict) else value
+    return found
+
+
+def _is_ramp(value: dict[str, Any]) -> bool:
+    """Whether a mapping has numbers by step. Such a mapping is one value: it replaces an earlier one."""
+    return bool(value) and all(key.isdigit() for key in value)
 
 
 def _overrides(overrides: Sequence[str]) -> dict[str, Any]:

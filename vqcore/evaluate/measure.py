@@ -78,7 +78,7 @@ def evaluate(
     metrics: Mapping[str, Metric],
     *,
     size: tuple[int, ...],
-    weights: Mapping[str, float] | None,
+    weights: Callable[[str, int], float] | None,
     seed: int,
     step: int,
     constant: Tensor | None = None,
@@ -86,7 +86,7 @@ def evaluate(
 ) -> Measured:
     """Metrics over all samples of all processes, by name; sums are exact, so the number of processes does not matter.
 
-    `loss` is the sum of the model's losses, weighted by `weights`. With `weights=None` no losses are measured, and the
+    `loss` is the sum of the model's losses, each times its weight, `weights(name, step)`. With `weights=None` no losses are measured, and the
     objective needs no setup. `codes/usage` and `codes/perplexity` are over the whole set. `constant` is one number for
     each channel of a decoder's output (`vqcore.evaluate.baseline`). The tokenizer must be in eval mode. Raises
     `DataError` when there is no sample.
@@ -111,7 +111,7 @@ def evaluate(
     if not sums["samples"]:
         raise DataError("no sample could be read for evaluation; the files are named above.")
     return Measured(
-        _metrics(sums, totals.codes.summed(), metrics, weights, tokenizer, size),
+        _metrics(sums, totals.codes.summed(), metrics, weights, step, tokenizer, size),
         _summaries(sums, "constant", metrics),
     )
 
@@ -119,7 +119,7 @@ def evaluate(
 def _add_losses(totals: "_Totals", tokenizer: Tokenizer, batch: Batch, seed: int, step: int) -> Tensor | None:
     """Add a batch's losses; returns the batch's codes if the objective returns them."""
     rng = sample_generators(batch.keys, seed, "eval")
-    out = tokenizer.objective.losses(tokenizer, batch, player="model", step=step, rng=rng)
+    out = tokenizer.objective.losses(tokenizer, batch, player="model", step=step, rng=rng, shared={})
     for name, value in out.terms.items():
         totals.add(f"loss:{name}", value.double() * len(batch.x))
     return out.codes
@@ -160,7 +160,8 @@ def _metrics(
     sums: Mapping[str, Tensor],
     codes: CodeCounts,
     metrics: Mapping[str, Metric],
-    weights: Mapping[str, float] | None,
+    weights: Callable[[str, int], float] | None,
+    step: int,
     tokenizer: Tokenizer,
     size: tuple[int, ...],
 ) -> dict[str, float]:
@@ -168,7 +169,7 @@ def _metrics(
     terms = {k.removeprefix("loss:"): float(v) / samples for k, v in sums.items() if k.startswith("loss:")}
     losses = {}
     if weights is not None:
-        losses = {"loss": math.fsum(weights.get(k, 1.0) * value for k, value in terms.items()), **terms}
+        losses = {"loss": math.fsum(weights(k, step) * value for k, value in terms.items()), **terms}
     facts = tokenizer.facts(size)
     return (
         losses
@@ -245,7 +246,7 @@ def evaluate_data(
             _readable(batches, BadSamples(data, config.data)),
             build_metrics(config.eval.metrics, tokenizer),
             size=size,
-            weights=config.objective.weights if losses else None,
+            weights=config.objective.weight if losses else None,
             seed=config.run.seed,
             step=step,
             constant=constant,

@@ -8,16 +8,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from vqcore import dist
-from vqcore.artefacts.folder import EMA, load_tensors, save_tensors, staged, verify
+from vqcore.artefacts.folder import (
+    EMA,
+    EVALUATION,
+    PROVENANCE,
+    load_tensors,
+    note,
+    read_evaluation,
+    save_tensors,
+    staged,
+    verify,
+)
 from vqcore.artefacts.provenance import provenance_of
 from vqcore.artefacts.resolve import best_step, checkpoints
+from vqcore.borrowed import Lender, compare_loans
 from vqcore.console import say
-from vqcore.errors import CheckpointError
+from vqcore.errors import CheckpointError, listed
 from vqcore.files import write_text
-from vqcore.rng import seeded
+from vqcore.protocols import Modality, Objective
 from vqcore.run.folder import METRICS, cut_metrics, log_event
-from vqcore.run.state import Run
+from vqcore.run.players import load_objective, objective_state
+from vqcore.run.state import Run, set_up
+from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -25,18 +40,15 @@ log = logging.getLogger(__name__)
 STATE, STATE_TENSORS = "state.json", "state.safetensors"
 
 
-def save(run: Run, score: float | None, evaluation: Mapping[str, float]) -> Path:
-    """Write `checkpoints/step_N` and remove old ones.
-
-    `score` is this step's evaluation loss and `evaluation` its metrics, if it was evaluated.
-    """
+def save(run: Run) -> Path:
+    """Write `checkpoints/step_N` and remove old ones. An evaluation is added afterwards (`add_evaluation`)."""
     with run.as_evaluated():
         fingerprint = run.tokenizer.fingerprint
-    path = run.dir / "checkpoints" / f"step_{run.step}"
+    path = checkpoint_of(run)
     if dist.is_main():
-        more = {"step": run.step, "eval_loss": score, "fingerprint": fingerprint}
-        with staged(path, provenance_of(run.config, **more)) as staging:
-            run.tokenizer.write(staging, fingerprint, evaluation)
+        with staged(path, provenance_of(run.config, step=run.step)) as staging:
+            run.tokenizer.write(staging, fingerprint)
+            note(staging, borrowed=run.loans)
             if run.ema:
                 save_tensors(staging / EMA, run.ema.averages)
             _write_state(run, staging)
@@ -44,6 +56,24 @@ def save(run: Run, score: float | None, evaluation: Mapping[str, float]) -> Path
     dist.barrier()
     run.progress.saved = run.step
     return path
+
+
+def checkpoint_of(run: Run) -> Path:
+    """The folder of the checkpoint of the present step, which need not exist."""
+    return run.dir / "checkpoints" / f"step_{run.step}"
+
+
+def is_evaluated(run: Run) -> bool:
+    """Whether the checkpoint of the present step has its evaluation."""
+    return bool(read_evaluation(checkpoint_of(run)))
+
+
+def add_evaluation(run: Run, evaluation: Mapping[str, Any]) -> None:
+    """Write `eval.json` into the checkpoint of the present step, if there is one; remove old checkpoints."""
+    if dist.is_main() and checkpoint_of(run).is_dir():
+        write_text(checkpoint_of(run) / EVALUATION, json.dumps(evaluation, indent=2) + "\n")
+        _drop_old(run)
+    dist.barrier()
 
 
 def resume(run: Run) -> None:
@@ -59,7 +89,7 @@ def resume(run: Run) -> None:
         say(f"{run.dir}: resumed after step {run.step}.")
         log_event(run.dir, run.step, "resumed", processes=dist.world_size())
     if dist.is_main():
-        cut_metrics(run.dir / METRICS, run.step)
+        cut_metrics(run.dir / METRICS, run.step, evaluated=is_evaluated(run))
 
 
 def roll_back(run: Run) -> None:
@@ -69,25 +99,34 @@ def roll_back(run: Run) -> None:
     _read_state(run, checkpoints(run.dir)[kept.saved])
     run.progress.offset, run.progress.skipped = kept.offset, kept.skipped
     if dist.is_main():
-        cut_metrics(run.dir / METRICS, run.step)
+        cut_metrics(run.dir / METRICS, run.step, evaluated=is_evaluated(run))
 
 
-def load_players(tokenizer: Tokenizer, checkpoint: Path, seed: int) -> int:
+def load_training(
+    tokenizer: Tokenizer,
+    checkpoint: Path,
+    config: RunConfig,
+    lender: Lender,
+    extra: Mapping[str, Modality] | None = None,
+) -> int:
     """Build the modules that only training needs and fill them from a checkpoint; returns the checkpoint's step.
 
-    `seed` is that of the run: what an objective draws in `setup` is the same as in training.
+    The modules are in eval mode. Raises `CheckpointError` if weights that they borrow are missing.
     """
-    with seeded(seed, "init", "setup"):
-        tokenizer.objective.setup(tokenizer)
+    set_up(tokenizer, config, lender, extra or {})
+    objective: Any = tokenizer.objective
+    if isinstance(objective, nn.Module):
+        objective.eval()
     if not (checkpoint / STATE).is_file():
         return 0
     state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
     tensors = load_tensors(checkpoint / STATE_TENSORS)
     for name in state["players"]:
-        prefix = f"players/{name}/module/"
-        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        own = _below(f"players/{name}/module/", tensors)
         if own:
-            getattr(tokenizer.objective, name).load_state_dict(own)
+            getattr(objective, name).load_state_dict(own, strict=False)
+            getattr(objective, name).eval()
+    _fill_objective(objective, tensors, checkpoint)
     return state["step"]
 
 
@@ -97,11 +136,13 @@ def _write_state(run: Run, folder: Path) -> None:
         for name, player in run.players.items()
         for key, value in player.state().items()
     }
+    tensors |= {f"objective/{k}": v for k, v in objective_state(run.objective, run.players).items()}
     tensors |= {f"window/{key}": value for key, value in run.window.state().items()}
     save_tensors(folder / STATE_TENSORS, tensors)
     state = {
         "step": run.step,
         "players": list(run.players),
+        "first_steps": {name: player.first for name, player in run.players.items()},
         "loss_scales": {name: player.scaler.state_dict() for name, player in run.players.items()},
         "offset": run.progress.offset,
         "skipped": run.progress.skipped,
@@ -115,14 +156,15 @@ def _read_state(run: Run, folder: Path) -> None:
     state: dict[str, Any] = json.loads((folder / STATE).read_text())
     run.progress.step = run.progress.saved = state["step"]
     run.progress.offset, run.progress.skipped = state["offset"], state["skipped"]
+    made = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    compare_loans(folder, made.get("borrowed", {}), run.loans)
     run.tokenizer.load_weights(folder, "model")
     tensors = load_tensors(folder / STATE_TENSORS)
+    _fill_objective(run.objective, tensors, folder)
     for name in state["players"]:
-        prefix = f"players/{name}/"
-        run.player(name).load_state(
-            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)},
-            state["loss_scales"].get(name, {}),
-        )
+        player = run.player(name)
+        player.load_state(_below(f"players/{name}/", tensors), state["loss_scales"].get(name, {}))
+        player.first = state["first_steps"][name]
     if run.ema:
         averages = load_tensors(folder / EMA)
         run.ema.averages = {name: averages[name].to(run.device) for name in run.ema.averages}
@@ -135,8 +177,20 @@ def _read_state(run: Run, folder: Path) -> None:
             dist.world_size(),
         )
     else:
-        run.window.load_state(
-            {k.removeprefix("window/"): v for k, v in tensors.items() if k.startswith("window/")}
+        run.window.load_state(_below("window/", tensors))
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of the name."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _fill_objective(objective: Objective, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    wrong = load_objective(objective, _below("objective/", tensors))
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: the state of the objective does not fit this objective: {listed(wrong, 4)}. Its code or its "
+            "settings have changed since the checkpoint was saved."
         )
 
 
@@ -163,7 +217,7 @@ def _set_damaged_aside(run_dir: Path) -> None:
 
 def _drop_old(run: Run) -> None:
     found = checkpoints(run.dir)
-    kept = {*sorted(found)[-run.config.run.keep :], best_step(run.dir)}
+    kept = {*sorted(found)[-run.config.run.keep :], best_step(run.dir, run.config.eval.best)}
     for step, path in found.items():
         if step not in kept:
             hidden = path.with_name(f".{path.name}.dropped")

@@ -20,7 +20,7 @@ from vqcore.artefacts.folder import CONFIG, PROVENANCE
 from vqcore.artefacts.provenance import provenance_of
 from vqcore.compose.build import check_readable, from_tree, saved_tree
 from vqcore.compose.describe import dump, inline
-from vqcore.config import leaves, to_tree
+from vqcore.config import leaves, place_keys, to_tree
 from vqcore.errors import ConfigError, RunError, VqcoreError, cause, listed
 from vqcore.files import write_text
 from vqcore.schema import FREE_ON_RESUME, RunConfig
@@ -96,7 +96,8 @@ def _refuse_another_run(folder: Path, config: RunConfig) -> None:
         theirs = _with_defaults(saved_tree(path))
     except ConfigError as error:
         raise RunError(str(error)) from error
-    if differ := config_differences(config, theirs, FREE_ON_RESUME):
+    # Where borrowed weights lie may differ: another machine has them elsewhere. Their hashes are compared instead.
+    if differ := config_differences(config, theirs, (*FREE_ON_RESUME, *place_keys(config))):
         there, here = dict(leaves(theirs)), dict(leaves(to_tree(config)))
         told = [f"{key} {_value(there, key)} there, {_value(here, key)} here" for key in differ[:SHOWN]]
         more = len(differ) - len(told)
@@ -150,14 +151,19 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def cut_metrics(path: Path, step: int) -> None:
-    """Remove lines after `step`, and a last line that was cut off: resuming writes them again."""
+def cut_metrics(path: Path, step: int, *, evaluated: bool) -> None:
+    """Remove lines after `step`, and a last line that was cut off: resuming writes them again.
+
+    If the checkpoint of `step` has no evaluation yet (not `evaluated`), the lines of this evaluation go, too.
+    """
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= step:
+            found = json.loads(line)
+            again = found["step"] == step and not evaluated and any(key.startswith("eval") for key in found)
+            if found["step"] <= step and not again:
                 kept.append(line)
         except (ValueError, KeyError):
             continue

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,8 +41,17 @@ def optimizer_class(name: str, where: str = "optim") -> Any:
     return known[name]
 
 
-def build_optimizer(cfg: OptimSection, module: nn.Module, where: str = "optim") -> torch.optim.Optimizer:
+def build_optimizer(
+    cfg: OptimSection,
+    module: nn.Module,
+    where: str = "optim",
+    *,
+    beside: nn.Module | None = None,
+    trained: Sequence[nn.Parameter] | None = None,
+) -> torch.optim.Optimizer:
     """The optimizer of a config, for a module's trained parameters; `where` is the config's key for errors.
+
+    `beside` is a second module; with `trained`, only these parameters of both modules.
 
     The learning rate is 0 until the loop sets it at the first step. Raises `ConfigError` for an unknown name or
     argument.
@@ -58,23 +67,29 @@ def build_optimizer(cfg: OptimSection, module: nn.Module, where: str = "optim") 
     ours = {name: getattr(cfg, name) for name in ("betas", "eps") if name in takes}
     if "eps" in takes and not isinstance(takes["eps"].default, float):
         del ours["eps"]  # adafactor has a pair of numbers here
-    groups = parameter_groups(module, cfg.weight_decay)
+    groups = parameter_groups(module, cfg.weight_decay, beside=beside, trained=trained)
     try:
         return cls(groups, **({"lr": 0.0} | ours | cfg.args))
     except (ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"{where}.name={cfg.name}: {error}") from error
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(
+    module: nn.Module,
+    weight_decay: float,
+    *,
+    beside: nn.Module | None = None,
+    trained: Sequence[nn.Parameter] | None = None,
+) -> list[dict]:
     """Up to three groups: matrices and kernels; positions; vectors (biases, norms, scales) and tables, without decay.
 
     A table is the weight of an `nn.Embedding`, or a parameter that a module names in its optional `without_decay`. Each
     row of a table is a vector. A row that no sample uses has no gradient, so decay alone would change the row.
     Positions, and other parameters with one row `(1, ...)`, have their own group, because `muon` (`vqcore.run.muon`)
-    must not treat them as matrices.
+    must not treat them as matrices. `beside` and `trained`: see `build_optimizer`.
     """
-    tables = set(_tables(module))
-    trained = [p for p in module.parameters() if p.requires_grad]
+    tables = {*_tables(module), *(_tables(beside) if beside is not None else ())}
+    trained = [p for p in module.parameters() if p.requires_grad] if trained is None else list(trained)
     decays = [p.ndim >= 2 and p not in tables for p in trained]
     decaying = [p for p, does in zip(trained, decays, strict=True) if does]
     groups = [

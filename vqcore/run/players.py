@@ -1,6 +1,10 @@
-"""The players of a training run: each has a module to train, an optimizer, and a loss that the optimizer lowers."""
+"""The players of a training run: each has a module to train, an optimizer, and a loss that the optimizer lowers.
+
+The player `model` trains the tokenizer, and with it the objective's parameters that belong to no other player (heads).
+"""
 
 import inspect
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -8,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vqcore import dist
-from vqcore.errors import ConfigError
-from vqcore.protocols import Batch, Losses
+from vqcore.balance import loss_scale
+from vqcore.borrowed import weights_of
+from vqcore.errors import ConfigError, PluginLoadError, did_you_mean, listed
+from vqcore.protocols import Batch, Losses, Objective
 from vqcore.run.optim import build_optimizer, learning_rate, weight_decay
 from vqcore.schema import OptimSection, RunConfig
 from vqcore.tokenizer import Tokenizer
@@ -18,35 +24,48 @@ _NAMES = inspect.signature(DistributedDataParallel).parameters
 # The same option under its new and its old name; newer versions of torch warn of the old name.
 _NO_BROADCAST: Any = {next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in _NAMES): False}
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+LOOKS = 1000
+"""An objective is asked for its players at so many steps, spread evenly over the run, to know all of them."""
 
 
 class Player:
     """One player: its module, optimizer, schedules and loss scale, and under DDP the sum of its gradients.
 
     `module` is the tokenizer for the player `model`. For any other player it is the module that the objective has under
-    the player's name.
+    the player's name. `heads` are parameters of the objective by name that learn with `model`. `first` is the step at
+    which the player played first, None before: its schedules count from there.
     """
 
-    def __init__(
-        self, name: str, module: nn.Module, config: RunConfig, tokenizer: Tokenizer, device: torch.device
-    ):
-        self.name, self.module = name, module
+    def __init__(self, name: str, config: RunConfig, tokenizer: Tokenizer, players: tuple[str, ...]):
+        self.name = name
+        self.module: nn.Module = tokenizer if name == "model" else getattr(tokenizer.objective, name)
+        self.heads = heads(tokenizer.objective, players) if name == "model" else {}
         self.cfg: OptimSection = config.optim.of(name)
+        self.first: int | None = None
         where = f"optim.players.{name}" if name in config.optim.players else "optim"
-        self.optimizer = build_optimizer(self.cfg, module, where)
-        self.decaying = [group for group in self.optimizer.param_groups if group["weight_decay"] > 0]
-        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.trained = [p for p in (*self.module.parameters(), *self.heads.values()) if p.requires_grad]
         if not self.trained:
             raise ConfigError(f"{name} has no parameters to train; is everything frozen?")
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.run.precision == "fp16")
-        forward = Forward(name, module, config, tokenizer, device)
+        beside: Any = tokenizer.objective if self.heads else None
+        self.optimizer = build_optimizer(self.cfg, self.module, where, beside=beside, trained=self.trained)
+        self.decaying = [group for group in self.optimizer.param_groups if group["weight_decay"] > 0]
+        device = tokenizer.device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=config.run.precision == "fp16")
+        forward = Forward(self, config, tokenizer)
         self.forward: nn.Module = forward
         if dist.world_size() > 1:
             # No buffers are broadcast: quantizers sum their statistics over all ranks, which keeps codebooks equal.
             self.forward = DistributedDataParallel(forward, **_NO_BROADCAST)
 
+    @property
+    def suffix(self) -> str:
+        """What follows the names of this player's own metrics: nothing for the model, else `@NAME`."""
+        return "" if self.name == "model" else f"@{self.name}"
+
     def schedule(self, step: int, *, horizon: int, total_batch: int) -> float:
         """Set the learning rate and the weight decay of a step; returns the learning rate."""
+        first = self.first or 0
+        step, horizon = step - first, max(1, horizon - first)
         rate = learning_rate(self.cfg, step, horizon=horizon, total_batch=total_batch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -57,9 +76,9 @@ class Player:
     def state(self) -> dict[str, Tensor]:
         """The optimizer's tensors by parameter name, and the module's tensors.
 
-        The tokenizer's tensors are left out, because a checkpoint has them in a file of their own.
+        The tensors of the tokenizer and of heads are left out: a checkpoint has them in places of their own.
         """
-        names: dict[Tensor, str] = {p: name for name, p in self.module.named_parameters()}
+        names: dict[Tensor, str] = {p: name for name, p in self._named().items()}
         tensors = {
             f"optimizer/{names[p]}/{key}": value
             for p, entry in self.optimizer.state.items()
@@ -67,16 +86,16 @@ class Player:
             if isinstance(value, Tensor)
         }
         if self.name != "model":
-            tensors |= {f"module/{key}": value for key, value in self.module.state_dict().items()}
+            tensors |= {f"module/{key}": value for key, value in weights_of(self.module).items()}
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor], scale: dict[str, Any]) -> None:
         """Restore what `state` returned, and the loss scale."""
         own = {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
         if own:
-            self.module.load_state_dict(own)
+            self.module.load_state_dict(own, strict=False)
         self.optimizer.state.clear()
-        named = dict(self.module.named_parameters())
+        named = self._named()
         counts_on_device = any(self.optimizer.defaults.get(key) for key in ("fused", "capturable"))
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
@@ -87,27 +106,106 @@ class Player:
         if scale:
             self.scaler.load_state_dict(scale)
 
+    def _named(self) -> dict[str, nn.Parameter]:
+        """Every parameter of this player by name; heads under the names that they have in the objective."""
+        return dict(self.module.named_parameters()) | {f"objective.{k}": p for k, p in self.heads.items()}
+
 
 class Forward(nn.Module):
-    """What DDP wraps: holds one player's module and returns that player's weighted loss."""
+    """What DDP wraps: holds one player's parameters and returns that player's weighted loss."""
 
     tokenizer: Tokenizer
 
-    def __init__(
-        self, player: str, module: nn.Module, config: RunConfig, tokenizer: Tokenizer, device: torch.device
-    ):
+    def __init__(self, player: Player, config: RunConfig, tokenizer: Tokenizer):
         super().__init__()
-        self.player, self.module, self.device = player, module, device.type
-        self.weights = config.objective.weights
+        self.player, self.module, self.device = player.name, player.module, tokenizer.device.type
+        self.heads = nn.ParameterList(player.heads.values())
+        self.objective_cfg = config.objective
         self.dtype = PRECISIONS.get(config.run.precision)
-        # Not registered as a child: DDP must see the parameters of this player only.
-        self.__dict__["tokenizer"] = tokenizer
+        # Not registered as children: DDP must see the parameters of this player only.
+        self.__dict__.update(tokenizer=tokenizer, scaler=player.scaler)
 
-    def forward(self, batch: Batch, step: int, rng: list[torch.Generator]) -> tuple[Tensor, Losses]:
-        """The sum of the weighted losses, and everything that the objective returned."""
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype is not None):
+    def forward(
+        self, batch: Batch, step: int, rng: list[torch.Generator], shared: MutableMapping[str, Any]
+    ) -> tuple[Tensor, Losses]:
+        """The sum of the weighted losses, and everything that the objective returned.
+
+        A term is multiplied by its weight at this step and by its factor. A term of weight 0 stays out of the sum, even
+        if it is not finite.
+        """
+        scaler: Any = self.scaler
+        scale = scaler.get_scale() if scaler.is_enabled() else 1.0
+        with torch.autocast(self.device, self.dtype, enabled=self.dtype is not None), loss_scale(scale):
             out = self.tokenizer.objective.losses(
-                self.tokenizer, batch, player=self.player, step=step, rng=rng
+                self.tokenizer, batch, player=self.player, step=step, rng=rng, shared=shared
             )
-        weighted = (self.weights.get(name, 1.0) * term for name, term in out.terms.items())
-        return torch.as_tensor(sum(weighted, torch.zeros(()))), out
+        total = torch.zeros((), device=self.tokenizer.device)
+        for name, term in out.terms.items():
+            weight = self.objective_cfg.weight(name, step)
+            if weight:
+                total = total + weight * out.factors.get(name, 1.0) * term
+        # A head whose terms have weight 0 gets a gradient of 0: under DDP every parameter must take part.
+        for head in self.heads:
+            if head.requires_grad:
+                total = total + 0.0 * head.sum()
+        return total, out
+
+
+def player_names(objective: Objective, steps: int) -> tuple[str, ...]:
+    """All players of a run of so many steps, `model` first."""
+    looks = {0, max(0, steps - 1), steps, *range(0, steps, max(1, steps // LOOKS))}
+    return tuple(
+        dict.fromkeys(["model", *(name for step in sorted(looks) for name in objective.players(step))])
+    )
+
+
+def check_players(
+    config: RunConfig, objective: Objective, names: tuple[str, ...], tokenizer: Tokenizer
+) -> None:
+    """Raise `ConfigError` for a player of the config that the objective lacks.
+
+    Raises `PluginLoadError` for an objective whose players are no modules, or which keeps the tokenizer.
+    """
+    for name in config.optim.players:
+        if name not in names:
+            raise ConfigError(
+                f"optim.players.{name}: the objective {config.objective.name} has no such player."
+                f"{did_you_mean(name, names)} Players: {listed(names)}."
+            )
+    for name in names[1:]:
+        if not isinstance(getattr(objective, name, None), nn.Module):
+            raise PluginLoadError(
+                f"objective {config.objective.name}: its player '{name}' is no module of the objective."
+            )
+    if isinstance(objective, nn.Module) and any(module is tokenizer for module in objective.modules()):
+        raise PluginLoadError(
+            f"objective {config.objective.name}: its setup keeps the tokenizer as a submodule; use the tokenizer that "
+            "losses and decode are given."
+        )
+
+
+def heads(objective: Objective, players: tuple[str, ...]) -> dict[str, nn.Parameter]:
+    """The trained parameters of the objective that belong to no player, by name."""
+    if not isinstance(objective, nn.Module):
+        return {}
+    taken = {p for name in players if name != "model" for p in getattr(objective, name).parameters()}
+    return {n: p for n, p in objective.named_parameters() if p.requires_grad and p not in taken}
+
+
+def objective_state(objective: Objective, built: Mapping[str, Player]) -> dict[str, Tensor]:
+    """What an objective holds by name, without the modules of its players and without borrowed weights."""
+    if not isinstance(objective, nn.Module):
+        return {}
+    players = tuple(f"{name}." for name in built if name != "model")
+    return {k: v for k, v in weights_of(objective).items() if not (players and k.startswith(players))}
+
+
+def load_objective(objective: Objective, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Restore what `objective_state` returned; returns the names that do not fit."""
+    if not isinstance(objective, nn.Module):
+        return list(tensors)
+    own = weights_of(objective)
+    wrong = [name for name, value in tensors.items() if name not in own or own[name].shape != value.shape]
+    if not wrong:
+        objective.load_state_dict(dict(tensors), strict=False)
+    return wrong

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqcore.artefacts.folder import read_weights, verify, weights_of
+from vqcore.artefacts.folder import read_weights, verify
 from vqcore.artefacts.provenance import read_config
 from vqcore.artefacts.resolve import resolve
+from vqcore.borrowed import weights_of
 from vqcore.config import leaves, to_tree
 from vqcore.console import say
 from vqcore.errors import CheckpointError, ConfigError, listed
@@ -39,7 +40,7 @@ def start_from(tokenizer: Tokenizer, model: ModelConfig) -> None:
         return tokenizer.fetch()
     try:
         folder = resolve(path)
-        verify(folder)
+        made = verify(folder)
         source, state = read_config(folder), read_weights(folder)
     except CheckpointError as error:
         raise error.at(f"model.{key}") from error
@@ -49,7 +50,7 @@ def start_from(tokenizer: Tokenizer, model: ModelConfig) -> None:
     if not taken:
         raise CheckpointError(f"model.{key}={path}: none of its parts fits this model. {_reasons(problems)}")
     if model.freeze_enc:
-        _refuse_other_tokens(tokenizer, folder, source, problems)
+        _refuse_other_tokens(tokenizer, folder, made, source, problems)
     say(f"model.{key}: {listed(taken)} from {folder}.")
     rest = [
         part for part in (*TOKENS, "decoder") if getattr(tokenizer, part) is not None and part not in taken
@@ -95,19 +96,28 @@ def _fitted(value: Tensor, own: Tensor, resizable: bool) -> Tensor | None:
 
 @torch.no_grad()
 def _refuse_other_tokens(
-    tokenizer: Tokenizer, folder: Path, source: TokenizerConfig, problems: Mapping[str, list[str]]
+    tokenizer: Tokenizer,
+    folder: Path,
+    made: Mapping[str, Any],
+    source: TokenizerConfig,
+    problems: Mapping[str, list[str]],
 ) -> None:
     lost = {part: found for part, found in problems.items() if part in TOKENS and found}
     if lost:
         raise ConfigError(
             f"model.freeze_enc: the tokens would differ from those of {folder}. {_reasons(lost)}"
         )
-    there = Tokenizer.load(folder, encoder_only=True)
-    if tokenizer.fingerprint != there.fingerprint:
+    if tokenizer.fingerprint != made["fingerprint"]:
         differ = [
             f"{section} ({name})"
             for section in ("modality", "model.encoder", "model.quantizer")
             for name in _differing(_node(source, section), _node(tokenizer.cfg, section))
+        ]
+        recorded = made.get("borrowed", {})
+        differ += [
+            f"{key} (other weights)"
+            for key, loan in tokenizer.loans.items()
+            if key in recorded and recorded[key]["sha256"] != loan["sha256"]
         ]
         differ = differ or [
             "weights whose size was changed, such as positions: set input_size_enc as it is there"

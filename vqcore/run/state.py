@@ -5,15 +5,18 @@ The trainer changes the progress, `checkpoints` saves and restores the state, ho
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from vqcore import dist
 from vqcore.artefacts.resolve import checkpoints
 from vqcore.assembly import Assembly, assemble
+from vqcore.borrowed import Lender
 from vqcore.data.sizes import sizes
 from vqcore.evaluate.usage import CodeWindow, learns_codes
 from vqcore.protocols import Data, Modality, Objective
@@ -21,7 +24,7 @@ from vqcore.registry import registry
 from vqcore.rng import seeded
 from vqcore.run.hooks import GuardedHooks
 from vqcore.run.optim import Ema
-from vqcore.run.players import Player
+from vqcore.run.players import Player, check_players, player_names
 from vqcore.run.start import start_from
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
@@ -49,8 +52,8 @@ class Progress:
 class Run:
     """The parts of a run, and its progress.
 
-    `steps` is the step at which the run ends. `window` holds the codes of the last training tokens. `players` has the
-    players that were built so far. Hooks read a run as `vqcore.protocols.RunLike`.
+    `steps` is the step at which the run ends. `window` holds the codes of the last training tokens. `player_names` are
+    all players, `players` those that were built so far. Hooks read a run as `vqcore.protocols.RunLike`.
     """
 
     config: RunConfig
@@ -63,6 +66,8 @@ class Run:
     ema: Ema | None
     window: CodeWindow
     hooks: GuardedHooks
+    player_names: tuple[str, ...] = ("model",)
+    loans: dict[str, dict[str, Any]] = field(default_factory=dict)
     players: dict[str, Player] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
@@ -94,20 +99,31 @@ class Run:
     def player(self, name: str) -> Player:
         """A player by name. The first call builds the player; under DDP all processes make this call together."""
         if name not in self.players:
-            module = self.tokenizer if name == "model" else getattr(self.objective, name)
-            self.players[name] = Player(name, module, self.config, self.tokenizer, self.device)
+            self.players[name] = Player(name, self.config, self.tokenizer, self.player_names)
         return self.players[name]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The tokenizer, the objective if it is a module, and the modules of all players, each once."""
+        own: list[Any] = [
+            self.tokenizer,
+            self.objective,
+            *(player.module for player in self.players.values()),
+        ]
+        return list(dict.fromkeys(module for module in own if isinstance(module, nn.Module)))
 
     @contextlib.contextmanager
     def as_evaluated(self) -> Iterator[None]:
-        """Inside the block the tokenizer is in eval mode, with the running averages as weights if there are any."""
-        was_training = self.tokenizer.training
-        self.tokenizer.eval()
+        """Inside the block all modules are in eval mode; the tokenizer has the running averages, if there are any."""
+        modes = [(module, module.training) for owner in self.modules for module in owner.modules()]
+        for module in self.modules:
+            module.eval()
         try:
             with self.ema.applied() if self.ema else contextlib.nullcontext():
                 yield
         finally:
-            self.tokenizer.train(was_training)
+            for module, was_training in modes:
+                module.training = was_training
 
 
 def total_batch(config: RunConfig) -> int:
@@ -115,32 +131,37 @@ def total_batch(config: RunConfig) -> int:
     return config.data.batch_size * config.optim.accumulate * dist.world_size()
 
 
-def build(config: RunConfig, device: torch.device) -> Run:
+def build(config: RunConfig, device: torch.device, lender: Lender | None = None) -> Run:
     """Build a run and the players of its last step. Writes nothing: an error of the user leaves no folder behind."""
     with dist.together():
         parts = assemble(config)
         assert parts is not None
-        run = build_from(config, parts, device)
-    for name in ("model", *run.objective.players(run.steps)):
+        run = build_from(config, parts, device, lender)
+    for name in run.player_names:
         run.player(name)
     return run
 
 
-def build_from(config: RunConfig, parts: Assembly, device: torch.device) -> Run:
+def build_from(config: RunConfig, parts: Assembly, device: torch.device, lender: Lender | None = None) -> Run:
     """A run of parts that are assembled already; adds weights to start from, averages, code statistics and hooks."""
     tokenizer, data = parts.tokenizer, parts.data
+    lender = lender or Lender()
+    tokenizer.borrow(lender)
     if not checkpoints(config.run.folder):
         start_from(tokenizer, config.model)
     if config.model.freeze_enc:
         tokenizer.freeze_encoder()
     tokenizer.to(device)
-    with seeded(config.run.seed, "init", "setup"):
-        tokenizer.objective.setup(tokenizer)
+    loans = set_up(tokenizer, config, lender, parts.extra)
+    lender.refuse_unused()
     config = _in_steps(config, len(data))
+    steps = config.run.steps or _steps(config, len(data))
+    names = player_names(tokenizer.objective, steps)
+    check_players(config, tokenizer.objective, names, tokenizer)
     batch_sizes = sizes(config.data, tokenizer.spec)
     run = Run(
         config=config,
-        steps=config.run.steps or _steps(config, len(data)),
+        steps=steps,
         device=device,
         tokenizer=tokenizer,
         data=data,
@@ -154,11 +175,33 @@ def build_from(config: RunConfig, parts: Assembly, device: torch.device) -> Run:
             tokens=len(data) * math.prod(tokenizer.grid(batch_sizes[-1])),
         ),
         hooks=build_hooks(config),
+        player_names=names,
+        loans=tokenizer.loans | loans,
     )
     if config.run.compile:
         for part in ("encoder", "quantizer", "decoder"):
             tokenizer.get_submodule(part).compile(dynamic=len(batch_sizes) > 1)
     return run
+
+
+def set_up(
+    tokenizer: Tokenizer, config: RunConfig, lender: Lender, extra: Mapping[str, Modality]
+) -> dict[str, dict[str, Any]]:
+    """Build what only training needs, on the tokenizer's device; returns what the objective and the riders borrow.
+
+    The objective is built anew if the tokenizer was loaded: the config of a saved tokenizer lacks parts for training.
+    What the objective draws in `setup` follows from the seed of the run.
+    """
+    if tokenizer.cfg.objective != config.objective:
+        tokenizer.build_objective(config.objective, config.run.seed)
+    objective = tokenizer.objective
+    with seeded(config.run.seed, "init", "setup"):
+        objective.setup(tokenizer)
+    loans = lender.lend({f"extra.{label}": each for label, each in extra.items()})
+    loans |= lender.lend({"objective": objective})
+    if isinstance(objective, nn.Module):
+        objective.to(tokenizer.device)
+    return loans
 
 
 def build_hooks(config: RunConfig) -> GuardedHooks:

@@ -1,15 +1,18 @@
 """One optimizer step of every player, and what can be wrong with a gradient."""
 
 import contextlib
+import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vqcore import dist
+from vqcore.borrowed import own_buffers
 from vqcore.errors import listed
-from vqcore.protocols import Batch
+from vqcore.protocols import Batch, set_modes
 from vqcore.rng import derive, sample_generators
 from vqcore.run.players import Player
 from vqcore.run.state import Run
@@ -33,15 +36,20 @@ def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
     """
     metrics: dict[str, float | Tensor] = {}
     horizon = run.config.optim.horizon or run.steps
+    batches = [batch.to(run.device) for batch in batches]
+    shared: list[dict[str, Any]] = [{} for _ in batches]
     for name in run.objective.players(run.step):
         player = run.player(name)
+        if player.first is None:
+            player.first = run.step
         before = _Buffers(run) if _may_skip(run, player) else None
         _only_learning(run, name)
         rate = player.schedule(run.step, horizon=horizon, total_batch=run.total_batch)
         player.optimizer.zero_grad(set_to_none=True)
         for micro, batch in enumerate(batches):
-            for key, value in _backward(run, player, batch, micro, len(batches)).items():
+            for key, value in _backward(run, player, batch, micro, len(batches), shared[micro]).items():
                 metrics[key] = metrics[key] + value / len(batches) if key in metrics else value / len(batches)
+            shared[micro] = detached(shared[micro])
         player.scaler.unscale_(player.optimizer)
         norm = nn.utils.clip_grad_norm_(player.trained, player.cfg.clip or math.inf)
         trouble = _trouble(run, player, metrics, norm, batches)
@@ -53,37 +61,60 @@ def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
             before.restore()
         player.scaler.update()
         _all_learning(run)
+        # Running statistics: a checkpoint has those of rank 0, and a resumed run must go on with the same bits.
+        dist.broadcast_(buffer for module in run.modules[1:] for buffer in own_buffers(module))
         if trouble is not None:
             raise trouble
-        suffix = "" if name == "model" else f"/{name}"
-        metrics |= {f"lr{suffix}": rate, f"grad_norm{suffix}": norm}
+        metrics |= {f"lr{player.suffix}": rate, f"grad_norm{player.suffix}": norm}
         if player.scaler.is_enabled():
-            metrics[f"loss_scale{suffix}"] = player.scaler.get_scale()
+            metrics[f"loss_scale{player.suffix}"] = player.scaler.get_scale()
     return metrics
 
 
-def _backward(run: Run, player: Player, batch: Batch, micro: int, parts: int) -> dict[str, float | Tensor]:
+def _backward(
+    run: Run, player: Player, batch: Batch, micro: int, parts: int, shared: dict[str, Any]
+) -> dict[str, float | Tensor]:
     """Add the gradient of batch number `micro` of the `parts` batches of a step; returns the losses and metrics."""
-    keys = (run.step + run.progress.offset, micro, player.name, dist.rank())
-    torch.manual_seed(derive(run.seed, "layers", *keys))  # dropout, and whatever a quantizer draws
-    rng = sample_generators(range(len(batch.keys)), run.seed, "objective", *keys)
+    place = (run.step + run.progress.offset, micro)
+    torch.manual_seed(derive(run.seed, "layers", *place, player.name, dist.rank()))  # dropout and quantizers
+    # The same generators for every player: one that needs what the model makes of this batch can compute it alone.
+    rng = sample_generators(range(len(batch.keys)), run.seed, "objective", *place, "model", dist.rank())
     synced = micro == parts - 1 or dist.world_size() == 1
     with contextlib.nullcontext() if synced else player.forward.no_sync():  # type: ignore[operator]
-        total, out = player.forward(batch.to(run.device), run.step, rng)
+        total, out = player.forward(batch, run.step, rng, shared)
         player.scaler.scale(total / parts).backward()
     if player.name == "model" and out.codes is not None:
         run.window.add(out.codes, run.step)
-    suffix = "" if player.name == "model" else f"/{player.name}"
-    return {f"loss{suffix}": total.detach(), **{k: v.detach() for k, v in (out.terms | out.metrics).items()}}
+    found = {f"loss{player.suffix}": total} | {f"loss/{name}": term for name, term in out.terms.items()}
+    found |= {f"factor/{name}": torch.as_tensor(factor) for name, factor in out.factors.items()}
+    found |= {f"metric/{name}": value for name, value in out.metrics.items()}
+    return {name: value.detach() for name, value in found.items()}
+
+
+def detached(value: Any) -> Any:
+    """The value with every tensor in it detached, also in mappings, lists, tuples and dataclasses."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, Mapping):
+        return {key: detached(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(detached(inner) for inner in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: detached(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return dataclasses.replace(value, **changed)
+    return value
 
 
 def _only_learning(run: Run, playing: str) -> None:
     """Let the player `playing` learn and no other. In eval mode the codebook of the tokenizer does not change."""
+    if isinstance(run.objective, nn.Module):
+        run.objective.train(playing == "model")
     for name, player in run.players.items():
         player.module.train(name == playing)
         for p in player.trained:
             p.requires_grad_(name == playing)
     run.tokenizer.train(playing == "model")
+    set_modes(run.objective, playing)
 
 
 def _all_learning(run: Run) -> None:
@@ -123,8 +154,7 @@ class _Buffers:
     """A copy of all buffers, for a step that is left out: a codebook changes in the forward pass already."""
 
     def __init__(self, run: Run):
-        modules = [run.tokenizer, *(p.module for name, p in run.players.items() if name != "model")]
-        self.saved = [(b, b.clone()) for module in modules for b in module.buffers()]
+        self.saved = [(b, b.clone()) for module in run.modules for b in own_buffers(module)]
 
     def restore(self) -> None:
         """Set the buffers back to the copy."""

@@ -71,6 +71,10 @@ def check_config(cls: type) -> None:
     for setting in settings(config):
         assert setting.text, f"config law: {where}.Config.{setting.name} has no text under it"
     names = {f.name for f in dataclasses.fields(config)}
+    for name in config.places:
+        assert name in names and type(None) in typing.get_args(hints[name]), (
+            f"config law: {where}.Config.places names {name}, which is no setting of type str | None"
+        )
     unknown = [name for name in config.training_only if name not in names]
     assert not unknown, f"config law: {where}.Config.training_only names {unknown}, which are not settings"
 
@@ -82,7 +86,7 @@ def _is_setting(annotation: Any) -> bool:
     if origin is tuple:
         return all(arg is Ellipsis or _is_setting(arg) for arg in args)
     if origin is dict:
-        return args[0] is str and _is_setting(args[1])
+        return args[0] in (str, int) and _is_setting(args[1])
     plain = annotation in (int, float, bool, str) or dataclasses.is_dataclass(annotation)
     return plain or origin is typing.Literal
 

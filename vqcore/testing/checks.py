@@ -19,6 +19,8 @@ from vqcore.testing.basics import (
     misspellings,
 )
 from vqcore.testing.networks import (
+    check_adversary,
+    check_borrowed,
     check_decoder,
     check_denoiser,
     check_discriminator,
@@ -38,6 +40,8 @@ from vqcore.testing.runs import (
 from vqcore.testing.samples import check_data, check_metric, check_modality
 
 __all__ = [
+    "check_adversary",
+    "check_borrowed",
     "check_config",
     "check_data",
     "check_decoder",

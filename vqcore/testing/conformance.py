@@ -153,6 +153,21 @@ class DiscriminatorConformance(ComponentConformance):
             checks.check_discriminator(made, _two(self.spec)[0], fresh=fresh)
 
 
+class AdversaryConformance(ComponentConformance):
+    """The laws of an adversary on samples of `spec`."""
+
+    kind = "adversary"
+    spec: ClassVar[DataSpec]
+
+    def test_laws(self) -> None:
+        """Names, determinism, gradients to x_hat and to all parameters, state."""
+        for settings in self.configs:
+            made, fresh = (
+                build(self.kind, self.component, settings, seed, spec=self.spec) for seed in (0, 1)
+            )
+            checks.check_adversary(made, *_two(self.spec), fresh=fresh)
+
+
 class TeacherConformance(ComponentConformance):
     """The laws of a frozen feature network on samples of `spec`."""
 

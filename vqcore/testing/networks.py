@@ -1,13 +1,17 @@
 """The laws of networks: encoders, decoders, denoisers, perceptual losses, discriminators, teachers."""
 
+import contextlib
 import copy
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vqcore.protocols import interpolated, needs_size
+from vqcore.borrowed import Lender, weights_of
+from vqcore.errors import VqcoreError
+from vqcore.protocols import borrowed, interpolated, needs_size
 from vqcore.rng import generator
 from vqcore.testing.basics import (
     check_bf16,
@@ -136,6 +140,88 @@ def check_discriminator(discriminator: Any, x: Tensor, *, fresh: Any = None) -> 
         "gradient law: no gradient reaches x, or it is zero; a decoder learns from this gradient"
     )
     check_gradients(module)
+
+
+def check_adversary(adversary: Any, x_hat: Tensor, x: Tensor, *, fresh: Any = None) -> None:
+    """The laws of an adversary on reconstructions `x_hat` of a batch `x` of at least two samples."""
+    check_members("adversary", adversary)
+    assert isinstance(adversary, nn.Module), (
+        "players law: the adversary is no module, so it cannot be a player"
+    )
+    assert adversary.start >= 0, f"start law: start is {adversary.start}, not a step"
+    module, rng = stirred(adversary), [generator(i, "check") for i in range(len(x))]
+
+    def judge(net: Any) -> Tensor:
+        out = net.discriminator(x_hat, x, mask=None, step=10**6, rng=_again(rng))
+        return _sum_of(out, "discriminator")
+
+    def fool(net: Any, shown: Tensor) -> Tensor:
+        out = net.generator(shown, x, mask=None, step=10**6, rng=_again(rng))
+        return _sum_of(out, "generator")
+
+    before = state_of(module)
+    with torch.no_grad():
+        assert torch.equal(judge(module), judge(module)), "determinism law: two calls in eval mode differ"
+        assert torch.equal(fool(module, x_hat), fool(module, x_hat)), (
+            "determinism law: two calls of generator in eval mode differ"
+        )
+        check_restored(adversary if fresh is None else fresh, module, judge)
+    same_state(before, state_of(module), "eval changes no state")
+    moving = x_hat.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(fool(module, moving), moving, materialize_grads=True)
+    assert float(slope.abs().max()) > 0, (
+        "gradient law: no gradient of generator reaches x_hat, or it is zero; the model learns from this gradient"
+    )
+    module.zero_grad()
+    judge(module).backward()
+    check_gradients(module)
+
+
+def _again(rng: list[torch.Generator]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(one.initial_seed()) for one in rng]
+
+
+def _sum_of(out: Any, turn: str) -> Tensor:
+    strange = [name for name in out.terms if not name.startswith("gan/")]
+    assert out.terms and not strange, (
+        f"names law: losses of {turn} are called gan/..., not {strange or 'nothing'}"
+    )
+    for name, term in out.terms.items():
+        assert term.ndim == 0, f"names law: {name} is not a scalar but of shape {tuple(term.shape)}"
+        finite(term, name)
+    return torch.stack(list(out.terms.values())).sum()
+
+
+def check_borrowed(make: Callable[[], Any], places: Mapping[str, str]) -> None:
+    """The laws of a module that borrows weights: `make` builds the module, `places` says where its weights lie."""
+    module, other = make(), make()
+    names = borrowed(module)
+    strange = [name for name in names if not isinstance(getattr(module, name, None), nn.Module)]
+    assert names and not strange, (
+        f"borrowing law: borrowed names {strange or 'nothing'}, which is no submodule"
+    )
+    with contextlib.suppress(
+        VqcoreError
+    ):  # weights may be missing, but then the error must be one for people
+        make().borrow({})
+    root = nn.ModuleDict({"part": module})
+    loans = Lender({f"part.{name}": place for name, place in places.items()}).lend({"part": module})
+    again = other.borrow(dict(places))
+    for name in names:
+        assert loans[f"part.{name}"]["sha256"] == again[name], (
+            f"borrowing law: two modules with the same weights have different hashes of '{name}'"
+        )
+    for key in weights_of(root):
+        inside = any(key.startswith(f"part.{name}.") for name in names)
+        assert not inside, f"borrowing law: {key} is borrowed and would be saved"
+    root.train()
+    for name in names:
+        lent = getattr(module, name)
+        assert not any(inner.training for inner in lent.modules()), (
+            f"borrowing law: '{name}' is in training mode after train() of its owner"
+        )
+        for (key, a), (_, b) in zip(lent.state_dict().items(), getattr(other, name).state_dict().items()):
+            assert torch.equal(a, b), f"borrowing law: borrow does not fill {name}.{key} from the file"
 
 
 def check_teacher(teacher: Any, x: Tensor) -> None:

@@ -17,6 +17,8 @@ from vqcore.errors import CheckpointError
 from vqcore.plugin import RunHooks
 from vqcore.protocols import Batch, Objective
 from vqcore.rng import generator, sample_generators
+from vqcore.run.players import heads
+from vqcore.run.step import detached
 from vqcore.schema import RunConfig
 from vqcore.testing.basics import (
     check_gradients,
@@ -152,8 +154,13 @@ def check_objective(
     strange = [name for name, player in players.items() if not isinstance(player, nn.Module)]
     assert not strange, f"players law: the objective has no module with the player's name '{strange[0]}'"
     modules = _modules(objective, tokenizer)
+    assert not any(inner is tokenizer for module in modules[1:] for inner in module.modules()), (
+        "state law: the objective keeps the tokenizer as a submodule; its state would be saved twice"
+    )
     for name, player in players.items():
         _check_player(objective, tokenizer, batch, name, player, modules, waived)
+    _check_heads(objective, tokenizer, batch, tuple(names), modules)
+    _check_shared(objective, tokenizer, batch, tuple(names), modules)
     _check_decode(objective, tokenizer, batch, modules)
 
 
@@ -174,7 +181,7 @@ def _check_player(
     def losses(step: int, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         rng = sample_generators(batch.keys, 0, "check")
-        return objective.losses(tokenizer, batch, player=name, step=step, rng=rng)
+        return objective.losses(tokenizer, batch, player=name, step=step, rng=rng, shared={})
 
     steps = [step for step in (0, 1, 10**6) if name in objective.players(step)]
     for module in modules:
@@ -204,8 +211,57 @@ def _check_player(
         same_state(old, state_of(module), "eval changes no state")
 
 
+def _check_heads(
+    objective: Any, tokenizer: Tokenizer, batch: Batch, names: tuple[str, ...], modules: list[nn.Module]
+) -> None:
+    """Parameters of the objective that belong to no player learn from the losses of `model`."""
+    learning = heads(objective, names)
+    if not learning:
+        return
+    for module in modules:
+        module.train()
+    rng = sample_generators(batch.keys, 0, "check")
+    out = objective.losses(tokenizer, batch, player="model", step=10**6, rng=rng, shared={})
+    total = torch.stack([torch.as_tensor(term) for term in out.terms.values()]).sum()
+    slopes = torch.autograd.grad(total, list(learning.values()), allow_unused=True)
+    for name, slope in zip(learning, slopes):
+        assert slope is not None, (
+            f"gradient law: no gradient of the losses of model reaches '{name}' of the objective, a head of no player"
+        )
+
+
+def _check_shared(
+    objective: Any, tokenizer: Tokenizer, batch: Batch, names: tuple[str, ...], modules: list[nn.Module]
+) -> None:
+    """A player's losses are the same with what the turns of the others left in `shared`, and with nothing there."""
+    for module in modules:
+        module.eval()
+
+    def losses(name: str, shared: dict[str, Any]) -> Any:
+        rng = sample_generators(batch.keys, 0, "check")
+        with torch.no_grad():
+            return objective.losses(tokenizer, batch, player=name, step=10**6, rng=rng, shared=shared).terms
+
+    for name in names:
+        alone, shared = losses(name, {}), dict[str, Any]()
+        for other in names:
+            if other != name:
+                losses(other, shared)
+                shared = detached(shared)
+        for key, value in losses(name, shared).items():
+            off = float((value - alone[key]).abs())
+            assert off <= 1e-4 * max(1.0, float(alone[key].abs())), (
+                f"shared law: {key} of {name} differs by {off:.2g} if the other players had their turns before"
+            )
+
+
 def _check_terms(out: Any, name: str) -> None:
     assert out.terms, f"names law: {name} has no losses"
+    strange = [key for key in out.factors if key not in out.terms]
+    assert not strange, f"names law: the factor {strange[:1]} belongs to no loss of {name}"
+    for key, factor in out.factors.items():
+        value = torch.as_tensor(factor)
+        assert value.ndim == 0 and not value.requires_grad, f"names law: the factor {key} is no plain scalar"
     for key, value in out.terms.items():
         assert value.ndim == 0, f"names law: {key} is not a scalar but of shape {tuple(value.shape)}"
         finite(value, key)
