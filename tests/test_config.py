@@ -23,6 +23,7 @@ from vqcore.errors import ConfigError, VqcoreError
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
 
+STEPS, STEPS_ = "mapping from steps to numbers", "mappings from steps to numbers"
 CFGS = Path(__file__).parents[1] / "cfgs"
 WHOLE = {
     "data": {"name": "good/made", "modality": {"name": "good/dots"}},

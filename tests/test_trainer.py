@@ -218,7 +218,7 @@ def test_what_eval_best_cannot_be(tmp_path):
             train(run_config(tmp_path / "run", eval={"best": best}))
         assert not (tmp_path / "run").exists()
     with pytest.raises(
-        ConfigError, match="eval.best=metric/psnr is set, but there is nothing to evaluate on"
+        ConfigError, match=r"eval\.best=metric/psnr is set, but there is nothing to evaluate on"
     ):
         train(run_config(tmp_path / "run", eval={"best": "metric/psnr"}, data__evaluate=False))
 

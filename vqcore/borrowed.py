@@ -12,7 +12,6 @@ tokenizer: it keeps the hash, and `hf://id@revision` if the weights come from th
 import hashlib
 import json
 import os
-import pickle
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from vqcore.artefacts import hub
 from vqcore.artefacts.folder import load_tensors
+from vqcore.artefacts.formats import read_pickle
 from vqcore.errors import CheckpointError, PluginLoadError, VqcoreError, did_you_mean, listed
 from vqcore.files import write_text
 from vqcore.protocols import Borrows, borrowed
@@ -88,15 +88,7 @@ def _found(place: str) -> Path:
 def _tensors(file: Path) -> dict[str, Tensor]:
     if file.suffix.lower() not in _PICKLES:
         return load_tensors(file)
-    try:
-        tree = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"{file} holds more than tensors and plain data and is not read ({reason})"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file}: damaged or not a PyTorch file ({type(error).__name__})") from error
+    tree = read_pickle(file, allow_pickle=True)
     return dict(_leaves(tree, ""))
 
 

@@ -404,8 +404,8 @@ class Tokenizer(nn.Module):
 
         `weights` is `model`, `ema` (running averages) or `auto` (averages if there are any). `revision` belongs to a
         hub id. Checksums and fingerprint are verified. `borrowed` says where weights lie that the tokenizer borrows:
-        `{"decoder.base": "weights/base.safetensors"}`. With `download`, such weights are fetched from the hub if its cache
-        lacks them. `format` reads files of other systems; pickles only with `allow_pickle`. Raises `CheckpointError` if
+        `{"decoder.base": "weights/base.safetensors"}`. With `download`, they are fetched from the hub if its cache lacks
+        them. `format` reads files of other systems; pickles only with `allow_pickle`. Raises `CheckpointError` if
         something is missing, damaged or does not fit.
         """
         if format is not None:

@@ -158,7 +158,7 @@ class _Loop:
         return run.eval_data is not None and (run.step == run.steps or bool(every and run.step % every == 0))
 
     def saves_now(self) -> bool:
-        """Whether the config asks for a checkpoint of the present step. If the best one counts, every evaluation does."""
+        """Whether the config asks for a checkpoint now. If the best one counts, every evaluation needs a checkpoint."""
         run = self.run
         return run.step % run.config.run.save_every == 0 or (run.config.eval.best is not None and self.due())
 

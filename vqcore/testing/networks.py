@@ -148,7 +148,8 @@ def check_adversary(adversary: Any, x_hat: Tensor, x: Tensor, *, fresh: Any = No
     assert isinstance(adversary, nn.Module), (
         "players law: the adversary is no module, so it cannot be a player"
     )
-    assert adversary.start >= 0, f"start law: start is {adversary.start}, not a step"
+    start: Any = adversary.start
+    assert start >= 0, f"start law: start is {start}, not a step"
     module, rng = stirred(adversary), [generator(i, "check") for i in range(len(x))]
 
     def judge(net: Any) -> Tensor:
