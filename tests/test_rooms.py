@@ -12,7 +12,7 @@ ROOMS = (
     ("registry", "builtin", "dist"),
     ("console",),
     ("compose",),
-    ("losses", "objectives", "metrics"),
+    ("losses", "objectives", "metrics", "sampling", "diffusion"),
     ("data",),
     ("modalities",),
     ("pictures",),

@@ -7,7 +7,7 @@ import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pytest
@@ -114,7 +114,7 @@ class Denoiser(nn.Module):
     def to_target(self, x, rng):
         return x
 
-    def from_target(self, y):
+    def from_target(self, y, size):
         return y
 
     def target_shape(self, size):
@@ -653,6 +653,14 @@ def sampled_by(cls):
     return lambda self, steps: cls(steps)
 
 
+def timed_by(law):
+    return variant(Scheduler, time=lambda self, u: law(u))
+
+
+def coarse_in_floats(self, x, eps, t):
+    return self.mix(x, eps, t if t.is_floating_point() else t // 500 * 500)
+
+
 def drawing(self, x, eps, t):
     return self.mix(x, eps, t) + 0.01 * torch.randn_like(x)
 
@@ -920,8 +928,8 @@ BAD = [
     (denoiser, variant(Denoiser, is_denoiser="yes"), "is_denoiser is not True"),
     (denoiser, variant(Denoiser, target_shape=lambda s, size: (4, *size)), "target law: to_target gives"),
     (denoiser, TwiceTarget, "target law: to_target has another source"),
-    (denoiser, variant(Denoiser, from_target=lambda s, y: y[:, :1]), "target law: from_target gives"),
-    (denoiser, variant(Denoiser, from_target=lambda s, y: y / 0), "finite law: from_target"),
+    (denoiser, variant(Denoiser, from_target=lambda s, y, size: y[:, :1]), "target law: from_target gives"),
+    (denoiser, variant(Denoiser, from_target=lambda s, y, size: y / 0), "finite law: from_target"),
     (denoiser, predicted(lambda y: y[:, :1]), "shape law: the prediction"),
     (denoiser, predicted(lambda y: y / 0), "finite law: the prediction"),
     (denoiser, predicted(lambda y: y + torch.rand(())), "determinism law"),
@@ -994,6 +1002,16 @@ BAD = [
     (checks.check_scheduler, variant(Scheduler, add_noise=lambda s, x, e, t: s.mix(x, e, t).clamp(-1, 1) * t.ge(0)[0]),
      "affine law|noise law"),
     (checks.check_scheduler, variant(Scheduler, add_noise=lambda s, x, e, t: torch.tanh(s.mix(x, e, t))), "affine law"),
+    (checks.check_scheduler, variant(Scheduler, add_noise=lambda s, x, e, t: s.mix(x, e, t) + 0.1), "affine law"),
+    (checks.check_scheduler, variant(Scheduler, target=lambda s, x, e, t: e * e), "affine law: target"),
+    (checks.check_scheduler, variant(Scheduler, target=lambda s, x, e, t: x.cumsum(-1)), "affine law: target"),
+    (checks.check_scheduler, variant(Scheduler, add_noise=coarse_in_floats), "time law: add_noise takes t as"),
+    (checks.check_scheduler, timed_by(lambda u: 1001 * u), "time law: .* from 0 to 1001, not inside"),
+    (checks.check_scheduler, timed_by(lambda u: 999 * u - 1), "time law: .* from -1 to 998, not inside"),
+    (checks.check_scheduler, timed_by(lambda u: 1000 * (1 - u)), "time law: a larger u has a smaller"),
+    (checks.check_scheduler, timed_by(lambda u: 1000 * u.mean()), "time law: 37 numbers have"),
+    (checks.check_scheduler, timed_by(lambda u: u / 0), "finite law: time"),
+    (checks.check_scheduler, variant(Scheduler, time=0.5), "protocol law: time of OddScheduler is not a method"),
     (checks.check_scheduler, variant(Scheduler, sampler=sampled_by(Stepless)), "timesteps law: there are no"),
     (checks.check_scheduler, variant(Scheduler, sampler=sampled_by(Rising)), "timesteps law: .* do not fall"),
     (checks.check_scheduler, variant(Scheduler, sampler=sampled_by(Exploding)), "finite law: a walk"),
@@ -1186,6 +1204,20 @@ def changed_decode(change):
     return variant(Objective, decode=decode)
 
 
+def optional(annotation, default=2):
+    """An objective whose decode has one option, `steps`, of this annotation."""
+
+    def decode(self, tokenizer, codes, *, size, rng, extras=None, steps=default):
+        return Objective.decode(self, tokenizer, codes, size=size, rng=rng)
+
+    decode.__annotations__ = {} if annotation is None else {"steps": annotation}
+    return variant(Objective, decode=decode)
+
+
+def without_default(self, tokenizer, codes, *, size, rng, extras=None, steps: Annotated[int, "Steps."]):
+    return Objective.decode(self, tokenizer, codes, size=size, rng=rng)
+
+
 def marking(value, tokenizer):
     with torch.no_grad():
         tokenizer.proj.weight += 1e-3  # decoding does not need it
@@ -1210,6 +1242,12 @@ OBJECTIVES = [
     (changed_decode(lambda x, k: x + torch.rand(())), "determinism law: decode"),
     (changed_decode(lambda x, k: x * len(x)), "batch law: decoding"),
     (changed_decode(marking), "decode changes no state"),
+    (optional(None), "options law: decode's option steps has no type; write steps: Annotated"),
+    (optional(int), "options law: decode's option steps has no text"),
+    (optional(Annotated[list, "Steps."]), "options law: .* steps is list; an option is"),
+    (optional(Annotated[dict[str, int], "Steps."]), "options law: .* an option is"),
+    (optional(Annotated[int, "Steps."], default=2.5), "options law: steps=2.5 is not an integer"),
+    (variant(Objective, decode=without_default), "options law: decode's option steps has no default"),
 ]  # fmt: skip
 
 
@@ -1219,8 +1257,10 @@ def test_good_objectives_pass(toy):
     checks.check_objective(made.objective, made, BATCH)
     tree = copy.deepcopy(TOKENIZER)
     tree["model"]["decoder"]["name"] = "toy/denoiser"
-    made = Tokenizer(from_tree({**tree, "objective": {"name": "toy/denoising"}}, schema=TokenizerConfig))
-    checks.check_objective(made.objective, made, BATCH)
+    for objective in ({"name": "toy/denoising"}, {"name": "toy/diffusion", "hide": 0.5}):
+        made = Tokenizer(from_tree({**tree, "objective": objective}, schema=TokenizerConfig))
+        checks.check_objective(made.objective, made, BATCH)
+    checks.check_objective(optional(Annotated[float | None, "Any."], default=None)(), tokenizer(), BATCH)
     torch.manual_seed(0)
     checks.check_objective(Playing(nn.Linear(2 * 64, 1)), tokenizer(), BATCH)
 

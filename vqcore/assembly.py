@@ -13,6 +13,7 @@ from vqcore.errors import ConfigError, DataError
 from vqcore.evaluate.measure import build_metrics
 from vqcore.protocols import Data, HasValues, Modality, in_units
 from vqcore.registry import registry
+from vqcore.sampling import resolved
 from vqcore.schema import RunConfig, TokenizerConfig
 from vqcore.tokenizer import Tokenizer
 
@@ -53,6 +54,8 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
         for size in dict.fromkeys(wanted_sizes):
             with attempt("model.encoder"):
                 check_size(tokenizer, size)
+        with attempt("eval.sampling"):
+            resolved(type(tokenizer.objective), config.eval.sampling, "eval.sampling")
         with attempt("eval.metrics"):
             for label, metric in build_metrics(config.eval.metrics, tokenizer).items():
                 if in_units(metric) and not isinstance(modality, HasValues):
