@@ -96,7 +96,7 @@ def _solved(
     unknown = (determinant.abs() <= tiny) & ~from_prediction & ~from_x_t
     if bool(unknown.any()):
         raise ValueError(
-            f"{name} cannot be found at t={float(t[unknown][0]):g}: neither x_t nor the prediction depends on it there. "
+            f"{name} cannot be found at t={float(t[unknown][0]):g}: there neither x_t nor the prediction holds it. "
             "Leave this noise level out, or let the network predict v"
         )
     of_x_t = torch.where(from_prediction, 0.0, torch.where(from_x_t, 1 / a, d / determinant))

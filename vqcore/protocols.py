@@ -377,10 +377,10 @@ class Sampler(Protocol):
 class Scheduler(Protocol):
     """Noise levels. Built as `Class(cfg)`; `add_noise` and `target` are pure.
 
-    `t` has one noise level per sample, in `[0, num_steps]`; 0 is the least noise. Both methods take integers and floats;
-    a float without a fraction means the same as the integer. Both are affine: `add_noise` is `a x + b eps`, `target`
-    (what a network predicts: eps, x, v, a velocity) is `c x + d eps`, with numbers that depend on `t` alone. So
-    `vqcore.diffusion.x_0` finds x from any prediction. `sampler(steps)` begins one walk from noise to a sample.
+    `t` has one noise level per sample, in `[0, num_steps]`; 0 is the least noise. Both methods take integers and
+    floats; a float without a fraction means the same as the integer. Both are affine: `add_noise` is `a x + b eps`,
+    `target` (what a network predicts: eps, x, v, a velocity) is `c x + d eps`, with numbers that depend on `t` alone.
+    So `vqcore.diffusion.x_0` finds x from any prediction. `sampler(steps)` begins one walk from noise to a sample.
     """
 
     num_steps: int

@@ -8,7 +8,8 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from vqcore.compose.build import from_tree
 from vqcore.compose.describe import type_text
@@ -18,15 +19,17 @@ WIRING = ("size", "rng", "extras")
 """The parameters of `decode` that vqcore gives; no user chooses them."""
 
 
-class Option(NamedTuple):
-    """One sampling option. `type` and `default` are `empty` where an objective leaves them out."""
+UNSTATED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Option:
+    """One sampling option. `type` and `default` are `UNSTATED` where an objective leaves them out."""
 
     name: str
     type: Any
     default: Any
     text: str
-
-    empty = inspect.Parameter.empty
 
     @property
     def type_text(self) -> str:
@@ -39,10 +42,10 @@ def options(objective_cls: type) -> list[Option]:
     found = []
     for name, parameter in inspect.signature(objective_cls.decode, eval_str=True).parameters.items():  # type: ignore[attr-defined]
         if parameter.kind is parameter.KEYWORD_ONLY and name not in WIRING:
-            annotation, texts = parameter.annotation, ()
+            annotation, notes = parameter.annotation, list[Any]()
             if typing.get_origin(annotation) is typing.Annotated:
-                annotation, *texts = typing.get_args(annotation)
-            text = next((text for text in texts if isinstance(text, str)), "")
+                annotation, *notes = typing.get_args(annotation)
+            text = next((note for note in notes if isinstance(note, str)), "")
             found.append(Option(name, annotation, parameter.default, " ".join(text.split())))
     return found
 
@@ -63,10 +66,9 @@ def resolved(objective_cls: type, given: Mapping[str, Any], where: str) -> dict[
             raise ConfigError(f"{where}: {name} is not a sampling option of this objective.{hint}")
     fields = [(one.name, one.type, _field(one.default)) for one in known]
     schema = dataclasses.make_dataclass("Sampling", fields, kw_only=True)
-    return vars(from_tree(dict(given), schema=schema, file=where))
+    chosen: Any = from_tree(given, schema=schema, file=where)
+    return {name: getattr(chosen, name) for name in names}
 
 
 def _field(default: Any) -> Any:
-    return (
-        dataclasses.field() if default is Option.empty else dataclasses.field(default_factory=lambda: default)
-    )
+    return dataclasses.field() if default is UNSTATED else dataclasses.field(default_factory=lambda: default)

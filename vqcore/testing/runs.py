@@ -20,7 +20,7 @@ from vqcore.errors import CheckpointError, ConfigError
 from vqcore.plugin import RunHooks
 from vqcore.protocols import Batch, Objective, time
 from vqcore.rng import generator, sample_generators
-from vqcore.sampling import options, resolved
+from vqcore.sampling import UNSTATED, options, resolved
 from vqcore.schema import RunConfig
 from vqcore.testing.basics import (
     check_gradients,
@@ -250,14 +250,14 @@ def _check_options(objective_cls: type) -> None:
     for option in options(objective_cls):
         how = f'write {option.name}: Annotated[int, "What it does."] = 25'
         where = f"options law: decode's option {option.name}"
-        assert option.type is not option.empty, f"{where} has no type; {how}"
+        assert option.type is not UNSTATED, f"{where} has no type; {how}"
         united = typing.get_origin(option.type) in (typing.Union, types.UnionType)
         for one in typing.get_args(option.type) if united else (option.type,):
             fits = one in (int, float, bool, str, type(None)) or typing.get_origin(one) is Literal
             assert fits, (
                 f"{where} is {option.type_text}; an option is int, float, bool, str, Literal, or one of these or None"
             )
-        assert option.default is not option.empty, f"{where} has no default; {how}"
+        assert option.default is not UNSTATED, f"{where} has no default; {how}"
         assert option.text, f"{where} has no text; {how}"
     try:
         resolved(objective_cls, {one.name: one.default for one in options(objective_cls)}, "options law")
