@@ -269,10 +269,13 @@ def test_wrong_words_of_decode_write_nothing(tmp_path, capsys):
 PLAIN = {"model__decoder": {"name": "toy/decoder"}, "objective": {"name": "reconstruction"}}
 
 
-def test_a_run_that_stops_ends_with_the_same_bits(tmp_path):
-    objective = VARIANTS["flow"]
-    assert main(["train", config(tmp_path, "whole", objective=objective)]) == 0
-    file = config(tmp_path, "cut", objective=objective, optim__horizon=6)
+@pytest.mark.parametrize(
+    ("variant", "more"), [("flow", {}), ("v", {"run__precision": "bf16", "optim__accumulate": 2})]
+)
+def test_a_run_that_stops_ends_with_the_same_bits(tmp_path, variant, more):
+    changes = {"objective": VARIANTS[variant], "optim__horizon": 6, **more}
+    assert main(["train", config(tmp_path, "whole", **changes)]) == 0
+    file = config(tmp_path, "cut", **changes)
     assert main(["train", file, "run.steps=3"]) == 0
     assert main(["train", file, "run.steps=6"]) == 0
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")

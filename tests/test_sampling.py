@@ -96,9 +96,9 @@ def test_the_tokenizer_takes_options_and_gives_every_sample_noise_of_its_own(tmp
     x = torch.randn(2, 2, 8, 8)
     again = tokenizer.decode(tokenizer.encode(x), seed=5, steps=2, guidance=3)
     assert torch.equal(tokenizer.reconstruct(x, seed=5, steps=2, guidance=3.0), again)
-    with pytest.raises(ConfigError, match="decode: step is not a sampling option .* Did you mean 'steps'"):
+    with pytest.raises(ConfigError, match=r"decode: step is not a sampling option .* Did you mean 'steps'"):
         tokenizer.decode(codes, step=3)
-    with pytest.raises(ConfigError, match="^sampling option steps=0 must be at least 1.$"):
+    with pytest.raises(ConfigError, match=r"^sampling option steps=0 must be at least 1\.$"):
         tokenizer.decode(codes, steps=0)
     plain = tokenizer_of(run_config(tmp_path))
     with pytest.raises(ConfigError, match="decode: steps: this objective has no sampling options"):

@@ -1214,6 +1214,10 @@ def optional(annotation, default=2):
     return variant(Objective, decode=decode)
 
 
+def taking_seed(self, tokenizer, codes, *, size, rng, extras=None, seed: Annotated[int, "Seed."] = 0):
+    return Objective.decode(self, tokenizer, codes, size=size, rng=rng)
+
+
 def without_default(self, tokenizer, codes, *, size, rng, extras=None, steps: Annotated[int, "Steps."]):
     return Objective.decode(self, tokenizer, codes, size=size, rng=rng)
 
@@ -1247,6 +1251,7 @@ OBJECTIVES = [
     (optional(Annotated[list, "Steps."]), "options law: .* steps is list; an option is"),
     (optional(Annotated[dict[str, int], "Steps."]), "options law: .* an option is"),
     (optional(Annotated[int, "Steps."], default=2.5), "options law: steps=2.5 is not an integer"),
+    (variant(Objective, decode=taking_seed), "options law: .* seed has the name of a parameter of Tokenizer.decode"),
     (variant(Objective, decode=without_default), "options law: decode's option steps has no default"),
 ]  # fmt: skip
 

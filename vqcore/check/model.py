@@ -66,8 +66,9 @@ def _undecodable(run: Run, batch: Batch) -> Finding | None:
     tokenizer, size = run.tokenizer, tuple(batch.x.shape[-run.tokenizer.spec.rank :])
     extras = {label: value[:1] for label, value in batch.extras.items()}
     codes = tokenizer.quantize(tokenizer.latents(batch.x[:1])).codes
+    sampling: dict[str, Any] = {**run.config.eval.sampling}
     try:
-        x_hat = tokenizer.decode(codes, size=size, extras=extras, **run.config.eval.sampling)
+        x_hat = tokenizer.decode(codes, size=size, extras=extras, **sampling)
     except VqcoreError as error:
         return Finding("error", "eval.sampling", str(error))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:

@@ -1,6 +1,7 @@
 """The laws of schedulers, objectives, hooks and formats."""
 
 import copy
+import inspect
 import tempfile
 import types
 import typing
@@ -250,6 +251,8 @@ def _check_options(objective_cls: type) -> None:
     for option in options(objective_cls):
         how = f'write {option.name}: Annotated[int, "What it does."] = 25'
         where = f"options law: decode's option {option.name}"
+        taken = option.name in inspect.signature(Tokenizer.decode).parameters
+        assert not taken, f"{where} has the name of a parameter of Tokenizer.decode; choose another name"
         assert option.type is not UNSTATED, f"{where} has no type; {how}"
         united = typing.get_origin(option.type) in (typing.Union, types.UnionType)
         for one in typing.get_args(option.type) if united else (option.type,):
