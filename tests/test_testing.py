@@ -1147,8 +1147,9 @@ TOKENIZER = {
 BATCH = Batch(X.tanh(), ("a", "b", "c"))
 
 
-def tokenizer(**objective):
-    tree = {**TOKENIZER, "objective": objective or {"name": "reconstruction"}}
+def tokenizer(decoder="toy/decoder", **objective):
+    tree = {**copy.deepcopy(TOKENIZER), "objective": objective or {"name": "reconstruction"}}
+    tree["model"]["decoder"]["name"] = decoder
     return Tokenizer(from_tree(tree, schema=TokenizerConfig))
 
 
@@ -1214,6 +1215,38 @@ def optional(annotation, default=2):
     return variant(Objective, decode=decode)
 
 
+class Changed:
+    """A denoiser that is called with other noise levels."""
+
+    def __init__(self, denoiser, change):
+        self.denoiser, self.change = denoiser, change
+
+    def __getattr__(self, name):
+        return getattr(self.denoiser, name)
+
+    def __call__(self, x_t, t, cond):
+        return self.denoiser(x_t, cond=cond, t=self.change(t))
+
+
+def levelled(change):
+    """Makes an objective that gives its denoiser changed noise levels."""
+
+    def make():
+        base = parts_of_toys().Denoising
+
+        def losses(self, tokenizer, batch, **more):
+            odd = SimpleNamespace(
+                latents=tokenizer.latents,
+                quantize=tokenizer.quantize,
+                decoder=Changed(tokenizer.decoder, change),
+            )
+            return base.losses(self, odd, batch, **more)
+
+        return variant(base, losses=losses)(None, spec=SPEC)
+
+    return make
+
+
 def taking_seed(self, tokenizer, codes, *, size, rng, extras=None, seed: Annotated[int, "Seed."] = 0):
     return Objective.decode(self, tokenizer, codes, size=size, rng=rng)
 
@@ -1246,6 +1279,8 @@ OBJECTIVES = [
     (changed_decode(lambda x, k: x + torch.rand(())), "determinism law: decode"),
     (changed_decode(lambda x, k: x * len(x)), "batch law: decoding"),
     (changed_decode(marking), "decode changes no state"),
+    (levelled(lambda t: (1000 * t).long()), "time law: a denoiser gets t as torch.int64; cast it to float"),
+    (levelled(lambda t: t[0]), r"time law: a denoiser gets t of shape \(\) for 3 samples"),
     (optional(None), "options law: decode's option steps has no type; write steps: Annotated"),
     (optional(int), "options law: decode's option steps has no text"),
     (optional(Annotated[list, "Steps."]), "options law: .* steps is list; an option is"),
@@ -1260,10 +1295,8 @@ def test_good_objectives_pass(toy):
     checks.check_objective(Objective(), tokenizer(), BATCH)
     made = tokenizer(name="toy/adversary")
     checks.check_objective(made.objective, made, BATCH)
-    tree = copy.deepcopy(TOKENIZER)
-    tree["model"]["decoder"]["name"] = "toy/denoiser"
-    for objective in ({"name": "toy/denoising"}, {"name": "toy/diffusion", "hide": 0.5}):
-        made = Tokenizer(from_tree({**tree, "objective": objective}, schema=TokenizerConfig))
+    for settings in ({"name": "toy/denoising"}, {"name": "toy/diffusion", "hide": 0.5}):
+        made = tokenizer("toy/denoiser", **settings)
         checks.check_objective(made.objective, made, BATCH)
     checks.check_objective(optional(Annotated[float | None, "Any."], default=None)(), tokenizer(), BATCH)
     torch.manual_seed(0)
@@ -1271,7 +1304,9 @@ def test_good_objectives_pass(toy):
 
 
 def objective(made):
-    checks.check_objective(made, tokenizer(), BATCH)
+    decoder = "toy/denoiser" if protocols.needs_denoiser(made) else "toy/decoder"
+    kind = "toy/denoising" if protocols.needs_denoiser(made) else "reconstruction"
+    checks.check_objective(made, tokenizer(decoder, name=kind), BATCH)
 
 
 @pytest.mark.parametrize(("make", "text"), OBJECTIVES, ids=[text for _, text in OBJECTIVES])

@@ -19,7 +19,7 @@ from vqcore.compose.build import from_tree
 from vqcore.diffusion import coefficients
 from vqcore.errors import CheckpointError, ConfigError
 from vqcore.plugin import RunHooks
-from vqcore.protocols import Batch, Objective, time
+from vqcore.protocols import Batch, Objective, is_denoiser, time
 from vqcore.rng import generator, sample_generators
 from vqcore.sampling import UNSTATED, options, resolved
 from vqcore.schema import RunConfig
@@ -174,6 +174,8 @@ def check_objective(
     objective, tokenizer = copy.deepcopy(objective), copy.deepcopy(tokenizer)
     torch.manual_seed(0)
     objective.setup(tokenizer)
+    if is_denoiser(tokenizer.decoder):
+        tokenizer.decoder.register_forward_pre_hook(_check_level, with_kwargs=True)
     names = dict.fromkeys(name for step in (0, 1, 10**6) for name in objective.players(step))
     assert "model" in names, (
         f"players law: the players {list(names)} never train the tokenizer, the player 'model'"
@@ -188,6 +190,16 @@ def check_objective(
         _check_player(objective, tokenizer, batch, name, player, modules, waived)
     _check_options(type(objective))
     _check_decode(objective, tokenizer, batch, modules)
+
+
+def _check_level(denoiser: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """A denoiser is called with one noise level per sample, as float."""
+    given = inspect.signature(denoiser.forward).bind(*args, **named).args
+    x_t, t = given[:2]
+    assert t.shape == (len(x_t),), (
+        f"time law: a denoiser gets t of shape {tuple(t.shape)} for {len(x_t)} samples"
+    )
+    assert t.is_floating_point(), f"time law: a denoiser gets t as {t.dtype}; cast it to float"
 
 
 def _modules(objective: Any, tokenizer: Tokenizer) -> list[nn.Module]:
