@@ -1005,6 +1005,8 @@ BAD = [
     (checks.check_scheduler, variant(Scheduler, add_noise=lambda s, x, e, t: s.mix(x, e, t) + 0.1), "affine law"),
     (checks.check_scheduler, variant(Scheduler, target=lambda s, x, e, t: e * e), "affine law: target"),
     (checks.check_scheduler, variant(Scheduler, target=lambda s, x, e, t: x.cumsum(-1)), "affine law: target"),
+    (checks.check_scheduler, variant(Scheduler, target=lambda s, x, e, t: e * torch.arange(15.0).view(3, 5)),
+     "affine law: OddScheduler has more than one factor"),
     (checks.check_scheduler, variant(Scheduler, add_noise=coarse_in_floats), "time law: add_noise takes t as"),
     (checks.check_scheduler, timed_by(lambda u: 1001 * u), "time law: .* from 0 to 1001, not inside"),
     (checks.check_scheduler, timed_by(lambda u: 999 * u - 1), "time law: .* from -1 to 998, not inside"),

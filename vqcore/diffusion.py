@@ -62,7 +62,8 @@ def coefficients(
 ) -> tuple[Coefficients, Coefficients, Coefficients, Coefficients]:
     """a, b, c, d at `t`, float64: `add_noise` is a x + b eps, `target` is c x + d eps.
 
-    The scheduler itself is asked, with ones and zeros of `rank` axes.
+    The scheduler itself is asked, with ones and zeros of `rank` axes. Raises `ValueError` if it does not answer with
+    one number per sample.
     """
     one = torch.ones(len(t), *[1] * (rank - 1), dtype=torch.float64, device=t.device)
     zero = torch.zeros_like(one)
@@ -71,6 +72,10 @@ def coefficients(
         for ask in (scheduler.add_noise, scheduler.target)
         for x, eps in ((one, zero), (zero, one))
     ]
+    if any(answer.shape != one.shape for answer in asked):
+        raise ValueError(
+            f"{type(scheduler).__name__} has more than one factor for a sample, so no x_0 can be found"
+        )
     a, b, c, d = (answer.double().flatten() for answer in asked)
     return a, b, c, d
 

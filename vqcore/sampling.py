@@ -17,8 +17,6 @@ from vqcore.errors import ConfigError, did_you_mean, listed
 
 WIRING = ("size", "rng", "extras")
 """The parameters of `decode` that vqcore gives; no user chooses them."""
-
-
 UNSTATED = inspect.Parameter.empty
 
 
@@ -37,10 +35,10 @@ class Option:
         return type_text(self.type)
 
 
-def options(objective_cls: type) -> list[Option]:
+def options(objective_cls: Any) -> list[Option]:
     """The sampling options of an objective's class, in the order of its `decode`."""
     found = []
-    for name, parameter in inspect.signature(objective_cls.decode, eval_str=True).parameters.items():  # type: ignore[attr-defined]
+    for name, parameter in inspect.signature(objective_cls.decode, eval_str=True).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY and name not in WIRING:
             annotation, notes = parameter.annotation, list[Any]()
             if typing.get_origin(annotation) is typing.Annotated:
@@ -50,7 +48,7 @@ def options(objective_cls: type) -> list[Option]:
     return found
 
 
-def resolved(objective_cls: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def resolved(objective_cls: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """All sampling options by name: those of `given`, checked and typed like settings, and the defaults of the others.
 
     `where` is a key of a config (`eval.sampling`) or `command line`. Raises `ConfigError` for an unknown option or a

@@ -89,7 +89,10 @@ def _check_time(scheduler: Any, u: Tensor) -> Tensor:
 
 def _check_affine(scheduler: Any, x: Tensor, eps: Tensor, t: Tensor) -> None:
     """`add_noise` is a x + b eps and `target` is c x + d eps, with numbers that depend on t alone."""
-    numbers = [each.float().view(-1, *[1] * (x.ndim - 1)) for each in coefficients(scheduler, t, x.ndim)]
+    try:
+        numbers = [each.float().view(-1, *[1] * (x.ndim - 1)) for each in coefficients(scheduler, t, x.ndim)]
+    except ValueError as error:
+        raise AssertionError(f"affine law: {error}") from error
     for name, (of_x, of_eps) in (("add_noise", numbers[:2]), ("target", numbers[2:])):
         close(
             getattr(scheduler, name)(x, eps, t),
