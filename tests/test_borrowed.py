@@ -42,7 +42,9 @@ def config(folder, weights, part="decoder", **changes):
     node = {"name": "toy/borrowing", **({} if weights is None else {"weights": str(weights)})}
     if part == "percept":
         node["name"] = "toy/percept"
-        tree = run_tree(folder / "run", objective={"name": "reconstruction", "percept": {"clip": node}}, **changes)
+        tree = run_tree(
+            folder / "run", objective={"name": "reconstruction", "percept": {"clip": node}}, **changes
+        )
     else:
         tree = run_tree(folder / "run", **{f"model__{part}": node}, **changes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +74,9 @@ def test_what_is_borrowed_is_frozen_and_never_saved(tmp_path, part):
     assert not any(inner.training for inner in module.modules())
     assert not any(p.requires_grad for p in module.parameters())
     checkpoint = tmp_path / "run/checkpoints/step_6"
-    names = [key for file in ("model", "ema", "state") for key in load_tensors(checkpoint / f"{file}.safetensors")]
+    names = [
+        key for file in ("model", "ema", "state") for key in load_tensors(checkpoint / f"{file}.safetensors")
+    ]
     assert not any("base." in key or "net." in key for key in names)
     facts = run.tokenizer.facts().parts
     assert sum(each.borrowed for each in facts.values()) == (0 if part == "percept" else 9)
@@ -90,8 +94,14 @@ def test_present_missing_and_another_one(tmp_path, capsys, part):
     assert str(file) not in (tmp_path / "artefact/config.yaml").read_text()
     capsys.readouterr()
     for given, text in (
-        ([], f"error: {key}: no place is known for the weights of '{key[8:]}'. Give the weights with the SHA-256"),
-        (["--borrow", f"{key}={other}"], f"error: {key}: these are other weights than those of this tokenizer"),
+        (
+            [],
+            f"error: {key}: no place is known for the weights of '{key[8:]}'. Give the weights with the SHA-256",
+        ),
+        (
+            ["--borrow", f"{key}={other}"],
+            f"error: {key}: these are other weights than those of this tokenizer",
+        ),
         (["--borrow", f"{key}={tmp_path / 'nothing'}"], "there is no such file or folder"),
         (["--borrow", f"{part}.bsae={file}"], "Did you mean" if part == "decoder" else "no place is known"),
         (["--borrow", "nonsense"], "write KEY=PATH"),
@@ -150,7 +160,9 @@ def test_another_machine_has_the_weights_elsewhere(tmp_path, capsys):
     assert "this run was trained with" in capsys.readouterr().err
 
 
-def test_evaluation_without_the_perceptual_network_gives_metrics_and_says_what_is_left_out(tmp_path, capsys, caplog):
+def test_evaluation_without_the_perceptual_network_gives_metrics_and_says_what_is_left_out(
+    tmp_path, capsys, caplog
+):
     file = lent(tmp_path / "net.safetensors")
     assert main(["train", config(tmp_path, file, "percept")]) == 0
     run = str(tmp_path / "run")

@@ -14,7 +14,7 @@ from toys import run_config, run_tree, toy  # noqa: F401
 
 from vqcore.check.checks import cheap, first_batch, full
 from vqcore.check.findings import Finding, settle
-from vqcore.check.model import _still_parts, learns, memory_finding, whole_step
+from vqcore.check.model import _still_parts, learns, memory_finding, model_findings, whole_step
 from vqcore.check.plan import codebook
 from vqcore.check.samples import samples
 from vqcore.check.values import Declared, value_findings
@@ -407,3 +407,28 @@ def test_a_player_whose_step_fails_is_named(tmp_path, monkeypatch):
 
 def _raise():
     raise RuntimeError("no kernel")
+
+
+DIFFUSION = {"objective__name": "toy/diffusion", "model__decoder": {"name": "toy/own-size"}}
+
+
+def test_a_sample_that_cannot_be_decoded_is_found_before_the_first_step(tmp_path, monkeypatch):
+    """The losses of a denoiser do not need what only decoding does."""
+    import vqcore_toy.parts as parts
+
+    run = built(tmp_path / "run", **DIFFUSION)
+    batch = first_batch(run)
+    assert not graded(model_findings(run, batch), "error")
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.OwnSize, "from_target", lambda self, y, size: y)
+        (finding,) = graded(model_findings(run, batch), "error")
+        assert str(finding) == "objective: a decoded sample is (1, 2, 4, 4), but the data needs (1, 2, 8, 8)"
+    monkeypatch.setattr(parts.Walk, "step", lambda *args: torch.ones(2) + torch.ones(3))
+    (finding,) = graded(model_findings(run, batch), "error")
+    assert str(finding).startswith("objective: decoding a sample of size [8, 8] fails: RuntimeError: ")
+
+
+def test_a_sampling_option_out_of_range_is_found_before_the_first_step(tmp_path):
+    run = built(tmp_path / "run", **DIFFUSION, eval__sampling={"steps": -1})
+    (finding,) = graded(model_findings(run, first_batch(run)), "error")
+    assert str(finding) == "eval.sampling: sampling option steps=-1 must be at least 1."

@@ -26,7 +26,7 @@ with contextlib.redirect_stdout(said):
     look()
 import vqcore.config, vqcore.schema
 look()
-import vqcore.compose.layers
+import vqcore.compose.layers, vqcore.sampling
 look()
 tops = [sorted({name.partition(".")[0] for name in seen[i + 1] - seen[i]}) for i in range(len(seen) - 1)]
 print(json.dumps({"tops": tops, "targets": "fixture_good.parts" in sys.modules, "said": said.getvalue()}))

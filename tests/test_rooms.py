@@ -12,7 +12,7 @@ ROOMS = (
     ("registry", "builtin", "dist"),
     ("console",),
     ("compose",),
-    ("balance", "losses", "objectives", "metrics"),
+    ("balance", "losses", "objectives", "metrics", "sampling", "diffusion"),
     ("data",),
     ("modalities",),
     ("pictures",),

@@ -7,7 +7,7 @@ import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pytest
@@ -114,7 +114,7 @@ class Denoiser(nn.Module):
     def to_target(self, x, rng):
         return x
 
-    def from_target(self, y):
+    def from_target(self, y, size):
         return y
 
     def target_shape(self, size):
@@ -653,6 +653,14 @@ def sampled_by(cls):
     return lambda self, steps: cls(steps)
 
 
+def timed_by(law):
+    return variant(Scheduler, time=lambda self, u: law(u))
+
+
+def coarse_in_floats(self, x, eps, t):
+    return self.mix(x, eps, t if t.is_floating_point() else t // 500 * 500)
+
+
 def drawing(self, x, eps, t):
     return self.mix(x, eps, t) + 0.01 * torch.randn_like(x)
 
@@ -920,8 +928,8 @@ BAD = [
     (denoiser, variant(Denoiser, is_denoiser="yes"), "is_denoiser is not True"),
     (denoiser, variant(Denoiser, target_shape=lambda s, size: (4, *size)), "target law: to_target gives"),
     (denoiser, TwiceTarget, "target law: to_target has another source"),
-    (denoiser, variant(Denoiser, from_target=lambda s, y: y[:, :1]), "target law: from_target gives"),
-    (denoiser, variant(Denoiser, from_target=lambda s, y: y / 0), "finite law: from_target"),
+    (denoiser, variant(Denoiser, from_target=lambda s, y, size: y[:, :1]), "target law: from_target gives"),
+    (denoiser, variant(Denoiser, from_target=lambda s, y, size: y / 0), "finite law: from_target"),
     (denoiser, predicted(lambda y: y[:, :1]), "shape law: the prediction"),
     (denoiser, predicted(lambda y: y / 0), "finite law: the prediction"),
     (denoiser, predicted(lambda y: y + torch.rand(())), "determinism law"),
@@ -994,6 +1002,18 @@ BAD = [
     (checks.check_scheduler, variant(Scheduler, add_noise=lambda s, x, e, t: s.mix(x, e, t).clamp(-1, 1) * t.ge(0)[0]),
      "affine law|noise law"),
     (checks.check_scheduler, variant(Scheduler, add_noise=lambda s, x, e, t: torch.tanh(s.mix(x, e, t))), "affine law"),
+    (checks.check_scheduler, variant(Scheduler, add_noise=lambda s, x, e, t: s.mix(x, e, t) + 0.1), "affine law"),
+    (checks.check_scheduler, variant(Scheduler, target=lambda s, x, e, t: e * e), "affine law: target"),
+    (checks.check_scheduler, variant(Scheduler, target=lambda s, x, e, t: x.cumsum(-1)), "affine law: target"),
+    (checks.check_scheduler, variant(Scheduler, target=lambda s, x, e, t: e * torch.arange(15.0).view(3, 5)),
+     "affine law: OddScheduler has more than one factor"),
+    (checks.check_scheduler, variant(Scheduler, add_noise=coarse_in_floats), "time law: add_noise takes t as"),
+    (checks.check_scheduler, timed_by(lambda u: 1001 * u), "time law: .* from 0 to 1001, not inside"),
+    (checks.check_scheduler, timed_by(lambda u: 999 * u - 1), "time law: .* from -1 to 998, not inside"),
+    (checks.check_scheduler, timed_by(lambda u: 1000 * (1 - u)), "time law: a larger u has a smaller"),
+    (checks.check_scheduler, timed_by(lambda u: 1000 * u.mean()), "time law: 37 numbers have"),
+    (checks.check_scheduler, timed_by(lambda u: u / 0), "finite law: time"),
+    (checks.check_scheduler, variant(Scheduler, time=0.5), "protocol law: time of OddScheduler is not a method"),
     (checks.check_scheduler, variant(Scheduler, sampler=sampled_by(Stepless)), "timesteps law: there are no"),
     (checks.check_scheduler, variant(Scheduler, sampler=sampled_by(Rising)), "timesteps law: .* do not fall"),
     (checks.check_scheduler, variant(Scheduler, sampler=sampled_by(Exploding)), "finite law: a walk"),
@@ -1129,8 +1149,9 @@ TOKENIZER = {
 BATCH = Batch(X.tanh(), ("a", "b", "c"))
 
 
-def tokenizer(**objective):
-    tree = {**TOKENIZER, "objective": objective or {"name": "reconstruction"}}
+def tokenizer(decoder="toy/decoder", **objective):
+    tree = {**copy.deepcopy(TOKENIZER), "objective": objective or {"name": "reconstruction"}}
+    tree["model"]["decoder"]["name"] = decoder
     return Tokenizer(from_tree(tree, schema=TokenizerConfig))
 
 
@@ -1224,6 +1245,56 @@ def changed_decode(change):
     return variant(Objective, decode=decode)
 
 
+def optional(annotation, default=2):
+    """An objective whose decode has one option, `steps`, of this annotation."""
+
+    def decode(self, tokenizer, codes, *, size, rng, extras=None, steps=default):
+        return Objective.decode(self, tokenizer, codes, size=size, rng=rng)
+
+    decode.__annotations__ = {} if annotation is None else {"steps": annotation}
+    return variant(Objective, decode=decode)
+
+
+class Changed:
+    """A denoiser that is called with other noise levels."""
+
+    def __init__(self, denoiser, change):
+        self.denoiser, self.change = denoiser, change
+
+    def __getattr__(self, name):
+        return getattr(self.denoiser, name)
+
+    def __call__(self, x_t, t, cond):
+        return self.denoiser(x_t, cond=cond, t=self.change(t))
+
+
+def levelled(change):
+    """Makes an objective that gives its denoiser changed noise levels."""
+
+    def make():
+        base = parts_of_toys().Denoising
+
+        def losses(self, tokenizer, batch, **more):
+            odd = SimpleNamespace(
+                latents=tokenizer.latents,
+                quantize=tokenizer.quantize,
+                decoder=Changed(tokenizer.decoder, change),
+            )
+            return base.losses(self, odd, batch, **more)
+
+        return variant(base, losses=losses)(None, spec=SPEC)
+
+    return make
+
+
+def taking_seed(self, tokenizer, codes, *, size, rng, extras=None, seed: Annotated[int, "Seed."] = 0):
+    return Objective.decode(self, tokenizer, codes, size=size, rng=rng)
+
+
+def without_default(self, tokenizer, codes, *, size, rng, extras=None, steps: Annotated[int, "Steps."]):
+    return Objective.decode(self, tokenizer, codes, size=size, rng=rng)
+
+
 def marking(value, tokenizer):
     with torch.no_grad():
         tokenizer.proj.weight += 1e-3  # decoding does not need it
@@ -1253,6 +1324,15 @@ OBJECTIVES = [
     (judging(Careless), "shared law: gan/hinge of judge differs"),
     (with_factors({"pixel/mes": 2.0}), "names law: the factor .'pixel/mes'. belongs to no loss of model"),
     (with_factors({"pixel/mse": torch.ones(2)}), "names law: the factor pixel/mse is no plain scalar"),
+    (levelled(lambda t: (1000 * t).long()), "time law: a denoiser gets t as torch.int64; cast it to float"),
+    (levelled(lambda t: t[0]), r"time law: a denoiser gets t of shape \(\) for 3 samples"),
+    (optional(None), "options law: decode's option steps has no type; write steps: Annotated"),
+    (optional(int), "options law: decode's option steps has no text"),
+    (optional(Annotated[list, "Steps."]), "options law: .* steps is list; an option is"),
+    (optional(Annotated[dict[str, int], "Steps."]), "options law: .* an option is"),
+    (optional(Annotated[int, "Steps."], default=2.5), "options law: steps=2.5 is not an integer"),
+    (variant(Objective, decode=taking_seed), "options law: .* seed has the name of a parameter of Tokenizer.decode"),
+    (variant(Objective, decode=without_default), "options law: decode's option steps has no default"),
 ]  # fmt: skip
 
 
@@ -1260,16 +1340,18 @@ def test_good_objectives_pass(toy):
     checks.check_objective(Objective(), tokenizer(), BATCH)
     made = tokenizer(name="toy/adversary")
     checks.check_objective(made.objective, made, BATCH)
-    tree = copy.deepcopy(TOKENIZER)
-    tree["model"]["decoder"]["name"] = "toy/denoiser"
-    made = Tokenizer(from_tree({**tree, "objective": {"name": "toy/denoising"}}, schema=TokenizerConfig))
-    checks.check_objective(made.objective, made, BATCH)
+    for settings in ({"name": "toy/denoising"}, {"name": "toy/diffusion", "hide": 0.5}):
+        made = tokenizer("toy/denoiser", **settings)
+        checks.check_objective(made.objective, made, BATCH)
+    checks.check_objective(optional(Annotated[float | None, "Any."], default=None)(), tokenizer(), BATCH)
     torch.manual_seed(0)
     checks.check_objective(Playing(nn.Linear(2 * 64, 1)), tokenizer(), BATCH)
 
 
 def objective(made):
-    checks.check_objective(made, tokenizer(), BATCH)
+    decoder = "toy/denoiser" if protocols.needs_denoiser(made) else "toy/decoder"
+    kind = "toy/denoising" if protocols.needs_denoiser(made) else "reconstruction"
+    checks.check_objective(made, tokenizer(decoder, name=kind), BATCH)
 
 
 @pytest.mark.parametrize(("make", "text"), OBJECTIVES, ids=[text for _, text in OBJECTIVES])

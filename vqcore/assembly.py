@@ -14,6 +14,7 @@ from vqcore.evaluate.best import check_best
 from vqcore.evaluate.measure import build_metrics
 from vqcore.protocols import Data, HasValues, Modality, in_units
 from vqcore.registry import registry
+from vqcore.sampling import resolved
 from vqcore.schema import RunConfig, TokenizerConfig
 from vqcore.tokenizer import Tokenizer
 
@@ -62,6 +63,8 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
                 )
             if config.eval.best is not None:
                 check_best(config.eval.best, build_metrics(config.eval.metrics, tokenizer))
+        with attempt("eval.sampling"):
+            resolved(type(tokenizer.objective), config.eval.sampling, "eval.sampling")
         with attempt("eval.metrics"):
             for label, metric in build_metrics(config.eval.metrics, tokenizer).items():
                 if in_units(metric) and not isinstance(modality, HasValues):

@@ -83,6 +83,16 @@ def _decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument("tokens", help="a folder that `vqcore tokenize` wrote, or one .npy file of codes")
     parser.add_argument("output", help="folder for the decoded files")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="option=value",
+        help="sampling options of the tokenizer's objective, e.g. steps=25; `vqcore show OBJECTIVE` lists them",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="decoders that draw noise: another seed, other noise (default 0)"
+    )
     parser.add_argument("--force", action="store_true", help="decode tokens of another tokenizer too")
     _batches(parser)
     _borrowing(parser)
@@ -185,7 +195,9 @@ VERBS = {
         "turn files into codes", "vqcore tokenize runs/quickstart ~/Pictures tokens/pictures", _tokenize
     ),
     "decode": Verb(
-        "turn codes back into files", "vqcore decode runs/quickstart tokens/pictures rebuilt", _decode
+        "turn codes back into files",
+        "vqcore decode runs/quickstart tokens/pictures rebuilt --seed 7",
+        _decode,
     ),
     "export": Verb(
         "write a tokenizer without its run: weights, config and model card",

@@ -359,8 +359,10 @@ class Denoiser(Protocol):
     """A decoder that predicts from a noised target; `is_denoiser` is True. Built as `Class(cfg, *, dim, spec)`.
 
     `condition` runs once per sample; `mask` is True where a token is hidden, and a fully hidden grid means
-    unconditional. `to_target` maps a sample into the space that is noised, `from_target` maps back (identity for
-    pixels). `rng` has one generator per sample (`vqcore.rng.randn`).
+    unconditional. `to_target` maps a sample into the space that is noised; `from_target` maps back to a sample of the
+    wanted `size` (identity for pixels). `target_shape(size)` is the shape of one noised sample, without the batch axis.
+    `rng` has one generator per sample (`vqcore.rng.randn`). `t` lies in `[0, num_steps]` of the objective's scheduler,
+    always as float, one number per sample.
     """
 
     is_denoiser: Literal[True]
@@ -381,7 +383,7 @@ class Denoiser(Protocol):
 
     def to_target(self, x: Tensor, rng: Sequence[torch.Generator]) -> Tensor: ...
 
-    def from_target(self, y: Tensor) -> Tensor: ...
+    def from_target(self, y: Tensor, size: tuple[int, ...]) -> Tensor: ...
 
     def target_shape(self, size: tuple[int, ...]) -> tuple[int, ...]: ...
 
@@ -405,7 +407,13 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Scheduler(Protocol):
-    """Noise levels. Built as `Class(cfg)`; `add_noise` and `target` are pure."""
+    """Noise levels. Built as `Class(cfg)`; `add_noise` and `target` are pure.
+
+    `t` has one noise level per sample, in `[0, num_steps]`; 0 is the least noise. Both methods take integers and
+    floats; a float without a fraction means the same as the integer. Both are affine: `add_noise` is `a x + b eps`,
+    `target` (what a network predicts: eps, x, v, a velocity) is `c x + d eps`, with numbers that depend on `t` alone.
+    So `vqcore.diffusion.x_0` finds x from any prediction. `sampler(steps)` begins one walk from noise to a sample.
+    """
 
     num_steps: int
 
@@ -414,6 +422,24 @@ class Scheduler(Protocol):
     def target(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor: ...
 
     def sampler(self, steps: int) -> Sampler: ...
+
+
+@runtime_checkable
+class HasTime(Protocol):
+    """A scheduler that says which noise level a number in [0, 1] stands for, such as one with continuous time.
+
+    `time(u)` is monotone and lies in `[0, num_steps]`, as float or integer. Laws of times (uniform, logit-normal) then
+    need no knowledge of the scheduler: they draw `u`.
+    """
+
+    def time(self, u: Float[Tensor, " b"]) -> Tensor: ...
+
+
+def time(scheduler: Any, u: Float[Tensor, " b"]) -> Tensor:
+    """The noise levels for numbers in [0, 1]. Default: the scheduler's `num_steps` integers get equal shares, int64."""
+    if isinstance(scheduler, HasTime):
+        return scheduler.time(u)
+    return (u * scheduler.num_steps).floor().clamp(max=scheduler.num_steps - 1).long()
 
 
 @runtime_checkable
@@ -523,8 +549,9 @@ class Objective(Protocol):
     is the only source of randomness besides dropout layers, so that a sample's result does not depend on its batch;
     `vqcore.rng.forked` gives a player other numbers of its own.
 
-    `decode` samples the decoder; its keyword-only options beyond these are the sampling options. `extras` are the
-    conditions of the batch. Under DDP every trained parameter of a player must take part in the player's losses, and
+    `decode` samples the decoder; its keyword-only parameters beyond these are the sampling options, written
+    `steps: Annotated[int, "Steps of the sampler."] = 25` (`vqcore.sampling`); it refuses values out of range with a
+    `SettingError` before it computes anything. `extras` are the conditions of the batch. Under DDP every trained parameter of a player must take part in the player's losses, and
     after each turn all ranks get the buffers that the objective and its players have on rank 0.
     """
 
@@ -821,11 +848,12 @@ class Codec(Protocol):
         *,
         size: tuple[int, ...] | None = None,
         rng: Sequence[torch.Generator] | None = None,
+        seed: int = 0,
         extras: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> Tensor: ...
 
-    def reconstruct(self, x: Tensor, **sampling: Any) -> Tensor: ...
+    def reconstruct(self, x: Tensor, *, seed: int = 0, **sampling: Any) -> Tensor: ...
 
 
 @runtime_checkable
@@ -891,6 +919,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
     "teacher": (Borrows,),
     "discriminator": (Borrows, SparesDecay),
     "adversary": (Borrows, SparesDecay),
+    "scheduler": (HasTime,),
     "objective": (NeedsDenoiser, SetsModes, Borrows),
     "modality": (Borrows, HasMask, HasPicture, HasValues, Writes, Mask, HasHoles, HasOwnBox),
     "metric": (InUnits, OfConstant, HasDirection),

@@ -352,6 +352,9 @@ class EvalSection:
     """Samples in one batch. By default data.batch_size."""
     samples: int | None = None
     """Number of samples to measure. By default all samples."""
+    sampling: dict[str, bool | int | float | str | None] = field(default_factory=dict)
+    """Sampling options of the objective for evaluations and pictures, e.g. {steps: 10}; vqcore show OBJECTIVE lists
+    them."""
     pictures: int = 8
     """Number of samples on the contact sheet and on the strip."""
     best: str | None = None

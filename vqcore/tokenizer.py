@@ -43,7 +43,7 @@ from vqcore.artefacts.resolve import resolve
 from vqcore.borrowed import Lender, borrowed_prefixes, weights_of
 from vqcore.compose.describe import dump
 from vqcore.config import Config, deciding, portable
-from vqcore.errors import CheckpointError, ConfigError, VqcoreError, listed
+from vqcore.errors import CheckpointError, ConfigError, SettingError, VqcoreError, listed
 from vqcore.files import write_text
 from vqcore.protocols import (
     DataSpec,
@@ -62,6 +62,7 @@ from vqcore.protocols import (
 )
 from vqcore.registry import Registry, registry
 from vqcore.rng import generator, seeded
+from vqcore.sampling import resolved
 from vqcore.schema import ObjectiveConfig, TokenizerConfig
 
 log = logging.getLogger(__name__)
@@ -225,26 +226,33 @@ class Tokenizer(nn.Module):
         *,
         size: tuple[int, ...] | None = None,
         rng: Sequence[torch.Generator] | None = None,
+        seed: int = 0,
         extras: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> Tensor:
         """Reconstructions from codes, float `(b, c, *size)`; logits `(b, labels, *size)` for class maps.
 
-        `size` defaults to the size with this grid. Decoders that draw noise use `rng`, one generator a sample
-        (default: seed 0 for each), and `sampling`; decoders with more inputs than the codes use `extras`.
+        `size` defaults to the size with this grid. Decoders that draw noise use `rng`, one generator per sample (by
+        default made from `seed` and the sample's place in the batch); decoders with more inputs than the codes use
+        `extras`. `sampling` are the options of the objective, such as `steps=25`; `vqcore show` lists them. Raises
+        `ConfigError` for an unknown option or a value that it does not take.
         """
         if self.decoder is None:
             raise CheckpointError("this tokenizer cannot decode: it was loaded with encoder_only=True.")
-        rng = rng or [generator(0, "decode") for _ in codes]
+        chosen = resolved(type(self.objective), sampling, "decode")
+        rng = rng or [generator(seed, "decode", index) for index in range(len(codes))]
         size = size or self.size_of(tuple(codes.shape[1:-1]))
         with _evaluating(self):
-            return self.objective.decode(
-                self, codes.to(self.device), size=size, rng=rng, extras=extras, **sampling
-            )
+            try:
+                return self.objective.decode(
+                    self, codes.to(self.device), size=size, rng=rng, extras=extras, **chosen
+                )
+            except SettingError as error:
+                raise ConfigError(f"sampling option {str(error).rstrip('.')}.") from error
 
-    def reconstruct(self, x: Tensor, **sampling: Any) -> Tensor:
-        """`decode(encode(x))` at the size of `x`."""
-        return self.decode(self.encode(x), size=tuple(x.shape[-self.spec.rank :]), **sampling)
+    def reconstruct(self, x: Tensor, *, seed: int = 0, **sampling: Any) -> Tensor:
+        """`decode(encode(x))` at the size of `x`; the other arguments are those of `decode`."""
+        return self.decode(self.encode(x), size=tuple(x.shape[-self.spec.rank :]), seed=seed, **sampling)
 
     def size_of(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """The input size that belongs to a grid, in proportion to the nominal one."""

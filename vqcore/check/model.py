@@ -37,7 +37,7 @@ def model_findings(run: Run, batch: Batch) -> list[Finding]:
                 what = f"fails on a batch {tuple(batch.x.shape)}: {reason(error)}"
                 way = f"Up to there: {seen.way}." if seen.passed else ""
                 return [_misshapen(run, batch, seen) or Finding("error", seen.at, what, way)]
-    wrong = _misshapen(run, batch, seen)
+    wrong = _misshapen(run, batch, seen) or _undecodable(run, batch)
     found = [*([wrong] if wrong else []), Finding("note", "model", seen.way), *weight_findings(run, terms)]
     return [*found, *_best_findings(run, terms)]
 
@@ -75,6 +75,26 @@ def _misshapen(run: Run, batch: Batch, seen: "_Seen") -> Finding | None:
         what,
         "Check that the decoder enlarges the grid as much as the encoder shrinks the input.",
     )
+
+
+def _undecodable(run: Run, batch: Batch) -> Finding | None:
+    """A finding if the first sample cannot be decoded as evaluations will do it, with `eval.sampling`."""
+    tokenizer, size = run.tokenizer, tuple(batch.x.shape[-run.tokenizer.spec.rank :])
+    extras = {label: value[:1] for label, value in batch.extras.items()}
+    codes = tokenizer.quantize(tokenizer.latents(batch.x[:1])).codes
+    sampling: dict[str, Any] = {**run.config.eval.sampling}
+    try:
+        x_hat = tokenizer.decode(codes, size=size, extras=extras, **sampling)
+    except VqcoreError as error:
+        return Finding("error", "eval.sampling", str(error))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        return Finding("error", "objective", f"decoding a sample of size {list(size)} fails: {reason(error)}")
+    wanted = (1, tokenizer.spec.out_channels, *size)
+    if tuple(x_hat.shape) != wanted:
+        return Finding(
+            "error", "objective", f"a decoded sample is {tuple(x_hat.shape)}, but the data needs {wanted}"
+        )
+    return None
 
 
 def weight_findings(run: Run, terms: dict[str, Tensor]) -> Iterator[Finding]:

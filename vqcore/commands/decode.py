@@ -5,13 +5,17 @@ from pathlib import Path
 
 from vqcore.assembly import pick_device
 from vqcore.borrowed import parse_places
+from vqcore.compose.build import COMMAND_LINE
+from vqcore.compose.layers import settings_of
 from vqcore.console import say
+from vqcore.sampling import resolved
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.passes import decode_folder
 
 
 def run(args: argparse.Namespace) -> int:
-    """Decode a folder of codes or one file of codes."""
+    """Decode a folder of codes or one file of codes, with the sampling options of the command line."""
+    asked = settings_of(args.overrides)
     tokenizer = Tokenizer.load(
         args.run,
         pick_device(args.device),
@@ -19,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
         borrowed=parse_places(args.borrow),
         download=args.download,
     )
+    sampling = resolved(type(tokenizer.objective), asked, COMMAND_LINE)
     done = decode_folder(
         tokenizer,
         Path(args.tokens).expanduser(),
@@ -26,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         overwrite=args.overwrite,
         force=args.force,
+        seed=args.seed,
+        sampling=sampling,
     )
     say(f"{done.written} written to {args.output}, {done.skipped} existed already")
     return 0

@@ -1,4 +1,4 @@
-"""`vqcore show NAME`: explain a component (summary, origin, settings) or a section of a config (settings)."""
+"""`vqcore show NAME`: explain a component (summary, origin, settings, sampling options) or a section of a config."""
 
 import argparse
 import dataclasses
@@ -7,9 +7,10 @@ import textwrap
 import typing
 from typing import Any
 
-from vqcore.compose.describe import REQUIRED, settings
+from vqcore.compose.describe import REQUIRED, inline, settings
 from vqcore.errors import UnknownName, did_you_mean, listed
 from vqcore.registry import Registry, registry
+from vqcore.sampling import options
 from vqcore.schema import RunConfig
 
 
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
         if cls.__doc__:
             print(textwrap.indent(inspect.cleandoc(cls.__doc__), "  ") + "\n")
         _settings(cls.Config)
+        if component.kind == "objective":
+            _sampling(cls)
     return 0
 
 
@@ -62,8 +65,20 @@ def _section(name: str) -> None:
 def _settings(cls: type) -> None:
     for setting in settings(cls):
         default = REQUIRED if setting.default == REQUIRED else f"default {setting.default}"
-        print(f"  {setting.name}: {setting.type}, {default}")
-        print(textwrap.indent(textwrap.fill(setting.text, 96), "      "))
+        _explain(setting.name, setting.type, default, setting.text)
+
+
+def _sampling(objective_cls: type) -> None:
+    """Print the sampling options of an objective, if it has any."""
+    if found := options(objective_cls):
+        print("\nsampling options, for `vqcore decode RUN TOKENS OUT option=value` and eval.sampling:\n")
+    for option in found:
+        _explain(option.name, option.type_text, f"default {inline(option.default)}", option.text)
+
+
+def _explain(name: str, type_: str, default: str, text: str) -> None:
+    print(f"  {name}: {type_}, {default}")
+    print(textwrap.indent(textwrap.fill(text, 96), "      "))
 
 
 def _list(catalogue: Registry) -> None:

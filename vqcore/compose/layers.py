@@ -77,7 +77,7 @@ def overridden(
 
 
 def _finish(layers: "_Layers", overrides: Sequence[str], schema: type[T], file: str) -> T:
-    layers.add(_overrides(overrides), COMMAND_LINE)
+    layers.add(settings_of(overrides), COMMAND_LINE)
     for note in layers.notes:
         log.info(note)
     return from_tree(layers.tree, schema=schema, origin=layers.origin, file=file, registry_=layers.registry)
@@ -195,8 +195,8 @@ def _is_ramp(value: dict[str, Any]) -> bool:
     return bool(value) and all(key.isdigit() for key in value)
 
 
-def _overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """The settings of the command line as one tree."""
+def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """Words `key.path=value` of the command line as one tree. Raises `ConfigError` for other words."""
     tree: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")

@@ -325,7 +325,7 @@ def _check_target(module: Any, x: Tensor, size: tuple[int, ...]) -> Tensor:
         f"target law: to_target gives {tuple(y.shape)}, target_shape says {wanted}"
     )
     assert torch.equal(target(), y), "target law: to_target has another source of randomness than rng"
-    back = module.from_target(y)
+    back = module.from_target(y, size)
     assert back.shape == x.shape, f"target law: from_target gives {tuple(back.shape)}, not {tuple(x.shape)}"
     finite(back, "from_target")
     return noise(*y.shape, seed=2)

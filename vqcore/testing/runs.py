@@ -1,11 +1,14 @@
 """The laws of schedulers, objectives, hooks and formats."""
 
 import copy
+import inspect
 import tempfile
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pluggy
 import torch
@@ -13,12 +16,14 @@ from torch import Tensor, nn
 
 from vqcore.artefacts.formats import PICKLES
 from vqcore.compose.build import from_tree
-from vqcore.errors import CheckpointError
+from vqcore.diffusion import coefficients
+from vqcore.errors import CheckpointError, ConfigError
 from vqcore.plugin import RunHooks
-from vqcore.protocols import Batch, Objective
+from vqcore.protocols import Batch, Objective, is_denoiser, time
 from vqcore.rng import generator, sample_generators
 from vqcore.run.players import heads
 from vqcore.run.step import detached
+from vqcore.sampling import UNSTATED, options, resolved
 from vqcore.schema import RunConfig
 from vqcore.testing.basics import (
     check_gradients,
@@ -49,7 +54,7 @@ def check_scheduler(
     check_members("scheduler", scheduler)
     assert scheduler.num_steps >= 1, f"steps law: num_steps is {scheduler.num_steps}"
     x, eps = noise(4, 3, 5, seed=1), noise(4, 3, 5, seed=2)
-    t = torch.linspace(0, scheduler.num_steps - 1, 4).round().long()
+    t = _check_time(scheduler, torch.linspace(0, 1, 4))
     for name in ("add_noise", "target"):
         _check_pure(getattr(scheduler, name), name, x, eps, t)
     distances = (scheduler.add_noise(x, eps, t) - x).flatten(1).norm(dim=1)
@@ -57,12 +62,7 @@ def check_scheduler(
         f"noise law: the distance to x does not grow with t: {[round(float(d), 3) for d in distances]}"
     )
     if "affine" not in waived:
-        doubled = scheduler.add_noise(2 * x, 2 * eps, t)
-        close(
-            doubled,
-            2 * scheduler.add_noise(x, eps, t),
-            "affine law: with twice x and eps the result is not twice as large, but differs",
-        )
+        _check_affine(scheduler, x, eps, t)
     _check_sampler(scheduler, steps)
     if "walk" not in waived:
         end = _walk(scheduler, x, eps, steps)
@@ -71,6 +71,35 @@ def check_scheduler(
             x,
             "walk law: with perfect predictions the walk does not end at x, but differs",
             share=tolerance,
+        )
+
+
+def _check_time(scheduler: Any, u: Tensor) -> Tensor:
+    """The noise levels of four numbers in [0, 1]: monotone, inside the range, one for each number."""
+    many = torch.cat([u, torch.linspace(0, 1, 33)])
+    t = time(scheduler, many.clone())
+    assert t.shape == many.shape, f"time law: {len(many)} numbers have {tuple(t.shape)} noise levels"
+    finite(t, "time")
+    inside = bool((t >= 0).all()) and bool((t <= scheduler.num_steps).all())
+    assert inside, (
+        f"time law: noise levels run from {float(t.min()):g} to {float(t.max()):g}, not inside "
+        f"[0, num_steps={scheduler.num_steps}]"
+    )
+    assert bool((t[len(u) :].diff() >= 0).all()), "time law: a larger u has a smaller noise level"
+    return t[: len(u)]
+
+
+def _check_affine(scheduler: Any, x: Tensor, eps: Tensor, t: Tensor) -> None:
+    """`add_noise` is a x + b eps and `target` is c x + d eps, with numbers that depend on t alone."""
+    try:
+        numbers = [each.float().view(-1, *[1] * (x.ndim - 1)) for each in coefficients(scheduler, t, x.ndim)]
+    except ValueError as error:
+        raise AssertionError(f"affine law: {error}") from error
+    for name, (of_x, of_eps) in (("add_noise", numbers[:2]), ("target", numbers[2:])):
+        close(
+            getattr(scheduler, name)(x, eps, t),
+            of_x * x + of_eps * eps,
+            f"affine law: {name} is not a share of x and a share of eps, which depend on t alone, but differs",
         )
 
 
@@ -84,6 +113,12 @@ def _check_pure(function: Any, name: str, x: Tensor, eps: Tensor, t: Tensor) -> 
     assert unchanged, f"purity law: {name} changes its input"
     alone = torch.cat([function(x[i : i + 1], eps[i : i + 1], t[i : i + 1]) for i in range(len(x))])
     close(alone, y, f"batch law: {name} of a sample changes in a batch")
+    whole = t.floor()
+    close(
+        function(x, eps, whole.float()),
+        function(x, eps, whole.long()),
+        f"time law: {name} takes t as integer and as float, but the two results differ",
+    )
 
 
 def _check_sampler(scheduler: Any, steps: int) -> None:
@@ -144,6 +179,8 @@ def check_objective(
     objective, tokenizer = copy.deepcopy(objective), copy.deepcopy(tokenizer)
     torch.manual_seed(0)
     objective.setup(tokenizer)
+    if is_denoiser(tokenizer.decoder):
+        tokenizer.decoder.register_forward_pre_hook(_check_level, with_kwargs=True)
     names = dict.fromkeys(name for step in (0, 1, 10**6) for name in objective.players(step))
     assert "model" in names, (
         f"players law: the players {list(names)} never train the tokenizer, the player 'model'"
@@ -161,7 +198,18 @@ def check_objective(
         _check_player(objective, tokenizer, batch, name, player, modules, waived)
     _check_heads(objective, tokenizer, batch, tuple(names), modules)
     _check_shared(objective, tokenizer, batch, tuple(names), modules)
+    _check_options(type(objective))
     _check_decode(objective, tokenizer, batch, modules)
+
+
+def _check_level(denoiser: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """A denoiser is called with one noise level per sample, as float."""
+    given = inspect.signature(denoiser.forward).bind(*args, **named).args
+    x_t, t = given[:2]
+    assert t.shape == (len(x_t),), (
+        f"time law: a denoiser gets t of shape {tuple(t.shape)} for {len(x_t)} samples"
+    )
+    assert t.is_floating_point(), f"time law: a denoiser gets t as {t.dtype}; cast it to float"
 
 
 def _modules(objective: Any, tokenizer: Tokenizer) -> list[nn.Module]:
@@ -269,18 +317,41 @@ def _check_terms(out: Any, name: str) -> None:
         assert value.ndim == 0, f"names law: the metric {key} is not a scalar"
 
 
+def _check_options(objective_cls: type) -> None:
+    """Every sampling option has a type that a config can hold, a default of this type and a text."""
+    for option in options(objective_cls):
+        how = f'write {option.name}: Annotated[int, "What it does."] = 25'
+        where = f"options law: decode's option {option.name}"
+        taken = option.name in inspect.signature(Tokenizer.decode).parameters
+        assert not taken, f"{where} has the name of a parameter of Tokenizer.decode; choose another name"
+        assert option.type is not UNSTATED, f"{where} has no type; {how}"
+        united = typing.get_origin(option.type) in (typing.Union, types.UnionType)
+        for one in typing.get_args(option.type) if united else (option.type,):
+            fits = one in (int, float, bool, str, type(None)) or typing.get_origin(one) is Literal
+            assert fits, (
+                f"{where} is {option.type_text}; an option is int, float, bool, str, Literal, or one of these or None"
+            )
+        assert option.default is not UNSTATED, f"{where} has no default; {how}"
+        assert option.text, f"{where} has no text; {how}"
+    try:
+        resolved(objective_cls, {one.name: one.default for one in options(objective_cls)}, "options law")
+    except ConfigError as error:
+        raise AssertionError(f"{error} This is the option's default.") from error
+
+
 def _check_decode(objective: Objective, tokenizer: Tokenizer, batch: Batch, modules: list[nn.Module]) -> None:
     spec = tokenizer.spec
     size = tuple(batch.x.shape[-spec.rank :])
     codes = tokenizer.encode(batch.x)
     before = [state_of(module) for module in modules]
+    chosen = resolved(type(objective), {}, "options law")
 
     def decode(rows: slice, seed: int = 0) -> Tensor:
         torch.manual_seed(seed)
         rng = sample_generators(batch.keys[rows], 0, "check")
         extras = {key: value[rows] for key, value in batch.extras.items()}
         with torch.no_grad():
-            return objective.decode(tokenizer, codes[rows], size=size, rng=rng, extras=extras)
+            return objective.decode(tokenizer, codes[rows], size=size, rng=rng, extras=extras, **chosen)
 
     every = slice(0, len(codes))
     x_hat, wanted = decode(every), (len(codes), spec.out_channels, *size)

@@ -1,7 +1,7 @@
 """Passes over a folder: files become codes, codes become files."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,14 @@ def decode_folder(
     batch_size: int = 16,
     overwrite: bool = False,
     force: bool = False,
+    seed: int = 0,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Done:
     """Decode every `.npy` of codes below `source` (or one file) into `target`, as PNG, WAV or `.npy`.
 
-    Raises `DataError` for the codes of another tokenizer (unless `force`), and for arrays that cannot be codes.
+    A decoder that draws noise draws it from `seed` and the name of the file; `sampling` are the options of the
+    objective. Raises `DataError` for the codes of another tokenizer (unless `force`), and for arrays that cannot be
+    codes.
     """
     _refuse_overlap(source, target)
     manifest = read_manifest(source)
@@ -129,7 +133,7 @@ def decode_folder(
             kinds = (".png", ".npy", own.written if own else ".npy")
             fresh = [(p, s) for p, s in zip(group, stems) if overwrite or not _written(target, s, kinds)]
             done.skipped += len(group) - len(fresh)
-            _decode(tokenizer, fresh, target, size, done)
+            _decode(tokenizer, fresh, target, size, done, seed, sampling or {})
             line.update(done.written + done.skipped)
     return done
 
@@ -160,6 +164,8 @@ def _decode(
     target: Path,
     size: tuple[int, ...] | None,
     done: Done,
+    seed: int,
+    sampling: Mapping[str, Any],
 ) -> None:
     by_shape: dict[tuple[int, ...], list[tuple[np.ndarray, Path]]] = {}
     for path, stem in group:
@@ -168,8 +174,8 @@ def _decode(
     for members in by_shape.values():
         stacked = torch.from_numpy(np.stack([each for each, _ in members]))
         try:
-            rng = sample_generators([stem.as_posix() for _, stem in members], "decode")
-            x_hat = tokenizer.decode(stacked, size=size, rng=rng)
+            rng = sample_generators([stem.as_posix() for _, stem in members], seed, "decode")
+            x_hat = tokenizer.decode(stacked, size=size, rng=rng, **sampling)
         except ValueError as error:
             raise DataError(f"{members[0][1]}: {error}.") from error
         for one, (_, stem) in zip(x_hat, members):
