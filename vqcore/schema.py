@@ -34,6 +34,7 @@ FREE_ON_RESUME = (
 
 OnTrouble = Literal["stop", "skip", "rollback"]
 OptimArg = bool | int | float | str | None
+FormatArg = OptimArg | tuple[OptimArg, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +113,20 @@ class ModelConfig:
     """Maps quantized latents to a sample."""
     embed_dim: int = 64
     """Class maps only: channels of the class embedding in front of the encoder."""
-    full_ckpt: str | None = None
-    """Start from a whole tokenizer (run, artefact or hub id): copy every part with the same component and shapes."""
-    encoder_ckpt: str | None = None
+    full_ckpt: str | dict[str, FormatArg] | None = None
+    """Start from a whole tokenizer (as RUN on the command line): copy every part with the same component and shapes.
+    For files of another system FORMAT:PATH, or a mapping {name: FORMAT, path: PATH} with further settings of the format."""
+    encoder_ckpt: str | dict[str, FormatArg] | None = None
     """Start from the encoder (and the class embedding) of another tokenizer only."""
     freeze_enc: bool = False
     """Embedding, encoder, projection and codebook are frozen as loaded from full_ckpt, so tokens stay the same."""
 
     def __post_init__(self) -> None:
         _positive(self, "embed_dim")
+        for key in ("full_ckpt", "encoder_ckpt"):
+            given = getattr(self, key)
+            if isinstance(given, dict) and not all(isinstance(given.get(k), str) for k in ("name", "path")):
+                raise SettingError((key,), f"{key} needs a name, the format, and a path: {{name: FORMAT, path: PATH}}")
         if self.full_ckpt is not None and self.encoder_ckpt is not None:
             raise SettingError(
                 ("full_ckpt", "encoder_ckpt"),
@@ -182,7 +188,7 @@ class RunSection:
     save_every_seconds: float | None = None
     """Also save if this many seconds have passed since the last checkpoint."""
     keep: int = 3
-    """Number of latest checkpoints to keep. The best checkpoint is kept in addition."""
+    """Number of latest checkpoints to keep. With eval.best, the best checkpoint is kept in addition."""
     on_nonfinite: OnTrouble = "stop"
     """For NaN or infinite gradients: stop, skip the step, or roll back to the last checkpoint and use other samples."""
     on_explosion: OnTrouble = "skip"
@@ -331,6 +337,9 @@ class EvalSection:
     """Samples in one batch. By default data.batch_size."""
     samples: int | None = None
     """Number of samples to measure. By default all samples."""
+    best: str | None = None
+    """What decides which checkpoint of the run counts: a metric, e.g. metric/psnr, or a loss, e.g. loss/pixel/mse. The
+    best checkpoint by it is kept and used. Null: the last checkpoint counts."""
     pictures: int = 8
     """Number of samples on the contact sheet and on the strip."""
 

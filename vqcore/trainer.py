@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from vqcore import dist, pictures
-from vqcore.artefacts.resolve import best_score
 from vqcore.assembly import eval_sizes, pick_device
 from vqcore.check.checks import cheap
 from vqcore.check.findings import settle
@@ -40,8 +39,11 @@ _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that is full or cannot be written."""
 
 
-def train(config: RunConfig) -> Run:
-    """Train to the end; if `run.dir` holds this run already, resume it. A signal ends the run early, after saving."""
+def train(config: RunConfig, *, allow_pickle: bool = False) -> Run:
+    """Train to the end; if `run.dir` holds this run already, resume it. A signal ends the run early, after saving.
+
+    With `allow_pickle`, weights to start from may be a pickle of another system.
+    """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     torch.use_deterministic_algorithms(config.run.deterministic)
@@ -49,7 +51,7 @@ def train(config: RunConfig) -> Run:
     with dist.process_group(device):
         with dist.together():
             check_folder(config)
-        run = build(config, device)
+        run = build(config, device, allow_pickle=allow_pickle)
         with dist.together():
             settle(cheap(run))
         with opened(config):
@@ -71,7 +73,7 @@ class _Loop:
 
     def __init__(self, run: Run):
         self.run = run
-        self.best = best_score(run.dir)
+        self.best: float | None = None
         self.averages, self.troubles = Averages(), Troubles()
 
     def train(self) -> None:

@@ -39,7 +39,7 @@ def cheap(run: Run) -> list[Finding]:
     ]
 
 
-def everything(config: RunConfig) -> Iterator[Finding]:
+def everything(config: RunConfig, *, allow_pickle: bool = False) -> Iterator[Finding]:
     """Build a config's parts and run all checks. If some parts cannot be built, all of them are named."""
     problems: dict[str, str] = {}
 
@@ -59,7 +59,7 @@ def everything(config: RunConfig) -> Iterator[Finding]:
             build_hooks(replace(config, hooks={label: cfg}))
     if parts and device and not problems:
         with attempt("config"):
-            run = build_from(config, parts, device)
+            run = build_from(config, parts, device, allow_pickle=allow_pickle)
             for name in ("model", *run.objective.players(run.steps)):
                 run.player(name)
     if run is None or problems:

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     found = []
     # Messages that components print while they are built must not be mixed with the JSON.
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        for finding in findings(args.config, args.overrides):
+        for finding in findings(args.config, args.overrides, args.allow_pickle):
             found.append(finding)
             if not args.json:
                 _print(finding)
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     return 2 if counts["error"] else 0
 
 
-def findings(path: str, overrides: list[str]) -> Iterator[Finding]:
+def findings(path: str, overrides: list[str], allow_pickle: bool = False) -> Iterator[Finding]:
     """The findings of all checks that run before the first training step."""
     try:
         config = load(path, overrides, schema=RunConfig).config
@@ -47,7 +47,9 @@ def findings(path: str, overrides: list[str]) -> Iterator[Finding]:
         return
     yield Finding("note", "config", "every setting is known and has a possible value")
     yield from _run_dir(config)
-    yield from everything(replace(config, run=replace(config.run, compile=False)))
+    yield from everything(
+        replace(config, run=replace(config.run, compile=False)), allow_pickle=allow_pickle
+    )
 
 
 def _run_dir(config: RunConfig) -> Iterator[Finding]:

@@ -4,14 +4,14 @@ import argparse
 from pathlib import Path
 
 from vqcore.assembly import pick_device
+from vqcore.commands.loading import load_named
 from vqcore.console import say
-from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.passes import decode_folder
 
 
 def run(args: argparse.Namespace) -> int:
     """Decode a folder of codes or one file of codes."""
-    tokenizer = Tokenizer.load(args.run, pick_device(args.device), weights=args.weights)
+    tokenizer = load_named(args, device=pick_device(args.device))
     done = decode_folder(
         tokenizer,
         Path(args.tokens).expanduser(),

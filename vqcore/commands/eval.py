@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "command line: no run given. E.g. vqcore eval runs/quickstart, or vqcore eval --compare RUN RUN"
         )
-    found = subject(args.run, args.overrides)
+    found = subject(args.run, args.overrides, allow_pickle=args.allow_pickle)
+    if found.named.why:
+        say(f"{found.named.name}: {found.named.why}")
     written = _written(found, args.json)
     with _processes(found) as device:
         report = measure(found, _weights(args.weights, found.weights), device)
@@ -68,7 +70,7 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
     config, losses, results = found.config, found.run is not None, list[dict[str, Any]]()
     baseline: tuple[Tensor | None, str] | None = None
     for kind in weights:
-        tokenizer = Tokenizer.load(found.weights, device, weights=kind)
+        tokenizer = found.load(device, kind)
         extra = build_extra(config, tokenizer.cfg.size)
         data = _opened(found, tokenizer, extra)
         sizes = eval_sizes(config, tokenizer)
@@ -206,7 +208,7 @@ def _weights(asked: str, checkpoint: Path) -> list[str]:
 
 
 def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.Image:
-    tokenizer = Tokenizer.load(found.weights, device, weights=weights)
+    tokenizer = found.load(device, weights)
     extra = build_extra(found.config, tokenizer.cfg.size)
     data = open_data(found.config, tokenizer.modality, extra, "eval")
     batch = sample_pictures(tokenizer, found.config, data, extra).to(device)
@@ -243,7 +245,7 @@ def _compare(args: argparse.Namespace) -> int:
             "of the two is an exported tokenizer, which is measured now."
         )
     reports = {name: comparison.read(name) for name in names if name not in alone}
-    reports |= _measured({name: subject(name, overrides) for name in alone}, args.weights)
+    reports |= _measured({name: subject(name, overrides, allow_pickle=args.allow_pickle) for name in alone}, args.weights)
     a, b = (reports[name] for name in names)
     if not dist.is_main():
         return 0

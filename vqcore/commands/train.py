@@ -13,7 +13,7 @@ from vqcore.trainer import train
 def run(args: argparse.Namespace) -> int:
     """Train to the end and print where the results are."""
     config = load(args.config, args.overrides, schema=RunConfig).config
-    run = train(config)
+    run = train(config, allow_pickle=args.allow_pickle)
     if run.progress.stopped_by:
         return 128 + getattr(signal, run.progress.stopped_by, signal.SIGTERM)
     if dist.is_main() and run.progress.evaluation:

@@ -163,7 +163,7 @@ def _set_damaged_aside(run_dir: Path) -> None:
 
 def _drop_old(run: Run) -> None:
     found = checkpoints(run.dir)
-    kept = {*sorted(found)[-run.config.run.keep :], best_step(run.dir)}
+    kept = {*sorted(found)[-run.config.run.keep :], best_step(run.dir, run.config.eval.best)}
     for step, path in found.items():
         if step not in kept:
             hidden = path.with_name(f".{path.name}.dropped")

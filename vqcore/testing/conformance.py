@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vqcore.compose.build import from_tree
-from vqcore.config import Config, slot
+from vqcore.compose.build import component, from_tree
 from vqcore.protocols import Batch, DataSpec
 from vqcore.registry import registry
 from vqcore.rng import generator
@@ -28,9 +27,7 @@ from vqcore.tokenizer import Tokenizer
 
 def configured(kind: str, name: str, settings: Mapping[str, Any]) -> Any:
     """A component's config from plain data, checked like a config file."""
-    schema = dataclasses.make_dataclass("One", [("part", Config, slot(kind))], frozen=True, kw_only=True)
-    whole: Any = from_tree({"part": {"name": name, **settings}}, schema=schema, file="conformance")
-    return whole.part
+    return component(kind, {"name": name, **settings}, file="conformance", where="part")
 
 
 def build(kind: str, name: str, settings: Mapping[str, Any], seed: int = 0, **wiring: Any) -> Any:
