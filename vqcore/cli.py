@@ -101,7 +101,9 @@ def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", metavar="NAME", help="write the files of another system, e.g. fourm/checkpoint"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="with --format: settings of the format")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="with --format: settings of the format"
+    )
     _pickles(parser)
 
 

@@ -126,7 +126,9 @@ class ModelConfig:
         for key in ("full_ckpt", "encoder_ckpt"):
             given = getattr(self, key)
             if isinstance(given, dict) and not all(isinstance(given.get(k), str) for k in ("name", "path")):
-                raise SettingError((key,), f"{key} needs a name, the format, and a path: {{name: FORMAT, path: PATH}}")
+                raise SettingError(
+                    (key,), f"{key} needs a name, the format, and a path: {{name: FORMAT, path: PATH}}"
+                )
         if self.full_ckpt is not None and self.encoder_ckpt is not None:
             raise SettingError(
                 ("full_ckpt", "encoder_ckpt"),

@@ -101,7 +101,9 @@ def read_pickle(path: Path, *, allow_pickle: bool, allow: Sequence[Any] = ()) ->
             raise CheckpointError(
                 f"{path} holds more than tensors and plain data: {found[1]}. So it was not read, and nothing in it ran."
             ) from error
-        raise CheckpointError(f"{path}: damaged, or not a PyTorch file ({first_line(error)[:160]}).") from error
+        raise CheckpointError(
+            f"{path}: damaged, or not a PyTorch file ({first_line(error)[:160]})."
+        ) from error
 
 
 def refusal(name: str, path: Path) -> CheckpointError:

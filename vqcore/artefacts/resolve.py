@@ -160,13 +160,17 @@ def _missing(text: str, place: Place, registry_: Registry | None) -> CheckpointE
     """The error for a path that does not exist, with the nearest right name."""
     path = _path(place.path)
     what = "no such run or tokenizer" if place.format is None else "no such file"
-    if hint := did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []):
+    if hint := did_you_mean(
+        path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    ):
         return CheckpointError(f"{text}: {what}.{hint}")
     if (found := _AT_STEP.fullmatch(place.path)) and not _exists(found[1]):
         return _missing(text, Place(found[1]), registry_)
     if hub.hub_id(place.path) and not _exists(place.path.partition("/")[0]):
         named = text.removesuffix(place.path)
-        return CheckpointError(f"{text}: {what}. If it is on the Hugging Face hub: {named}{hub.PREFIX}{place.path}")
+        return CheckpointError(
+            f"{text}: {what}. If it is on the Hugging Face hub: {named}{hub.PREFIX}{place.path}"
+        )
     if place.format is None and (found := _PREFIX.fullmatch(text)):
         try:
             (registry_ or registry()).find("format", found[1])

@@ -47,9 +47,7 @@ def findings(path: str, overrides: list[str], allow_pickle: bool = False) -> Ite
         return
     yield Finding("note", "config", "every setting is known and has a possible value")
     yield from _run_dir(config)
-    yield from everything(
-        replace(config, run=replace(config.run, compile=False)), allow_pickle=allow_pickle
-    )
+    yield from everything(replace(config, run=replace(config.run, compile=False)), allow_pickle=allow_pickle)
 
 
 def _run_dir(config: RunConfig) -> Iterator[Finding]:

@@ -245,7 +245,9 @@ def _compare(args: argparse.Namespace) -> int:
             "of the two is an exported tokenizer, which is measured now."
         )
     reports = {name: comparison.read(name) for name in names if name not in alone}
-    reports |= _measured({name: subject(name, overrides, allow_pickle=args.allow_pickle) for name in alone}, args.weights)
+    reports |= _measured(
+        {name: subject(name, overrides, allow_pickle=args.allow_pickle) for name in alone}, args.weights
+    )
     a, b = (reports[name] for name in names)
     if not dist.is_main():
         return 0

@@ -17,7 +17,9 @@ def run(args: argparse.Namespace) -> int:
             f"{COMMAND_LINE}: '{args.overrides[0]}': export takes settings of a format only; add --format NAME."
         )
     if args.format is not None and args.push:
-        raise ConfigError(f"{COMMAND_LINE}: --push uploads an artefact of ours; it cannot stand beside --format.")
+        raise ConfigError(
+            f"{COMMAND_LINE}: --push uploads an artefact of ours; it cannot stand beside --format."
+        )
     cfg = None if args.format is None else settings(args.format, args.overrides, file=COMMAND_LINE)
     tokenizer = load_named(args)
     folder = Path(args.folder).expanduser()

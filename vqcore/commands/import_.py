@@ -45,15 +45,21 @@ def _write_config(named: Named, cfg: Config, target: Path) -> None:
     """Write a foreign training config as a config file of ours, which is checked before it gets its name."""
     reader = config_reader(registry().build("format", cfg, "format"))
     if reader is None:
-        raise CheckpointError(f"{cfg.name} reads tokenizers, not training configs; give a folder, not {target.name}.")
+        raise CheckpointError(
+            f"{cfg.name} reads tokenizers, not training configs; give a folder, not {target.name}."
+        )
     if target.exists():
-        raise RunError(f"{target} exists already and is not overwritten. Choose another name, or remove this file.")
+        raise RunError(
+            f"{target} exists already and is not overwritten. Choose another name, or remove this file."
+        )
     tree: dict[str, Any] = dict(reader.config(named.path))
     tree["run"] = {"dir": f"runs/{target.stem}", **tree.get("run", {})}
     found = digests(named.path)
     mark = f" (SHA-256 {found})" if isinstance(found, str) else ""
     with aside(target) as temporary:
-        temporary.write_text(f"# From {named.source}{mark}, read by {cfg.name}.\n{dump(tree)}", encoding="utf-8")
+        temporary.write_text(
+            f"# From {named.source}{mark}, read by {cfg.name}.\n{dump(tree)}", encoding="utf-8"
+        )
         from_tree(saved_tree(temporary), schema=RunConfig, file=f"{named.name}, as {cfg.name} reads it")
     say(f"{target}: a training config, from {named}")
     say(f"next      {command('check', target)}")

@@ -22,6 +22,7 @@ from vqcore.errors import (
     ConfigError,
     PluginLoadError,
     SettingError,
+    UnknownName,
     UnknownPlugin,
     VqcoreError,
     did_you_mean,
@@ -67,7 +68,10 @@ def component(
 ) -> Any:
     """The checked settings of one component from a mapping with its `name`; errors name `file`, and keys below `where`."""
     catalogue = registry_ or registry()
-    catalogue.find(kind, str(node["name"]), where)
+    try:
+        catalogue.find(kind, str(node["name"]), where)
+    except UnknownName as error:
+        raise error.at(where) if where else error from None
     return _Builder({}, file, catalogue, Config).component(kind, dict(node), where, Config)
 
 

@@ -46,7 +46,9 @@ def start_from(tokenizer: Tokenizer, model: ModelConfig, *, allow_pickle: bool =
     problems = {part: _take(tokenizer, part, source, state) for part in parts}
     taken = [part for part in parts if getattr(tokenizer, part) is not None and not problems[part]]
     if not taken:
-        raise CheckpointError(f"model.{key}={named.name}: none of its parts fits this model. {_reasons(problems)}")
+        raise CheckpointError(
+            f"model.{key}={named.name}: none of its parts fits this model. {_reasons(problems)}"
+        )
     if model.freeze_enc:
         _refuse_other_tokens(tokenizer, named, source, problems, allow_pickle)
     say(f"model.{key}: {listed(taken)} from {named}.")

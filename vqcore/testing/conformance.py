@@ -277,7 +277,10 @@ class HookConformance(ComponentConformance):
 
 
 class FormatConformance(ComponentConformance):
-    """The laws of a foreign format; `sample` writes a small file or folder in this format."""
+    """The laws of a foreign format; `sample` writes a small file or folder that it reads.
+
+    A format that reads tokenizers and training configs writes a training config in `config_sample`.
+    """
 
     kind = "format"
 
@@ -285,12 +288,17 @@ class FormatConformance(ComponentConformance):
         """Write a small example into a folder; returns the path."""
         raise NotImplementedError
 
+    def config_sample(self, folder: Path) -> Path | None:
+        """Write a small training config into a folder; returns the path."""
+        return None
+
     def test_laws(self, tmp_path: Path) -> None:
-        """Recognised by name, deterministic, fills the tokenizer exactly, refuses pickles and damaged files."""
+        """Recognised by name, deterministic, fills the tokenizer exactly, writes what it reads, refuses damaged files."""
         for number, settings in enumerate(self.configs):
             folder = tmp_path / str(number)
             folder.mkdir()
-            checks.check_format(build(self.kind, self.component, settings), self.sample(folder))
+            made = build(self.kind, self.component, settings)
+            checks.check_format(made, self.sample(folder), config=self.config_sample(folder))
 
 
 def _two(spec: DataSpec) -> tuple[Tensor, Tensor]:
