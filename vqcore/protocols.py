@@ -739,7 +739,8 @@ def tokenizer_reader(format_: Any) -> ReadsTokenizers | None:
 class ReadsConfigs(Protocol):
     """A format that reads a training config as nested plain data with the keys of a config file of ours.
 
-    vqcore checks the result like a config file. Raises `ConfigError` or `CheckpointError` for files that hold no such config.
+    vqcore checks the result like a config file. Raises `ConfigError` or `CheckpointError` for files without such a
+    config.
     """
 
     def config(self, path: Path) -> Mapping[str, Any]: ...
@@ -754,7 +755,8 @@ def config_reader(format_: Any) -> ReadsConfigs | None:
 class WritesTokenizers(Protocol):
     """A format that writes a `vqcore.tokenizer.Tokenizer` as files of the other system, into an empty folder.
 
-    The folder gets its name when all files are complete. Raises `CheckpointError` for a tokenizer that the other system cannot hold.
+    The folder gets its name when all files are complete. Raises `CheckpointError` for a tokenizer that the other system
+    cannot hold.
     """
 
     def write(self, tokenizer: Any, folder: Path) -> None: ...

@@ -395,7 +395,8 @@ class Tokenizer(nn.Module):
         if named.format is not None:
             if weights == "ema":
                 raise CheckpointError(
-                    f"{named}: weights=ema is for checkpoints of ours; use weights=auto. The format decides what it reads."
+                    f"{named}: weights=ema is for checkpoints of ours; use weights=auto. The format decides what it "
+                    "reads."
                 )
             foreign = read_foreign(
                 named.path, named.format, source=named.source, allow_pickle=allow_pickle, registry_=registry_

@@ -1,4 +1,4 @@
-"""Files of other systems: settings of formats, what a format reads and writes, and the only place that may read a pickle.
+"""Files of other systems: settings of formats, what they read and write, and the only place that may read a pickle.
 
 A component of kind `format` reads a file or folder into a config of ours and tensors under our names
 (`vqcore.protocols.Foreign`); `Tokenizer.load` builds the tokenizer and fills it, exactly.
@@ -33,7 +33,7 @@ def settings(
     where: str = "",
     registry_: Registry | None = None,
 ) -> Config:
-    """The checked settings of a format, from its name or a mapping with its name; `words` are more settings: `key=value`.
+    """The checked settings of a format, from its name or a mapping with its name; `words` are more of them: `key=value`.
 
     Errors name `file`, and keys below `where`.
     """

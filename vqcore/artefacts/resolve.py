@@ -5,7 +5,7 @@
 * an existing path, whatever it looks like;
 * `RUN@step_N`, a checkpoint of an existing run;
 * `hf://user/name` or `hf://user/name@revision`, on the Hugging Face hub;
-* `FORMAT:PATH` or `FORMAT[key=value,...]:PATH`, files of another system. FORMAT is an installed format, PATH an existing path or
+* `FORMAT:PATH` or `FORMAT[key=value,...]:PATH`, files of another system. FORMAT is an installed format, PATH a path or
   `hf://...`.
 """
 
@@ -49,8 +49,8 @@ class Place:
 class Named:
     """What a name stands for: a folder with a tokenizer of ours, or with `format` a file or folder of another system.
 
-    `why` says which checkpoint of a run it is and why: "step 300, the best by metric/psnr (24.5)"; it is empty for everything
-    else. `source` is where it comes from, without local folders: a file's name, or `hf://user/name@commit`.
+    `why` says which checkpoint of a run it is and why: "step 300, the best by metric/psnr (24.5)"; it is empty for
+    everything else. `source` is where it comes from, without local folders: a file's name, or `hf://user/name@commit`.
     """
 
     name: str
@@ -101,8 +101,8 @@ def resolve(
 ) -> Named:
     """What a name stands for; files on the hub are downloaded, pickles only with `allow_pickle`.
 
-    Of a run it is the last checkpoint, or the best one if the run's `eval.best` names a metric. `format`, a name or settings, reads
-    the path as `FORMAT:PATH` does. Raises `CheckpointError` if there is no such thing.
+    Of a run it is the last checkpoint, or the best one if the run's `eval.best` names a metric. `format`, a name or
+    settings, reads the path as `FORMAT:PATH` does. Raises `CheckpointError` if there is no such thing.
     """
     text = str(name)
     if format is None:
@@ -217,8 +217,8 @@ def checkpoints(run: Path) -> dict[int, Path]:
 def best_checkpoint(run: Path, best: str | None) -> Best | None:
     """The best checkpoint by the metric or loss `best`; None if no checkpoint has a value, or `best` is None.
 
-    Checkpoints are compared that were evaluated as the newest evaluation was (`protocol` in their `eval.json`). NaN is no
-    value; of equal values the later one wins.
+    Checkpoints are compared that were evaluated as the newest evaluation was (`protocol` in their `eval.json`). NaN is
+    no value; of equal values the later one wins.
     """
     found = {step: _evaluation(path) for step, path in checkpoints(run).items()}
     evaluated = {step: one for step, one in found.items() if one}

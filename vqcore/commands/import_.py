@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
         return _list(args)
     if args.format is None or len(args.overrides) < 2:
         raise ConfigError(
-            f"{COMMAND_LINE}: import needs a format, what it reads and a new folder: vqcore import FORMAT SOURCE FOLDER. "
+            f"{COMMAND_LINE}: import needs a format, a source and a new folder: vqcore import FORMAT SOURCE FOLDER. "
             f"Installed formats: {listed(_formats()) or 'none'}."
         )
     source, target, *words = args.overrides

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from vqcore.artefacts.folder import CONFIG, PROVENANCE, verify
-from vqcore.artefacts.provenance import made_with, read_config
 from vqcore.artefacts.formats import read_foreign
+from vqcore.artefacts.provenance import made_with, read_config
 from vqcore.artefacts.resolve import Named, resolve
 from vqcore.compose.build import saved_tree
 from vqcore.compose.describe import inline

@@ -293,7 +293,7 @@ class FormatConformance(ComponentConformance):
         return None
 
     def test_laws(self, tmp_path: Path) -> None:
-        """Recognised by name, deterministic, fills the tokenizer exactly, writes what it reads, refuses damaged files."""
+        """Recognised by name, deterministic, fills exactly, reads what it writes, refuses pickles and damaged files."""
         for number, settings in enumerate(self.configs):
             folder = tmp_path / str(number)
             folder.mkdir()

@@ -340,8 +340,9 @@ def _check_reading(format_: Any, reader: ReadsTokenizers, path: Path) -> None:
             folder.mkdir()
             writer.write(tokenizer, folder)
             written = next(filter(format_.recognises, [folder, *sorted(folder.iterdir())]), None)
+            names = sorted(each.name for each in folder.iterdir())
             assert written is not None, (
-                f"round trip law: the format does not recognise what it wrote: {sorted(p.name for p in folder.iterdir())}"
+                f"round trip law: the format does not recognise what it wrote: {names}"
             )
             back = _filled(reader.read(written, allow_pickle=True), written)
         assert back.fingerprint == tokenizer.fingerprint, (
