@@ -1396,7 +1396,7 @@ def test_formats_that_write(toy, tmp_path):
         (variant(boxes, published=(one, one)), "published law: a name occurs twice: a, a"),
         (
             variant(boxes, published=property(lambda self: (one,))),
-            "published law: published is not an attribute of",
+            "published law: published is not a tuple of",
         ),
         (neither(boxes), "protocol law: Boxes lacks read or config, which every format has"),
     ]

@@ -115,7 +115,7 @@ class ModelConfig:
     """Class maps only: channels of the class embedding in front of the encoder."""
     full_ckpt: str | dict[str, FormatArg] | None = None
     """Start from a whole tokenizer (as RUN on the command line): copy every part with the same component and shapes.
-    For files of another system FORMAT:PATH, or a mapping {name: FORMAT, path: PATH} with more settings of the format."""
+    For files of another system FORMAT:PATH, or a mapping {name: FORMAT, path: PATH} with settings of the format."""
     encoder_ckpt: str | dict[str, FormatArg] | None = None
     """Start from the encoder (and the class embedding) of another tokenizer only."""
     freeze_enc: bool = False

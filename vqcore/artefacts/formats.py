@@ -33,7 +33,7 @@ def settings(
     where: str = "",
     registry_: Registry | None = None,
 ) -> Config:
-    """The checked settings of a format, from its name or a mapping with its name; `words` are more of them: `key=value`.
+    """The checked settings of a format, from its name or a mapping with its name; `words` are more: `key=value`.
 
     Errors name `file`, and keys below `where`.
     """
