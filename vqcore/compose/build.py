@@ -66,7 +66,7 @@ def from_tree(
 def component(
     kind: str, node: Mapping[str, Any], *, file: str, where: str = "", registry_: Registry | None = None
 ) -> Any:
-    """The checked settings of a component, from a mapping with its `name`; errors name `file` and keys below `where`."""
+    """The checked settings of a component from a mapping with its name; errors name `file`, and keys under `where`."""
     catalogue = registry_ or registry()
     try:
         catalogue.find(kind, str(node["name"]), where)

@@ -335,6 +335,7 @@ def _check_reading(format_: Any, reader: ReadsTokenizers, path: Path) -> None:
         _refuses(lambda: reader.read(path, allow_pickle=False), "a pickle without allow_pickle")
     writer = tokenizer_writer(format_)
     if writer is not None:
+        fingerprint, state = tokenizer.fingerprint, state_of(tokenizer)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / path.stem
             folder.mkdir()
@@ -345,7 +346,7 @@ def _check_reading(format_: Any, reader: ReadsTokenizers, path: Path) -> None:
                 f"round trip law: the format does not recognise what it wrote: {names}"
             )
             back = _filled(reader.read(written, allow_pickle=True), written)
-        assert back.fingerprint == tokenizer.fingerprint, (
+        assert back.fingerprint == fingerprint, (
             "round trip law: what the format wrote reads back with another fingerprint"
         )
         same_state(
