@@ -349,9 +349,7 @@ def _check_reading(format_: Any, reader: ReadsTokenizers, path: Path) -> None:
         assert back.fingerprint == fingerprint, (
             "round trip law: what the format wrote reads back with another fingerprint"
         )
-        same_state(
-            state_of(tokenizer), state_of(back), "a tensor changes when the format writes and reads it"
-        )
+        same_state(state, state_of(back), "a tensor changes when the format writes and reads it")
 
 
 def _filled(read: Foreign, path: Path, seed: int = 0) -> Tokenizer:
