@@ -11,7 +11,7 @@ from toys import run_config, toy  # noqa: F401
 
 from vqcore import dist
 from vqcore.artefacts.folder import load_tensors
-from vqcore.artefacts.resolve import best_step, checkpoints, resolve
+from vqcore.artefacts.resolve import checkpoints, resolve
 from vqcore.compose.describe import dump
 from vqcore.errors import CheckpointError, ConfigError, DataError, RunError
 from vqcore.run.folder import check_folder
@@ -147,17 +147,21 @@ def test_hooks_hear_everything_in_order(tmp_path):
     assert diary.entries[-2][2].endswith("step_2")
 
 
-def test_the_best_checkpoint_survives_and_is_what_a_run_means(tmp_path):
-    config = run_config(
-        tmp_path / "run", run__steps=12, run__save_every=3, run__keep=1, eval={"every": 3}, optim__lr=0.3
-    )
+def test_the_last_checkpoint_is_what_a_run_means(tmp_path):
+    changes = {
+        "run__save_every": 3,
+        "run__keep": 1,
+        "eval": {"every": 3},
+        "optim__lr": 0.3,
+        "optim__horizon": 12,
+    }
+    config = run_config(tmp_path / "run", run__steps=6, **changes)
     run = train(config)
     scores = {line["step"]: line["eval/loss"] for line in lines(tmp_path / "run") if "eval/loss" in line}
-    best = min(scores, key=lambda step: (scores[step], -step))
-    assert best_step(tmp_path / "run") == best
-    assert set(checkpoints(tmp_path / "run")) == {best, 12}
-    assert resolve(tmp_path / "run").name == f"step_{best}"
-    assert run.progress.evaluation["eval/loss"] == scores[12]
+    assert min(scores, key=lambda step: scores[step]) != 6
+    assert set(checkpoints(tmp_path / "run")) == {6}
+    assert resolve(tmp_path / "run").path.name == "step_6"
+    assert run.progress.evaluation["eval/loss"] == scores[6]
 
 
 def test_evaluation_uses_the_running_average_and_load_gives_it(tmp_path):
@@ -287,7 +291,7 @@ def test_evaluation_needs_data(tmp_path):
     with pytest.raises(DataError, match=r"Set data.eval_path"):
         train(config)
     run = train(run_config(tmp_path / "none", data__evaluate=False))
-    assert run.progress.evaluation == {} and resolve(tmp_path / "none").name == "step_6"
+    assert run.progress.evaluation == {} and resolve(tmp_path / "none").path.name == "step_6"
 
 
 def test_a_size_the_encoder_cannot_take_is_refused_first(tmp_path):
