@@ -11,7 +11,7 @@ from toys import run_config, toy  # noqa: F401
 
 from vqcore import dist
 from vqcore.artefacts.folder import load_tensors
-from vqcore.artefacts.resolve import best_step, checkpoints, resolve
+from vqcore.artefacts.resolve import checkpoints, resolve
 from vqcore.compose.describe import dump
 from vqcore.errors import CheckpointError, ConfigError, DataError, RunError
 from vqcore.run.folder import check_folder
@@ -350,7 +350,7 @@ def test_evaluation_needs_data(tmp_path):
     with pytest.raises(DataError, match=r"Set data.eval_path"):
         train(config)
     run = train(run_config(tmp_path / "none", data__evaluate=False))
-    assert run.progress.evaluation == {} and resolve(tmp_path / "none").name == "step_6"
+    assert run.progress.evaluation == {} and resolve(tmp_path / "none").path.name == "step_6"
 
 
 def test_a_size_the_encoder_cannot_take_is_refused_first(tmp_path):

@@ -4,6 +4,7 @@ no omegaconf.
 
 import argparse
 import importlib
+import keyword
 import logging
 import os
 import sys
@@ -21,7 +22,10 @@ from vqcore.registry import Registry, registry
 OVERRIDE_HELP = (
     "settings that replace those of the file, e.g. run.steps=100 model.quantizer.codebook_size=1024"
 )
-RUN_HELP = "a run folder (best checkpoint, else the last), a checkpoint, an exported tokenizer, or user/name on the hub"
+RUN_HELP = (
+    "a run folder (its last checkpoint, or the best by eval.best), RUN@step_N, an exported tokenizer, "
+    "hf://user/name on the hub, or files of another system: FORMAT:PATH"
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or recipe:NAME (vqcore config --list)")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help=OVERRIDE_HELP)
     _borrowing(parser)
+    _pickles(parser)
 
 
 def _eval(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +66,7 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     )
     _weights(parser, "both")
     _borrowing(parser)
+    _pickles(parser)
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
@@ -107,14 +113,28 @@ def _export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--private", action="store_true", help="with --push: make the repository private")
     parser.add_argument(
-        "--format", metavar="NAME", help="format of RUN if another system wrote it, e.g. fourm/checkpoint"
+        "--format", metavar="NAME", help="write the files of another system, e.g. fourm/checkpoint"
     )
     parser.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="with --format: read tensors and plain data from a pickle file",
+        "overrides", nargs="*", metavar="key=value", help="with --format: settings of the format"
     )
     _borrowing(parser)
+    _pickles(parser)
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("format", nargs="?", help="the format that reads, e.g. fourm/checkpoint")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="SOURCE FOLDER key=value",
+        help="a path or hf://user/name; a new folder, or FILE.yaml for a training config; settings of the format",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="list published weights that a format, or each format, reads"
+    )
+    _borrowing(parser)
+    _pickles(parser)
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +149,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help=OVERRIDE_HELP)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     _borrowing(parser)
+    _pickles(parser)
 
 
 def _plugins(parser: argparse.ArgumentParser) -> None:
@@ -154,6 +175,14 @@ def _weights(parser: argparse.ArgumentParser, *more: str) -> None:
     )
 
 
+def _pickles(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read tensors and plain data from pickles of other systems (.pth, .ckpt, ...)",
+    )
+
+
 def _count(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -176,6 +205,7 @@ def _borrowing(parser: argparse.ArgumentParser) -> None:
 
 def _batches(parser: argparse.ArgumentParser) -> None:
     _weights(parser)
+    _pickles(parser)
     parser.add_argument("--batch-size", type=_count, default=16, help="samples in one batch (default 16)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if a GPU is available)")
     parser.add_argument(
@@ -203,6 +233,11 @@ VERBS = {
         "write a tokenizer without its run: weights, config and model card",
         "vqcore export runs/quickstart my-tokenizer",
         _export,
+    ),
+    "import": Verb(
+        "read the files of another system: a tokenizer or a training config",
+        "vqcore import fourm/checkpoint rgb.pth my-tokenizer --allow-pickle",
+        _import,
     ),
     "check": Verb(
         "look for mistakes before training: settings, samples, shapes, memory",
@@ -243,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.plugin:
             registry().add_file(args.plugin)
-        return importlib.import_module(f"vqcore.commands.{args.verb}").run(args)
+        return importlib.import_module(f"vqcore.commands.{_module(args.verb)}").run(args)
     except VqcoreError as error:
         if args.debug:
             traceback.print_exc()
@@ -261,6 +296,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         whose = culprit(error)
         print(f"this is a bug of {whose}; report it with the lines above.", file=sys.stderr)
         return 1
+
+
+def _module(verb: str) -> str:
+    """The module of a verb; Python does not import a module whose name is a word of the language (`import`)."""
+    return f"{verb}_" if keyword.iskeyword(verb) else verb
 
 
 _python_text = warnings.formatwarning

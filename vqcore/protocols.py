@@ -164,10 +164,28 @@ class Facts:
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a format read: the tokenizer's config, and its weights by the names that `Tokenizer.state_dict` has."""
+    """What a format read: the tokenizer's config, and its weights by the names that `Tokenizer.state_dict` has.
+
+    `origin` says where it comes from, as plain JSON data: `source`, `sha256`, `licence` and whatever else is known. The
+    provenance and the model card of the tokenizer keep it. vqcore adds `source` and `sha256` if they are not there.
+    """
 
     config: TokenizerConfig
     tensors: Mapping[str, Tensor]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights of another system that a format reads: a name for people, `user/name` on the Hugging Face hub, and more.
+
+    `note` says in one line what it is, `licence` under which licence it is published.
+    """
+
+    name: str
+    id: str
+    note: str = ""
+    licence: str = ""
 
 
 @dataclass(frozen=True)
@@ -815,16 +833,72 @@ def better(metric: Any) -> Literal["higher", "lower"] | None:
 
 @runtime_checkable
 class Format(Protocol):
-    """Files of another system. Built as `Class(cfg)`; its defaults serve `Tokenizer.load(path, format="name")`.
+    """Files of another system. Built as `Class(cfg)`. A format reads tokenizers or training configs, or both.
 
-    `recognises` looks at names and suffixes only and reads no pickle: error messages use it. `read` raises
-    `CheckpointError` for files from which no tokenizer can be made, and reads pickles with
-    `vqcore.artefacts.formats.read_pickle` alone.
+    `recognises` looks at names and suffixes only and reads no pickle: error messages use it.
     """
 
     def recognises(self, path: Path) -> bool: ...
 
+
+@runtime_checkable
+class ReadsTokenizers(Protocol):
+    """A format that reads a file or folder as a tokenizer.
+
+    Raises `CheckpointError` for files from which no tokenizer can be made, and reads pickles with
+    `vqcore.artefacts.formats.read_pickle` alone.
+    """
+
     def read(self, path: Path, *, allow_pickle: bool) -> Foreign: ...
+
+
+def tokenizer_reader(format_: Any) -> ReadsTokenizers | None:
+    """The format, if it reads tokenizers. Default: None."""
+    return format_ if isinstance(format_, ReadsTokenizers) else None
+
+
+@runtime_checkable
+class ReadsConfigs(Protocol):
+    """A format that reads a training config as nested plain data with the keys of a config file of ours.
+
+    vqcore checks the result like a config file. Raises `ConfigError` or `CheckpointError` for files without such a
+    config.
+    """
+
+    def config(self, path: Path) -> Mapping[str, Any]: ...
+
+
+def config_reader(format_: Any) -> ReadsConfigs | None:
+    """The format, if it reads training configs. Default: None."""
+    return format_ if isinstance(format_, ReadsConfigs) else None
+
+
+@runtime_checkable
+class WritesTokenizers(Protocol):
+    """A format that writes a `vqcore.tokenizer.Tokenizer` as files of the other system, into an empty folder.
+
+    The folder gets its name when all files are complete. Raises `CheckpointError` for a tokenizer that the other system
+    cannot hold.
+    """
+
+    def write(self, tokenizer: Any, folder: Path) -> None: ...
+
+
+def tokenizer_writer(format_: Any) -> WritesTokenizers | None:
+    """The format, if it writes tokenizers. Default: None."""
+    return format_ if isinstance(format_, WritesTokenizers) else None
+
+
+@runtime_checkable
+class Publishes(Protocol):
+    """A format that knows published weights: an attribute of the class, listed by `vqcore import FORMAT --list`."""
+
+    published: tuple[Published, ...]
+
+
+def published(format_: Any) -> tuple[Published, ...]:
+    """The published weights that a format, or its class, knows. Default: none."""
+    return tuple(getattr(format_, "published", ()))
 
 
 @runtime_checkable
@@ -923,6 +997,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
     "objective": (NeedsDenoiser, SetsModes, Borrows),
     "modality": (Borrows, HasMask, HasPicture, HasValues, Writes, Mask, HasHoles, HasOwnBox),
     "metric": (InUnits, OfConstant, HasDirection),
+    "format": (ReadsTokenizers, ReadsConfigs, WritesTokenizers, Publishes),
 }
 """The optional Protocols of each kind. A component has all members of such a Protocol or none."""
 
@@ -946,10 +1021,16 @@ def optional_members(kind: str) -> tuple[str, ...]:
 
 
 def missing_members(kind: str, built: Any) -> list[str]:
-    """Members that `built` lacks as a component of this kind. A denoiser is a decoder with other required members."""
+    """Members that `built` lacks as a component of this kind.
+
+    A denoiser is a decoder with other required members; a format needs one of `read` and `config`.
+    """
     denoises = kind == "decoder" and is_denoiser(built)
-    return [
+    lacks = [
         name
         for name in (members(Denoiser) if denoises else required_members(kind))
         if not hasattr(built, name)
     ]
+    if kind == "format" and not (tokenizer_reader(built) or config_reader(built)):
+        lacks.append("read or config")
+    return lacks

@@ -34,6 +34,7 @@ FREE_ON_RESUME = (
 
 OnTrouble = Literal["stop", "skip", "rollback"]
 OptimArg = bool | int | float | str | None
+FormatArg = OptimArg | tuple[OptimArg, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +134,22 @@ class ModelConfig:
     """Maps quantized latents to a sample."""
     embed_dim: int = 64
     """Class maps only: channels of the class embedding in front of the encoder."""
-    full_ckpt: str | None = None
-    """Start from a whole tokenizer (run, artefact or hub id): copy every part with the same component and shapes."""
-    encoder_ckpt: str | None = None
+    full_ckpt: str | dict[str, FormatArg] | None = None
+    """Start from a whole tokenizer (as RUN on the command line): copy every part with the same component and shapes.
+    For files of another system FORMAT:PATH, or a mapping {name: FORMAT, path: PATH} with settings of the format."""
+    encoder_ckpt: str | dict[str, FormatArg] | None = None
     """Start from the encoder (and the class embedding) of another tokenizer only."""
     freeze_enc: bool = False
     """Embedding, encoder, projection and codebook are frozen as loaded from full_ckpt, so tokens stay the same."""
 
     def __post_init__(self) -> None:
         _positive(self, "embed_dim")
+        for key in ("full_ckpt", "encoder_ckpt"):
+            given = getattr(self, key)
+            if isinstance(given, dict) and not all(isinstance(given.get(k), str) for k in ("name", "path")):
+                raise SettingError(
+                    (key,), f"{key} needs a name, the format, and a path: {{name: FORMAT, path: PATH}}"
+                )
         if self.full_ckpt is not None and self.encoder_ckpt is not None:
             raise SettingError(
                 ("full_ckpt", "encoder_ckpt"),

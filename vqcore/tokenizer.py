@@ -37,7 +37,7 @@ from vqcore.artefacts.folder import (
     staged,
     verify,
 )
-from vqcore.artefacts.formats import fetch_foreign, read_foreign
+from vqcore.artefacts.formats import read_foreign
 from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config
 from vqcore.artefacts.resolve import resolve
 from vqcore.borrowed import Lender, borrowed_prefixes, weights_of
@@ -73,8 +73,8 @@ class Tokenizer(nn.Module):
 
     `seed` fixes the initial weights of each part. With `fetch`, parts that start from published weights load them now,
     and parts that borrow weights borrow them. `encoder_only` leaves the decoder out. `loans` has hash and source of
-    everything borrowed, by key. Raises `ConfigError` if a part refuses its settings, or if decoder and objective do not
-    fit.
+    everything borrowed, by key; `taken` says which checkpoint of a run was loaded and why, and is empty for everything
+    else. Raises `ConfigError` if a part refuses its settings, or if decoder and objective do not fit.
     """
 
     modality: Modality
@@ -104,6 +104,7 @@ class Tokenizer(nn.Module):
         self._has_warned_of_range = False
         self.origin: dict[str, Any] = {}
         self.loans: dict[str, dict[str, Any]] = {}
+        self.taken = ""
         self.modality = build("modality", "data.modality", cfg.modality, size=cfg.size)
         self.spec: DataSpec = self.modality.spec
         self.embed = None
@@ -370,7 +371,7 @@ class Tokenizer(nn.Module):
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "tokenizer"
-            self._save(folder, None, f"{id}@{revision}" if revision else id)
+            self._save(folder, None, f"{hub.PREFIX}{id}@{revision}" if revision else f"{hub.PREFIX}{id}")
             return hub.upload(folder, id, private=private, revision=revision, message=message)
 
     def _save(self, folder: Path, provenance: Mapping[str, Any] | None, address: str) -> None:
@@ -401,34 +402,44 @@ class Tokenizer(nn.Module):
         encoder_only: bool = False,
         weights: str = "auto",
         revision: str | None = None,
-        format: str | Config | None = None,
+        format: str | Mapping[str, Any] | Config | None = None,
         allow_pickle: bool = False,
         borrowed: Mapping[str, str | Path] | None = None,
         download: bool = False,
         registry_: Registry | None = None,
     ) -> "Tokenizer":
-        """A tokenizer, in eval mode, from a run folder (best checkpoint, else the last), a checkpoint, an artefact or
-        a hub id.
+        """A tokenizer, in eval mode, from a run folder (its last checkpoint, or the best by `eval.best`), a checkpoint
+        (`RUN@step_N`), an artefact, the hub (`hf://user/name@revision`) or files of another system
+        (`FORMAT[key=value]:PATH`, or `format`: a name or settings).
 
         `weights` is `model`, `ema` (running averages) or `auto` (averages if there are any). `revision` belongs to a
-        hub id. Checksums and fingerprint are verified. `borrowed` says where weights lie that the tokenizer borrows:
-        `{"decoder.base": "weights/base.safetensors"}`. With `download`, they are fetched from the hub if its cache lacks
-        them. `format` reads files of other systems; pickles only with `allow_pickle`. Raises `CheckpointError` if
-        something is missing, damaged or does not fit.
+        hub id. Checksums and fingerprint are verified. Pickles are read only with `allow_pickle`. `borrowed` says where
+        weights lie that the tokenizer borrows: `{"decoder.base": "weights/base.safetensors"}`. With `download`, they are
+        fetched from the hub if its cache lacks them. Raises `CheckpointError` if something is missing, damaged or does
+        not fit.
         """
-        if format is not None:
-            source = fetch_foreign(path, revision, allow_pickle=allow_pickle)
-            found = read_foreign(source, format, allow_pickle=allow_pickle, registry_=registry_)
-            tokenizer = cls(found.config, encoder_only=encoder_only, fetch=False, registry_=registry_)
+        named = resolve(path, revision, format=format, allow_pickle=allow_pickle, registry_=registry_)
+        if named.format is not None:
+            if weights == "ema":
+                raise CheckpointError(
+                    f"{named}: weights=ema is for checkpoints of ours; use weights=auto. The format decides what it "
+                    "reads."
+                )
+            foreign = read_foreign(
+                named.path, named.format, source=named.source, allow_pickle=allow_pickle, registry_=registry_
+            )
+            tokenizer = cls(foreign.config, encoder_only=encoder_only, fetch=False, registry_=registry_)
             tokenizer._borrow_all(borrowed, {}, download)
-            tokenizer.fill(found.tensors, str(source))
+            tokenizer.fill(foreign.tensors, str(named))
+            tokenizer.origin = {"origin": dict(foreign.origin)}
             return tokenizer.to(device or "cpu").eval()
-        folder = resolve(path, revision)
+        folder = named.path
         made = verify(folder)
         cfg = read_config(folder, registry_)
         tokenizer = cls(cfg, encoder_only=encoder_only, fetch=False, registry_=registry_)
         tokenizer._borrow_all(borrowed, made.get("borrowed", {}), download)
         tokenizer.load_weights(folder, weights)
+        tokenizer.taken = named.why
         if weights != "model" or not (folder / EMA).exists():  # the fingerprint is that of the averages
             check_fingerprint(folder, made, tokenizer.fingerprint)
             made |= {"metrics": read_evaluation(folder).get("metrics", made.get("metrics", {}))}

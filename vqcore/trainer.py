@@ -41,10 +41,11 @@ _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that is full or cannot be written."""
 
 
-def train(config: RunConfig, lender: Lender | None = None) -> Run:
+def train(config: RunConfig, lender: Lender | None = None, *, allow_pickle: bool = False) -> Run:
     """Train to the end; if `run.dir` holds this run already, resume it. A signal ends the run early, after saving.
 
-    `lender` says where borrowed weights lie, unless the config or the cache of a library does.
+    `lender` says where borrowed weights lie, unless the config or the cache of a library does. With `allow_pickle`,
+    weights to start from may be a pickle of another system.
     """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -53,7 +54,7 @@ def train(config: RunConfig, lender: Lender | None = None) -> Run:
     with dist.process_group(device):
         with dist.together():
             check_folder(config)
-        run = build(config, device, lender)
+        run = build(config, device, lender, allow_pickle=allow_pickle)
         with dist.together():
             settle(cheap(run))
         with opened(config):

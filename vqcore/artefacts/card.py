@@ -119,6 +119,8 @@ def _origin(made: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in ("vqcore", "torch", "python", "git", "step", "weights"):
         if made.get(key) is not None:
             yield key, f"`{made[key]}`"
+    for key, value in made.get("origin", {}).items():
+        yield f"origin: {key}", f"`{_cell(inline(value))}`"
     who = {f"{c['distribution']} {c['version']}".strip() for c in made.get("components", {}).values()}
     if who:
         yield "distributions", ", ".join(sorted(who))

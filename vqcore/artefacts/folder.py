@@ -28,13 +28,15 @@ WEIGHTS, EMA = "model.safetensors", "ema.safetensors"
 CONFIG, PROVENANCE, CARD, EVALUATION = "config.yaml", "provenance.json", "README.md", "eval.json"
 FILES = (WEIGHTS, EMA, CONFIG, PROVENANCE, CARD)
 """What an artefact may consist of."""
+EVALUATION = "eval.json"
+"""In a checkpoint: how it was evaluated. Written after the other files, so that no checksum covers it."""
 FINGERPRINT_VERSION = 2
 """Version of `Tokenizer.fingerprint`; fingerprints of other versions are not compared."""
 
 
 @contextmanager
-def staged(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
-    """A folder beside `folder` to write into; the block's end checksums it, flushes it to disk and renames it.
+def complete(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into; the block's end flushes it to disk and renames it.
 
     If the block fails, `folder` does not exist afterwards. Raises `RunError` if `folder` exists already.
     """
@@ -46,11 +48,8 @@ def staged(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        note(staging, **provenance)
         yield staging
-        unsealed = (PROVENANCE, CARD)  # people and the hub edit a card
-        note(staging, files={p.name: _sha256(p) for p in sorted(staging.iterdir()) if p.name not in unsealed})
-        for path in staging.iterdir():
+        for path in staging.rglob("*"):
             _flush(path)
         staging.rename(folder)
         _flush(folder.parent)
@@ -58,6 +57,16 @@ def staged(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
         raise RunError(f"{folder} cannot be written: {cause(error)}.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def staged(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
+    """A `complete` folder with provenance; the block's end adds the checksums of its files to the provenance."""
+    with complete(folder) as staging:
+        note(staging, **provenance)
+        yield staging
+        unsealed = (PROVENANCE, CARD)  # people and the hub edit a card
+        note(staging, files={p.name: sha256(p) for p in sorted(staging.iterdir()) if p.name not in unsealed})
 
 
 def note(staging: Path, **entries: Any) -> dict[str, Any]:
@@ -117,7 +126,7 @@ def verify(folder: Path) -> dict[str, Any]:
             continue
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name}: missing.")
-        if (found := _sha256(folder / name)) != digest:
+        if (found := sha256(folder / name)) != digest:
             raise CheckpointError(
                 f"{folder / name}: damaged: the checksum of the file is {found[:16]}, but {PROVENANCE} says "
                 f"{digest[:16]} (SHA-256)."
@@ -144,7 +153,8 @@ def check_fingerprint(folder: Path, made: Mapping[str, Any], found: str) -> None
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

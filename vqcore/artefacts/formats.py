@@ -1,44 +1,83 @@
-"""Files of other systems: finds the format that reads them, and is the only place that may read a pickle.
+"""Files of other systems: settings of formats, what they read and write, and the only place that may read a pickle.
 
 A component of kind `format` reads a file or folder into a config of ours and tensors under our names
 (`vqcore.protocols.Foreign`); `Tokenizer.load` builds the tokenizer and fills it, exactly.
 """
 
-import pickle
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vqcore.artefacts import hub
+from vqcore.artefacts.folder import PROVENANCE, complete, sha256
+from vqcore.compose.build import component, from_text
 from vqcore.config import Config
-from vqcore.errors import CheckpointError, VqcoreError, listed
-from vqcore.protocols import Foreign
+from vqcore.errors import CheckpointError, ConfigError, VqcoreError, first_line, listed
+from vqcore.protocols import Foreign, tokenizer_reader, tokenizer_writer
 from vqcore.registry import Registry, registry
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle")
 """Suffixes of files that Python's pickle made."""
+_CLASS = re.compile(r"GLOBAL ([\w.]+)")
+
+
+def settings(
+    format: str | Mapping[str, Any] | Config,
+    words: Iterable[str] = (),
+    *,
+    file: str,
+    where: str = "",
+    registry_: Registry | None = None,
+) -> Config:
+    """The checked settings of a format, from its name or a mapping with its name; `words` are more: `key=value`.
+
+    Errors name `file`, and keys below `where`.
+    """
+    if isinstance(format, Config):
+        return format
+    node = {"name": format} if isinstance(format, str) else dict(format)
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"{file}: '{word}' is not a setting; write key=value.")
+        node[key] = from_text(text)
+    return component("format", node, file=file, where=where, registry_=registry_)
 
 
 def read_foreign(
-    path: Path, format: str | Config, *, allow_pickle: bool = False, registry_: Registry | None = None
+    path: Path, cfg: Config, *, source: str, allow_pickle: bool = False, registry_: Registry | None = None
 ) -> Foreign:
-    """What a file or folder of another system holds; `format` is a component's name or its settings."""
-    catalogue = registry_ or registry()
-    cfg = format if isinstance(format, Config) else _defaults(catalogue, format)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file.")
-    return catalogue.build("format", cfg, "format").read(path, allow_pickle=allow_pickle)
+    """What a file or folder of another system holds; `source` says where it comes from, without local folders."""
+    reader = tokenizer_reader((registry_ or registry()).build("format", cfg, "format"))
+    if reader is None:
+        raise CheckpointError(
+            f"{cfg.name} reads training configs, not tokenizers: vqcore import {cfg.name} {path} FILE.yaml"
+        )
+    found = reader.read(path, allow_pickle=allow_pickle)
+    origin = {"source": source, **found.origin}
+    if "sha256" not in origin:
+        origin["sha256"] = digests(path)
+    return replace(found, origin=origin)
 
 
-def fetch_foreign(path: str | Path, revision: str | None, *, allow_pickle: bool) -> Path:
-    """The file or folder itself, or the downloaded folder of a hub id. Pickles are downloaded only if allowed."""
-    found = None if Path(path).exists() else hub.hub_id(path)
-    if found is None:
-        return Path(path)
-    pickles = tuple(f"*{suffix}" for suffix in PICKLES) if allow_pickle else ()
-    return hub.download(found[0], revision or found[1], hub.FOREIGN + pickles)
+def write_foreign(tokenizer: Any, folder: Path, cfg: Config) -> None:
+    """Write a `Tokenizer` as files of another system into a new folder, which appears only when it is complete."""
+    writer = tokenizer_writer(registry().build("format", cfg, "format"))
+    if writer is None:
+        raise CheckpointError(f"{cfg.name} reads files and writes none. {_others()}")
+    with complete(folder) as staging:
+        writer.write(tokenizer, staging)
+
+
+def digests(path: Path) -> str | dict[str, str]:
+    """The SHA-256 of a file; of a folder, that of each file in it by relative name."""
+    if path.is_file():
+        return sha256(path)
+    return {p.relative_to(path).as_posix(): sha256(p) for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 def read_pickle(path: Path, *, allow_pickle: bool, allow: Sequence[Any] = ()) -> Any:
@@ -54,52 +93,64 @@ def read_pickle(path: Path, *, allow_pickle: bool, allow: Sequence[Any] = ()) ->
             "(--allow-pickle); even then only tensors and plain data are read."
         )
     try:
-        with torch.serialization.safe_globals(list(allow)):
+        with torch.serialization.safe_globals(list(allow)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols that torch may not support; then an error follows
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # a damaged file makes torch raise anything
+        if found := _CLASS.search(str(error)):
+            raise CheckpointError(
+                f"{path} holds more than tensors and plain data: {found[1]}. So it was not read, and nothing in it ran."
+            ) from error
         raise CheckpointError(
-            f"{path} holds more than tensors and plain data and is not read ({reason[:160]})."
+            f"{path}: damaged, or not a PyTorch file ({first_line(error)[:160]})."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a PyTorch file ({error}).") from error
 
 
-def refusal(path: Path) -> CheckpointError:
-    """The error for a path that is no vqcore tokenizer: why nothing was read, and the command that would read it."""
-    if path.is_file() and (path.parent / "provenance.json").is_file():
-        return CheckpointError(f"{path} is one file of a tokenizer; give the folder: {path.parent}")
+def refusal(name: str, path: Path) -> CheckpointError:
+    """The error for a path that is no vqcore tokenizer: why nothing was read, and the command that would read it.
+
+    `name` is what the user gave.
+    """
+    if path.is_file() and (path.parent / PROVENANCE).is_file():
+        return CheckpointError(f"{name} is one file of a tokenizer; give the folder: {path.parent}")
     is_pickle = path.suffix.lower() in PICKLES
     kind = "a pickle of another system" if is_pickle else "not a vqcore tokenizer"
-    what = f"{path} is {kind}; nothing was read."
+    what = f"{name} is {kind}; nothing was read."
     more = (", allow_pickle=True", " --allow-pickle") if is_pickle else ("", "")
-    names = _recognising(path)
+    known = _recognising(path)
+    names = [format_ for format_ in known if tokenizer_reader(known[format_])]
+    if known and not names:
+        config = next(iter(known))
+        return CheckpointError(
+            f"{what} It looks like a training config of {config}: vqcore import {config} {name} FILE.yaml"
+        )
     if not names:
         others = f"No installed format recognises it (installed: {listed(_installed()) or 'none'})."
         return CheckpointError(
-            f"{what} {others} With a format that does: vqcore export {path} FOLDER --format NAME{more[1]}"
+            f"{what} {others} With a format that does: vqcore import FORMAT {name} FOLDER{more[1]}"
         )
-    call = f"Tokenizer.load({str(path)!r}, format={names[0]!r}{more[0]})"
-    command = f"vqcore export {path} FOLDER --format {names[0]}{more[1]}"
+    call = f"Tokenizer.load({name!r}, format={names[0]!r}{more[0]})"
+    command = f"vqcore import {names[0]} {name} FOLDER{more[1]}"
     return CheckpointError(f"{what} It looks like {names[0]}: {call}, or {command}")
 
 
-def _defaults(catalogue: Registry, name: str) -> Config:
-    cls: Any = catalogue.load("format", name, "format")
-    return cls.Config(name=catalogue.find("format", name).name)
+def _others() -> str:
+    able = [name for name in _installed() if tokenizer_writer(registry().load("format", name))]
+    return f"Installed formats that write: {listed(able) or 'none'}."
 
 
 def _installed() -> list[str]:
     return [found.name for found in registry().components("format")]
 
 
-def _recognising(path: Path) -> list[str]:
-    """The installed formats that recognise a file. A broken format is left out: this is for the text of an error."""
-    names = []
+def _recognising(path: Path) -> dict[str, Any]:
+    """The installed formats that recognise a file, by name. A broken one is left out: this is for an error's text."""
+    found = {}
     for name in _installed():
         try:
-            if registry().build("format", _defaults(registry(), name)).recognises(path):
-                names.append(name)
+            built = registry().build("format", settings(name, file="format"))
+            if built.recognises(path):
+                found[name] = built
         except (VqcoreError, OSError):
             continue
-    return names
+    return found

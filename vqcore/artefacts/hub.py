@@ -17,19 +17,15 @@ from vqcore.errors import CheckpointError
 
 FOREIGN = ("*.safetensors", "*.json", "*.yaml", "*.yml", "*.txt", "README.md")
 """Files that are downloaded from a repository of another system; pickles come on top if they are allowed."""
-_PREFIX = "hf://"
+PREFIX = "hf://"
+"""In front of a hub id wherever a path could stand too: only such a text asks the hub."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
-def hub_id(path: str | Path) -> tuple[str, str | None] | None:
-    """The two parts of `user/name` or `user/name@revision`; None if the text is no hub id.
-
-    `hf://` in front makes it a hub id. Without `hf://`, a text whose first part is an existing folder is a path.
-    """
-    text = str(path)
-    explicit = text.startswith(_PREFIX)
-    text = text.removeprefix(_PREFIX)
-    if not _ID.fullmatch(text) or (not explicit and Path(text.partition("/")[0]).exists()):
+def hub_id(text: str) -> tuple[str, str | None] | None:
+    """The two parts of `user/name` or `user/name@revision`, with or without `hf://` in front; None for other texts."""
+    text = text.removeprefix(PREFIX)
+    if not _ID.fullmatch(text):
         return None
     name, _, revision = text.partition("@")
     return name, revision or None
@@ -42,7 +38,7 @@ def download(
 
     With `cached`, nothing is downloaded: files that are not in the cache are an error.
     """
-    with _explained(id, revision, "no such folder here, and ", cached=cached) as library:
+    with _explained(id, revision, cached=cached) as library:
         found = library.snapshot_download(
             id,
             revision=revision,
@@ -76,16 +72,14 @@ def upload(
 
 
 @contextlib.contextmanager
-def _explained(
-    id: str, revision: str | None, known: str = "", *, cached: bool = False
-) -> Iterator[ModuleType]:
-    """The module huggingface_hub; its errors become one line: `known`, then what is wrong and what to do."""
+def _explained(id: str, revision: str | None, *, cached: bool = False) -> Iterator[ModuleType]:
+    """The module huggingface_hub; its errors become one line: what is wrong and what to do."""
     try:
         import huggingface_hub
         from huggingface_hub import errors
     except ModuleNotFoundError as error:
         raise CheckpointError(
-            f"{id}: {known}the Hugging Face hub needs huggingface_hub: pip install huggingface_hub"
+            f"{id}: the Hugging Face hub needs huggingface_hub: pip install huggingface_hub"
         ) from error
     wire: Any = getattr(errors, "HTTPError", OSError)
     try:
@@ -98,7 +92,7 @@ def _explained(
         raise CheckpointError(f"{id}: the hub has no revision '{revision}' of it.") from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{id}: {known}the hub has no such repository, or it is private (then run: hf auth login)."
+            f"{id}: the hub has no such repository, or it is private (then run: hf auth login)."
         ) from error
     except errors.HFValidationError as error:
         raise CheckpointError(f"{id} is not a hub id: {_answer(error)}.") from error
@@ -111,7 +105,7 @@ def _explained(
         if cached:
             raise CheckpointError(f"{id} is not in the cache of huggingface_hub") from error
         why = "HF_HUB_OFFLINE is set" if offline else _answer(error)
-        raise CheckpointError(f"{id}: {known}the hub cannot be reached ({why}).") from error
+        raise CheckpointError(f"{id}: the hub cannot be reached ({why}).") from error
 
 
 def _answer(error: BaseException) -> str:

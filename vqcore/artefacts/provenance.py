@@ -20,7 +20,7 @@ from vqcore.errors import CheckpointError, ConfigError, UnknownPlugin, VqcoreErr
 from vqcore.registry import Registry, registry
 from vqcore.schema import TokenizerConfig
 
-ORIGIN = ("components", "data", "eval", "git", "step", "metrics", "command")
+ORIGIN = ("components", "data", "eval", "git", "step", "metrics", "command", "origin")
 """Entries of the provenance that are kept when a tokenizer is loaded and saved elsewhere."""
 
 

@@ -40,7 +40,9 @@ def cheap(run: Run) -> list[Finding]:
     ]
 
 
-def everything(config: RunConfig, lender: Lender | None = None) -> Iterator[Finding]:
+def everything(
+    config: RunConfig, lender: Lender | None = None, *, allow_pickle: bool = False
+) -> Iterator[Finding]:
     """Build a config's parts and run all checks. If some parts cannot be built, all of them are named."""
     problems: dict[str, str] = {}
 
@@ -60,7 +62,7 @@ def everything(config: RunConfig, lender: Lender | None = None) -> Iterator[Find
             build_hooks(replace(config, hooks={label: cfg}))
     if parts and device and not problems:
         with attempt("config"):
-            run = build_from(config, parts, device, lender)
+            run = build_from(config, parts, device, lender, allow_pickle=allow_pickle)
             for name in run.player_names:
                 run.player(name)
     if run is None or problems:

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     # Messages that components print while they are built must not be mixed with the JSON.
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         lender = Lender(parse_places(args.borrow), download=args.download)
-        for finding in findings(args.config, args.overrides, lender):
+        for finding in findings(args.config, args.overrides, lender, args.allow_pickle):
             found.append(finding)
             if not args.json:
                 _print(finding)
@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     return 2 if counts["error"] else 0
 
 
-def findings(path: str, overrides: list[str], lender: Lender | None = None) -> Iterator[Finding]:
+def findings(
+    path: str, overrides: list[str], lender: Lender | None = None, allow_pickle: bool = False
+) -> Iterator[Finding]:
     """The findings of all checks that run before the first training step."""
     try:
         config = load(path, overrides, schema=RunConfig).config
@@ -49,7 +51,8 @@ def findings(path: str, overrides: list[str], lender: Lender | None = None) -> I
         return
     yield Finding("note", "config", "every setting is known and has a possible value")
     yield from _run_dir(config)
-    yield from everything(replace(config, run=replace(config.run, compile=False)), lender)
+    uncompiled = replace(config, run=replace(config.run, compile=False))
+    yield from everything(uncompiled, lender, allow_pickle=allow_pickle)
 
 
 def _run_dir(config: RunConfig) -> Iterator[Finding]:

@@ -4,25 +4,18 @@ import argparse
 from pathlib import Path
 
 from vqcore.assembly import pick_device
-from vqcore.borrowed import parse_places
+from vqcore.commands.loading import load_named
 from vqcore.compose.build import COMMAND_LINE
 from vqcore.compose.layers import settings_of
 from vqcore.console import say
 from vqcore.sampling import resolved
-from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.passes import decode_folder
 
 
 def run(args: argparse.Namespace) -> int:
     """Decode a folder of codes or one file of codes, with the sampling options of the command line."""
     asked = settings_of(args.overrides)
-    tokenizer = Tokenizer.load(
-        args.run,
-        pick_device(args.device),
-        weights=args.weights,
-        borrowed=parse_places(args.borrow),
-        download=args.download,
-    )
+    tokenizer = load_named(args, device=pick_device(args.device))
     sampling = resolved(type(tokenizer.objective), asked, COMMAND_LINE)
     done = decode_folder(
         tokenizer,

@@ -32,7 +32,7 @@ from vqcore.evaluate.measure import (
     metric_configs,
     sample_pictures,
 )
-from vqcore.evaluate.subject import Subject, subject
+from vqcore.evaluate.subject import Loading, Subject, subject
 from vqcore.evaluate.usage import collapse
 from vqcore.files import write_text
 from vqcore.protocols import Data, Modality, of_constant
@@ -40,9 +40,6 @@ from vqcore.run.checkpoints import load_training
 from vqcore.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-
-Places = tuple[dict[str, str], bool]
-"""Places of borrowed weights by key, and whether missing weights may be downloaded."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,43 +50,41 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "command line: no run given. E.g. vqcore eval runs/quickstart, or vqcore eval --compare RUN RUN"
         )
-    found = subject(args.run, args.overrides)
+    found = _subject(args, args.run, args.overrides)
+    if found.named.why:
+        say(f"{found.named.name}: {found.named.why}")
     written = _written(found, args.json)
     with _processes(found) as device:
-        report = measure(found, _weights(args.weights, found.weights), device, _places(args))
+        report = measure(found, _weights(args.weights, found.weights), device)
         if dist.is_main():
             _show(report, f"{found.title}, {report['protocol']['set']['count']} samples")
             if written is not None:
-                _write(found, report, device, _places(args), *written)
+                _write(found, report, device, *written)
     return 0
 
 
-def _places(args: argparse.Namespace) -> Places:
-    return parse_places(args.borrow), args.download
+def _subject(args: argparse.Namespace, name: str, overrides: Sequence[str]) -> Subject:
+    loading = Loading(parse_places(args.borrow), download=args.download, allow_pickle=args.allow_pickle)
+    return subject(name, overrides, loading)
 
 
-def measure(
-    found: Subject, weights: Sequence[str], device: torch.device, places: Places = ({}, False)
-) -> dict[str, Any]:
+def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dict[str, Any]:
     """Metrics by weights and size, with the record of the measurement. All processes call this function together.
 
     Losses need parts that only a training run has (discriminators, feature networks), so losses of runs only. Where
-    the objective misses weights that it borrows, one line says so and the losses are left out. `places` are the places
-    of borrowed weights, and whether missing ones may be downloaded.
+    the objective misses weights that it borrows, one line says so and the losses are left out.
     """
     config, losses, results = found.config, found.run is not None, list[dict[str, Any]]()
     baseline: tuple[Tensor | None, str] | None = None
     for kind in weights:
-        tokenizer = Tokenizer.load(
-            found.weights, device, weights=kind, borrowed=places[0], download=places[1]
-        )
+        tokenizer = found.load(device, kind)
         extra = build_extra(config, tokenizer.cfg.size)
         data = _opened(found, tokenizer, extra)
         sizes = eval_sizes(config, tokenizer)
         for size in sizes:
             check_size(tokenizer, size)
         step = tokenizer.origin.get("step", 0)
-        losses = losses and _with_training_parts(found, tokenizer, extra, places)
+        losses = losses and _with_training_parts(found, tokenizer, extra)
         if baseline is None:  # it does not depend on the weights
             baseline = _baseline(found, tokenizer, data, extra)
         predicted, source = baseline
@@ -102,12 +97,10 @@ def measure(
     return {"checkpoint": found.weights.name, "step": step, "results": results, "constant_of": source, **how}
 
 
-def _with_training_parts(
-    found: Subject, tokenizer: Tokenizer, extra: dict[str, Modality], places: Places
-) -> bool:
+def _with_training_parts(found: Subject, tokenizer: Tokenizer, extra: dict[str, Modality]) -> bool:
     """Load what only training needs; False, with one line, if the objective misses weights that it borrows."""
     recorded = verify(found.weights).get("borrowed", {})
-    lender = Lender(places[0], recorded, download=places[1])
+    lender = Lender(found.loading.borrowed, recorded, download=found.loading.download)
     try:
         load_training(tokenizer, found.weights, found.config, lender, extra)
     except MissingWeights as error:
@@ -212,12 +205,10 @@ def _written(found: Subject, json_file: str | None) -> tuple[Path, Path] | None:
     return path, path.with_suffix(".png")
 
 
-def _write(
-    found: Subject, report: dict[str, Any], device: torch.device, places: Places, metrics: Path, sheet: Path
-) -> None:
+def _write(found: Subject, report: dict[str, Any], device: torch.device, metrics: Path, sheet: Path) -> None:
     text = json.dumps({**report, "data": to_tree(found.config.data)}, indent=2)
     write_text(metrics, text + "\n")
-    shown = _contact_sheet(found, report["results"][0]["weights"], device, places)
+    shown = _contact_sheet(found, report["results"][0]["weights"], device)
     pictures.save_picture(shown, sheet)
     say(f"\nmetrics        {metrics}")
     say(f"contact sheet  {sheet} (original, reconstruction, token map)")
@@ -233,8 +224,8 @@ def _weights(asked: str, checkpoint: Path) -> list[str]:
     return [asked]
 
 
-def _contact_sheet(found: Subject, weights: str, device: torch.device, places: Places) -> Image.Image:
-    tokenizer = Tokenizer.load(found.weights, device, weights=weights, borrowed=places[0], download=places[1])
+def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.Image:
+    tokenizer = found.load(device, weights)
     extra = build_extra(found.config, tokenizer.cfg.size)
     data = open_data(found.config, tokenizer.modality, extra, "eval")
     batch = sample_pictures(tokenizer, found.config, data, extra).to(device)
@@ -271,7 +262,7 @@ def _compare(args: argparse.Namespace) -> int:
             "of the two is an exported tokenizer, which is measured now."
         )
     reports = {name: comparison.read(name) for name in names if name not in alone}
-    reports |= _measured({name: subject(name, overrides) for name in alone}, args)
+    reports |= _measured({name: _subject(args, name, overrides) for name in alone}, args.weights)
     a, b = (reports[name] for name in names)
     if not dist.is_main():
         return 0
@@ -288,13 +279,12 @@ def _compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measured(subjects: Mapping[str, Subject], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def _measured(subjects: Mapping[str, Subject], weights: str) -> dict[str, dict[str, Any]]:
     if not subjects:
         return {}
     with _processes(next(iter(subjects.values()))) as device:
         return {
-            name: measure(found, _weights(args.weights, found.weights), device, _places(args))
-            for name, found in subjects.items()
+            name: measure(found, _weights(weights, found.weights), device) for name, found in subjects.items()
         }
 
 

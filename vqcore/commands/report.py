@@ -1,15 +1,21 @@
 """`vqcore report`: write an HTML page about a run. The plugin `track` writes the page."""
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
+from vqcore.artefacts.resolve import resolve
 from vqcore.console import say
+from vqcore.errors import CheckpointError
 from vqcore.registry import registry
 
 
 def run(args: argparse.Namespace) -> int:
     """Write `report.html` into the run's folder."""
     report: Any = registry().load("hook", "track/report")
-    say(f"report         {report.write(Path(args.run).expanduser(), samples=args.samples)}")
+    page = report.write(Path(args.run).expanduser(), samples=args.samples)
+    with contextlib.suppress(CheckpointError):  # the page says that there is no checkpoint
+        say(f"{args.run}: {resolve(args.run).why}")
+    say(f"report         {page}")
     return 0

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vqcore.assembly import pick_device
-from vqcore.borrowed import parse_places
+from vqcore.commands.loading import again, load_named
 from vqcore.console import command, say
-from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.passes import parse_size, tokenize_folder
 from vqcore.tokens.store import MANIFEST
 
@@ -16,14 +15,7 @@ from vqcore.tokens.store import MANIFEST
 def run(args: argparse.Namespace) -> int:
     """Tokenize a folder or a file. Files with existing codes are skipped; unreadable files are named."""
     device = pick_device(args.device)
-    tokenizer = Tokenizer.load(
-        args.run,
-        device,
-        encoder_only=True,
-        weights=args.weights,
-        borrowed=parse_places(args.borrow),
-        download=args.download,
-    )
+    tokenizer = load_named(args, device=device, encoder_only=True)
     size = parse_size(args.size, tokenizer.cfg.size)
     target = Path(args.output).expanduser()
     with _nothing_left(target):
@@ -39,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     say(
         f"codes     {args.output}  (grid {' x '.join(map(str, tokenizer.grid(size)))}, q {tokenizer.num_codebooks})"
     )
-    say(f"next      {command('decode', args.run, args.output, 'rebuilt')}")
+    say(f"next      {command('decode', args.run, args.output, 'rebuilt', *again(args))}")
     return 0
 
 

@@ -14,7 +14,8 @@ from vqcore.trainer import train
 def run(args: argparse.Namespace) -> int:
     """Train to the end and print where the results are."""
     config = load(args.config, args.overrides, schema=RunConfig).config
-    run = train(config, Lender(parse_places(args.borrow), download=args.download))
+    lender = Lender(parse_places(args.borrow), download=args.download)
+    run = train(config, lender, allow_pickle=args.allow_pickle)
     if run.progress.stopped_by:
         return 128 + getattr(signal, run.progress.stopped_by, signal.SIGTERM)
     if dist.is_main() and run.progress.evaluation:

@@ -22,6 +22,7 @@ from vqcore.errors import (
     ConfigError,
     PluginLoadError,
     SettingError,
+    UnknownName,
     UnknownPlugin,
     VqcoreError,
     did_you_mean,
@@ -60,6 +61,18 @@ def from_tree(
     assert isinstance(resolved, dict)
     _check_requires(resolved.get("requires"), builder.layer("requires"))
     return builder.build(schema, resolved, "")
+
+
+def component(
+    kind: str, node: Mapping[str, Any], *, file: str, where: str = "", registry_: Registry | None = None
+) -> Any:
+    """The checked settings of a component from a mapping with its name; errors name `file`, and keys under `where`."""
+    catalogue = registry_ or registry()
+    try:
+        catalogue.find(kind, str(node["name"]), where)
+    except UnknownName as error:
+        raise error.at(where) if where else error from None
+    return _Builder({}, file, catalogue, Config).component(kind, dict(node), where, Config)
 
 
 def check_readable(config: Any, text: str) -> None:
@@ -188,7 +201,7 @@ class _Builder:
             return None
         if isinstance(given, dict) and isinstance(default, Mapping) and "name" not in given:
             given = {**default, **given}
-        return self._component(kind, given, path, base if isinstance(base, type) else Config)
+        return self.component(kind, given, path, base if isinstance(base, type) else Config)
 
     def _slots(self, field: dataclasses.Field, given: Any, path: str) -> Any:
         """The components by label. A label with the value null removes the component that an earlier layer set."""
@@ -201,14 +214,15 @@ class _Builder:
             if node is None:
                 continue
             try:
-                found[label] = self._component(field.metadata["slots"], node, f"{path}.{label}", Config)
+                found[label] = self.component(field.metadata["slots"], node, f"{path}.{label}", Config)
             except UnknownPlugin as error:
                 if not field.metadata["optional"]:
                     raise
                 log.warning("warning: %s The run continues without %s.", error, f"{path}.{label}")
         return found
 
-    def _component(self, kind: str, node: Any, path: str, base: type) -> Any:
+    def component(self, kind: str, node: Any, path: str, base: type) -> Any:
+        """The settings of the component that a mapping names; `base` is the class that they must inherit."""
         if isinstance(node, str):
             raise self._error(
                 path,
@@ -221,7 +235,7 @@ class _Builder:
             )
         if not isinstance(node.get("name"), str) or not node["name"]:
             raise self._error(path, f" has no name. Expected: {self._wish(kind)}")
-        name_key = f"{path}.name"
+        name_key = joined(path, "name")
         try:
             found = self.registry.find(kind, node["name"], path)
             cls: Any = self.registry.load(kind, found.name, path)
@@ -273,7 +287,7 @@ class _Builder:
             }
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             return self.build(annotation, value, path)
-        plain = _from_text(value) if annotation in (int, float, bool) and isinstance(value, str) else value
+        plain = from_text(value) if annotation in (int, float, bool) and isinstance(value, str) else value
         if annotation is float and type(plain) in (int, float):
             return float(plain)
         if annotation is int and type(plain) is float and plain.is_integer():
@@ -302,9 +316,9 @@ class _Builder:
 
     def _unknown(self, key: str, known: list[str], path: str, component: str) -> VqcoreError:
         here = joined(path, key)
-        whose = f"a setting of {component or path}" if path else "a top-level setting"
+        whose = f"a setting of {component or path}" if component or path else "a top-level setting"
         hint = did_you_mean(key, known)
-        if not hint and not path:
+        if not hint and not path and not component:
             inner = [leaf for leaf in _schema_leaves(self.schema) if leaf.rpartition(".")[2] == key]
             hint = f" Did you mean '{inner[0]}'?" if inner else ""
         hint = hint or f" Settings: {listed(k for k in known if k != 'name') or 'none'}."
@@ -348,7 +362,8 @@ def _schema_leaves(cls: type, path: str = "") -> Iterable[str]:
             yield here
 
 
-def _from_text(text: str) -> Any:
+def from_text(text: str) -> Any:
+    """A value from the command line as YAML reads it; a text that is not valid YAML is the value itself."""
     try:
         return yaml_value(text)
     except (yaml.YAMLError, OmegaConfBaseException):

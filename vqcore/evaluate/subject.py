@@ -4,20 +4,24 @@ An exported tokenizer (an artefact, a hub id) has no run. Its provenance records
 evaluated on. These data may not exist on this machine, so every `data.` key can be given on the command line.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vqcore.artefacts.folder import CONFIG, PROVENANCE, verify
+from vqcore.artefacts.formats import read_foreign
 from vqcore.artefacts.provenance import made_with, read_config
-from vqcore.artefacts.resolve import resolve
+from vqcore.artefacts.resolve import Named, resolve
 from vqcore.compose.build import saved_tree
 from vqcore.compose.describe import inline
 from vqcore.compose.layers import overridden
 from vqcore.config import to_tree
 from vqcore.errors import ConfigError, UnknownName, UnknownPlugin, VqcoreError
-from vqcore.schema import RunConfig
+from vqcore.schema import RunConfig, TokenizerConfig
+from vqcore.tokenizer import Tokenizer
 
 _UNRECORDED = {"name": "folder", "path": ""}
 _ELSEWHERE = (
@@ -29,27 +33,47 @@ _BESIDE = ("data.extra", "data.extra_path", "data.eval_extra_path")
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How a tokenizer may be loaded: where borrowed weights lie, whether to download them, whether to read pickles."""
+
+    borrowed: Mapping[str, str] = field(default_factory=dict)
+    download: bool = False
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
 class Subject:
     """The folder of the weights, their run (None for an exported tokenizer), and the settings of the evaluation."""
 
-    name: str
-    weights: Path
+    named: Named
     run: Path | None
     config: RunConfig
     overrides: tuple[str, ...] = ()
+    loading: Loading = field(default_factory=Loading)
+
+    @property
+    def weights(self) -> Path:
+        """The folder of the weights, or the files of another system."""
+        return self.named.path
 
     @property
     def title(self) -> str:
         """What is measured, as text: the checkpoint of a run, else the name that the user gave."""
-        return self.name if self.run is None else str(self.weights)
+        return self.named.name if self.run is None else str(self.weights)
+
+    def load(self, device: torch.device, weights: str) -> Tokenizer:
+        """The tokenizer, with these weights."""
+        return Tokenizer.load(
+            self.weights, device, weights=weights, format=self.named.format, **vars(self.loading)
+        )
 
     def explained(self, error: VqcoreError) -> VqcoreError:
         """An error about the data; for an exported tokenizer its text says how to name other data."""
         return _explained(error, self.overrides) if self.run is None else error
 
 
-def subject(name: str, overrides: Sequence[str] = ()) -> Subject:
-    """The subject of a path or hub id, with overrides. Raises `CheckpointError` and `ConfigError`."""
+def subject(name: str, overrides: Sequence[str] = (), loading: Loading | None = None) -> Subject:
+    """The subject that RUN names, with overrides. Raises `CheckpointError` and `ConfigError`."""
     for override in overrides:
         section = override.partition("=")[0]
         if section.split(".")[0] not in ("data", "eval", "run") or section.startswith("data.modality"):
@@ -57,18 +81,26 @@ def subject(name: str, overrides: Sequence[str] = ()) -> Subject:
                 f"command line: {override}: this setting of a trained tokenizer cannot change. eval takes data.* "
                 "(without data.modality), eval.* and run.*"
             )
-    weights = resolve(name)
-    run = weights.parent.parent if weights.parent.name == "checkpoints" else None
-    if run is None or not (run / CONFIG).is_file():
-        return Subject(name, weights, None, _alone(weights, overrides), tuple(overrides))
-    return Subject(
-        name, weights, run, _config(saved_tree(run / CONFIG), overrides, run / CONFIG), tuple(overrides)
-    )
+    loading = loading or Loading()
+    named = resolve(name, allow_pickle=loading.allow_pickle)
+    run = named.run
+    if named.format is not None:
+        foreign = read_foreign(
+            named.path, named.format, source=named.source, allow_pickle=loading.allow_pickle
+        )
+        run, config = None, _alone(named.path, {}, foreign.config, overrides)
+    elif run is None or not (run / CONFIG).is_file():
+        made = verify(named.path)
+        run, config = None, _alone(named.path, made, read_config(named.path), overrides)
+    else:
+        config = _config(saved_tree(run / CONFIG), overrides, run / CONFIG)
+    return Subject(named, run, config, tuple(overrides), loading)
 
 
-def _alone(folder: Path, overrides: Sequence[str]) -> RunConfig:
-    """The settings to evaluate an exported tokenizer: those in its provenance, with overrides."""
-    made, cfg = verify(folder), read_config(folder)
+def _alone(
+    folder: Path, made: Mapping[str, Any], cfg: TokenizerConfig, overrides: Sequence[str]
+) -> RunConfig:
+    """The settings to evaluate a tokenizer without a run: those in its provenance `made`, with overrides."""
     data = made.get("data") or _UNRECORDED
     given = {override.partition("=")[0] for override in overrides}
     if "data.eval_path" in given and not any(key.startswith(_BESIDE) for key in given):

@@ -5,7 +5,6 @@ part that is half loaded. Messages name the parts that are not loaded.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqcore.artefacts.folder import read_weights, verify
+from vqcore.artefacts.formats import read_foreign, settings
 from vqcore.artefacts.provenance import read_config
-from vqcore.artefacts.resolve import resolve
+from vqcore.artefacts.resolve import Named, resolve
 from vqcore.borrowed import weights_of
 from vqcore.config import leaves, to_tree
 from vqcore.console import say
@@ -28,36 +28,54 @@ TOKENS = ("embed", "encoder", "proj", "quantizer")
 _MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
 
-def start_from(tokenizer: Tokenizer, model: ModelConfig) -> None:
+def start_from(tokenizer: Tokenizer, model: ModelConfig, *, allow_pickle: bool = False) -> None:
     """Fill a new tokenizer from the checkpoint that its config names; other parts load their published weights, if any.
 
     Raises `CheckpointError` if the weights cannot be read or no part of them fits, and `ConfigError` if the tokens
     would change in spite of `freeze_enc`.
     """
     key = "full_ckpt" if model.full_ckpt else "encoder_ckpt"
-    path = model.full_ckpt or model.encoder_ckpt
-    if path is None:
+    given = model.full_ckpt or model.encoder_ckpt
+    if given is None:
         return tokenizer.fetch()
     try:
-        folder = resolve(path)
-        made = verify(folder)
-        source, state = read_config(folder), read_weights(folder)
+        named = _named(given, f"model.{key}", allow_pickle)
+        source, state = _contents(named, allow_pickle)
     except CheckpointError as error:
         raise error.at(f"model.{key}") from error
     parts = (*TOKENS, "decoder") if model.full_ckpt else TOKENS[:2]
     problems = {part: _take(tokenizer, part, source, state) for part in parts}
     taken = [part for part in parts if getattr(tokenizer, part) is not None and not problems[part]]
     if not taken:
-        raise CheckpointError(f"model.{key}={path}: none of its parts fits this model. {_reasons(problems)}")
+        raise CheckpointError(
+            f"model.{key}={named.name}: none of its parts fits this model. {_reasons(problems)}"
+        )
     if model.freeze_enc:
-        _refuse_other_tokens(tokenizer, folder, made, source, problems)
-    say(f"model.{key}: {listed(taken)} from {folder}.")
+        _refuse_other_tokens(tokenizer, named, source, problems, allow_pickle)
+    say(f"model.{key}: {listed(taken)} from {named}.")
     rest = [
         part for part in (*TOKENS, "decoder") if getattr(tokenizer, part) is not None and part not in taken
     ]
     tokenizer.fetch(rest)
     if rest:
         say(f"model.{key}: {listed(rest)} newly initialised. {_reasons(problems)}".rstrip())
+
+
+def _named(given: str | Mapping[str, Any], key: str, allow_pickle: bool) -> Named:
+    """What the config names: as RUN on the command line, or a mapping of a format's settings with a path."""
+    if isinstance(given, str):
+        return resolve(given, allow_pickle=allow_pickle)
+    node = {name: value for name, value in given.items() if name != "path"}
+    cfg = settings(node, file="config", where=key)
+    return resolve(str(given["path"]), format=cfg, allow_pickle=allow_pickle)
+
+
+def _contents(named: Named, allow_pickle: bool) -> tuple[TokenizerConfig, Mapping[str, Tensor]]:
+    if named.format is not None:
+        found = read_foreign(named.path, named.format, source=named.source, allow_pickle=allow_pickle)
+        return found.config, found.tensors
+    verify(named.path)
+    return read_config(named.path), read_weights(named.path)
 
 
 def _take(tokenizer: Tokenizer, part: str, source: TokenizerConfig, state: Mapping[str, Tensor]) -> list[str]:
@@ -97,17 +115,18 @@ def _fitted(value: Tensor, own: Tensor, resizable: bool) -> Tensor | None:
 @torch.no_grad()
 def _refuse_other_tokens(
     tokenizer: Tokenizer,
-    folder: Path,
-    made: Mapping[str, Any],
+    named: Named,
     source: TokenizerConfig,
     problems: Mapping[str, list[str]],
+    allow_pickle: bool,
 ) -> None:
     lost = {part: found for part, found in problems.items() if part in TOKENS and found}
     if lost:
         raise ConfigError(
-            f"model.freeze_enc: the tokens would differ from those of {folder}. {_reasons(lost)}"
+            f"model.freeze_enc: the tokens would differ from those of {named}. {_reasons(lost)}"
         )
-    if tokenizer.fingerprint != made["fingerprint"]:
+    there = Tokenizer.load(named.path, encoder_only=True, format=named.format, allow_pickle=allow_pickle)
+    if tokenizer.fingerprint != there.fingerprint:
         differ = [
             f"{section} ({name})"
             for section in ("modality", "model.encoder", "model.quantizer")
@@ -123,7 +142,7 @@ def _refuse_other_tokens(
             "weights whose size was changed, such as positions: set input_size_enc as it is there"
         ]
         raise ConfigError(
-            f"model.freeze_enc: the tokens would differ from those of {folder}: {listed(differ, 5)} differ."
+            f"model.freeze_enc: the tokens would differ from those of {named}: {listed(differ, 5)} differ."
         )
 
 

@@ -131,24 +131,37 @@ def total_batch(config: RunConfig) -> int:
     return config.data.batch_size * config.optim.accumulate * dist.world_size()
 
 
-def build(config: RunConfig, device: torch.device, lender: Lender | None = None) -> Run:
-    """Build a run and the players of its last step. Writes nothing: an error of the user leaves no folder behind."""
+def build(
+    config: RunConfig, device: torch.device, lender: Lender | None = None, *, allow_pickle: bool = False
+) -> Run:
+    """Build a run and its players. Writes nothing: an error of the user leaves no folder behind.
+
+    `lender` gives the places of borrowed weights. With `allow_pickle`, weights to start from may be a pickle of another
+    system.
+    """
     with dist.together():
         parts = assemble(config)
         assert parts is not None
-        run = build_from(config, parts, device, lender)
+        run = build_from(config, parts, device, lender, allow_pickle=allow_pickle)
     for name in run.player_names:
         run.player(name)
     return run
 
 
-def build_from(config: RunConfig, parts: Assembly, device: torch.device, lender: Lender | None = None) -> Run:
+def build_from(
+    config: RunConfig,
+    parts: Assembly,
+    device: torch.device,
+    lender: Lender | None = None,
+    *,
+    allow_pickle: bool = False,
+) -> Run:
     """A run of parts that are assembled already; adds weights to start from, averages, code statistics and hooks."""
     tokenizer, data = parts.tokenizer, parts.data
     lender = lender or Lender()
     tokenizer.borrow(lender)
     if not checkpoints(config.run.folder):
-        start_from(tokenizer, config.model)
+        start_from(tokenizer, config.model, allow_pickle=allow_pickle)
     if config.model.freeze_enc:
         tokenizer.freeze_encoder()
     tokenizer.to(device)

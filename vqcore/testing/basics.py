@@ -228,7 +228,7 @@ def misspelt_members(kind: str, thing: Any) -> dict[str, str]:
     Such a name is one letter off the name of an optional member and is no member of this kind itself.
     """
     optional = optional_members(kind)
-    known = {*required_members(kind), *optional, *dir(nn.Module)}
+    known = {"Config", *required_members(kind), *optional, *dir(nn.Module)}
     own = [name for name in dir(thing) if not name.startswith("_") and name not in known]
     return {name: meant for name in own for meant in optional if _one_letter_off(name, meant)}
 

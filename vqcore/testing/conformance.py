@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vqcore.compose.build import from_tree
-from vqcore.config import Config, slot
+from vqcore.compose.build import component, from_tree
 from vqcore.protocols import Batch, DataSpec
 from vqcore.registry import registry
 from vqcore.rng import generator
@@ -28,9 +27,7 @@ from vqcore.tokenizer import Tokenizer
 
 def configured(kind: str, name: str, settings: Mapping[str, Any]) -> Any:
     """A component's config from plain data, checked like a config file."""
-    schema = dataclasses.make_dataclass("One", [("part", Config, slot(kind))], frozen=True, kw_only=True)
-    whole: Any = from_tree({"part": {"name": name, **settings}}, schema=schema, file="conformance")
-    return whole.part
+    return component(kind, {"name": name, **settings}, file="conformance", where="part")
 
 
 def build(kind: str, name: str, settings: Mapping[str, Any], seed: int = 0, **wiring: Any) -> Any:
@@ -295,7 +292,10 @@ class HookConformance(ComponentConformance):
 
 
 class FormatConformance(ComponentConformance):
-    """The laws of a foreign format; `sample` writes a small file or folder in this format."""
+    """The laws of a foreign format; `sample` writes a small file or folder that it reads.
+
+    A format that reads tokenizers and training configs writes a training config in `config_sample`.
+    """
 
     kind = "format"
 
@@ -303,12 +303,17 @@ class FormatConformance(ComponentConformance):
         """Write a small example into a folder; returns the path."""
         raise NotImplementedError
 
+    def config_sample(self, folder: Path) -> Path | None:
+        """Write a small training config into a folder; returns the path."""
+        return None
+
     def test_laws(self, tmp_path: Path) -> None:
-        """Recognised by name, deterministic, fills the tokenizer exactly, refuses pickles and damaged files."""
+        """Recognised by name, deterministic, fills exactly, reads what it writes, refuses pickles and damaged files."""
         for number, settings in enumerate(self.configs):
             folder = tmp_path / str(number)
             folder.mkdir()
-            checks.check_format(build(self.kind, self.component, settings), self.sample(folder))
+            made = build(self.kind, self.component, settings)
+            checks.check_format(made, self.sample(folder), config=self.config_sample(folder))
 
 
 def _two(spec: DataSpec) -> tuple[Tensor, Tensor]:

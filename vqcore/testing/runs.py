@@ -2,10 +2,12 @@
 
 import copy
 import inspect
+import json
+import re
 import tempfile
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +19,22 @@ from torch import Tensor, nn
 from vqcore.artefacts.formats import PICKLES
 from vqcore.compose.build import from_tree
 from vqcore.diffusion import coefficients
-from vqcore.errors import CheckpointError, ConfigError
+from vqcore.errors import CheckpointError, ConfigError, VqcoreError
 from vqcore.plugin import RunHooks
-from vqcore.protocols import Batch, Objective, is_denoiser, time
+from vqcore.protocols import (
+    Batch,
+    Foreign,
+    Objective,
+    Published,
+    Publishes,
+    ReadsConfigs,
+    ReadsTokenizers,
+    config_reader,
+    is_denoiser,
+    time,
+    tokenizer_reader,
+    tokenizer_writer,
+)
 from vqcore.rng import generator, sample_generators
 from vqcore.run.players import heads
 from vqcore.run.step import detached
@@ -41,6 +56,8 @@ SCHEDULER_WAIVABLE = ("affine", "walk")
 """Laws that can be waived: a scheduler may not mix x and noise linearly."""
 OBJECTIVE_WAIVABLE = ("deterministic",)
 """Laws that can be waived: an objective may have own layers that draw random numbers."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_scheduler(
@@ -404,10 +421,19 @@ def check_observer(run: RunConfig, hooks: Mapping[str, Any]) -> None:
     assert figures.keys() == other.keys(), "hook law: a run has other metrics with the hook"
 
 
-def check_format(format_: Any, path: Path) -> None:
-    """The laws of a format on a small file or folder in this format."""
+def check_format(format_: Any, path: Path, *, config: Path | None = None) -> None:
+    """The laws of a format on a small file or folder that it reads as a tokenizer.
+
+    `config` is a training config that it reads as a config; by default `path`, if the format reads nothing else.
+    """
     check_members("format", format_)
-    assert format_.recognises(path) is True, f"recognition law: the format does not recognise {path.name}"
+    reader, configs = tokenizer_reader(format_), config_reader(format_)
+    config = path if reader is None else config
+    for sample in (path, config):
+        if sample is not None:
+            assert format_.recognises(sample) is True, (
+                f"recognition law: the format does not recognise {sample.name}"
+            )
     absent = Path(f"{path.parent}/nothing-there.unknown")
     try:
         found = format_.recognises(absent)
@@ -416,46 +442,110 @@ def check_format(format_: Any, path: Path) -> None:
             f"recognition law: {type(error).__name__} for a path that does not exist: {error}"
         ) from error
     assert found is False, f"recognition law: the format recognises {absent.name}, a file of no format"
-    read = format_.read(path, allow_pickle=True)
-    again = format_.read(path, allow_pickle=True)
-    tokenizer = Tokenizer(read.config)
+    _check_published(format_)
+    if reader is not None:
+        _check_reading(format_, reader, path)
+    if configs is not None and config is not None:
+        _check_config(configs, config)
+
+
+def _check_reading(format_: Any, reader: ReadsTokenizers, path: Path) -> None:
+    read = reader.read(path, allow_pickle=True)
+    again = reader.read(path, allow_pickle=True)
+    tokenizer = _filled(read, path)
+    other = _filled(again, path, seed=1)
+    assert tokenizer.fingerprint == other.fingerprint, (
+        "determinism law: two readings have different fingerprints"
+    )
+    assert _is_plain(read.origin), f"origin law: origin is not plain JSON data with text keys: {read.origin}"
+    _check_damaged(lambda each: reader.read(each, allow_pickle=True), path)
+    files = [path] if path.is_file() else [each for each in sorted(path.rglob("*")) if each.is_file()]
+    if any(each.suffix in PICKLES for each in files):
+        _refuses(lambda: reader.read(path, allow_pickle=False), "a pickle without allow_pickle")
+    writer = tokenizer_writer(format_)
+    if writer is not None:
+        fingerprint, state = tokenizer.fingerprint, state_of(tokenizer)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / path.stem
+            folder.mkdir()
+            writer.write(tokenizer, folder)
+            written = next(filter(format_.recognises, [folder, *sorted(folder.iterdir())]), None)
+            names = sorted(each.name for each in folder.iterdir())
+            assert written is not None, (
+                f"round trip law: the format does not recognise what it wrote: {names}"
+            )
+            back = _filled(reader.read(written, allow_pickle=True), written)
+        assert back.fingerprint == fingerprint, (
+            "round trip law: what the format wrote reads back with another fingerprint"
+        )
+        same_state(state, state_of(back), "a tensor changes when the format writes and reads it")
+
+
+def _filled(read: Foreign, path: Path, seed: int = 0) -> Tokenizer:
+    tokenizer = Tokenizer(read.config, seed=seed, fetch=False)
     try:
         tokenizer.fill(read.tensors, str(path))
     except CheckpointError as error:
         raise AssertionError(f"filling law: {error}") from error
-    other = Tokenizer(again.config, seed=1)
-    other.fill(again.tensors, str(path))
-    assert tokenizer.fingerprint == other.fingerprint, (
-        "determinism law: two readings have different fingerprints"
+    return tokenizer
+
+
+def _check_config(reader: ReadsConfigs, path: Path) -> None:
+    tree, again = reader.config(path), reader.config(path)
+    assert _is_plain(tree), (
+        "training config law: config gives more than nested mappings, lists, numbers and texts"
     )
-    _check_damaged(format_, path)
+    assert tree == again, "determinism law: two readings give different configs"
+    try:
+        as_run({**tree, "run": {"dir": "unused", **tree.get("run", {})}})
+    except VqcoreError as error:
+        raise AssertionError(f"training config law: vqcore refuses the config: {error}") from error
+    _check_damaged(reader.config, path)
 
 
-def _check_damaged(format_: Any, path: Path) -> None:
-    files = [path] if path.is_file() else [each for each in sorted(path.rglob("*")) if each.is_file()]
-    if any(each.suffix in PICKLES for each in files):
-        _refuses(format_, path, "a pickle without allow_pickle", allow_pickle=False)
+def _check_published(format_: Any) -> None:
+    if not isinstance(format_, Publishes):
+        return
+    found = format_.published
+    assert isinstance(type(format_).published, tuple), (
+        "published law: published is not a tuple of the class, where `vqcore import --list` reads it"
+    )
+    for one in found:
+        assert isinstance(one, Published), f"published law: {one!r} is not a Published"
+        assert one.name and _HUB_ID.fullmatch(one.id), (
+            f"published law: {one} has no name, or its id is not of the form user/name"
+        )
+    names = [one.name for one in found]
+    assert len(names) == len(set(names)), f"published law: a name occurs twice: {', '.join(names)}"
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        return json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError):
+        return False
+
+
+def _check_damaged(read: Callable[[Path], Any], path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         damaged = Path(folder) / path.name
         if path.is_file():
             damaged.write_bytes(b"\x00damaged")
         else:
             damaged.mkdir()
-        _refuses(
-            format_, damaged, "a damaged file" if path.is_file() else "an empty folder", allow_pickle=True
-        )
+        _refuses(lambda: read(damaged), "a damaged file" if path.is_file() else "an empty folder")
 
 
-def _refuses(format_: Any, path: Path, what: str, *, allow_pickle: bool) -> None:
+def _refuses(read: Callable[[], Any], what: str) -> None:
     try:
-        format_.read(path, allow_pickle=allow_pickle)
-    except CheckpointError:
+        read()
+    except (CheckpointError, ConfigError):
         return
     except Exception as error:
         raise AssertionError(
             f"damage law: {what} raises {type(error).__name__}: {error}; raise CheckpointError"
         ) from error
-    raise AssertionError(f"damage law: read takes {what}")
+    raise AssertionError(f"damage law: the format takes {what}")
 
 
 def as_run(tree: Mapping[str, Any]) -> RunConfig:

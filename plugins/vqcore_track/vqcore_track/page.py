@@ -304,7 +304,7 @@ def _provenance(record: Record, gallery: Gallery) -> dict[str, str]:
             "versions": {name: made.get(name) for name in ("vqcore", "python", "torch")},
             "processes": made.get("world_size"),
             "threads": made.get("threads"),
-            "checkpoint": record.checkpoint.name if record.checkpoint else None,
+            "checkpoint": record.taken or None,
             "evaluation loss of the checkpoint": record.saved.get("eval_loss"),
             "fingerprint": record.saved.get("fingerprint"),
             "parameters": {part: short(count) for part, count in gallery.parts.items()},

@@ -31,6 +31,7 @@ class Record:
     events: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
+    taken: str = ""
     saved: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -84,7 +85,8 @@ def read(folder: Path) -> Record:
         if (folder / comparison.FILE).exists():
             record.notes.append(str(error))
     try:
-        record.checkpoint = resolve(folder)
+        named = resolve(folder)
+        record.checkpoint, record.taken = named.path, named.why
         if record.evaluation.get("checkpoint", record.checkpoint.name) != record.checkpoint.name:
             record.notes.append(
                 f"{comparison.FILE} describes {record.evaluation['checkpoint']}, but this page shows "

@@ -1,0 +1,89 @@
+"""`vqcore import`: make an artefact of another system's tokenizer, or a config file of its training config."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vqcore.artefacts.formats import digests, settings
+from vqcore.artefacts.resolve import Named, resolve
+from vqcore.borrowed import parse_places
+from vqcore.compose.build import COMMAND_LINE, from_tree, saved_tree
+from vqcore.compose.describe import dump
+from vqcore.config import Config
+from vqcore.console import command, say
+from vqcore.errors import CheckpointError, ConfigError, RunError, listed
+from vqcore.files import aside
+from vqcore.protocols import config_reader, published
+from vqcore.registry import registry
+from vqcore.schema import RunConfig
+from vqcore.tokenizer import Tokenizer
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read SOURCE and write the artefact, or the config file if its name ends in .yaml; or list published weights."""
+    if args.list:
+        return _list(args)
+    if args.format is None or len(args.overrides) < 2:
+        raise ConfigError(
+            f"{COMMAND_LINE}: import needs a format, a source and a new folder: vqcore import FORMAT SOURCE FOLDER. "
+            f"Installed formats: {listed(_formats()) or 'none'}."
+        )
+    source, target, *words = args.overrides
+    cfg = settings(args.format, words, file=COMMAND_LINE)
+    folder = Path(target).expanduser()
+    if folder.suffix.lower() in (".yaml", ".yml"):
+        _write_config(resolve(source, format=cfg), cfg, folder)
+        return 0
+    tokenizer = Tokenizer.load(
+        source,
+        format=cfg,
+        allow_pickle=args.allow_pickle,
+        borrowed=parse_places(args.borrow),
+        download=args.download,
+    )
+    tokenizer.save(folder)
+    say(f"{folder}: {tokenizer.cfg.modality.name} tokenizer, fingerprint {tokenizer.fingerprint[:16]}")
+    say(f"next      {command('eval', folder, 'data.eval_path=FOLDER')}")
+    say(f"          {command('tokenize', folder, 'FOLDER', 'tokens')}")
+    return 0
+
+
+def _write_config(named: Named, cfg: Config, target: Path) -> None:
+    """Write a foreign training config as a config file of ours, which is checked before it gets its name."""
+    reader = config_reader(registry().build("format", cfg, "format"))
+    if reader is None:
+        raise CheckpointError(
+            f"{cfg.name} reads tokenizers, not training configs; give a folder, not {target.name}."
+        )
+    if target.exists():
+        raise RunError(
+            f"{target} exists already and is not overwritten. Choose another name, or remove this file."
+        )
+    tree: dict[str, Any] = dict(reader.config(named.path))
+    tree["run"] = {"dir": f"runs/{target.stem}", **tree.get("run", {})}
+    found = digests(named.path)
+    mark = f" (SHA-256 {found})" if isinstance(found, str) else ""
+    with aside(target) as temporary:
+        temporary.write_text(
+            f"# From {named.source}{mark}, read by {cfg.name}.\n{dump(tree)}", encoding="utf-8"
+        )
+        from_tree(saved_tree(temporary), schema=RunConfig, file=f"{named.name}, as {cfg.name} reads it")
+    say(f"{target}: a training config, from {named}")
+    say(f"next      {command('check', target)}")
+
+
+def _list(args: argparse.Namespace) -> int:
+    """Print what formats know of published weights: of one format, or of all."""
+    if args.overrides:
+        raise ConfigError(f"{COMMAND_LINE}: --list takes a format alone: vqcore import FORMAT --list")
+    for name in [args.format] if args.format else _formats():
+        found = registry().find("format", name)
+        print(f"{found.name}  {found.component.summary}")
+        for one in published(registry().load("format", name)):
+            more = ", ".join(text for text in (one.note, one.licence) if text)
+            print(f"  {one.name:24} hf://{one.id}{f'  {more}' if more else ''}")
+    return 0
+
+
+def _formats() -> list[str]:
+    return [found.name for found in registry().components("format")]
