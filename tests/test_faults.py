@@ -46,7 +46,9 @@ def spoil(monkeypatch, *batches, value=float("nan")):
 
 def test_stop_names_step_loss_and_samples(tmp_path, monkeypatch):
     spoil(monkeypatch, 3)
-    with pytest.raises(RunError, match=r"step 4: loss, pixel/mse is not finite \(samples wave\d+, .*skip"):
+    with pytest.raises(
+        RunError, match=r"step 4: loss, loss/pixel/mse is not finite \(samples wave\d+, .*skip"
+    ):
         train(run_config(tmp_path / "run"))
     assert sorted(checkpoints(tmp_path / "run")) == [2]
     assert events(tmp_path / "run") == ["stopped"]

@@ -65,7 +65,7 @@ def test_a_run_writes_what_the_design_says(tmp_path):
     training = [line for line in lines(tmp_path / "run") if "loss" in line]
     assert [line["step"] for line in training] == list(range(1, 21))
     assert training[-1]["loss"] < 0.7 * training[0]["loss"]
-    evaluated = [line for line in lines(tmp_path / "run") if "eval/psnr" in line]
+    evaluated = [line for line in lines(tmp_path / "run") if "eval/metric/psnr" in line]
     assert [line["step"] for line in evaluated] == [10, 20]
     assert {"strip.png", "sheet.png", "step_10.png", "step_20.png"} == {
         path.name for path in (tmp_path / "run" / "samples").iterdir()
@@ -105,7 +105,13 @@ def test_players_have_their_own_optimizers(tmp_path):
     steps = {name: int(next(iter(p.optimizer.state.values()))["step"]) for name, p in run.players.items()}
     assert steps == {"model": 6, "discriminator": 4}
     last = [line for line in lines(tmp_path / "run") if "loss" in line][-1]
-    assert {"loss", "loss/discriminator", "gan/hinge", "gan/fool", "grad_norm/discriminator"} <= set(last)
+    assert {
+        "loss",
+        "loss@discriminator",
+        "loss/gan/hinge",
+        "loss/gan/fool",
+        "grad_norm@discriminator",
+    } <= set(last)
     saved = load_tensors(tmp_path / "run/checkpoints/step_6/state.safetensors")
     assert "players/discriminator/module/weight" in saved
     assert not any("discriminator" in key for key in run.tokenizer.state_dict())
@@ -261,7 +267,7 @@ def test_weights_multiply(tmp_path):
     )
     train(config)
     line = lines(tmp_path / "run")[0]
-    assert line["loss"] == pytest.approx(line["pixel/mse"] + 0.25 * line["vq/commit"], rel=1e-5)
+    assert line["loss"] == pytest.approx(line["loss/pixel/mse"] + 0.25 * line["loss/vq/commit"], rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_there_is(tmp_path, monkeypatch):
@@ -385,8 +391,8 @@ def test_figures_of_a_step_are_means_over_its_batches_and_over_steps_that_have_t
     still = {"name": "toy/quantizer", "rate": 0.0}
     train(run_config(tmp_path / "one", run__steps=1, data__batch_size=8, model__quantizer=still))
     train(run_config(tmp_path / "two", run__steps=1, optim__accumulate=2, model__quantizer=still))
-    assert lines(tmp_path / "one")[0]["pixel/mse"] == pytest.approx(
-        lines(tmp_path / "two")[0]["pixel/mse"], rel=1e-5
+    assert lines(tmp_path / "one")[0]["loss/pixel/mse"] == pytest.approx(
+        lines(tmp_path / "two")[0]["loss/pixel/mse"], rel=1e-5
     )
 
 

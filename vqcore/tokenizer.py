@@ -11,6 +11,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,12 @@ from vqcore.protocols import (
 )
 from vqcore.registry import Registry, registry
 from vqcore.rng import generator, seeded
-from vqcore.schema import TokenizerConfig
+from vqcore.schema import Precision, TokenizerConfig
 
 log = logging.getLogger(__name__)
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The types of autocast."""
 
 
 class Tokenizer(nn.Module):
@@ -74,6 +78,8 @@ class Tokenizer(nn.Module):
     objective do not fit.
     """
 
+    precision: Precision = "fp32"
+    """In eval mode, parts run under autocast of this precision; the weights stay in fp32."""
     modality: Modality
     objective: Objective
     encoder: Encoder
@@ -182,11 +188,18 @@ class Tokenizer(nn.Module):
         """The grid of codes for an input of this size (default: the nominal size)."""
         return grid_out(self.quantizer, self.encoder.grid(tuple(size or self.cfg.size)))
 
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which parts run: in eval mode autocast of `precision`; else what is around it."""
+        if self.training or self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, PRECISIONS[self.precision])
+
     def latents(self, x: Tensor) -> Float[Tensor, "b *grid d"]:
         """The input of the quantizer. `x` is float `(b, c, *size)`, or a class map `(b, *size)` of integers."""
-        if self.embed is not None:
-            x = rearrange(self.embed(x.long()), "b ... c -> b c ...")
-        return self.proj(self.encoder(x))
+        with self.autocast():
+            if self.embed is not None:
+                x = rearrange(self.embed(x.long()), "b ... c -> b c ...")
+            return self.proj(self.encoder(x))
 
     def quantize(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *size"] | None = None
@@ -202,7 +215,7 @@ class Tokenizer(nn.Module):
         """
         self.check_input(x)
         self._check_range(x, mask)
-        with _evaluating(self):
+        with _evaluating(self), self.autocast():
             return self.quantize(self.latents(x.to(self.device)), mask).codes
 
     def lookup(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
@@ -228,10 +241,10 @@ class Tokenizer(nn.Module):
             raise CheckpointError("this tokenizer cannot decode: it was loaded with encoder_only=True.")
         rng = rng or [generator(0, "decode") for _ in codes]
         size = size or self.size_of(tuple(codes.shape[1:-1]))
-        with _evaluating(self):
+        with _evaluating(self), self.autocast():
             return self.objective.decode(
                 self, codes.to(self.device), size=size, rng=rng, extras=extras, **sampling
-            )
+            ).float()
 
     def reconstruct(self, x: Tensor, **sampling: Any) -> Tensor:
         """`decode(encode(x))` at the size of `x`."""
@@ -380,6 +393,7 @@ class Tokenizer(nn.Module):
         revision: str | None = None,
         format: str | Config | None = None,
         allow_pickle: bool = False,
+        precision: Precision = "fp32",
         registry_: Registry | None = None,
     ) -> "Tokenizer":
         """A tokenizer, in eval mode, from a run folder (best checkpoint, else the last), a checkpoint, an artefact or
@@ -387,18 +401,22 @@ class Tokenizer(nn.Module):
 
         `weights` is `model`, `ema` (running averages) or `auto` (averages if there are any). `revision` belongs to a
         hub id. Checksums and fingerprint are verified. `format` reads files of other systems; pickles only with
-        `allow_pickle`. Raises `CheckpointError` if something is missing, damaged or does not fit.
+        `allow_pickle`. `precision` is that of encoding and decoding: with bf16 and fp16 the parts run under autocast,
+        and codes may differ from those of fp32. Raises `CheckpointError` if something is missing, damaged or does not
+        fit.
         """
         if format is not None:
             source = fetch_foreign(path, revision, allow_pickle=allow_pickle)
             found = read_foreign(source, format, allow_pickle=allow_pickle, registry_=registry_)
             tokenizer = cls(found.config, encoder_only=encoder_only, fetch=False, registry_=registry_)
+            tokenizer.precision = precision
             tokenizer.fill(found.tensors, str(source))
             return tokenizer.to(device or "cpu").eval()
         folder = resolve(path, revision)
         made = verify(folder)
         cfg = read_config(folder, registry_)
         tokenizer = cls(cfg, encoder_only=encoder_only, fetch=False, registry_=registry_)
+        tokenizer.precision = precision
         tokenizer.load_weights(folder, weights)
         if weights != "model" or not (folder / EMA).exists():  # the fingerprint is that of the averages
             check_fingerprint(folder, made, tokenizer.fingerprint)

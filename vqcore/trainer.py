@@ -23,7 +23,7 @@ from vqcore.check.findings import settle
 from vqcore.console import ProgressLine, say
 from vqcore.data.feed import Feed
 from vqcore.errors import RunError, cause
-from vqcore.evaluate.measure import evaluate_data, sample_pictures
+from vqcore.evaluate.measure import evaluate_data, sample_pictures, sampling_options
 from vqcore.protocols import Batch
 from vqcore.run.checkpoints import resume, roll_back, save
 from vqcore.run.folder import check_folder, log_event, log_metrics, opened
@@ -82,9 +82,8 @@ class _Loop:
                 f"{run.dir}: finished already ({run.step} of {run.steps} steps). Lengthen it with run.steps=N."
             )
             return
-        strip = None
-        if dist.is_main():
-            strip = pictures.Strip(run.dir / "samples", _fixed_samples(run), run.step)
+        sampling = sampling_options(config, run.tokenizer)
+        strip = pictures.Strip(run.dir / "samples", _fixed_samples(run), run.step, sampling)
         run.hooks.vqcore_run_started(run=run)
         rate = rate_in_words(config.optim, run.total_batch)
         say(f"{run.dir}: {run.steps} steps of {run.total_batch} samples, {rate}")
@@ -111,7 +110,7 @@ class _Loop:
                 if last or run.step % config.run.log_every == 0:
                     shown = self.log(feed)
                 line.update(run.step, shown)
-                if strip and (last or run.step in PICTURE_STEPS):
+                if last or run.step in PICTURE_STEPS:
                     with run.as_evaluated():
                         strip.add(run.tokenizer, run.step)
                     self.pictured("samples", run.dir / "samples" / f"step_{run.step}.png")
@@ -141,8 +140,9 @@ class _Loop:
         return shown
 
     def pictured(self, name: str, path: Path) -> None:
-        """Tell the hooks of a picture."""
-        self.run.hooks.vqcore_pictured(run=self.run, step=self.run.step, name=name, path=str(path))
+        """Tell the hooks of a picture, on rank 0."""
+        if dist.is_main():
+            self.run.hooks.vqcore_pictured(run=self.run, step=self.run.step, name=name, path=str(path))
 
     def evaluate_and_save(self, last: bool, now: bool) -> bool:
         """Evaluate if the config asks for it; save if the config or `now` asks for it. Returns whether it has saved.
@@ -152,11 +152,12 @@ class _Loop:
         run, every, score = self.run, self.run.config.eval.every, None
         if run.eval_data is not None and (last or (every and run.step % every == 0)):
             found = run.progress.evaluation = evaluate_run(run)
-            if dist.is_main():
-                sheet = run.dir / "samples" / "sheet.png"
-                with run.as_evaluated():
-                    pictures.save_picture(pictures.contact_sheet(run.tokenizer, _fixed_samples(run)), sheet)
-                self.pictured("sheet", sheet)
+            sampling = sampling_options(run.config, run.tokenizer)
+            with run.as_evaluated():
+                sheet = pictures.contact_sheet(run.tokenizer, _fixed_samples(run), sampling)
+            if sheet is not None:
+                pictures.save_picture(sheet, run.dir / "samples" / "sheet.png")
+            self.pictured("sheet", run.dir / "samples" / "sheet.png")
             log_metrics(run.dir, run.step, found)
             score = next(value for key, value in found.items() if key.endswith("/loss"))
             run.hooks.vqcore_evaluated(run=run, step=run.step, metrics=found)
@@ -179,7 +180,9 @@ def evaluate_run(run: Run) -> dict[str, float]:
     with run.as_evaluated():
         for size in sizes:
             prefix = "eval/" if len(sizes) == 1 else f"eval@{'x'.join(map(str, size))}/"
-            got = evaluate_data(run.tokenizer, run.config, run.eval_data, run.extra, size, step=run.step)
+            got = evaluate_data(
+                run.tokenizer, run.config, run.eval_data, run.extra, size, metrics=run.metrics, step=run.step
+            )
             found |= {prefix + name: value for name, value in got.metrics.items()}
     return found
 

@@ -11,7 +11,8 @@ from vqcore.tokens.passes import decode_folder
 
 def run(args: argparse.Namespace) -> int:
     """Decode a folder of codes or one file of codes."""
-    tokenizer = Tokenizer.load(args.run, pick_device(args.device), weights=args.weights)
+    device = pick_device(args.device)
+    tokenizer = Tokenizer.load(args.run, device, weights=args.weights, precision=args.precision)
     done = decode_folder(
         tokenizer,
         Path(args.tokens).expanduser(),

@@ -15,7 +15,9 @@ from vqcore.tokens.store import MANIFEST
 def run(args: argparse.Namespace) -> int:
     """Tokenize a folder or a file. Files with existing codes are skipped; unreadable files are named."""
     device = pick_device(args.device)
-    tokenizer = Tokenizer.load(args.run, device, encoder_only=True, weights=args.weights)
+    tokenizer = Tokenizer.load(
+        args.run, device, encoder_only=True, weights=args.weights, precision=args.precision
+    )
     size = parse_size(args.size, tokenizer.cfg.size)
     target = Path(args.output).expanduser()
     with _nothing_left(target):

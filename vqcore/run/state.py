@@ -15,6 +15,7 @@ from vqcore import dist
 from vqcore.artefacts.resolve import checkpoints
 from vqcore.assembly import Assembly, assemble
 from vqcore.data.sizes import sizes
+from vqcore.evaluate.measure import Metrics
 from vqcore.evaluate.usage import CodeWindow, learns_codes
 from vqcore.protocols import Data, Modality, Objective
 from vqcore.registry import registry
@@ -49,8 +50,9 @@ class Progress:
 class Run:
     """The parts of a run, and its progress.
 
-    `steps` is the step at which the run ends. `window` holds the codes of the last training tokens. `players` has the
-    players that were built so far. Hooks read a run as `vqcore.protocols.RunLike`.
+    `steps` is the step at which the run ends. `window` holds the codes of the last training tokens. `metrics` are those
+    of evaluations, empty without evaluation data. `players` has the players that were built so far. Hooks read a run as
+    `vqcore.protocols.RunLike`.
     """
 
     config: RunConfig
@@ -63,6 +65,7 @@ class Run:
     ema: Ema | None
     window: CodeWindow
     hooks: GuardedHooks
+    metrics: Metrics = field(default_factory=Metrics)
     players: dict[str, Player] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
@@ -134,6 +137,7 @@ def build_from(config: RunConfig, parts: Assembly, device: torch.device) -> Run:
     if config.model.freeze_enc:
         tokenizer.freeze_encoder()
     tokenizer.to(device)
+    tokenizer.precision = config.eval.precision
     with seeded(config.run.seed, "init", "setup"):
         tokenizer.objective.setup(tokenizer)
     config = _in_steps(config, len(data))
@@ -154,6 +158,7 @@ def build_from(config: RunConfig, parts: Assembly, device: torch.device) -> Run:
             tokens=len(data) * math.prod(tokenizer.grid(batch_sizes[-1])),
         ),
         hooks=build_hooks(config),
+        metrics=Metrics() if parts.eval_data is None else parts.metrics,
     )
     if config.run.compile:
         for part in ("encoder", "quantizer", "decoder"):

@@ -55,7 +55,7 @@ def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
         _all_learning(run)
         if trouble is not None:
             raise trouble
-        suffix = "" if name == "model" else f"/{name}"
+        suffix = "" if name == "model" else f"@{name}"
         metrics |= {f"lr{suffix}": rate, f"grad_norm{suffix}": norm}
         if player.scaler.is_enabled():
             metrics[f"loss_scale{suffix}"] = player.scaler.get_scale()
@@ -73,8 +73,10 @@ def _backward(run: Run, player: Player, batch: Batch, micro: int, parts: int) ->
         player.scaler.scale(total / parts).backward()
     if player.name == "model" and out.codes is not None:
         run.window.add(out.codes, run.step)
-    suffix = "" if player.name == "model" else f"/{player.name}"
-    return {f"loss{suffix}": total.detach(), **{k: v.detach() for k, v in (out.terms | out.metrics).items()}}
+    suffix = "" if player.name == "model" else f"@{player.name}"
+    found = {f"loss{suffix}": total, **{f"loss/{name}": term for name, term in out.terms.items()}}
+    found |= {f"metric/{name}": value for name, value in out.metrics.items()}
+    return {name: value.detach() for name, value in found.items()}
 
 
 def _only_learning(run: Run, playing: str) -> None:
