@@ -14,7 +14,7 @@ from toys import run_config, run_tree, tokenizer_of, toy  # noqa: F401
 
 from vqcore.cli import main
 from vqcore.errors import ConfigError
-from vqcore.evaluate.measure import evaluate
+from vqcore.evaluate.measure import decode_count, eval_batches, evaluate
 from vqcore.evaluate.rows import intervals
 from vqcore.metrics.labels import F1, Accuracy, IoU
 from vqcore.metrics.pixels import MAE, PSNR
@@ -333,8 +333,6 @@ def test_few_samples_are_decoded_and_all_are_measured(tmp_path, monkeypatch):
 
 
 def test_decoded_samples_are_spread_over_the_measured_ones(tmp_path):
-    from vqcore.evaluate.measure import eval_batches
-
     run = build(run_config(tmp_path / "run", data__length=24), torch.device("cpu"))
 
     def keys(**limits):
@@ -343,6 +341,18 @@ def test_decoded_samples_are_spread_over_the_measured_ones(tmp_path):
 
     some = keys(limit=10)
     assert keys(limit=3, among=10) == [some[place] for place in (0, 3, 6)] and keys(among=10) == some
+
+
+def test_a_denoiser_decodes_256_samples_unless_told_otherwise(tmp_path, monkeypatch):
+    run = build(run_config(tmp_path / "run"), torch.device("cpu"))
+    assert decode_count(run.config, run.tokenizer, 1000) == 1000
+    monkeypatch.setattr(type(run.tokenizer.decoder), "is_denoiser", True, raising=False)
+    assert (
+        decode_count(run.config, run.tokenizer, 1000) == 256
+        and decode_count(run.config, run.tokenizer, 9) == 9
+    )
+    told = replace(run.config, eval=replace(run.config.eval, decode_samples=300))
+    assert decode_count(told, run.tokenizer, 1000) == 300
 
 
 def sampled(self, tokenizer, codes, *, size, rng, extras=None, steps: int = 3):

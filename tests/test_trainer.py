@@ -387,7 +387,9 @@ def test_figures_of_a_step_are_means_over_its_batches_and_over_steps_that_have_t
     )
     train(config)
     line = lines(tmp_path / "run")[0]
-    assert line["loss/discriminator"] == pytest.approx(line["gan/hinge"], rel=1e-6)  # one step of two had it
+    assert line["loss@discriminator"] == pytest.approx(
+        line["loss/gan/hinge"], rel=1e-6
+    )  # one step of two had it
     still = {"name": "toy/quantizer", "rate": 0.0}
     train(run_config(tmp_path / "one", run__steps=1, data__batch_size=8, model__quantizer=still))
     train(run_config(tmp_path / "two", run__steps=1, optim__accumulate=2, model__quantizer=still))

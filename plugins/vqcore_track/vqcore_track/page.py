@@ -277,6 +277,9 @@ def _protocol(record: Record) -> dict[str, str]:
             "SHA-256 of the samples": measured["set"]["sha256"],
             "modality": measured.get("modality"),
             "metrics": ", ".join(measured.get("metrics", {})),
+            "decoded samples": measured.get("decode_samples"),
+            "sampling": measured.get("sampling"),
+            "precision": measured.get("precision"),
             "versions": place.get("versions"),
         }
     )
