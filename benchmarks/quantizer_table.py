@@ -87,7 +87,7 @@ def _run(quantizer: str, steps: int, seed: int) -> dict[str, float]:
         run = train(config)
     metrics = run.progress.evaluation | run.window.metrics()
     return {
-        "psnr": next(value for key, value in metrics.items() if key.endswith("/psnr")),
+        "psnr": next(value for key, value in metrics.items() if key.endswith("metric/psnr")),
         "usage": metrics["codes/usage"],
         "perplexity": metrics["codes/perplexity"],
         "seconds": time.process_time() - start,

@@ -53,12 +53,12 @@ def photos(tmp_path):
 def test_from_photographs_to_a_used_tokenizer(photos, capsys):
     assert main(["train", str(photo_tree(photos))]) == 0
     said = capsys.readouterr().out
-    assert str(photos / "run") in said and "eval/psnr" in said and "vqcore tokenize" in said
+    assert str(photos / "run") in said and "eval/metric/psnr" in said and "vqcore tokenize" in said
     run = str(photos / "run")
     assert main(["eval", run, "--weights", "model", "eval.batch_size=2"]) == 0
     (result,) = json.loads((photos / "run/eval.json").read_text())["results"]
     assert result["size"] == [16, 16] and result["weights"] == "model"
-    assert result["metrics"]["samples"] == 3 and result["metrics"]["psnr"] > 0
+    assert result["metrics"]["samples"] == 3 and result["metrics"]["metric/psnr"] > 0
     assert (photos / "run/samples/eval.png").is_file()
 
     (photos / "train/deep/er").mkdir(parents=True)

@@ -195,12 +195,12 @@ def test_several_sizes_on_weights_and_their_average(runs, capsys):
         ("ema", [8, 8]), ("ema", [8, 16]), ("model", [8, 8]), ("model", [8, 16]),
     ]  # fmt: skip
     figures = report["results"][0]["metrics"]
-    assert figures["samples"] == 7 and figures["tokens_per_sample"] == 4
+    assert figures["samples"] == 7 and figures["codes/tokens_per_sample"] == 4
     assert report["protocol"]["set"]["count"] == 7 and report["better"]["loss"] == "lower"
     assert set(report["environment"]["versions"]) >= {"vqcore", "torch", "numpy", "pillow", "python"}
     assert "hflip" not in report["protocol"]["modality"]
     said = capsys.readouterr().out
-    assert "8x16 model" in said and "pixel/mse" in said
+    assert "8x16 model" in said and "loss/pixel/mse" in said
 
     alone = {"auto": "ema", "ema": "ema", "model": "model"}
     for asked, got in alone.items():
@@ -276,14 +276,18 @@ def test_other_versions_only_warn(runs, caplog):
 def test_figures_are_compared_by_what_is_better():
     a = {
         "results": [
-            {"weights": "ema", "size": [8], "metrics": {"psnr": 30.0, "loss": 1.0, "n": 1.0, "x": 0.0}}
+            {"weights": "ema", "size": [8], "metrics": {"metric/psnr": 30.0, "loss": 1.0, "n": 1.0, "x": 0.0}}
         ],
-        "better": {"psnr": "higher", "loss": "lower"},
+        "better": {"metric/psnr": "higher", "loss": "lower"},
     }
-    b = {"results": [{"weights": "model", "size": [8], "metrics": {"psnr": 31.0, "loss": 1.0, "n": 2.0}}]}
+    b = {
+        "results": [
+            {"weights": "model", "size": [8], "metrics": {"metric/psnr": 31.0, "loss": 1.0, "n": 2.0}}
+        ]
+    }
     (title, rows), *others = comparison.rows(a, b).items()
     assert not others and title == "8, ema / model weights"
-    assert [(row.name, row.better) for row in rows] == [("psnr", "b"), ("loss", "="), ("n", "")]
+    assert [(row.name, row.better) for row in rows] == [("metric/psnr", "b"), ("loss", "="), ("n", "")]
     for value, better in ((1 + 1e-9, "="), (1 + 1e-5, "a"), (1 - 1e-5, "b"), (float("nan"), "")):
         b["results"][0]["metrics"]["loss"] = value
         assert comparison.rows(a, b)[title][1].better == better
@@ -338,7 +342,7 @@ def test_an_exported_tokenizer_is_measured_as_its_run_was(alone, capsys):
     assert report["step"] == wanted["step"] == 2 and report["data"]["length"] == 7
     (figures,), (others,) = ([r["metrics"] for r in each["results"]] for each in (report, wanted))
     losses = others.keys() - figures.keys()
-    assert losses == {"loss", "pixel/mse", "vq/commit"} and "psnr" in figures
+    assert losses == {"loss", "loss/pixel/mse", "loss/vq/commit"} and "metric/psnr" in figures
     assert figures == pytest.approx({k: v for k, v in others.items() if k not in losses}, rel=1e-6)
     assert Path("made.png").is_file()
     assert {path.name: path.stat().st_mtime_ns for path in made.iterdir()} == before
@@ -412,7 +416,10 @@ def test_exported_tokenizers_side_by_side(runs, alone, capsys):
     capsys.readouterr()
     assert main(["eval", "--compare", str(run), str(made)]) == 0
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
-    assert lines["psnr"] == [f"{report_of(run)['results'][0]['metrics']['psnr']:.5g}"] * 2 + ["+0", "equal"]
+    assert lines["metric/psnr"] == [f"{report_of(run)['results'][0]['metrics']['metric/psnr']:.5g}"] * 2 + [
+        "+0",
+        "equal",
+    ]
     assert main(["eval", "--compare", str(made), "other", "data.length=3", "eval.sizes=[16]"]) == 0
     said = capsys.readouterr().out
     assert "16 x 16, model weights" in said and ["samples", "3", "3", "+0"] in [

@@ -99,7 +99,7 @@ def test_core_vit_and_quant_train_photographs(wheels, tmp_path):
     photos = ROOT / "data" / "photos"
     paths = [f"data.path={photos / 'train'}", f"data.eval_path={photos / 'heldout'}"]
     status, out, err = run("vqcore", "train", "recipe:quickstart", "run.steps=20", "run.dir=q", *paths)
-    assert status == 0 and "eval/psnr" in out, out + err
+    assert status == 0 and "eval/metric/psnr" in out, out + err
     warned = [line for line in err.splitlines() if "hooks.report" in line]
     assert len(warned) == 1 and "vqcore-track" in warned[0], err
     status, out, err = run("vqcore", "tokenize", "q", str(photos / "heldout"), "tokens")

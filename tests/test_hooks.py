@@ -158,10 +158,12 @@ def test_the_hook_in_the_manual_works(tmp_path, caplog):
     text = (Path(__file__).parents[1] / "docs/hooks.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "mine.py").write_text(code)
-    tree = run_tree(tmp_path / "run", hooks={"best": {"name": "local/best", "metric": "eval/psnr"}})
+    tree = run_tree(tmp_path / "run", hooks={"best": {"name": "local/best", "metric": "eval/metric/psnr"}})
     (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(tree))
     caplog.set_level(logging.INFO)
     assert main(["train", str(tmp_path / "cfg.yaml"), "--plugin", str(tmp_path / "mine.py")]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if "eval/psnr" in line][-1]
-    assert (tmp_path / "run/best.txt").read_text() == f"step 6: eval/psnr {last['eval/psnr']:.4g}\n"
+    last = [line for line in lines if "eval/metric/psnr" in line][-1]
+    assert (
+        tmp_path / "run/best.txt"
+    ).read_text() == f"step 6: eval/metric/psnr {last['eval/metric/psnr']:.4g}\n"

@@ -86,7 +86,7 @@ def test_the_card_says_what_was_measured_and_on_what(tmp_path, monkeypatch, caps
     made = json.loads((tmp_path / "made/provenance.json").read_text())
     assert made["metrics"] == run.progress.evaluation and made["data"]["name"] == "toy/waves"
     assert (
-        f"| eval/psnr | {run.progress.evaluation['eval/psnr']:.4g} |" in card
+        f"| eval/metric/psnr | {run.progress.evaluation['eval/metric/psnr']:.4g} |" in card
         and "Measured after step 6" in card
     )
     assert "| encoder | `toy/encoder`: patch 4, dropout 0.0 |" in card and "| note | `a \\| b` |" in card

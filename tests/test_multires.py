@@ -56,7 +56,7 @@ def runs(tmp_path_factory) -> Path:
 
 def psnr(run: Path, size: tuple[int, ...]) -> float:
     """What the evaluation at the end of a run measured at a size."""
-    name = f"eval@{'x'.join(map(str, size))}/psnr"
+    name = f"eval@{'x'.join(map(str, size))}/metric/psnr"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (figure,) = [line[name] for line in lines if name in line]
     return figure

@@ -269,7 +269,7 @@ def test_the_run_knows_what_its_codes_are(tmp_path):
     [(1.01, 100.0, "perplexity is 1.01"), (20.0, 100.0, ""), (1.01, 10.0, "")],
 )
 def test_an_evaluation_whose_codes_say_nothing(perplexity, samples, says):
-    figures = {"codes/perplexity": perplexity, "samples": samples, "tokens_per_sample": 4.0}
+    figures = {"codes/perplexity": perplexity, "samples": samples, "codes/tokens_per_sample": 4.0}
     assert (says in collapse(figures, 512)) if says else collapse(figures, 512) == ""
 
 
@@ -318,7 +318,7 @@ def test_eval_says_what_a_constant_scores(tmp_path, capsys):
     spec = DataSpec(channels=2, size=(8, 8))
     for name, metric in {"psnr": PSNR(PSNR.Config(), spec=spec), "mae": MAE(MAE.Config(), spec=spec)}.items():
         expected = metric.summary(metric.measure(mean, x))[""]
-        assert [r["constant"][name] for r in results] == pytest.approx([expected] * 2, abs=1e-4)
+        assert [r["constant"][f"metric/{name}"] for r in results] == pytest.approx([expected] * 2, abs=1e-4)
     assert results[0]["constant"] and "constant" not in results[0]["metrics"]
     assert (
         shown.count("8x8 constant") == 1

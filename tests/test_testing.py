@@ -25,6 +25,7 @@ from vqcore.config import Config as Base
 from vqcore.config import to_tree
 from vqcore.errors import DataError
 from vqcore.metrics.pixels import MAE
+from vqcore.metrics.sums import per_sample
 from vqcore.objectives import Reconstruction
 from vqcore.plugin import KINDS, hookimpl
 from vqcore.protocols import Batch, DataSpec, Losses, Quantized, View
@@ -337,6 +338,37 @@ class Weighted(Encoder):
         return super().forward(x) + self.hidden
 
 
+class RowMetric(MAE):
+    """A metric that gives rows, with a network that `setup` makes and whose hash is a fact."""
+
+    rows = True
+    net = None
+
+    def __init__(self, seed=0):
+        super().__init__(MAE.Config(), spec=SPEC)
+
+    def setup(self, device):
+        self.net = linear(1, 1, 0).double().to(device)
+
+    def facts(self):
+        return {"net": f"{self.net.weight.item():.6f}"}
+
+    def measure(self, x_hat, x, mask=None, *, keys=(), weight=None):
+        return {"off": per_sample((x_hat.double() - x).abs(), mask, weight)}
+
+    def summary(self, sums):
+        return {"": float(sums["off"] / sums["count"])}
+
+
+class GatheringMetric(RowMetric):
+    """A metric that needs all rows at once: the median."""
+
+    gather = True
+
+    def summary(self, sums):
+        return {"": float(sums["off"].median())}
+
+
 # How each kind is checked
 
 
@@ -392,6 +424,11 @@ GOOD = {
     "metric": (metric, Metric),
     "hook": (checks.check_hook, Hook),
 }
+
+
+@pytest.mark.parametrize("cls", [RowMetric, GatheringMetric])
+def test_good_metrics_that_give_rows_pass(cls):
+    metric(cls())
 
 
 @pytest.mark.parametrize("kind", GOOD)
@@ -811,28 +848,53 @@ class Renaming(Data):
 
 
 def measured(change):
-    def measure(self, x_hat, x, mask=None):
-        return change(MAE.measure(self, x_hat, x, mask), x_hat, x)
+    def measure(self, x_hat, x, mask=None, *, keys=(), weight=None):
+        return change(MAE.measure(self, x_hat, x, mask, weight=weight), x_hat, x)
 
     return variant(Metric, measure=measure)
 
 
 class MaskBlind(Metric):
-    def measure(self, x_hat, x, mask=None):
-        return super().measure(x_hat, x)
+    def measure(self, x_hat, x, mask=None, *, keys=(), weight=None):
+        return super().measure(x_hat, x, weight=weight)
 
 
 class MaskTouchy(Metric):
-    def measure(self, x_hat, x, mask=None):
-        sums = super().measure(x_hat, x, mask)
+    def measure(self, x_hat, x, mask=None, *, keys=(), weight=None):
+        sums = super().measure(x_hat, x, mask, weight=weight)
         return sums if mask is None else {**sums, "sum": sums["sum"] + 1}
 
 
 class Spoiling(Metric):
-    def measure(self, x_hat, x, mask=None):
-        sums = super().measure(x_hat, x, mask)
+    def measure(self, x_hat, x, mask=None, *, keys=(), weight=None):
+        sums = super().measure(x_hat, x, mask, weight=weight)
         x_hat.zero_()
         return sums
+
+
+def keyless(self, x_hat, x, mask=None):
+    return MAE.measure(self, x_hat, x, mask)
+
+
+def weighing(change):
+    """A metric that gets other weights than those given."""
+
+    def measure(self, x_hat, x, mask=None, *, keys=(), weight=None):
+        return MAE.measure(self, x_hat, x, mask, weight=None if weight is None else change(weight))
+
+    return variant(Metric, measure=measure)
+
+
+def doubled(self, x_hat, x, mask=None, *, keys=(), weight=None):
+    sums = MAE.measure(self, x_hat, x, mask, weight=weight)
+    return sums if weight is None else {**sums, "sum": 2 * sums["sum"]}
+
+
+def per_row(change):
+    def measure(self, x_hat, x, mask=None, *, keys=(), weight=None):
+        return change(RowMetric.measure(self, x_hat, x, mask, keys=keys, weight=weight))
+
+    return variant(RowMetric, measure=measure)
 
 
 def summed(change):
@@ -1077,7 +1139,17 @@ BAD = [
     (metric, measured(lambda s, a, b: {**s, f"of{len(a)}": s["sum"]}), "sums law: names are"),
     (metric, measured(lambda s, a, b: {**s, "sum": (a - b)[-1].double().square().sum()}),
      "sums law"),
+    (metric, variant(Metric, measure=keyless), "call law: measure.* unexpected keyword argument 'keys'"),
     (metric, Spoiling, "purity law"),
+    (metric, variant(RowMetric, facts=lambda s: {"net": 1}), "facts law: facts returns {'net': 1}, not texts"),
+    (metric, variant(RowMetric, facts=lambda s: {"now": str(torch.rand(()))}), "facts law: .* something else"),
+    (metric, per_row(lambda rows: {"off": rows["off"].sum()}), "rows law: 'off' has the shape \\(\\) for 5 samples"),
+    (metric, per_row(lambda rows: {"off": rows["off"].half()}), "rows law: 'off' is torch.float16"),
+    (metric, per_row(lambda rows: {**rows, "count": rows["off"]}), "rows law: 'count' is the number of rows"),
+    (metric, per_row(lambda rows: {"off": rows["off"] - rows["off"].mean()}), "sums law: .* must not depend on the"),
+    (metric, variant(Metric, measure=doubled), "weight law: a weight of 1 changes 'sum'"),
+    (metric, weighing(lambda weight: 1 - (1 - weight) / 2), "weight law: 'sum' with a weight of 0 differs"),
+    (metric, weighing(lambda weight: (weight > 0).double()), "weight law: weights change nothing"),
     (metric, MaskBlind, "mask law: invalid positions"),
     (metric, MaskTouchy, "sums law: .* a mask of all True"),
     (metric, summed(lambda f: {"": float("nan")}), "summary law: '' is nan"),

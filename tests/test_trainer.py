@@ -65,7 +65,7 @@ def test_a_run_writes_what_the_design_says(tmp_path):
     training = [line for line in lines(tmp_path / "run") if "loss" in line]
     assert [line["step"] for line in training] == list(range(1, 21))
     assert training[-1]["loss"] < 0.7 * training[0]["loss"]
-    evaluated = [line for line in lines(tmp_path / "run") if "eval/psnr" in line]
+    evaluated = [line for line in lines(tmp_path / "run") if "eval/metric/psnr" in line]
     assert [line["step"] for line in evaluated] == [10, 20]
     assert {"strip.png", "sheet.png", "step_10.png", "step_20.png"} == {
         path.name for path in (tmp_path / "run" / "samples").iterdir()

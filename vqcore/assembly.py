@@ -11,7 +11,7 @@ from vqcore import dist
 from vqcore.data.sizes import nominal_size, sizes
 from vqcore.errors import ConfigError, DataError
 from vqcore.evaluate.best import check_best
-from vqcore.evaluate.measure import build_metrics
+from vqcore.evaluate.measure import Metrics, build_metrics
 from vqcore.protocols import Data, HasValues, Modality, in_units
 from vqcore.registry import registry
 from vqcore.sampling import resolved
@@ -24,12 +24,13 @@ Attempt = Callable[[str], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts that a config names: the tokenizer as initialised, extra modalities, training and evaluation data."""
+    """The parts that a config names: the tokenizer as initialised, extra modalities, data, metrics."""
 
     tokenizer: Tokenizer
     extra: dict[str, Modality]
     data: Data
     eval_data: Data | None
+    metrics: Metrics
 
 
 def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> Assembly | None:
@@ -41,6 +42,7 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
     """
     modality = tokenizer = data = eval_data = None
     extra: dict[str, Modality] = {}
+    metrics = Metrics()
     with attempt("data.modality"):
         wanted = config.data.input_size or config.data.input_size_max
         modality = registry().build("modality", config.data.modality, "data.modality", size=wanted)
@@ -66,7 +68,8 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
         with attempt("eval.sampling"):
             resolved(type(tokenizer.objective), config.eval.sampling, "eval.sampling")
         with attempt("eval.metrics"):
-            for label, metric in build_metrics(config.eval.metrics, tokenizer).items():
+            metrics = build_metrics(config.eval.metrics, tokenizer)
+            for label, metric in metrics.items():
                 if in_units(metric) and not isinstance(modality, HasValues):
                     raise ConfigError(
                         f"eval.metrics.{label}: this metric needs values in the units of the files, and the modality "
@@ -81,7 +84,9 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
             eval_data = open_data(config, modality, extra, "eval")
         elif config.eval.every is not None:
             raise DataError("eval.every is set, but there is nothing to evaluate on. Set data.eval_path.")
-    return None if tokenizer is None or data is None else Assembly(tokenizer, extra, data, eval_data)
+    if tokenizer is None or data is None:
+        return None
+    return Assembly(tokenizer, extra, data, eval_data, metrics)
 
 
 def pick_device(name: str | None) -> torch.device:

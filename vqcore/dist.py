@@ -1,7 +1,8 @@
 """All use of torch.distributed. Rank and world size are read when they are needed and are never stored."""
 
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -83,18 +84,64 @@ def all_counts(count: int, device: torch.device) -> list[int]:
     return sum_(counts).tolist()
 
 
-def sum_dicts(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums by name over all processes, on the CPU in float64. The processes may have different names."""
+def sum_dicts(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums by name over all processes, on the CPU in float64. The processes may have different names.
+
+    The numbers travel as one tensor; only names and shapes are pickled.
+    """
     own = {name: value.detach().cpu().double() for name, value in sums.items()}
     if world_size() == 1:
         return own
-    gathered: list[dict[str, Tensor]] = [{} for _ in range(world_size())]
-    dist.all_gather_object(gathered, own)
-    total: dict[str, Tensor] = {}
-    for part in gathered:
-        for name, value in part.items():
-            total[name] = total[name] + value if name in total else value
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in gathered({name: tuple(value.shape) for name, value in own.items()}):
+        for name, shape in part.items():
+            if shapes.setdefault(name, shape) != shape:
+                raise ValueError(f"the processes have different shapes of '{name}': {shapes[name]}, {shape}")
+    flat = torch.zeros(sum(map(math.prod, shapes.values())), dtype=torch.float64)
+    pieces = flat.split([math.prod(shape) for shape in shapes.values()])
+    total = {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces)}
+    for name, value in own.items():
+        total[name].copy_(value)
+    sum_(flat)
     return total
+
+
+def joined(rows: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Tensors by name of all processes, joined along the first axis in the order of ranks: on rank 0, else None.
+
+    All tensors are on the CPU. The processes may have different names; axes other than the first have one size.
+    """
+    if world_size() == 1:
+        return dict(rows)
+    parts = gathered({name: (tuple(value.shape), value.dtype) for name, value in rows.items()})
+    if rank() != 0:
+        for value in rows.values():
+            if value.numel():
+                dist.send(value.contiguous(), 0)
+        return None
+    lengths: dict[str, int] = {}
+    for part in parts:
+        for name, (shape, _) in part.items():
+            lengths[name] = lengths.get(name, 0) + shape[0]
+    whole, filled = dict[str, Tensor](), dict.fromkeys(lengths, 0)
+    for other, part in enumerate(parts):
+        for name, (shape, dtype) in part.items():
+            target = whole.setdefault(name, torch.empty(lengths[name], *shape[1:], dtype=dtype))
+            piece = target[filled[name] : filled[name] + shape[0]]
+            filled[name] += shape[0]
+            if other == 0:
+                piece.copy_(rows[name])
+            elif piece.numel():
+                dist.recv(piece, other)
+    return whole
+
+
+def from_main(value: T | None) -> T:
+    """The value that rank 0 gives, in all processes. Only for small values."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values, 0)
+    return values[0]  # type: ignore[return-value]
 
 
 def any_(*flags: bool) -> tuple[bool, ...]:

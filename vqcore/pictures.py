@@ -1,6 +1,6 @@
 """Pictures for people: contact sheets (original, reconstruction, token map) and the strip of a run in training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vqcore import protocols
+from vqcore import dist, protocols
 from vqcore.files import aside
 from vqcore.modalities.colours import GREY
 from vqcore.protocols import Batch, Codec, Modality
@@ -147,13 +147,19 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
 
 
 @torch.no_grad()
-def contact_sheet(tokenizer: Codec, batch: Batch) -> Image.Image:
-    """Original, reconstruction and token map of each sample of a batch."""
+def contact_sheet(tokenizer: Codec, batch: Batch, sampling: Mapping[str, Any]) -> Image.Image | None:
+    """Original, reconstruction and token map of each sample of a batch; None on ranks other than 0.
+
+    `sampling` are the objective's options. All processes call this function together, with the same batch.
+    """
     codes = tokenizer.encode(batch.x, batch.mask)
+    shown = rebuilt(tokenizer, batch, codes, sampling)
+    if shown is None:
+        return None
     return sheet(
         [
             ("original", originals(tokenizer.modality, batch)),
-            ("reconstruction", rebuilt(tokenizer, batch, codes)),
+            ("reconstruction", shown),
             ("token map", token_maps(tokenizer.lookup(codes))),
         ]
     )
@@ -162,21 +168,25 @@ def contact_sheet(tokenizer: Codec, batch: Batch) -> Image.Image:
 class Strip:
     """A picture with the originals on top and one row of reconstructions for each call of `add`.
 
-    Rows of steps after `step` are deleted: a resumed run makes these steps, and their rows, again.
+    Rows of steps after `step` are deleted: a resumed run makes these steps, and their rows, again. Every process has a
+    strip of the same batch, and rank 0 writes. `sampling` are the objective's options.
     """
 
-    def __init__(self, folder: Path, batch: Batch, step: int):
-        self.folder, self.batch = folder, batch
-        for path in folder.glob("step_*.png"):
+    def __init__(self, folder: Path, batch: Batch, step: int, sampling: Mapping[str, Any]):
+        self.folder, self.batch, self.sampling = folder, batch, sampling
+        for path in folder.glob("step_*.png") if dist.is_main() else ():
             if _step_of(path) > step:
                 path.unlink()
 
     @torch.no_grad()
-    def add(self, tokenizer: Codec, step: int) -> Path:
-        """Write `step_N.png` (one row) and the strip of all rows so far; returns the strip's path."""
-        self.folder.mkdir(exist_ok=True)
+    def add(self, tokenizer: Codec, step: int) -> None:
+        """Write `step_N.png` (one row) and `strip.png`, all rows so far. All processes call this method together."""
         codes = tokenizer.encode(self.batch.x, self.batch.mask)
-        row = sheet([(f"step {step}", rebuilt(tokenizer, self.batch, codes))])
+        shown = rebuilt(tokenizer, self.batch, codes, self.sampling)
+        if shown is None:
+            return
+        self.folder.mkdir(exist_ok=True)
+        row = sheet([(f"step {step}", shown)])
         save_picture(row, self.folder / f"step_{step}.png")
         rows = [sheet([("original", originals(tokenizer.modality, self.batch))])]
         for path in sorted(self.folder.glob("step_*.png"), key=_step_of):
@@ -186,7 +196,6 @@ class Strip:
         for index, one in enumerate(rows):
             strip.paste(one, (0, sum(r.height for r in rows[:index])))
         save_picture(strip, self.folder / "strip.png")
-        return self.folder / "strip.png"
 
 
 def save_picture(shown: Image.Image, path: Path) -> None:
@@ -195,11 +204,24 @@ def save_picture(shown: Image.Image, path: Path) -> None:
         shown.save(temporary, format="PNG")
 
 
-def rebuilt(tokenizer: Codec, batch: Batch, codes: Int[Tensor, "b *grid q"]) -> list[Image.Image]:
-    """The reconstructions from the codes of a batch, as pictures."""
-    size = tuple(batch.x.shape[-tokenizer.spec.rank :])
-    rng = sample_generators(batch.keys, "picture")
-    x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras).cpu()
+def rebuilt(
+    tokenizer: Codec, batch: Batch, codes: Int[Tensor, "b *grid q"], sampling: Mapping[str, Any]
+) -> list[Image.Image] | None:
+    """The reconstructions from the codes of a batch, as pictures; None on ranks other than 0.
+
+    Each process decodes its share of the samples; the share does not change the result.
+    """
+    share = slice(dist.rank(), None, dist.world_size())
+    size, rows = tuple(batch.x.shape[-tokenizer.spec.rank :]), {}
+    if keys := batch.keys[share]:
+        rng = sample_generators(keys, "picture")
+        extras = {label: value[share] for label, value in batch.conditions.items()}
+        x_hat = tokenizer.decode(codes[share], size=size, rng=rng, extras=extras, **sampling)
+        rows = {"x_hat": x_hat.cpu(), "place": torch.arange(len(batch.keys))[share]}
+    whole = dist.joined(rows)
+    if whole is None:
+        return None
+    x_hat = whole["x_hat"][whole["place"].argsort()]
     shown = x_hat.argmax(1) if tokenizer.spec.labels is not None else x_hat
     each = zip(shown, batch.x, masks(batch))
     return [picture(tokenizer.modality, one, like, mask) for one, like, mask in each]

@@ -85,6 +85,12 @@ class Batch:
     mask: Bool[Tensor, "b *size"] | None = None
     size: Int[Tensor, "b r"] | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+    weight: Float[Tensor, "b *size"] | None = None
+
+    @property
+    def conditions(self) -> Mapping[str, Any]:
+        """What decoding gets besides the codes: the extras, and the size of each sample before its crop."""
+        return {**self.extras, **({} if self.size is None else {"original_size": self.size})}
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with all its tensors on another device."""
@@ -93,6 +99,7 @@ class Batch:
             x=self.x.to(device, non_blocking=True),
             mask=None if self.mask is None else self.mask.to(device, non_blocking=True),
             size=None if self.size is None else self.size.to(device, non_blocking=True),
+            weight=None if self.weight is None else self.weight.to(device, non_blocking=True),
             extras={k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.extras.items()},
         )
 
@@ -784,12 +791,84 @@ class Metric(Protocol):
     """A metric of a whole set, exact on any number of processes. Built as `Class(cfg, *, spec)`.
 
     `measure` returns sums over the samples of a batch (float64 tensors by name); the caller adds them up over batches
-    and processes; `summary` turns the totals into values by name ("" for the value with the metric's own name).
+    and processes; `summary` turns the totals into values by name ("" for the value with the metric's own name). `keys`
+    are the keys of the samples. `weight` is float `(b, *size)`, one number for each position: 0 counts as masked, 1 as
+    no weight. A metric that cannot use weights raises `ConfigError` when it gets one.
     """
 
-    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> Mapping[str, Tensor]: ...
+    def measure(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mask: Bool[Tensor, "b *size"] | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Float[Tensor, "b *size"] | None = None,
+    ) -> Mapping[str, Tensor]: ...
 
     def summary(self, sums: Mapping[str, Tensor]) -> Mapping[str, float]: ...
+
+
+@runtime_checkable
+class SetsUp(Protocol):
+    """A metric with something to build before its first use, such as a network: `setup` does so, on a device.
+
+    vqcore calls `setup` once, and keeps the metric over sizes, weights and evaluations.
+    """
+
+    def setup(self, device: torch.device) -> None: ...
+
+
+def set_up(metric: Any, device: torch.device) -> None:
+    """Let a metric prepare for its first use. Default: there is nothing to prepare."""
+    if isinstance(metric, SetsUp):
+        metric.setup(device)
+
+
+@runtime_checkable
+class HasFacts(Protocol):
+    """A metric whose values depend on more than its settings, such as the weights of a network: their hashes by name.
+
+    The facts are part of the evaluation's protocol. vqcore asks for them after `setup`.
+    """
+
+    def facts(self) -> Mapping[str, str]: ...
+
+
+def facts(metric: Any) -> Mapping[str, str]:
+    """What decides a metric's values besides its settings. Default: nothing."""
+    return metric.facts() if isinstance(metric, HasFacts) else {}
+
+
+@runtime_checkable
+class GivesRows(Protocol):
+    """A metric whose `measure` returns rows `(b, ...)` (float32 or float64, by name), one for each sample, not sums.
+
+    vqcore keeps the rows by key. `summary` gets their sums, and `count`, the number of rows; vqcore adds an interval
+    for each value: 95 % of 1000 resampled sets lie inside.
+    """
+
+    rows: Literal[True]
+
+
+def gives_rows(metric: Any) -> TypeGuard[GivesRows]:
+    """Does `measure` return rows? Default: no, sums."""
+    return bool(getattr(metric, "rows", False))
+
+
+@runtime_checkable
+class Gathers(Protocol):
+    """A metric with `rows` that needs them all at once: `summary` gets the matrices `(n, ...)`, in the order of keys.
+
+    Such a metric has no interval.
+    """
+
+    gather: Literal[True]
+
+
+def gathers(metric: Any) -> bool:
+    """Does `summary` get whole matrices of rows? Default: no, sums."""
+    return bool(getattr(metric, "gather", False))
 
 
 @runtime_checkable
@@ -996,7 +1075,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
     "scheduler": (HasTime,),
     "objective": (NeedsDenoiser, SetsModes, Borrows),
     "modality": (Borrows, HasMask, HasPicture, HasValues, Writes, Mask, HasHoles, HasOwnBox),
-    "metric": (InUnits, OfConstant, HasDirection),
+    "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "format": (ReadsTokenizers, ReadsConfigs, WritesTokenizers, Publishes),
 }
 """The optional Protocols of each kind. A component has all members of such a Protocol or none."""

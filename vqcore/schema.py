@@ -33,6 +33,7 @@ FREE_ON_RESUME = (
 """Keys (and all keys below them) that may change when a run is resumed. A change of any other key is an error."""
 
 OnTrouble = Literal["stop", "skip", "rollback"]
+Precision = Literal["fp32", "bf16", "fp16"]
 OptimArg = bool | int | float | str | None
 FormatArg = OptimArg | tuple[OptimArg, ...]
 
@@ -193,7 +194,7 @@ class RunSection:
     """Number of optimizer steps; give either steps or epochs."""
     epochs: float | None = None
     """Number of passes over the training data."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """bf16 and fp16: autocast in the forward pass (fp16 scales the loss); weights and optimizer stay in fp32."""
     compile: bool = False
     """Compile encoder, quantizer and decoder with torch.compile; the first steps take longer."""
@@ -363,6 +364,12 @@ class EvalSection:
     sampling: dict[str, bool | int | float | str | None] = field(default_factory=dict)
     """Sampling options of the objective for evaluations and pictures, e.g. {steps: 10}; vqcore show OBJECTIVE lists
     them."""
+    decode_samples: int | None = None
+    """Number of samples to decode for the metrics; losses are measured on all. By default all samples, or 256 if the
+    decoder is a denoiser."""
+    precision: Precision = "fp32"
+    """bf16 and fp16: autocast while samples are encoded, decoded and their losses measured. Independent of
+    run.precision."""
     pictures: int = 8
     """Number of samples on the contact sheet and on the strip."""
     best: str | None = None
@@ -371,7 +378,7 @@ class EvalSection:
 
     def __post_init__(self) -> None:
         _positive(self, "pictures")
-        for name in ("every", "batch_size", "samples"):
+        for name in ("every", "batch_size", "samples", "decode_samples"):
             if getattr(self, name) is not None:
                 _positive(self, name)
 

@@ -11,6 +11,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,12 @@ from vqcore.protocols import (
 from vqcore.registry import Registry, registry
 from vqcore.rng import generator, seeded
 from vqcore.sampling import resolved
-from vqcore.schema import ObjectiveConfig, TokenizerConfig
+from vqcore.schema import ObjectiveConfig, Precision, TokenizerConfig
 
 log = logging.getLogger(__name__)
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The types of autocast."""
 
 
 class Tokenizer(nn.Module):
@@ -77,6 +81,8 @@ class Tokenizer(nn.Module):
     else. Raises `ConfigError` if a part refuses its settings, or if decoder and objective do not fit.
     """
 
+    precision: Precision = "fp32"
+    """In eval mode, parts run under autocast of this precision; the weights stay in fp32."""
     modality: Modality
     objective: Objective
     encoder: Encoder
@@ -193,11 +199,18 @@ class Tokenizer(nn.Module):
         """The grid of codes for an input of this size (default: the nominal size)."""
         return grid_out(self.quantizer, self.encoder.grid(tuple(size or self.cfg.size)))
 
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which parts run: in eval mode autocast of `precision`; else what is around it."""
+        if self.training or self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, PRECISIONS[self.precision])
+
     def latents(self, x: Tensor) -> Float[Tensor, "b *grid d"]:
         """The input of the quantizer. `x` is float `(b, c, *size)`, or a class map `(b, *size)` of integers."""
-        if self.embed is not None:
-            x = rearrange(self.embed(x.long()), "b ... c -> b c ...")
-        return self.proj(self.encoder(x))
+        with self.autocast():
+            if self.embed is not None:
+                x = rearrange(self.embed(x.long()), "b ... c -> b c ...")
+            return self.proj(self.encoder(x))
 
     def quantize(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *size"] | None = None
@@ -213,7 +226,7 @@ class Tokenizer(nn.Module):
         """
         self.check_input(x)
         self._check_range(x, mask)
-        with _evaluating(self):
+        with _evaluating(self), self.autocast():
             return self.quantize(self.latents(x.to(self.device)), mask).codes
 
     def lookup(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
@@ -243,11 +256,11 @@ class Tokenizer(nn.Module):
         chosen = resolved(type(self.objective), sampling, "decode")
         rng = rng or [generator(seed, "decode", index) for index in range(len(codes))]
         size = size or self.size_of(tuple(codes.shape[1:-1]))
-        with _evaluating(self):
+        with _evaluating(self), self.autocast():
             try:
                 return self.objective.decode(
                     self, codes.to(self.device), size=size, rng=rng, extras=extras, **chosen
-                )
+                ).float()
             except SettingError as error:
                 raise ConfigError(f"sampling option {str(error).rstrip('.')}.") from error
 
@@ -406,6 +419,7 @@ class Tokenizer(nn.Module):
         allow_pickle: bool = False,
         borrowed: Mapping[str, str | Path] | None = None,
         download: bool = False,
+        precision: Precision = "fp32",
         registry_: Registry | None = None,
     ) -> "Tokenizer":
         """A tokenizer, in eval mode, from a run folder (its last checkpoint, or the best by `eval.best`), a checkpoint
@@ -414,9 +428,10 @@ class Tokenizer(nn.Module):
 
         `weights` is `model`, `ema` (running averages) or `auto` (averages if there are any). `revision` belongs to a
         hub id. Checksums and fingerprint are verified. Pickles are read only with `allow_pickle`. `borrowed` says where
-        weights lie that the tokenizer borrows: `{"decoder.base": "weights/base.safetensors"}`. With `download`, they are
-        fetched from the hub if its cache lacks them. Raises `CheckpointError` if something is missing, damaged or does
-        not fit.
+        weights lie that the tokenizer borrows: `{"decoder.base": "weights/base.safetensors"}`; with `download`, they are
+        fetched from the hub if its cache lacks them. `precision` is that of encoding and decoding: with bf16 and fp16
+        the parts run under autocast, and codes may differ from those of fp32. Raises `CheckpointError` if something is
+        missing, damaged or does not fit.
         """
         named = resolve(path, revision, format=format, allow_pickle=allow_pickle, registry_=registry_)
         if named.format is not None:
@@ -429,6 +444,7 @@ class Tokenizer(nn.Module):
                 named.path, named.format, source=named.source, allow_pickle=allow_pickle, registry_=registry_
             )
             tokenizer = cls(foreign.config, encoder_only=encoder_only, fetch=False, registry_=registry_)
+            tokenizer.precision = precision
             tokenizer._borrow_all(borrowed, {}, download)
             tokenizer.fill(foreign.tensors, str(named))
             tokenizer.origin = {"origin": dict(foreign.origin)}
@@ -438,6 +454,7 @@ class Tokenizer(nn.Module):
         cfg = read_config(folder, registry_)
         tokenizer = cls(cfg, encoder_only=encoder_only, fetch=False, registry_=registry_)
         tokenizer._borrow_all(borrowed, made.get("borrowed", {}), download)
+        tokenizer.precision = precision
         tokenizer.load_weights(folder, weights)
         tokenizer.taken = named.why
         if weights != "model" or not (folder / EMA).exists():  # the fingerprint is that of the averages

@@ -5,6 +5,7 @@ from (seed, purpose, step), so a run that was killed and resumed ends with the s
 """
 
 import errno
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,8 @@ from vqcore.console import ProgressLine, say
 from vqcore.data.feed import Feed
 from vqcore.errors import RunError, cause
 from vqcore.evaluate.best import direction
-from vqcore.evaluate.measure import build_metrics, evaluate_data, sample_pictures
+from vqcore.evaluate.compare import protocol
+from vqcore.evaluate.measure import evaluate_data, sample_pictures, sampling_options
 from vqcore.protocols import Batch
 from vqcore.run.checkpoints import add_evaluation, is_evaluated, resume, roll_back, save
 from vqcore.run.folder import check_folder, log_event, log_metrics, opened
@@ -88,9 +90,8 @@ class _Loop:
                 f"{run.dir}: finished already ({run.step} of {run.steps} steps). Lengthen it with run.steps=N."
             )
             return
-        strip = None
-        if dist.is_main():
-            strip = pictures.Strip(run.dir / "samples", _fixed_samples(run), run.step)
+        sampling = sampling_options(config, run.tokenizer)
+        strip = pictures.Strip(run.dir / "samples", _fixed_samples(run), run.step, sampling)
         run.hooks.vqcore_run_started(run=run)
         rate = rate_in_words(config.optim, run.total_batch)
         say(f"{run.dir}: {run.steps} steps of {run.total_batch} samples, {rate}")
@@ -122,7 +123,7 @@ class _Loop:
                 if last or stop or overdue or self.saves_now():
                     run.hooks.vqcore_saved(run=run, step=run.step, path=str(save(run)))
                     clock = time.monotonic()
-                if strip and (last or run.step in PICTURE_STEPS):
+                if last or run.step in PICTURE_STEPS:
                     with run.as_evaluated():
                         strip.add(run.tokenizer, run.step)
                     self.pictured("samples", run.dir / "samples" / f"step_{run.step}.png")
@@ -150,8 +151,9 @@ class _Loop:
         return shown
 
     def pictured(self, name: str, path: Path) -> None:
-        """Tell the hooks of a picture."""
-        self.run.hooks.vqcore_pictured(run=self.run, step=self.run.step, name=name, path=str(path))
+        """Tell the hooks of a picture, on rank 0."""
+        if dist.is_main():
+            self.run.hooks.vqcore_pictured(run=self.run, step=self.run.step, name=name, path=str(path))
 
     def due(self) -> bool:
         """Whether the config asks for an evaluation after the present step."""
@@ -169,11 +171,12 @@ class _Loop:
         found = run.progress.evaluation = evaluate_run(run)
         log_metrics(run.dir, run.step, found)
         add_evaluation(run, record_of(run, found))
-        if dist.is_main():
-            sheet = run.dir / "samples" / "sheet.png"
-            with run.as_evaluated():
-                pictures.save_picture(pictures.contact_sheet(run.tokenizer, _fixed_samples(run)), sheet)
-            self.pictured("sheet", sheet)
+        sampling = sampling_options(run.config, run.tokenizer)
+        with run.as_evaluated():
+            sheet = pictures.contact_sheet(run.tokenizer, _fixed_samples(run), sampling)
+        if sheet is not None:
+            pictures.save_picture(sheet, run.dir / "samples" / "sheet.png")
+        self.pictured("sheet", run.dir / "samples" / "sheet.png")
         run.hooks.vqcore_evaluated(run=run, step=run.step, metrics=found)
 
 
@@ -185,22 +188,36 @@ def evaluate_run(run: Run) -> dict[str, float]:
     with run.as_evaluated():
         for size in sizes:
             prefix = _prefix(sizes, size)
-            got = evaluate_data(run.tokenizer, run.config, run.eval_data, run.extra, size, step=run.step)
+            got = evaluate_data(
+                run.tokenizer, run.config, run.eval_data, run.extra, size, metrics=run.metrics, step=run.step
+            )
             found |= {prefix + name: value for name, value in got.metrics.items()}
     return found
 
 
 def record_of(run: Run, found: Mapping[str, float]) -> dict[str, Any]:
     """What `eval.json` of a checkpoint holds: the metrics, how they were measured, and the value of `eval.best`."""
+    assert run.eval_data is not None
     best, sizes = run.config.eval.best, eval_sizes(run.config, run.tokenizer)
-    prefix = _prefix(sizes, sizes[0])
-    metrics = build_metrics(run.config.eval.metrics, run.tokenizer)
+    data: Any = run.config.data
+    places = [getattr(data, name, None) for name in ("eval_path", "eval_extra_path")]
+    count = min(len(run.eval_data), run.config.eval.samples or len(run.eval_data))
+    # The samples are told apart by where they lie: hashing all of them would take longer than an evaluation.
+    how = protocol(
+        run.config,
+        run.tokenizer,
+        run.metrics,
+        set_hash=json.dumps(places),
+        total=count,
+        count=count,
+        sizes=sizes,
+    )
     return {
         "step": run.step,
         "best": best,
-        "value": None if best is None else found.get(prefix + best),
-        "better": None if best is None else direction(best, metrics),
-        "protocol": {},
+        "value": None if best is None else found.get(_prefix(sizes, sizes[0]) + best),
+        "better": None if best is None else direction(best, run.metrics),
+        "protocol": how,
         "metrics": dict(found),
     }
 

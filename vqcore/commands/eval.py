@@ -26,11 +26,12 @@ from vqcore.evaluate import compare as comparison
 from vqcore.evaluate.baseline import SAMPLES, constant
 from vqcore.evaluate.measure import (
     Measured,
+    Metrics,
     build_metrics,
     evaluate_data,
-    loss_names,
     metric_configs,
     sample_pictures,
+    sampling_options,
 )
 from vqcore.evaluate.subject import Loading, Subject, subject
 from vqcore.evaluate.usage import collapse
@@ -56,10 +57,11 @@ def run(args: argparse.Namespace) -> int:
     written = _written(found, args.json)
     with _processes(found) as device:
         report = measure(found, _weights(args.weights, found.weights), device)
+        sheet = _contact_sheet(found, report["results"][0]["weights"], device) if written else None
         if dist.is_main():
             _show(report, f"{found.title}, {report['protocol']['set']['count']} samples")
-            if written is not None:
-                _write(found, report, device, *written)
+            if written and sheet:
+                _write(found, report, sheet, *written)
     return 0
 
 
@@ -76,8 +78,10 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
     """
     config, losses, results = found.config, found.run is not None, list[dict[str, Any]]()
     baseline: tuple[Tensor | None, str] | None = None
+    metrics = Metrics()  # built once, for all weights
     for kind in weights:
         tokenizer = found.load(device, kind)
+        metrics = metrics or build_metrics(config.eval.metrics, tokenizer)
         extra = build_extra(config, tokenizer.cfg.size)
         data = _opened(found, tokenizer, extra)
         sizes = eval_sizes(config, tokenizer)
@@ -86,14 +90,22 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
         step = tokenizer.origin.get("step", 0)
         losses = losses and _with_training_parts(found, tokenizer, extra)
         if baseline is None:  # it does not depend on the weights
-            baseline = _baseline(found, tokenizer, data, extra)
+            baseline = _baseline(found, tokenizer, data, extra, metrics)
         predicted, source = baseline
         for size in sizes:
             got = evaluate_data(
-                tokenizer, config, data, extra, size, step=step, losses=losses, constant=predicted
+                tokenizer,
+                config,
+                data,
+                extra,
+                size,
+                metrics=metrics,
+                step=step,
+                losses=losses,
+                constant=predicted,
             )
             results.append(_result(tokenizer, kind, size, got))
-    how = _how(found, tokenizer, data, extra, sizes, got.metrics)
+    how = _how(found, tokenizer, data, metrics, sizes, got.metrics)
     return {"checkpoint": found.weights.name, "step": step, "results": results, "constant_of": source, **how}
 
 
@@ -111,13 +123,12 @@ def _with_training_parts(found: Subject, tokenizer: Tokenizer, extra: dict[str, 
 
 
 def _baseline(
-    found: Subject, tokenizer: Tokenizer, data: Data, extra: dict[str, Modality]
+    found: Subject, tokenizer: Tokenizer, data: Data, extra: dict[str, Modality], metrics: Metrics
 ) -> tuple[Tensor | None, str]:
     """The constant prediction (the mean of training samples, or else of held-out samples) and the name of the set.
 
     No sample is read if no metric scores a constant prediction.
     """
-    metrics = build_metrics(found.config.eval.metrics, tokenizer)
     if not any(of_constant(metric) for metric in metrics.values()):
         return None, ""
     try:
@@ -131,26 +142,26 @@ def _how(
     found: Subject,
     tokenizer: Tokenizer,
     data: Data,
-    extra: dict[str, Modality],
+    metrics: Metrics,
     sizes: Sequence[tuple[int, ...]],
     measured: Mapping[str, float],
 ) -> dict[str, Any]:
     """The record of a measurement: the settings that decide the metrics, and the environment."""
     config = found.config
-    metrics = metric_configs(config.eval.metrics, tokenizer)
     components = {"modality": ("modality", config.data.modality.name)}
-    components |= {label: ("metric", cfg.name) for label, cfg in metrics.items()}
+    components |= {
+        label: ("metric", cfg.name) for label, cfg in metric_configs(config.eval.metrics, tokenizer).items()
+    }
     return {
-        "better": comparison.directions(
-            build_metrics(config.eval.metrics, tokenizer), loss_names(measured, metrics)
-        ),
+        "better": comparison.directions(metrics, measured),
         "protocol": comparison.protocol(
-            set_hash=comparison.set_sha256(data, extra, config.eval.samples),
+            config,
+            tokenizer,
+            metrics,
+            set_hash=comparison.set_sha256(data, config.data.extra, config.eval.samples),
+            total=min(len(data), config.eval.samples or len(data)),
             count=int(measured["samples"]),
             sizes=sizes,
-            modality=config.data.modality,
-            extra=config.data.extra,
-            metrics=metrics,
         ),
         "environment": comparison.environment(components, seed=config.run.seed, device=tokenizer.device),
     }
@@ -205,10 +216,9 @@ def _written(found: Subject, json_file: str | None) -> tuple[Path, Path] | None:
     return path, path.with_suffix(".png")
 
 
-def _write(found: Subject, report: dict[str, Any], device: torch.device, metrics: Path, sheet: Path) -> None:
+def _write(found: Subject, report: dict[str, Any], shown: Image.Image, metrics: Path, sheet: Path) -> None:
     text = json.dumps({**report, "data": to_tree(found.config.data)}, indent=2)
     write_text(metrics, text + "\n")
-    shown = _contact_sheet(found, report["results"][0]["weights"], device)
     pictures.save_picture(shown, sheet)
     say(f"\nmetrics        {metrics}")
     say(f"contact sheet  {sheet} (original, reconstruction, token map)")
@@ -224,12 +234,13 @@ def _weights(asked: str, checkpoint: Path) -> list[str]:
     return [asked]
 
 
-def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.Image:
+def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.Image | None:
+    """The contact sheet on rank 0; all processes call this function together."""
     tokenizer = found.load(device, weights)
     extra = build_extra(found.config, tokenizer.cfg.size)
     data = open_data(found.config, tokenizer.modality, extra, "eval")
     batch = sample_pictures(tokenizer, found.config, data, extra).to(device)
-    return pictures.contact_sheet(tokenizer, batch)
+    return pictures.contact_sheet(tokenizer, batch, sampling_options(found.config, tokenizer))
 
 
 def _show(report: dict[str, Any], title: str) -> None:

@@ -15,6 +15,8 @@ def load_named(args: argparse.Namespace, **more: Any) -> Tokenizer:
         "download": args.download,
         "allow_pickle": args.allow_pickle,
     }
+    if hasattr(args, "precision"):
+        given["precision"] = args.precision
     tokenizer = Tokenizer.load(args.run, weights=args.weights, **given, **more)
     if tokenizer.taken:
         say(f"{args.run}: {tokenizer.taken}")

@@ -18,13 +18,13 @@ def run(args: argparse.Namespace) -> int:
     run = train(config, lender, allow_pickle=args.allow_pickle)
     if run.progress.stopped_by:
         return 128 + getattr(signal, run.progress.stopped_by, signal.SIGTERM)
-    if dist.is_main() and run.progress.evaluation:
-        say("")
-        for name, value in run.progress.evaluation.items():
-            say(f"  {name:24} {value:.4g}")
     if dist.is_main():
         used, held = run.window.metrics()["codes/usage"], run.window.held
-        say(f"  codebook used            {used:.1%} by the last {held:,} training tokens")
+        lines = {name: f"{value:.4g}" for name, value in run.progress.evaluation.items()}
+        lines["codebook used"] = f"{used:.1%} by the last {held:,} training tokens"
+        say("")
+        for name, text in lines.items():
+            say(f"  {name:{max(map(len, lines))}}  {text}")
     say(f"\nrun folder     {run.dir}")
     say(f"pictures       {run.dir / 'samples' / 'strip.png'} (reconstructions during training)")
     if run.progress.evaluation:

@@ -98,7 +98,8 @@ class TrainBatches:
 class EvalBatches:
     """The evaluation batches of one process. All processes together get every sample once, with its evaluation view.
 
-    The last batch may be smaller. With `limit`, only this number of samples is used, spread evenly over the data set.
+    The last batch may be smaller. With `limit`, only this number of samples is used, spread evenly over the data set;
+    with `among`, spread evenly over the samples that `limit=among` takes.
     Unreadable samples are left out, and are reported with the batch before or after them. If a process can read none of
     its samples, the process yields one report without a batch.
     """
@@ -115,10 +116,12 @@ class EvalBatches:
         rank: int,
         world: int,
         limit: int | None = None,
+        among: int | None = None,
         workers: int | None = None,
     ):
-        total = len(data) if limit is None else min(limit, len(data))
-        self._shares = _Shares(len(data), total, batch_size, rank, world)
+        among = len(data) if among is None else min(among, len(data))
+        total = among if limit is None else min(limit, among)
+        self._shares = _Shares(len(data), among, total, batch_size, rank, world)
         dataset = _EvalSet(Reader(data, modality, extra), size)
         self._loader = _loader(dataset, self._shares, cfg.workers if workers is None else workers)
 
@@ -229,9 +232,10 @@ class _EvalSet:
 
 @dataclass(frozen=True)
 class _Shares:
-    """The sample indices of each batch of one process: every `world`-th of `total` samples out of `count`."""
+    """The sample indices of each batch of one process: every `world`-th of `total` out of `among` out of `count`."""
 
     count: int
+    among: int
     total: int
     batch_size: int
     rank: int
@@ -243,7 +247,8 @@ class _Shares:
     def __iter__(self) -> Iterator[list[int]]:
         mine = range(self.rank, self.total, self.world)
         for start in range(0, len(mine), self.batch_size):
-            yield [place * self.count // self.total for place in mine[start : start + self.batch_size]]
+            places = [place * self.among // self.total for place in mine[start : start + self.batch_size]]
+            yield [place * self.count // self.among for place in places]
 
 
 def _loader(dataset: Any, items: Any, workers: int) -> DataLoader:

@@ -1,8 +1,8 @@
 """The record of how metrics were measured, and the comparison of two evaluations.
 
 The record holds everything that changes a metric besides the tokenizer: the samples (by content), the sizes, the
-modality's settings, the metrics' settings. Versions are recorded too. Other versions should not change a metric, so
-they only cause a warning.
+modality's settings, the metrics' settings and facts, how many samples were decoded and how, and the precision. Versions
+are recorded too. Other versions should not change a metric, so they only cause a warning.
 """
 
 import dataclasses
@@ -24,8 +24,11 @@ from torch import Tensor
 from vqcore import __version__, dist
 from vqcore.config import Config, deciding
 from vqcore.errors import CheckpointError, DataError, VqcoreError
-from vqcore.protocols import Data, Metric, better
+from vqcore.evaluate.measure import decode_count, metric_configs, sampling_options
+from vqcore.protocols import Data, Metric, better, facts
 from vqcore.registry import registry
+from vqcore.schema import RunConfig
+from vqcore.tokenizer import Tokenizer
 
 FILE = "eval.json"
 SAME = 1e-6
@@ -91,21 +94,34 @@ def _content(source: Any) -> bytes:
 
 
 def protocol(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    metrics: Mapping[str, Metric],
     *,
     set_hash: str,
+    total: int,
     count: int,
     sizes: Iterable[tuple[int, ...]],
-    modality: Config,
-    extra: Mapping[str, Config],
-    metrics: Mapping[str, Config],
 ) -> dict[str, Any]:
-    """Everything that must be equal in two evaluations whose metrics are compared, as plain data."""
+    """Everything that must be equal in two evaluations whose metrics are compared, as plain data.
+
+    `total` is the number of samples that were asked for, `count` the number that could be read. The metrics were set
+    up.
+    """
+    settings = metric_configs(config.eval.metrics, tokenizer)
+    measured = {label: _settings(cfg, "metric") for label, cfg in settings.items()}
+    for label, metric in metrics.items():
+        if found := facts(metric):
+            measured[label]["facts"] = dict(found)
     return {
         "set": {"sha256": set_hash, "count": count},
         "sizes": [list(size) for size in sizes],
-        "modality": _settings(modality, "modality"),
-        "extra": {label: _settings(cfg, "modality") for label, cfg in extra.items()},
-        "metrics": {label: _settings(cfg, "metric") for label, cfg in metrics.items()},
+        "decode_samples": decode_count(config, tokenizer, total),
+        "sampling": sampling_options(config, tokenizer),
+        "precision": tokenizer.precision,
+        "modality": _settings(config.data.modality, "modality"),
+        "extra": {label: _settings(cfg, "modality") for label, cfg in config.data.extra.items()},
+        "metrics": measured,
     }
 
 
@@ -128,10 +144,11 @@ def environment(
     return {"versions": versions, "device": device.type, "seed": seed}
 
 
-def directions(metrics: Mapping[str, Metric], losses: Iterable[str]) -> dict[str, str]:
-    """Which values of a metric are better, "higher" or "lower", for the metrics where this is known."""
-    known = {label: better(metric) for label, metric in metrics.items()}
-    return {name: "lower" for name in losses} | {name: way for name, way in known.items() if way}
+def directions(metrics: Mapping[str, Metric], names: Iterable[str]) -> dict[str, str]:
+    """Which values are better, "higher" or "lower", for those of the `names` of an evaluation where this is known."""
+    known = {f"metric/{label}": way for label, metric in metrics.items() if (way := better(metric))}
+    losses = {name: "lower" for name in names if name == "loss" or name.startswith("loss/")}
+    return {**losses, **known}
 
 
 def is_written(name: str) -> bool:
@@ -157,7 +174,7 @@ def read(run: str | Path) -> dict[str, Any]:
 
 def refuse_unequal(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str]) -> None:
     """Raise `CheckpointError` if two evaluations were measured differently; the text names every difference."""
-    ours, theirs = _facts(a["protocol"]), _facts(b["protocol"])
+    ours, theirs = _leaves(a["protocol"]), _leaves(b["protocol"])
     differ = [
         f"{key} ({_short(ours.get(key))} / {_short(theirs.get(key))})"
         for key in sorted(ours.keys() | theirs.keys())
@@ -172,7 +189,7 @@ def refuse_unequal(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str,
 
 def warnings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Differences of versions, device and seed, as lines."""
-    ours, theirs = _facts(a["environment"]), _facts(b["environment"])
+    ours, theirs = _leaves(a["environment"]), _leaves(b["environment"])
     return [
         f"measured with another {key}: {ours.get(key, 'none')} / {theirs.get(key, 'none')}"
         for key in sorted(ours.keys() | theirs.keys())
@@ -180,14 +197,14 @@ def warnings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _facts(tree: Any, path: str = "") -> dict[str, Any]:
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
     """The leaves of nested data by dotted path."""
     if not isinstance(tree, Mapping) or not tree:
         return {path: tree}
-    facts: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        facts |= _facts(value, f"{path}.{key}".lstrip("."))
-    return facts
+        leaves |= _leaves(value, f"{path}.{key}".lstrip("."))
+    return leaves
 
 
 def _short(value: Any) -> str:

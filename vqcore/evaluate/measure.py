@@ -14,30 +14,52 @@ from vqcore.config import Config
 from vqcore.console import ProgressLine
 from vqcore.data.batches import BadSamples, EvalBatches
 from vqcore.errors import DataError
+from vqcore.evaluate.rows import Rows, for_summary, intervals
 from vqcore.evaluate.usage import CodeCounts
-from vqcore.protocols import Batch, Data, Metric, Modality, in_units, of_constant, values
+from vqcore.protocols import (
+    Batch,
+    Data,
+    Metric,
+    Modality,
+    gathers,
+    gives_rows,
+    in_units,
+    is_denoiser,
+    of_constant,
+    set_up,
+    values,
+)
 from vqcore.registry import registry
-from vqcore.rng import sample_generators
+from vqcore.rng import sample_generators, seeded
+from vqcore.sampling import resolved
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
 
-CODE_METRICS = (
-    "codes/usage",
-    "codes/perplexity",
-    "samples",
-    "tokens_per_sample",
-    "bits_per_token",
-    "bits_per_pixel",
-)
-"""The metrics of the codes, not of the reconstruction."""
+DENOISED = 256
+"""Number of samples that are decoded by default if the decoder is a denoiser: decoding takes many passes."""
 
 
-def build_metrics(configs: Mapping[str, Config], tokenizer: Tokenizer) -> dict[str, Metric]:
+class Metrics(dict[str, Metric]):
+    """The metrics of an evaluation by label. They are built once and kept over sizes, weights and evaluations."""
+
+    device: torch.device | None = None
+
+    def ready(self, device: torch.device) -> "Metrics":
+        """These metrics, set up on a device. They are set up before their first use only."""
+        if self.device != device:
+            for label, metric in self.items():
+                with seeded(0, "metric", label):
+                    set_up(metric, device)
+            self.device = device
+        return self
+
+
+def build_metrics(configs: Mapping[str, Config], tokenizer: Tokenizer) -> Metrics:
     """The metrics of a config by label; the modality's own metrics if the config has none."""
-    return {
-        label: registry().build("metric", cfg, f"eval.metrics.{label}", spec=tokenizer.spec)
+    return Metrics(
+        (label, registry().build("metric", cfg, f"eval.metrics.{label}", spec=tokenizer.spec))
         for label, cfg in metric_configs(configs, tokenizer).items()
-    }
+    )
 
 
 def metric_configs(configs: Mapping[str, Config], tokenizer: Tokenizer) -> Mapping[str, Config]:
@@ -57,10 +79,15 @@ def _defaults(name: str) -> Config:
     return cls.Config(name=name)
 
 
-def loss_names(names: Iterable[str], metrics: Iterable[str]) -> list[str]:
-    """The names of losses among the names that `evaluate` returned; `metrics` are the labels of the metrics."""
-    labels = set(metrics)
-    return [name for name in names if name not in CODE_METRICS and name.partition("/")[0] not in labels]
+def sampling_options(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The sampling options with which evaluations and pictures decode."""
+    return resolved(type(tokenizer.objective), config.eval.sampling, "eval.sampling")
+
+
+def decode_count(config: RunConfig, tokenizer: Tokenizer, total: int) -> int:
+    """How many of `total` samples are decoded for the metrics."""
+    wanted = config.eval.decode_samples or (DENOISED if is_denoiser(tokenizer.decoder) else total)
+    return min(wanted, total)
 
 
 @dataclass(frozen=True)
@@ -81,47 +108,50 @@ def evaluate(
     weights: Callable[[str, int], float] | None,
     seed: int,
     step: int,
+    decoded: Iterable[Batch] | None = None,
+    sampling: Mapping[str, Any] | None = None,
     constant: Tensor | None = None,
     watch: Callable[[int], None] = lambda samples: None,
 ) -> Measured:
-    """Metrics over all samples of all processes, by name; sums are exact, so the number of processes does not matter.
+    """Metrics over all samples of all processes, by name; the number of processes does not matter.
 
-    `loss` is the sum of the model's losses, each times its weight, `weights(name, step)`. With `weights=None` no losses are measured, and the
-    objective needs no setup. `codes/usage` and `codes/perplexity` are over the whole set. `constant` is one number for
-    each channel of a decoder's output (`vqcore.evaluate.baseline`). The tokenizer must be in eval mode. Raises
-    `DataError` when there is no sample.
+    `loss` is the sum of the model's losses, each times `weights(name, step)`; `loss/NAME` is one of them alone. With
+    `weights=None` no losses are measured, and the objective needs no setup. `metric/LABEL` is a metric, and
+    `metric/LABEL/PART` a part of it. `codes/usage` and `codes/perplexity` are over the whole set. The metrics are
+    measured on `decoded`, by default on `batches` as well; they must be set up. `sampling` are the objective's options.
+    `constant` is one number for each channel of a decoder's output (`vqcore.evaluate.baseline`). The tokenizer must be
+    in eval mode; its parts run in its precision. Raises `DataError` when there is no sample.
     """
-    totals = _Totals(tokenizer)
+    totals = _Totals(tokenizer, metrics, constant)
+
+    def decode(batch: Batch, codes: Tensor) -> None:
+        rng = sample_generators(batch.keys, seed, "eval-decode")
+        x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.conditions, **(sampling or {}))
+        totals.decode(batch, x_hat)
+
     for batch in batches:
         batch = batch.to(tokenizer.device)
         codes = None if weights is None else _add_losses(totals, tokenizer, batch, seed, step)
         if codes is None:
             codes = tokenizer.encode(batch.x, batch.mask)
-        rng = sample_generators(batch.keys, seed, "eval-decode")
-        x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras)
-        for label, metric in metrics.items():
-            totals.measure(f"metric:{label}", metric, x_hat, batch)
-            if constant is not None and of_constant(metric):
-                totals.measure(f"constant:{label}", metric, _everywhere(constant, x_hat), batch)
-        totals.codes.add(codes)
-        totals.samples += len(batch.x)
+        totals.count(batch, codes)
+        if decoded is None:
+            decode(batch, codes)
         watch(totals.samples)
-    totals.add("samples", torch.tensor(float(totals.samples)))
-    sums = dist.sum_dicts(totals.sums)
-    if not sums["samples"]:
-        raise DataError("no sample could be read for evaluation; the files are named above.")
-    return Measured(
-        _metrics(sums, totals.codes.summed(), metrics, weights, step, tokenizer, size),
-        _summaries(sums, "constant", metrics),
-    )
+    for batch in decoded or ():
+        batch = batch.to(tokenizer.device)
+        decode(batch, tokenizer.encode(batch.x, batch.mask))
+        watch(totals.samples + totals.decoded)
+    return totals.measured(None if weights is None else lambda name: weights(name, step), size)
 
 
 def _add_losses(totals: "_Totals", tokenizer: Tokenizer, batch: Batch, seed: int, step: int) -> Tensor | None:
     """Add a batch's losses; returns the batch's codes if the objective returns them."""
     rng = sample_generators(batch.keys, seed, "eval")
-    out = tokenizer.objective.losses(tokenizer, batch, player="model", step=step, rng=rng, shared={})
+    with tokenizer.autocast():
+        out = tokenizer.objective.losses(tokenizer, batch, player="model", step=step, rng=rng, shared={})
     for name, value in out.terms.items():
-        totals.add(f"loss:{name}", value.double() * len(batch.x))
+        totals.add(f"loss/{name}", value.double() * len(batch.x))
     return out.codes
 
 
@@ -131,69 +161,118 @@ def _everywhere(values: Float[Tensor, " c"], like: Float[Tensor, "b c *size"]) -
 
 
 def measured(metric: Metric, tokenizer: Tokenizer, x_hat: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-    """A metric's sums over a batch, in the units of the files if the metric asks for them."""
+    """A metric's sums or rows over a batch, in the units of the files if the metric asks for them."""
     pair = x_hat, batch.x
     if in_units(metric):
         pair = values(tokenizer.modality, x_hat), values(tokenizer.modality, batch.x)
-    return metric.measure(*pair, batch.mask)
+    return metric.measure(*pair, batch.mask, keys=batch.keys, weight=batch.weight)
 
 
 class _Totals:
-    """Sums of this process, in double precision on the CPU, and counts of each code of each codebook."""
+    """What this process has measured: sums in double precision, rows, and counts of each code of each codebook.
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
+    A metric stands at the place `metric/LABEL`, and at `constant/LABEL` with the constant prediction.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, metrics: Mapping[str, Metric], constant: Tensor | None):
+        self.tokenizer, self.constant = tokenizer, constant
+        self.metrics = {f"metric/{label}": metric for label, metric in metrics.items()}
+        if constant is not None:
+            self.metrics |= {f"constant/{label}": m for label, m in metrics.items() if of_constant(m)}
         self.sums: dict[str, Tensor] = {}
+        self.rows = {place: Rows() for place, metric in self.metrics.items() if gives_rows(metric)}
         self.codes = CodeCounts(tokenizer.codebook_size, tokenizer.num_codebooks)
-        self.samples = 0
+        self.samples = self.decoded = 0
 
     def add(self, name: str, value: Tensor) -> None:
-        value = value.double().cpu()
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        """Add to a sum."""
+        value = value.detach().double().cpu()
+        if name in self.sums:
+            self.sums[name] += value
+        else:
+            self.sums[name] = value.clone()
 
-    def measure(self, prefix: str, metric: Metric, x_hat: Tensor, batch: Batch) -> None:
-        for name, value in measured(metric, self.tokenizer, x_hat, batch).items():
-            self.add(f"{prefix}:{name}", value)
+    def count(self, batch: Batch, codes: Tensor) -> None:
+        """Add the codes of a batch."""
+        self.codes.add(codes)
+        self.samples += len(batch.x)
 
+    def decode(self, batch: Batch, x_hat: Tensor) -> None:
+        """Measure the reconstructions of a batch, and the constant prediction."""
+        self.decoded += len(batch.x)
+        for place, metric in self.metrics.items():
+            y = (
+                x_hat
+                if self.constant is None or place.startswith("metric/")
+                else _everywhere(self.constant, x_hat)
+            )
+            found = measured(metric, self.tokenizer, y, batch)
+            if place in self.rows:
+                self.rows[place].add(batch.keys, found)
+                continue
+            for name, value in found.items():
+                self.add(f"{place}:{name}", value)
 
-def _metrics(
-    sums: Mapping[str, Tensor],
-    codes: CodeCounts,
-    metrics: Mapping[str, Metric],
-    weights: Callable[[str, int], float] | None,
-    step: int,
-    tokenizer: Tokenizer,
-    size: tuple[int, ...],
-) -> dict[str, float]:
-    samples = float(sums["samples"])
-    terms = {k.removeprefix("loss:"): float(v) / samples for k, v in sums.items() if k.startswith("loss:")}
-    losses = {}
-    if weights is not None:
-        losses = {"loss": math.fsum(weights(k, step) * value for k, value in terms.items()), **terms}
-    facts = tokenizer.facts(size)
-    return (
-        losses
-        | _summaries(sums, "metric", metrics)
-        | codes.metrics()
-        | {
-            "samples": samples,
-            "tokens_per_sample": float(facts.tokens),
-            "bits_per_token": facts.bits_per_token,
-            "bits_per_pixel": facts.bits_per_position,
+    def measured(self, weights: Callable[[str], float] | None, size: tuple[int, ...]) -> Measured:
+        """The metrics of all processes, which call this method together. Rank 0 makes them and tells the others."""
+        self.add("samples", torch.tensor(float(self.samples)))
+        self.add("decoded", torch.tensor(float(self.decoded)))
+        sums = dist.sum_dicts(self.sums)
+        if not (sums["samples"] and sums["decoded"]):
+            raise DataError("no sample could be read for evaluation; the files are named above.")
+        codes = self.codes.summed()
+        rows = {place: own.joined() for place, own in self.rows.items()}
+        found = None
+        with dist.together():
+            if dist.rank() == 0:
+                found = self._values(sums, rows)
+                found = _losses(sums, weights) | found | codes.metrics() | self._facts(sums, size)
+        found = dist.from_main(found)
+        constant = {
+            k.replace("constant", "metric", 1): found.pop(k) for k in list(found) if k.startswith("constant/")
         }
-    )
+        return Measured(found, constant)
+
+    def _values(
+        self, sums: Mapping[str, Tensor], rows: Mapping[str, Mapping[str, Tensor]]
+    ) -> dict[str, float]:
+        """The values of all metrics, and intervals of those that give rows."""
+        found = dict[str, float]()
+        for place, metric in self.metrics.items():
+            start = f"{place}:"
+            added = {k.removeprefix(start): v for k, v in sums.items() if k.startswith(start)}
+            own = rows.get(place, added)
+            values = {
+                f"{place}/{name}".rstrip("/"): v
+                for name, v in metric.summary(for_summary(metric, own)).items()
+            }
+            found |= values
+            if place in rows and place.startswith("metric/") and not gathers(metric):
+                for name, edges in intervals(metric, own).items():
+                    where = f"{place}/{name}".rstrip("/")
+                    if where in values:
+                        found |= {f"{where}/low": edges[0], f"{where}/high": edges[1]}
+        return found
+
+    def _facts(self, sums: Mapping[str, Tensor], size: tuple[int, ...]) -> dict[str, float]:
+        """The cost of a sample, and how many were measured."""
+        facts = self.tokenizer.facts(size)
+        return {
+            "codes/tokens_per_sample": float(facts.tokens),
+            "codes/bits_per_token": facts.bits_per_token,
+            "codes/bits_per_pixel": facts.bits_per_position,
+            "samples": float(sums["samples"]),
+            "decoded": float(sums["decoded"]),
+        }
 
 
-def _summaries(sums: Mapping[str, Tensor], kind: str, metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """The metrics by label, from the sums `KIND:LABEL:NAME` over a whole set."""
-    found = {}
-    for label, metric in metrics.items():
-        prefix = f"{kind}:{label}:"
-        own = {k.removeprefix(prefix): v for k, v in sums.items() if k.startswith(prefix)}
-        if own:
-            for name, value in metric.summary(own).items():
-                found[f"{label}/{name}" if name else label] = value
-    return found
+def _losses(sums: Mapping[str, Tensor], weights: Callable[[str], float] | None) -> dict[str, float]:
+    """The means of the losses over samples, after their weighted sum; nothing without weights."""
+    if weights is None:
+        return {}
+    terms = {name: float(v) / float(sums["samples"]) for name, v in sums.items() if name.startswith("loss/")}
+    weighted = (weights(name.removeprefix("loss/")) * value for name, value in terms.items())
+    return {"loss": math.fsum(weighted), **terms}
 
 
 def eval_batches(
@@ -205,9 +284,12 @@ def eval_batches(
     size: tuple[int, ...] | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
+    among: int | None = None,
     shared: bool = False,
 ) -> EvalBatches:
     """Batches of evaluation samples, by default at the nominal size; `limit` takes so many, spread over the set.
+
+    `among` takes them from the samples that `limit=among` would take.
 
     Without `shared` every process has all these samples and reads them itself, which suits a look at a few. With
     `shared` every process has its share, read by `data.workers` processes.
@@ -222,6 +304,7 @@ def eval_batches(
         rank=dist.rank() if shared else 0,
         world=dist.world_size() if shared else 1,
         limit=limit,
+        among=among,
         workers=None if shared else 0,
     )
 
@@ -233,22 +316,36 @@ def evaluate_data(
     extra: Mapping[str, Modality],
     size: tuple[int, ...],
     *,
+    metrics: Metrics,
     step: int,
     losses: bool = True,
     constant: Tensor | None = None,
 ) -> Measured:
-    """Measure a tokenizer on one data set at one size. Unreadable samples are skipped, named and counted."""
-    batches = eval_batches(tokenizer, config, data, extra, size=size, limit=config.eval.samples, shared=True)
+    """Measure a tokenizer on one data set at one size. Unreadable samples are skipped, named and counted.
+
+    If fewer samples are decoded than measured, a second pass reads and decodes them.
+    """
+    bad = BadSamples(data, config.data)
     total = min(len(data), config.eval.samples or len(data))
-    with ProgressLine("evaluate", -(-total // dist.world_size()), unit="sample") as line:
+    few = decode_count(config, tokenizer, total)
+
+    def batches(**limits: int) -> Iterator[Batch]:
+        yield from _readable(
+            eval_batches(tokenizer, config, data, extra, size=size, shared=True, **limits), bad
+        )
+
+    steps = total if few == total else total + few
+    with ProgressLine("evaluate", -(-steps // dist.world_size()), unit="sample") as line:
         return evaluate(
             tokenizer,
-            _readable(batches, BadSamples(data, config.data)),
-            build_metrics(config.eval.metrics, tokenizer),
+            batches(limit=total),
+            metrics.ready(tokenizer.device),
             size=size,
             weights=config.objective.weight if losses else None,
             seed=config.run.seed,
             step=step,
+            decoded=None if few == total else batches(limit=few, among=total),
+            sampling=sampling_options(config, tokenizer),
             constant=constant,
             watch=line.update,
         )

@@ -64,7 +64,12 @@ class Subject:
     def load(self, device: torch.device, weights: str) -> Tokenizer:
         """The tokenizer, with these weights."""
         return Tokenizer.load(
-            self.weights, device, weights=weights, format=self.named.format, **vars(self.loading)
+            self.weights,
+            device,
+            weights=weights,
+            format=self.named.format,
+            precision=self.config.eval.precision,
+            **vars(self.loading),
         )
 
     def explained(self, error: VqcoreError) -> VqcoreError:

@@ -49,7 +49,7 @@ def learns_codes(quantizer: Quantizer) -> bool:
 def collapse(metrics: Mapping[str, float], codebook_size: int) -> str:
     """A warning if the codes of a whole evaluation set have collapsed, else an empty text."""
     perplexity = metrics["codes/perplexity"]
-    possible = min(codebook_size, metrics["samples"] * metrics["tokens_per_sample"])
+    possible = min(codebook_size, metrics["samples"] * metrics["codes/tokens_per_sample"])
     if perplexity >= EVEN * possible:
         return ""
     return (
@@ -183,6 +183,8 @@ class CodeCounts:
 
     def summed(self) -> "CodeCounts":
         """The counts of all processes together."""
+        if self.codebook_size <= DENSE:
+            return self._summed_dense()
         total = CodeCounts(self.codebook_size, len(self.ids))
         for part in dist.gathered((self.ids, self.times)):
             for book, (ids, times) in enumerate(zip(*part)):
@@ -209,6 +211,14 @@ class CodeCounts:
         for counts, ids, times in zip(dense, self.ids, self.times):
             counts[ids] = times
         return dense
+
+    def _summed_dense(self) -> "CodeCounts":
+        total = CodeCounts(self.codebook_size, len(self.ids))
+        for book, counts in enumerate(self.by_code()):
+            dist.sum_(counts)
+            total.ids[book] = counts.nonzero().flatten()
+            total.times[book] = counts[total.ids[book]]
+        return total
 
     def _merge(self, book: int, ids: Int[Tensor, " n"], times: Int[Tensor, " n"]) -> None:
         joined, places = torch.cat([self.ids[book], ids]).unique(return_inverse=True)

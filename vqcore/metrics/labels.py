@@ -1,14 +1,14 @@
 """Metrics of class maps and masks: accuracy, intersection over union, F1."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vqcore.config import Config as BaseConfig
-from vqcore.metrics.sums import id_counts, ratio, valid_positions
+from vqcore.metrics.sums import id_counts, position_weights, ratio, refuse_weight, valid_positions
 from vqcore.protocols import DataSpec
 
 
@@ -26,10 +26,19 @@ class Accuracy:
         if spec.labels is None:
             raise ValueError("accuracy is for class maps")
 
-    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def measure(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Number of correct positions, and of all valid positions."""
         right = (x_hat.argmax(1) == x).double()
-        valid = torch.ones_like(right) if mask is None else mask.double()
+        valid = position_weights(mask, weight)
+        valid = torch.ones_like(right) if valid is None else valid
         return {"right": (right * valid).sum(), "all": valid.sum()}
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
@@ -58,8 +67,17 @@ class IoU:
             raise ValueError(f"iou is for class maps and binary data, not for {spec.kind} data")
         self.cfg, self.labels, self.middle = cfg, spec.labels, _middle(spec)
 
-    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def measure(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Per class, the number of positions where prediction and truth agree, of the prediction, and of the truth."""
+        refuse_weight("iou", weight)
         count = self.labels or 2
         if self.labels is None:
             found, true = (x_hat > self.middle).long(), (x > self.middle).long()
@@ -108,8 +126,17 @@ class F1:
         low, high = spec.range
         self.threshold = low + cfg.threshold * (high - low)
 
-    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def measure(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Number of true positives, of false positives and of false negatives."""
+        refuse_weight("f1", weight)
         found, true = x_hat > self.threshold, x > self.threshold
         valid = valid_positions(mask, true)
         return {

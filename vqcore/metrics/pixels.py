@@ -1,6 +1,6 @@
 """Metrics of values at positions: PSNR and mean absolute error."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,9 +29,17 @@ class PSNR:
             raise ValueError("psnr needs data with a declared range")
         self.low, self.high = spec.range
 
-    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def measure(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Sum of PSNR over samples, and the number of samples."""
-        mse = per_sample((x_hat.double().clamp(self.low, self.high) - x).square(), mask)
+        mse = per_sample((x_hat.double().clamp(self.low, self.high) - x).square(), mask, weight)
         peak = self.high - self.low
         psnr = 10 * torch.log10(peak**2 / mse.clamp(min=peak**2 * 1e-10))
         return summed(psnr)
@@ -54,9 +62,17 @@ class MAE:
     def __init__(self, cfg: Config, *, spec: DataSpec):
         pass
 
-    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def measure(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Sum of the errors of samples, and the number of samples."""
-        return summed(per_sample((x_hat.double() - x).abs(), mask))
+        return summed(per_sample((x_hat.double() - x).abs(), mask, weight))
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """The mean over samples."""

@@ -9,7 +9,7 @@ axes, and only windows that lie completely inside the sample count.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqcore.config import Config as BaseConfig
-from vqcore.metrics.sums import mean
+from vqcore.metrics.sums import mean, refuse_weight
 from vqcore.protocols import DataSpec
 
 LEVELS = 255.0
@@ -50,8 +50,17 @@ class SSIM:
         _check_size(spec.size)
         self.low, self.high = spec.range
 
-    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def measure(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Sum of SSIM over samples, and the number of samples."""
+        refuse_weight("ssim", weight)
         _check_size(tuple(x.shape[2:]))
         similar = ssim_map(self._levels(x_hat), self._levels(x)).mean(1)
         valid = torch.ones_like(similar, dtype=torch.bool) if mask is None else _whole_windows(mask)

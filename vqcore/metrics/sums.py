@@ -8,13 +8,36 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vqcore.errors import ConfigError
 
-def per_sample(each: Float[Tensor, "b c *size"], mask: Tensor | None) -> Float[Tensor, " b"]:
-    """The mean of each sample over its valid positions; 0 for a sample without a valid position."""
-    if mask is None:
+
+def per_sample(
+    each: Float[Tensor, "b c *size"], mask: Tensor | None, weight: Tensor | None = None
+) -> Float[Tensor, " b"]:
+    """The mean of each sample over its valid positions, weighted if there are weights; 0 if all weights are 0."""
+    weight = position_weights(mask, weight)
+    if weight is None:
         return reduce(each, "b ... -> b", "mean")
-    weight = mask.double().unsqueeze(1).expand_as(each)
-    return reduce(each * weight, "b ... -> b", "sum") / reduce(weight, "b ... -> b", "sum").clamp(min=1)
+    weight = weight.unsqueeze(1).expand_as(each)
+    total = reduce(weight, "b ... -> b", "sum")
+    return reduce(each * weight, "b ... -> b", "sum") / total.where(total > 0, 1.0)
+
+
+def position_weights(mask: Tensor | None, weight: Tensor | None) -> Float[Tensor, "b *size"] | None:
+    """Weights of positions in double precision, 0 where the mask is False; None if there is neither."""
+    if mask is None or weight is None:
+        given = mask if weight is None else weight
+        return None if given is None else given.double()
+    return mask.double() * weight.double()
+
+
+def refuse_weight(name: str, weight: Tensor | None) -> None:
+    """Raise `ConfigError` if there is a weight: for a metric that cannot use it."""
+    if weight is not None:
+        raise ConfigError(
+            f"metric '{name}' cannot use weights of positions, which these samples have. Name other metrics in "
+            "eval.metrics, e.g. mae."
+        )
 
 
 def valid_positions(mask: Tensor | None, like: Tensor) -> Bool[Tensor, "..."]:

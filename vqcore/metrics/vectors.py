@@ -1,7 +1,7 @@
 """Metrics of directions: the angle and the cosine between vectors."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vqcore.config import Config as BaseConfig
-from vqcore.metrics.sums import count_of, id_counts, mean, summed, valid_positions
+from vqcore.metrics.sums import count_of, id_counts, mean, refuse_weight, summed, valid_positions
 from vqcore.protocols import DataSpec
 
 ANGLES = (11.25, 22.5, 30.0)
@@ -39,8 +39,17 @@ class Angle:
                 f"angle is for angles and vectors, not for {spec.kind} data of {spec.channels} channel"
             )
 
-    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def measure(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Sum and number of the angles, the number within each limit, and a histogram of hundredths of a degree."""
+        refuse_weight("angle", weight)
         y, x = x_hat.double(), x.double()
         if self.is_angle:
             off = torch.atan2(torch.sin(y - x), torch.cos(y - x)).abs()
@@ -81,8 +90,17 @@ class Cosine:
         if spec.labels is not None or spec.channels < 2:
             raise ValueError(f"cosine is for vectors, not for {spec.kind} data of {spec.channels} channel")
 
-    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def measure(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Sum over the valid positions, and their number; a reconstruction that is NaN counts as 0."""
+        refuse_weight("cosine", weight)
         valid = valid_positions(mask, x[:, 0]) & x.isfinite().all(1)
         cosine = torch.nn.functional.cosine_similarity(x_hat.double(), x.double(), dim=1)
         return summed(cosine[valid].nan_to_num(0.0))

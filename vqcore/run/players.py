@@ -18,12 +18,11 @@ from vqcore.errors import ConfigError, PluginLoadError, did_you_mean, listed
 from vqcore.protocols import Batch, Losses, Objective
 from vqcore.run.optim import build_optimizer, learning_rate, weight_decay
 from vqcore.schema import OptimSection, RunConfig
-from vqcore.tokenizer import Tokenizer
+from vqcore.tokenizer import PRECISIONS, Tokenizer
 
 _NAMES = inspect.signature(DistributedDataParallel).parameters
 # The same option under its new and its old name; newer versions of torch warn of the old name.
 _NO_BROADCAST: Any = {next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in _NAMES): False}
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LOOKS = 1000
 """An objective is asked for its players at so many steps, spread evenly over the run, to know all of them."""
 

@@ -18,6 +18,7 @@ from vqcore.artefacts.resolve import checkpoints
 from vqcore.assembly import Assembly, assemble
 from vqcore.borrowed import Lender
 from vqcore.data.sizes import sizes
+from vqcore.evaluate.measure import Metrics
 from vqcore.evaluate.usage import CodeWindow, learns_codes
 from vqcore.protocols import Data, Modality, Objective
 from vqcore.registry import registry
@@ -52,8 +53,9 @@ class Progress:
 class Run:
     """The parts of a run, and its progress.
 
-    `steps` is the step at which the run ends. `window` holds the codes of the last training tokens. `player_names` are
-    all players, `players` those that were built so far. Hooks read a run as `vqcore.protocols.RunLike`.
+    `steps` is the step at which the run ends. `window` holds the codes of the last training tokens. `metrics` are those
+    of evaluations, empty without evaluation data. `player_names` are all players, `players` those that were built so
+    far. `loans` has hash and source of all borrowed weights. Hooks read a run as `vqcore.protocols.RunLike`.
     """
 
     config: RunConfig
@@ -68,6 +70,7 @@ class Run:
     hooks: GuardedHooks
     player_names: tuple[str, ...] = ("model",)
     loans: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=Metrics)
     players: dict[str, Player] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
@@ -190,6 +193,7 @@ def build_from(
         hooks=build_hooks(config),
         player_names=names,
         loans=tokenizer.loans | loans,
+        metrics=Metrics() if parts.eval_data is None else parts.metrics,
     )
     if config.run.compile:
         for part in ("encoder", "quantizer", "decoder"):

@@ -15,15 +15,20 @@ from PIL import Image
 from torch import Tensor
 
 from vqcore.errors import DataError, VqcoreError
+from vqcore.evaluate.rows import for_summary
 from vqcore.protocols import (
     DataSpec,
+    HasFacts,
     HasPicture,
     HasValues,
     View,
     Writes,
     better,
+    gathers,
+    gives_rows,
     hole_value,
     mask,
+    set_up,
     writer,
 )
 from vqcore.registry import registry
@@ -323,20 +328,37 @@ def check_metric(metric: Any, spec: DataSpec, *, waived: Mapping[str, str] | Non
     waived = check_waived(waived, METRIC_WAIVABLE)
     check_members("metric", metric)
     x, perfect, poor = metric_batches(spec)
+    keys = tuple(f"sample{number}" for number in range(len(x)))
+    set_up(metric, x.device)
+    try:
+        metric.measure(poor.clone(), x.clone(), None, keys=keys, weight=None)
+    except TypeError as error:
+        raise AssertionError(
+            f"call law: measure(x_hat, x, mask=None, *, keys=(), weight=None) raises TypeError: {error}"
+        ) from error
+    _check_facts(metric)
     given = poor.clone(), x.clone()
-    sums = metric.measure(poor, x)
+    sums = metric.measure(poor, x, keys=keys)
+    if gives_rows(metric):
+        _check_rows(metric, sums, len(x))
     for name, value in sums.items():
-        assert value.dtype == torch.float64, f"sums law: '{name}' is {value.dtype}, not float64"
-        finite(value, f"the sum '{name}'")
+        if not gives_rows(metric):
+            assert value.dtype == torch.float64, f"sums law: '{name}' is {value.dtype}, not float64"
+        finite(value, f"the {'rows' if gives_rows(metric) else 'sum'} '{name}'")
     assert torch.equal(given[0], poor) and torch.equal(given[1], x), "purity law: the input is changed"
     for cuts in ((1, 4), (3, 2), (1, 1, 1, 1, 1)):
         parts = [metric.measure(a, b) for a, b in zip(poor.split(cuts), x.split(cuts))]
-        _check_additive(sums, parts, f"batches of {cuts}")
-    order = torch.tensor([3, 0, 4, 2, 1])
-    _check_additive(sums, [metric.measure(poor[order], x[order])], "another order")
+        _check_additive(metric, sums, parts, f"batches of {cuts}")
+    order = [3, 0, 4, 2, 1]
+    shuffled = metric.measure(poor[order], x[order])
+    if gives_rows(metric):
+        shuffled = {name: value[torch.tensor(order).argsort()] for name, value in shuffled.items()}
+    _check_additive(metric, sums, [shuffled], "another order")
     if "mask" not in waived:
         _check_mask(metric, x, poor)
-    found, best = metric.summary(sums), metric.summary(metric.measure(perfect, x))
+    _check_weight(metric, x, poor, is_mask="mask" not in waived)
+    found = metric.summary(for_summary(metric, sums))
+    best = metric.summary(for_summary(metric, metric.measure(perfect, x)))
     for name, value in (*found.items(), *best.items()):
         assert isinstance(value, float) and math.isfinite(value), (
             f"summary law: '{name}' is {value!r}, not a finite float"
@@ -356,6 +378,28 @@ def check_metric(metric: Any, spec: DataSpec, *, waived: Mapping[str, str] | Non
         )
 
 
+def _check_facts(metric: Any) -> None:
+    if isinstance(metric, HasFacts):
+        known = metric.facts()
+        texts = all(isinstance(each, str) for pair in known.items() for each in pair)
+        assert texts, f"facts law: facts returns {known!r}, not texts by name"
+        assert metric.facts() == known, "facts law: facts returns something else when it is called again"
+
+
+def _check_rows(metric: Any, rows: Mapping[str, Tensor], count: int) -> None:
+    """One row for each sample, of a type that vqcore keeps, under names that it does not use itself."""
+    for name, value in rows.items():
+        assert value.ndim and len(value) == count, (
+            f"rows law: '{name}' has the shape {tuple(value.shape)} for {count} samples; the first axis is samples"
+        )
+        assert value.dtype in (torch.float32, torch.float64), (
+            f"rows law: '{name}' is {value.dtype}, not float32 or float64"
+        )
+    assert gathers(metric) or "count" not in rows, (
+        "rows law: 'count' is the number of rows, which vqcore adds; rename yours"
+    )
+
+
 def metric_batches(spec: DataSpec) -> tuple[Tensor, Tensor, Tensor]:
     """Five samples, their perfect reconstruction, and an unrelated reconstruction."""
     rng = generator(0, "check", "metric")
@@ -373,17 +417,21 @@ def metric_batches(spec: DataSpec) -> tuple[Tensor, Tensor, Tensor]:
     return x, x.clone(), poor
 
 
-def _check_additive(sums: Mapping[str, Tensor], parts: Sequence[Mapping[str, Tensor]], how: str) -> None:
+def _check_additive(
+    metric: Any, sums: Mapping[str, Tensor], parts: Sequence[Mapping[str, Tensor]], how: str
+) -> None:
     for part in parts:
         assert set(part) == set(sums), (
             f"sums law: names are {sorted(part)} in {how}, {sorted(sums)} in one batch"
         )
     for name, whole in sums.items():
-        total = sum((part[name] for part in parts), torch.zeros_like(whole))
-        off = float((total - whole).abs().max())
-        assert off <= 1e-6 * max(1.0, float(whole.abs().max())), (
-            f"sums law: '{name}' over {how} differs by {off:.3g} from one batch; sums must add up over samples"
+        pieces = [part[name] for part in parts]
+        total = torch.cat(pieces) if gives_rows(metric) else sum(pieces, torch.zeros_like(whole))
+        off = _distance(total, whole)
+        remedy = (
+            "rows must not depend on the batch" if gives_rows(metric) else "sums must add up over samples"
         )
+        assert off <= 1e-6, f"sums law: '{name}' over {how} differs by {off:.3g} from one batch; {remedy}"
 
 
 def _check_mask(metric: Any, x: Tensor, x_hat: Tensor) -> None:
@@ -391,7 +439,7 @@ def _check_mask(metric: Any, x: Tensor, x_hat: Tensor) -> None:
     size = x_hat.shape[2:]
     mask = torch.ones((len(x), *size), dtype=torch.bool)
     plain, whole = metric.measure(x_hat, x), metric.measure(x_hat, x, mask)
-    _check_additive(plain, [whole], "a mask of all True")
+    _check_additive(metric, plain, [whole], "a mask of all True")
     if mask[0].numel() < 2:
         return
     mask.flatten(1)[:, ::2] = False
@@ -399,7 +447,37 @@ def _check_mask(metric: Any, x: Tensor, x_hat: Tensor) -> None:
     hidden.flatten(2)[:, :, ::2] = hidden.flatten(2)[:, :, ::2].flip(0, 1)
     part, other = metric.measure(x_hat, x, mask), metric.measure(hidden, x, mask)
     for name, value in part.items():
-        off = float((other[name] - value).abs().max())
-        assert off <= 1e-6 * max(1.0, float(value.abs().max())), (
-            f"mask law: invalid positions change '{name}' by {off:.3g}"
+        off = _distance(other[name], value)
+        assert off <= 1e-6, f"mask law: invalid positions change '{name}' by {off:.3g}"
+
+
+def _check_weight(metric: Any, x: Tensor, x_hat: Tensor, is_mask: bool) -> None:
+    """A weight of 1 changes nothing, a weight of 0 is a mask, and other weights count; or weights are refused."""
+    one = torch.ones((len(x), *x_hat.shape[2:]))
+    try:
+        whole = metric.measure(x_hat, x, weight=one)
+    except VqcoreError:
+        return
+    plain = metric.measure(x_hat, x)
+    for name, value in plain.items():
+        off = _distance(whole[name], value)
+        assert off <= 1e-6, f"weight law: a weight of 1 changes '{name}' by {off:.3g}"
+    if one[0].numel() < 2:
+        return
+    half = one.clone()
+    half.flatten(1)[:, ::2] = 0
+    masked, weighted = metric.measure(x_hat, x, half > 0), metric.measure(x_hat, x, weight=half)
+    for name, value in masked.items() if is_mask else ():
+        off = _distance(weighted[name], value)
+        assert off <= 1e-6, (
+            f"weight law: '{name}' with a weight of 0 differs by {off:.3g} from that with a mask"
         )
+    uneven = metric.measure(x_hat, x, weight=half + 1)
+    assert any(_distance(uneven[name], value) > 1e-6 for name, value in plain.items()), (
+        "weight law: weights change nothing; raise ConfigError for weights (vqcore.metrics.sums.refuse_weight)"
+    )
+
+
+def _distance(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, as a share of 1 or of the largest value."""
+    return float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))

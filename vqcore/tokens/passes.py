@@ -73,6 +73,8 @@ def tokenize_folder(
         "size": list(size),
         "dtype": str(code_dtype(tokenizer.codebook_size)),
     }
+    if tokenizer.precision != "fp32":  # a folder holds no mixture of precisions
+        manifest["precision"] = tokenizer.precision
     claim(target, manifest)
     done = Done()
     todo = []

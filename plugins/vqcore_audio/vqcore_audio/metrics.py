@@ -1,6 +1,6 @@
 """The metric of waveforms: scale-invariant signal-to-noise ratio."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vqcore.config import Config as BaseConfig
-from vqcore.metrics.sums import mean
+from vqcore.metrics.sums import mean, refuse_weight
 from vqcore.protocols import DataSpec
 
 _FLOOR = 1e-10
@@ -37,8 +37,12 @@ class SISNR:
         x_hat: Float[Tensor, "b c n"],
         x: Float[Tensor, "b c n"],
         mask: Bool[Tensor, "b n"] | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Float[Tensor, "b n"] | None = None,
     ) -> dict[str, Tensor]:
         """Sum of the ratios of all channels that are not silent, and the number of these channels."""
+        refuse_weight("si-snr", weight)
         valid = (
             torch.ones_like(x, dtype=torch.double)
             if mask is None

@@ -108,9 +108,13 @@ def test_the_page_of_a_finished_run(run, capsys):
     assert "toy/quantizer" in found.said and "codebook_size: 16" in found.said
     samples = [picture["alt"] for picture in found.pictures if " of wave" in picture["alt"]]
     assert len(samples) == 9 * 4 and sum(alt.startswith("error map") for alt in samples) == 9
-    assert {"Loss, weighted sum", "pixel/mse", "vq/commit", "Learning rate", "Codebook usage, %"} <= set(
-        found.texts
-    )
+    assert {
+        "Loss, weighted sum",
+        "loss/pixel/mse",
+        "loss/vq/commit",
+        "Learning rate",
+        "Codebook usage, %",
+    } <= set(found.texts)
 
 
 def test_two_reports_are_equal(run):
@@ -131,7 +135,7 @@ def test_what_vqcore_eval_measured_is_shown(run):
     found = written(run)
     shown = json.loads((run / "eval.json").read_text())
     assert shown["protocol"]["set"]["sha256"] in found.said and "trained weights" in found.said
-    assert f"{shown['results'][0]['metrics']['psnr']:.5g} dB" in found.said
+    assert f"{shown['results'][0]['metrics']['metric/psnr']:.5g} dB" in found.said
 
     shown["checkpoint"] = "step_2"
     (run / "eval.json").write_text(json.dumps(shown))
@@ -155,7 +159,7 @@ def test_best_and_worst_are_the_best_and_worst(run):
         values[data.key(index)] = metric.summary(metric.measure(tokenizer.reconstruct(x), x))[""]
     order = sorted(values, key=values.get, reverse=True)
     by_group = {g: [s.key for s in found.shown if s.group == g] for g in ("best", "median", "worst")}
-    assert found.metric == "psnr" and found.samples == 24
+    assert found.metric == "metric/psnr" and found.samples == 24
     assert by_group["best"] == order[:3] and by_group["worst"] == order[-3:]
     assert by_group["median"] == order[10:13]
     for shown in found.shown:

@@ -32,12 +32,12 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(tmp_path):
     run = train(run_config(tmp_path / "run", hooks={"tb": {"name": "track/tensorboard"}}))
     found = events(tmp_path / "run/tensorboard")
     logged = [line for line in lines(tmp_path / "run") if "loss" in line]
-    for name in ("loss", "pixel/mse", "codes/usage", "lr"):
+    for name in ("loss", "loss/pixel/mse", "codes/usage", "lr"):
         seen = [(e.step, e.value) for e in found.Scalars(name)]
         assert seen == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in logged], name
-    assert [e.step for e in found.Scalars("eval/psnr")] == [6]
-    assert found.Scalars("eval/psnr")[0].value == pytest.approx(
-        run.progress.evaluation["eval/psnr"], rel=1e-6
+    assert [e.step for e in found.Scalars("eval/metric/psnr")] == [6]
+    assert found.Scalars("eval/metric/psnr")[0].value == pytest.approx(
+        run.progress.evaluation["eval/metric/psnr"], rel=1e-6
     )
     histogram = found.Histograms("codes/uses")[-1]
     assert histogram.step == 6 and sum(histogram.histogram_value.bucket) == run.tokenizer.codebook_size

@@ -58,7 +58,7 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, fake):
     assert first["config"]["model"]["encoder"]["name"] == "toy/encoder" and first["tags"] == ("a",)
     training = [line["step"] for line in fake.logged if "loss" in line]
     assert training == [1, 2, 3, 4, 5, 6] and ("*", {"step_metric": "step"}) in fake.metrics
-    assert any("eval/psnr" in line and line["step"] == 4 for line in fake.logged)
+    assert any("eval/metric/psnr" in line and line["step"] == 4 for line in fake.logged)
     numbers, edges = fake.logged[0]["codes/uses"]
     assert sum(numbers) == 16 and len(edges) == len(numbers) + 1
     assert fake.finished == [0, 0]
@@ -81,7 +81,7 @@ def test_wandb_itself_offline(tmp_path, monkeypatch):
     train(run_config(tmp_path / "run", hooks={"w": {"name": "track/wandb", "mode": "offline"}}))
     id = json.loads((tmp_path / "run/wandb.json").read_text())["id"]
     (written,) = (tmp_path / "run/wandb").glob(f"offline-run-*-{id}/run-{id}.wandb")
-    names = (b"pixel/mse", b"eval/psnr", b"codes/uses")
+    names = (b"loss/pixel/mse", b"eval/metric/psnr", b"codes/uses")
     for _ in range(60):  # a process of wandb's own writes; on a busy machine it comes later
         content = written.read_bytes()
         if all(name in content for name in names):

@@ -16,12 +16,12 @@ from vqcore import pictures
 from vqcore.assembly import build_extra, open_data, pick_device
 from vqcore.compose.build import from_tree
 from vqcore.errors import DataError
-from vqcore.evaluate.measure import eval_batches, measured, metric_configs
+from vqcore.evaluate.measure import build_metrics, eval_batches, measured, sampling_options
+from vqcore.evaluate.rows import for_summary
 from vqcore.evaluate.usage import CodeCounts
 from vqcore.metrics.labels import Accuracy
 from vqcore.metrics.pixels import MAE
-from vqcore.protocols import Batch, Data, Metric, Modality, better, is_denoiser
-from vqcore.registry import registry
+from vqcore.protocols import Batch, Data, Metric, Modality, better, gathers, is_denoiser, set_up
 from vqcore.rng import sample_generators
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
@@ -46,10 +46,11 @@ class Shown:
 
 @dataclass
 class Gallery:
-    """The samples, and the metric that orders them. `counts` says how often each code of each codebook occurs.
+    """The samples, and the metric that orders them, by its name in an evaluation.
 
-    `top` is the error that has the lightest colour, as a fraction of `unit` (empty for class maps). `curves` is True
-    for samples of one axis, whose error maps are curves. `parts` says how many numbers each part of the model holds.
+    `counts` says how often each code of each codebook occurs. `top` is the error that has the lightest colour, as a
+    fraction of `unit` (empty for class maps). `curves` is True for samples of one axis, whose error maps are curves.
+    `parts` says how many numbers each part of the model holds.
     """
 
     metric: str = ""
@@ -74,7 +75,7 @@ def collect(record: Record, limit: int) -> Gallery:
     config = from_tree(record.config, schema=RunConfig, file=str(record.folder / "config.yaml"))
     wanted = config.run.device
     device = pick_device(None if wanted is None or wanted.startswith("cuda") else wanted)
-    tokenizer = Tokenizer.load(record.checkpoint, device)
+    tokenizer = Tokenizer.load(record.checkpoint, device, precision=config.eval.precision)
     facts = tokenizer.facts()
     parts = {name: part.parameters + part.buffers for name, part in facts.parts.items()}
     found = Gallery(parts=parts, grid=facts.grid)
@@ -111,8 +112,8 @@ class _Pass:
 
     def decode(self, batch: Batch, codes: Tensor) -> Tensor:
         rng = sample_generators(batch.keys, self.config.run.seed, "eval-decode")
-        size = tuple(self.tokenizer.cfg.size)
-        return self.tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras)
+        size, sampling = tuple(self.tokenizer.cfg.size), sampling_options(self.config, self.tokenizer)
+        return self.tokenizer.decode(codes, size=size, rng=rng, extras=batch.conditions, **sampling)
 
 
 def _measure(passes: _Pass) -> tuple[str, Metric, dict[str, float], CodeCounts]:
@@ -134,15 +135,20 @@ def _measure(passes: _Pass) -> tuple[str, Metric, dict[str, float], CodeCounts]:
 
 
 def _fitting(passes: _Pass, batch: Batch, x_hat: Tensor) -> tuple[str, Metric]:
-    """The first metric that can order single samples: it says what is better and is finite for one sample."""
+    """The first metric that can order single samples, and its name in an evaluation.
+
+    Such a metric says what is better, needs no other sample, and is finite for one sample.
+    """
     tokenizer = passes.tokenizer
-    for label, cfg in metric_configs(passes.config.eval.metrics, tokenizer).items():
-        metric: Metric = registry().build("metric", cfg, f"eval.metrics.{label}", spec=tokenizer.spec)
-        if better(metric) and math.isfinite(_value(metric, tokenizer, batch, x_hat)):
-            return label, metric
+    metrics = build_metrics(passes.config.eval.metrics, tokenizer)
+    for label, metric in metrics.items():
+        if better(metric) and not gathers(metric):
+            set_up(metric, tokenizer.device)
+            if math.isfinite(_value(metric, tokenizer, batch, x_hat)):
+                return f"metric/{label}", metric
     if tokenizer.spec.labels is not None:
-        return "accuracy", Accuracy(Accuracy.Config(), spec=tokenizer.spec)
-    return "mae", MAE(MAE.Config(), spec=tokenizer.spec)
+        return "metric/accuracy", Accuracy(Accuracy.Config(), spec=tokenizer.spec)
+    return "metric/mae", MAE(MAE.Config(), spec=tokenizer.spec)
 
 
 def _better(metric: Metric, tokenizer: Tokenizer) -> str:
@@ -150,7 +156,8 @@ def _better(metric: Metric, tokenizer: Tokenizer) -> str:
 
 
 def _value(metric: Metric, tokenizer: Tokenizer, batch: Batch, x_hat: Tensor) -> float:
-    return metric.summary(measured(metric, tokenizer, x_hat, batch)).get("", math.nan)
+    found = for_summary(metric, measured(metric, tokenizer, x_hat, batch))
+    return metric.summary(found).get("", math.nan)
 
 
 def _single(batch: Batch, index: int) -> Batch:
@@ -161,6 +168,7 @@ def _single(batch: Batch, index: int) -> Batch:
         keys=batch.keys[here],
         mask=None if batch.mask is None else batch.mask[here],
         size=None if batch.size is None else batch.size[here],
+        weight=None if batch.weight is None else batch.weight[here],
         extras={label: value[here] for label, value in batch.extras.items()},
     )
 

@@ -4,7 +4,7 @@ import base64
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from PIL import Image
 
 from vqcore import __version__
 from vqcore.console import command
-from vqcore.evaluate.measure import CODE_METRICS
 from vqcore.pictures import heat
 from vqcore_track.charts import Chart, Event, Series, bar_chart, line_chart, rank_chart, short, with_unit
 from vqcore_track.gallery import Gallery, Shown
@@ -30,17 +29,18 @@ NAMES = {
     "codes/dead_age": "median age of dead codes",
     "skipped_steps": "skipped steps",
     "data/bad": "unreadable samples",
-    "psnr": "PSNR",
-    "ssim": "SSIM",
-    "mae": "mean absolute error",
-    "tokens_per_sample": "tokens per sample",
-    "bits_per_token": "bits per token",
-    "bits_per_pixel": "bits per position",
+    "metric/psnr": "PSNR",
+    "metric/ssim": "SSIM",
+    "metric/mae": "mean absolute error",
+    "codes/tokens_per_sample": "tokens per sample",
+    "codes/bits_per_token": "bits per token",
+    "codes/bits_per_pixel": "bits per position",
+    "decoded": "decoded samples",
 }
 UNITS = {
-    "psnr": "dB",
-    "bits_per_token": "bit",
-    "bits_per_pixel": "bit",
+    "metric/psnr": "dB",
+    "codes/bits_per_token": "bit",
+    "codes/bits_per_pixel": "bit",
     "codes/dead_age": "steps",
     "codes/usage": "%",
 }
@@ -50,7 +50,6 @@ SIDE = 256
 STRIP_ROWS = 7
 MOST_EVENTS = 50
 _HARMLESS = ("resumed",)
-_OPTIM = ("lr", "grad_norm", "loss_scale")
 _RAMP = np.tile(np.linspace(0, 1, 180), (12, 1))
 
 
@@ -127,15 +126,9 @@ def _tiles(record: Record, tables: Sequence[Mapping[str, float]]) -> dict[str, f
         last = {name: record.last(name) for name in ("loss", "codes/usage", "codes/perplexity")}
         return {name: value for name, value in last.items() if value is not None}
     metrics = tables[0]
-    quality = [name for name in _of_reconstructions(record, metrics) if "/" not in name][:3]
-    wanted = [*quality, "loss", "codes/usage", "codes/perplexity", "bits_per_pixel"]
+    quality = [name for name in metrics if name.startswith("metric/") and name.count("/") == 1][:3]
+    wanted = [*quality, "loss", "codes/usage", "codes/perplexity", "codes/bits_per_pixel"]
     return {name: metrics[name] for name in wanted if name in metrics}
-
-
-def _of_reconstructions(record: Record, names: Iterable[str]) -> list[str]:
-    """The metrics that are neither losses nor about codes: training does not log them."""
-    trained = {*train_names(record.curves), *CODE_METRICS, "loss"}
-    return [name for name in names if name not in trained]
 
 
 def _events(record: Record) -> list[tuple[int, str, str]]:
@@ -191,26 +184,37 @@ def _encoded(image: Image.Image, kind: str, pixels: bool = False) -> Picture:
 def _curves(record: Record) -> dict[str, list[Chart]]:
     """The charts of training, by the heading above them."""
     events = [Event(float(step), f"{name} {detail}"[:200]) for step, name, detail in _events(record)[-40:]]
-    names = train_names(record.curves)
-    codes = [name for name in names if name.startswith("codes/")]
-    optim = [name for name in names if name.partition("/")[0] in _OPTIM]
-    losses = [name for name in names if name not in (*codes, *optim, "data/bad")]
-    quality = _of_reconstructions(record, eval_names(record.curves))
+    names = [name for name in train_names(record.curves) if name != "data/bad"]
+    losses = [name for name in names if _family(name) == "loss"]
+    codes = [name for name in names if _family(name) == "codes"]
+    metrics = [name for name in names if _family(name) == "metric"]
+    quality = [
+        name
+        for name in eval_names(record.curves)
+        if _family(name) == "metric" and not name.endswith(("/low", "/high"))
+    ]
+    rest = [name for name in names if name not in (*losses, *codes, *metrics)]
     groups = {
-        "Losses": [_trained(record, name, events) for name in sorted(losses, key=lambda n: n != "loss")],
+        "Losses": [_trained(record, name, events) for name in losses],
         "Metrics on the evaluation data": [_measured(record, name) for name in quality],
+        "Metrics during training": [_trained(record, name, events) for name in metrics],
         "Codebook during training": [
             _trained(record, name, events) for name in sorted(codes, key=lambda n: n not in NAMES)
         ],
-        "Optimization": [_trained(record, name, events) for name in optim],
+        "Optimization": [_trained(record, name, events) for name in rest],
     }
     drawn = {title: [chart for chart in charts if chart] for title, charts in groups.items()}
     return {title: charts for title, charts in drawn.items() if charts}
 
 
+def _family(name: str) -> str:
+    """The first word of a metric's name: `loss` of `loss`, `loss/pixel/mse` and `loss@discriminator`."""
+    return name.partition("/")[0].partition("@")[0]
+
+
 def _trained(record: Record, name: str, events: Sequence[Event]) -> Chart | None:
     series = [_series("training", name, record.curves[name])]
-    if not name.startswith("codes/"):  # training counts codes over a window, evaluation over the whole set
+    if _family(name) == "loss":  # training counts codes over a window, evaluation over the whole set
         series += [
             _series(f"evaluation {size}".strip(), name, points, marked=True)
             for size, points in eval_curves(record.curves, name)
@@ -273,6 +277,9 @@ def _protocol(record: Record) -> dict[str, str]:
             "SHA-256 of the samples": measured["set"]["sha256"],
             "modality": measured.get("modality"),
             "metrics": ", ".join(measured.get("metrics", {})),
+            "decoded samples": measured.get("decode_samples"),
+            "sampling": measured.get("sampling"),
+            "precision": measured.get("precision"),
             "versions": place.get("versions"),
         }
     )

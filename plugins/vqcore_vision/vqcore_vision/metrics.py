@@ -1,7 +1,7 @@
 """Metrics of depths, joints and rotations, in the units of the files."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vqcore.config import Config as BaseConfig
-from vqcore.metrics.sums import count_of, mean, ratio, summed, valid_positions
+from vqcore.metrics.sums import count_of, mean, ratio, refuse_weight, summed, valid_positions
 from vqcore.protocols import DataSpec
 
 
@@ -30,8 +30,17 @@ class AbsRel:
     def __init__(self, cfg: Config, *, spec: DataSpec):
         _check_quantity("abs-rel", spec)
 
-    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def measure(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Sum of the relative errors, sum of the squared errors, and the number of positions."""
+        refuse_weight("abs-rel", weight)
         y, x = _positive_pairs(x_hat, x, mask)
         return {
             "relative": ((y - x).abs() / x).sum(),
@@ -60,8 +69,17 @@ class Delta:
     def __init__(self, cfg: Config, *, spec: DataSpec):
         _check_quantity("delta", spec)
 
-    def measure(self, x_hat: Tensor, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def measure(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Number of positions below each limit, and of all positions whose true value is above 0."""
+        refuse_weight("delta", weight)
         y, x = _positive_pairs(x_hat, x, mask)
         factor = torch.maximum(y / x, x / y.clamp(min=1e-30))
         below = torch.stack([(factor < 1.25**k).double().sum() for k in (1, 2, 3)])
@@ -87,9 +105,16 @@ class JointError:
         pass
 
     def measure(
-        self, x_hat: Float[Tensor, "b w j"], x: Float[Tensor, "b w j"], mask: Tensor | None = None
+        self,
+        x_hat: Float[Tensor, "b w j"],
+        x: Float[Tensor, "b w j"],
+        mask: Tensor | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Sum of the errors of samples, and the number of samples; channels are coordinates, the axis is joints."""
+        refuse_weight("joint-error", weight)
         return summed(reduce((x_hat.double() - x.double()).norm(dim=1), "b j -> b", "mean"))
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
@@ -115,9 +140,16 @@ class RotationError:
         pass
 
     def measure(
-        self, x_hat: Float[Tensor, "b w j"], x: Float[Tensor, "b w j"], mask: Tensor | None = None
+        self,
+        x_hat: Float[Tensor, "b w j"],
+        x: Float[Tensor, "b w j"],
+        mask: Tensor | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Sum of the errors of samples, and the number of samples; channels are the numbers of a joint."""
+        refuse_weight("rotation-error", weight)
         if x.shape[1] == 1:
             turn = x_hat.double() - x.double()
             angle = torch.atan2(turn.sin(), turn.cos()).abs().squeeze(1)
