@@ -259,6 +259,6 @@ def test_a_folder_of_files_is_read_whole(tmp_path):
     save_file({"b": torch.ones(2)}, tmp_path / "3.safetensors")
     with pytest.raises(CheckpointError, match="two files have a tensor 'b'"):
         read(tmp_path)
-    with pytest.raises(CheckpointError, match="has no .safetensors file"):
+    with pytest.raises(CheckpointError, match=r"has no \.safetensors file"):
         (tmp_path / "empty").mkdir()
         read(tmp_path / "empty")

@@ -1,9 +1,9 @@
 """Adaptive weights: what gradients of several losses at one tensor say about their balance.
 
 A factor of a step comes from the gradients of the step before: it is known before the first micro-batch, so it is the
-same for all micro-batches and all processes. Gradients are summed over micro-batches and processes in fp32, and divided
-by their number, as the gradient of the step itself is. What is kept between two steps are buffers: a resumed run goes on
-with the same bits.
+same for all micro-batches and all processes. Gradients are summed over micro-batches and processes in fp32, and
+divided by their number, as the gradient of the step itself is. What is kept between two steps are buffers: a resumed
+run goes on with the same bits.
 """
 
 import math

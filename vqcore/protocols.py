@@ -574,10 +574,11 @@ class Objective(Protocol):
     is the only source of randomness besides dropout layers, so that a sample's result does not depend on its batch;
     `vqcore.rng.forked` gives a player other numbers of its own.
 
-    `decode` samples the decoder; its keyword-only parameters beyond these are the sampling options, written
-    `steps: Annotated[int, "Steps of the sampler."] = 25` (`vqcore.sampling`); it refuses values out of range with a
-    `SettingError` before it computes anything. `extras` are the conditions of the batch. Under DDP every trained parameter of a player must take part in the player's losses, and
-    after each turn all ranks get the buffers that the objective and its players have on rank 0.
+    `decode` samples the decoder; its keyword-only parameters beyond these are the sampling options, written `steps:
+    Annotated[int, "Steps of the sampler."] = 25` (`vqcore.sampling`); it refuses values out of range with a
+    `SettingError` before it computes anything. `extras` are the conditions of the batch. Under DDP every trained
+    parameter of a player must take part in the player's losses, and after each turn all ranks get the buffers that
+    the objective and its players have on rank 0.
     """
 
     def setup(self, tokenizer: TokenizerLike) -> None: ...

@@ -427,11 +427,11 @@ class Tokenizer(nn.Module):
         (`FORMAT[key=value]:PATH`, or `format`: a name or settings).
 
         `weights` is `model`, `ema` (running averages) or `auto` (averages if there are any). `revision` belongs to a
-        hub id. Checksums and fingerprint are verified. Pickles are read only with `allow_pickle`. `borrowed` says where
-        weights lie that the tokenizer borrows: `{"decoder.base": "weights/base.safetensors"}`; with `download`, they are
-        fetched from the hub if its cache lacks them. `precision` is that of encoding and decoding: with bf16 and fp16
-        the parts run under autocast, and codes may differ from those of fp32. Raises `CheckpointError` if something is
-        missing, damaged or does not fit.
+        hub id. Checksums and fingerprint are verified. Pickles are read only with `allow_pickle`. `borrowed` says
+        where weights lie that the tokenizer borrows: `{"decoder.base": "weights/base.safetensors"}`; with `download`,
+        they are fetched from the hub if its cache lacks them. `precision` is that of encoding and decoding: with bf16
+        and fp16 the parts run under autocast, and codes may differ from those of fp32. Raises `CheckpointError` if
+        something is missing, damaged or does not fit.
         """
         named = resolve(path, revision, format=format, allow_pickle=allow_pickle, registry_=registry_)
         if named.format is not None:
