@@ -17,7 +17,7 @@ from vqcore.schema import ObjectiveConfig
 class Reconstruction:
     """Pixel loss between reconstruction and input, plus the losses of the quantizer (VQ-VAE, arXiv 1711.00937, eq. 3).
 
-    Losses: `pixel/<loss>`, the mean over valid positions and channels, and the quantizer's losses.
+    Losses: `pixel/<loss>`, the (weighted) mean over valid positions and channels, and the quantizer's losses.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,11 @@ class Reconstruction:
         quantized = tokenizer.quantize(tokenizer.latents(batch.x), batch.mask)
         y = decoded(tokenizer.decoder, quantized.z_q, size=tuple(batch.x.shape[-tokenizer.spec.rank :]))
         target = target_of(self.loss, batch.x, self.spec)
-        terms = {f"pixel/{self.loss}": pixel_loss(self.loss, y, target, batch.mask, **self._options)}
+        terms = {
+            f"pixel/{self.loss}": pixel_loss(
+                self.loss, y, target, batch.mask, weight=batch.weight, **self._options
+            )
+        }
         x_hat = output_of(self.loss, y, self.spec)
         return Losses({**terms, **quantized.losses}, x_hat, quantized.codes, quantized.metrics)
 
@@ -80,3 +84,20 @@ class Reconstruction:
 def decoded(decoder: Decoder, z_q: Float[Tensor, "b *grid d"], *, size: tuple[int, ...]) -> Tensor:
     """A plain decoder's output in fp32; only a decoder with `needs_size` gets `size`."""
     return (decoder(z_q, size=size) if needs_size(decoder) else decoder(z_q)).float()
+
+
+def doubled(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions of a batch, twice: for guidance, which asks a denoiser with and without the tokens in one call.
+
+    Tensors are concatenated with themselves along the batch axis, lists and tuples are joined to themselves; mappings
+    inside are doubled too, and everything else stays.
+    """
+    return {key: _twice(value) for key, value in conditions.items()}
+
+
+def _twice(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.cat([value, value])
+    if isinstance(value, Mapping):
+        return doubled(value)
+    return type(value)((*value, *value)) if isinstance(value, (list, tuple)) else value

@@ -148,7 +148,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
 
 @torch.no_grad()
 def contact_sheet(tokenizer: Codec, batch: Batch) -> Image.Image:
-    """Original, reconstruction and token map of each sample of a batch."""
+    """Original, reconstruction and token map of each sample of a prepared batch."""
     codes = tokenizer.encode(batch.x, batch.mask)
     return sheet(
         [
@@ -160,7 +160,7 @@ def contact_sheet(tokenizer: Codec, batch: Batch) -> Image.Image:
 
 
 class Strip:
-    """A picture with the originals on top and one row of reconstructions for each call of `add`.
+    """A picture with the originals of a prepared batch on top and one row of reconstructions for each call of `add`.
 
     Rows of steps after `step` are deleted: a resumed run makes these steps, and their rows, again.
     """
@@ -199,7 +199,7 @@ def rebuilt(tokenizer: Codec, batch: Batch, codes: Int[Tensor, "b *grid q"]) -> 
     """The reconstructions from the codes of a batch, as pictures."""
     size = tuple(batch.x.shape[-tokenizer.spec.rank :])
     rng = sample_generators(batch.keys, "picture")
-    x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras).cpu()
+    x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.conditions).cpu()
     shown = x_hat.argmax(1) if tokenizer.spec.labels is not None else x_hat
     each = zip(shown, batch.x, masks(batch))
     return [picture(tokenizer.modality, one, like, mask) for one, like, mask in each]

@@ -209,7 +209,7 @@ def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.
     tokenizer = Tokenizer.load(found.weights, device, weights=weights)
     extra = build_extra(found.config, tokenizer.cfg.size)
     data = open_data(found.config, tokenizer.modality, extra, "eval")
-    batch = sample_pictures(tokenizer, found.config, data, extra).to(device)
+    batch = sample_pictures(tokenizer, found.config, data, extra)
     return pictures.contact_sheet(tokenizer, batch)
 
 

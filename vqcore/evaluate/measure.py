@@ -81,24 +81,25 @@ def evaluate(
     weights: Mapping[str, float] | None,
     seed: int,
     step: int,
+    extra: Mapping[str, Modality] | None = None,
     constant: Tensor | None = None,
     watch: Callable[[int], None] = lambda samples: None,
 ) -> Measured:
     """Metrics over all samples of all processes, by name; sums are exact, so the number of processes does not matter.
 
     `loss` is the sum of the model's losses, weighted by `weights`. With `weights=None` no losses are measured, and the
-    objective needs no setup. `codes/usage` and `codes/perplexity` are over the whole set. `constant` is one number for
-    each channel of a decoder's output (`vqcore.evaluate.baseline`). The tokenizer must be in eval mode. Raises
-    `DataError` when there is no sample.
+    objective needs no setup. `extra` are the extra modalities by label. `codes/usage` and `codes/perplexity` are over
+    the whole set. `constant` is one number for each channel of a decoder's output (`vqcore.evaluate.baseline`). The
+    tokenizer must be in eval mode. Raises `DataError` when there is no sample.
     """
     totals = _Totals(tokenizer)
     for batch in batches:
-        batch = batch.to(tokenizer.device)
+        batch = tokenizer.prepare(batch, extra)
         codes = None if weights is None else _add_losses(totals, tokenizer, batch, seed, step)
         if codes is None:
             codes = tokenizer.encode(batch.x, batch.mask)
         rng = sample_generators(batch.keys, seed, "eval-decode")
-        x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.extras)
+        x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.conditions)
         for label, metric in metrics.items():
             totals.measure(f"metric:{label}", metric, x_hat, batch)
             if constant is not None and of_constant(metric):
@@ -248,6 +249,7 @@ def evaluate_data(
             weights=config.objective.weights if losses else None,
             seed=config.run.seed,
             step=step,
+            extra=extra,
             constant=constant,
             watch=line.update,
         )
@@ -263,9 +265,9 @@ def _readable(batches: EvalBatches, bad: BadSamples) -> Iterator[Batch]:
 def sample_pictures(
     tokenizer: Tokenizer, config: RunConfig, data: Data, extra: Mapping[str, Modality]
 ) -> Batch:
-    """`eval.pictures` samples, spread over the set, without those that are not readable."""
+    """`eval.pictures` samples, spread over the set and prepared, without those that are not readable."""
     count = config.eval.pictures
     for loaded in eval_batches(tokenizer, config, data, extra, batch_size=count, limit=count):
         if loaded.batch is not None:
-            return loaded.batch
+            return tokenizer.prepare(loaded.batch, extra)
     raise DataError(f"no sample to show can be read. The first: {': '.join(loaded.bad[0])}")

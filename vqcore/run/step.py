@@ -32,6 +32,7 @@ def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
     Raises `Trouble` if a player's gradient is not finite or too long. Then the optimizer does not change this player.
     """
     metrics: dict[str, float | Tensor] = {}
+    batches = [run.tokenizer.prepare(batch, run.extra) for batch in batches]
     horizon = run.config.optim.horizon or run.steps
     for name in run.objective.players(run.step):
         player = run.player(name)
@@ -69,7 +70,7 @@ def _backward(run: Run, player: Player, batch: Batch, micro: int, parts: int) ->
     rng = sample_generators(range(len(batch.keys)), run.seed, "objective", *keys)
     synced = micro == parts - 1 or dist.world_size() == 1
     with contextlib.nullcontext() if synced else player.forward.no_sync():  # type: ignore[operator]
-        total, out = player.forward(batch.to(run.device), run.step, rng)
+        total, out = player.forward(batch, run.step, rng)
         player.scaler.scale(total / parts).backward()
     if player.name == "model" and out.codes is not None:
         run.window.add(out.codes, run.step)
