@@ -1,5 +1,6 @@
 """Riders beside the main modality, files that labels share, windows of files, weights of positions."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vqcore.data.batches import EvalBatches, TrainBatches
 from vqcore.data.reader import Reader
 from vqcore.data.sources import Folder
 from vqcore.errors import ConfigError, DataError
+from vqcore.evaluate.compare import set_sha256
 from vqcore.modalities.array import Array
 from vqcore.modalities.mask import Mask
 from vqcore.modalities.rgb import RGB
@@ -386,3 +388,16 @@ def test_a_mask_cannot_replace_values_that_are_computed_later():
         ConfigError, match=r"data\.extra\.valid: a mask cannot replace values here.*remove mask_value"
     ):
         Reader(Recordings(Path()), Later(RGB.Config(), size=8), {"valid": mask})
+
+
+def test_the_digest_of_a_set_of_windows_sees_their_bounds_and_reads_a_file_once(tmp_path, monkeypatch):
+    read = []
+    file_digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: read.append(1) or file_digest(*given))
+    for number in range(2):
+        np.save(tmp_path / f"{number}.npy", np.arange(5000.0))
+    whole = set_sha256(Recordings(tmp_path), (), None)
+    assert len(read) == 2
+    shifted = Recordings(tmp_path)
+    shifted.get = lambda index, label="": replace(Recordings.get(shifted, index), stop=(4096,))
+    assert set_sha256(shifted, (), None) != whole

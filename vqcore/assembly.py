@@ -49,6 +49,7 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
         tokenizer = Tokenizer(tokenizer_config(config, modality), seed=config.run.seed, fetch=False)
     wanted_sizes: list[tuple[int, ...]] = []
     if tokenizer is not None:
+        modality = tokenizer.modality  # the other one may hold a large network too
         with attempt("data"):
             wanted_sizes = [*sizes(config.data, tokenizer.spec), *eval_sizes(config, tokenizer)]
         for size in dict.fromkeys(wanted_sizes):

@@ -32,6 +32,7 @@ class TestFeatures(ModalityConformance):
         {"channels": 6},
         {"channels": 6, "hflip": 0.5, "norm": 1.0, "mean": 0.5},
         {"channels": 6, "crop": "resize", "min_crop_scale": 0.3, "hflip": 1.0},
+        {"channels": 6, "stride": 2},
     )
     size = (4, 4)
 
