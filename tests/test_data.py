@@ -414,7 +414,7 @@ class TestTrainBatches:
         asked.clear()
         monkeypatch.setattr(Folder, "get", lambda self, index, label="": tmp_path / "a.png")
         list(train((data, rgb, cfg), 1, extra={"again": rgb}, workers=0))
-        assert asked == [None, None]
+        assert asked == [None]
 
     def test_taking_up_again_skips_what_was_done(self, tmp_path):
         parts = arrays(tmp_path, 7, batch_size=2)
@@ -568,7 +568,7 @@ class TestExtras:
                 str(i),
                 (2,),
                 torch.tensor([True, i > 0]),
-                {"text": f"t{i}", "n": torch.tensor(i)},
+                extras={"text": f"t{i}", "n": torch.tensor(i)},
             )
             for i in range(3)
         ]

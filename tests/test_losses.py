@@ -98,6 +98,40 @@ def test_gradients_are_finite_at_a_perfect_answer_and_zero_where_masked(name):
     assert y.grad.isfinite().all() and not y.grad[:, :, 2].any()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_a_weighted_mean_of_each_sample(name):
+    y, x = sample(name)
+    rng = np.random.default_rng(3)
+    weight = rng.uniform(0, 1e-3, (4, 5, 6))  # an inverse variance may be small everywhere
+    valid = rng.uniform(size=weight.shape) > 0.3
+    tensors = torch.from_numpy(y), torch.from_numpy(x), torch.from_numpy(valid)
+    each = numpy_loss(name, y, x)
+    for mask, counts in ((None, weight), (tensors[2], weight * valid)):
+        wanted = ((each * counts).sum((1, 2)) / counts.sum((1, 2))).mean()
+        found = pixel_loss(name, *tensors[:2], mask, weight=torch.from_numpy(weight))
+        assert float(found) == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weight_0_is_a_mask_and_weight_1_is_none(name):
+    y, x = (torch.from_numpy(each) for each in sample(name))
+    y, x = y.float().requires_grad_(), x.float() if x.is_floating_point() else x
+    mask = torch.rand(4, 5, 6, generator=generator(1)) > 0.4
+    mask[1] = False  # nothing counts
+    holed = (
+        torch.where(mask if x.ndim == 3 else mask.unsqueeze(1), x, torch.nan) if x.is_floating_point() else x
+    )
+    masked, weighted = pixel_loss(name, y, x, mask), pixel_loss(name, y, holed, weight=mask.float())
+    assert torch.equal(masked, weighted)
+    gradients = [torch.autograd.grad(loss, y)[0] for loss in (masked, weighted)]
+    assert torch.allclose(*gradients) and bool(gradients[1].isfinite().all())
+    plain = pixel_loss(name, y, x)
+    assert torch.allclose(pixel_loss(name, y, x, weight=torch.ones(4, 5, 6)), plain)
+    assert torch.equal(
+        pixel_loss(name, y, x, weight=torch.full((4, 5, 6), 7.0)), pixel_loss(name, y, x, mask | ~mask)
+    )
+
+
 def test_recorded_losses_of_4m():
     case = dict(np.load(PARITY))
     y, x = torch.from_numpy(case["y"]), torch.from_numpy(case["x"])

@@ -25,7 +25,7 @@ from vqcore.modalities.views import (
     smallest_crop,
     view_of,
 )
-from vqcore.protocols import View
+from vqcore.protocols import DataSpec, View
 from vqcore.testing.checks import check_modality
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -754,7 +754,8 @@ class TestResizingArrays:
         modality = Array(Array.Config(channels=6, size=1), size=(32, 32))
         assert modality.spec.size == (1,)
         view = View(start=(0.2, 0.2), stop=(0.5, 0.5), size=(32, 32), flip=True)
-        assert modality.tensor(modality.read(np.arange(6.0)), view)[:, 0].tolist() == list(range(6))
+        own = modality.ride(view, DataSpec(channels=3, size=(32, 32)))
+        assert modality.tensor(modality.read(np.arange(6.0)), own)[:, 0].tolist() == list(range(6))
 
 
 class TestWrongArrays:

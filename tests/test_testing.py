@@ -3,7 +3,9 @@
 import ast
 import copy
 import dataclasses
+import json
 import re
+import tempfile
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,11 +30,12 @@ from vqcore.metrics.pixels import MAE
 from vqcore.metrics.sums import per_sample
 from vqcore.objectives import Reconstruction
 from vqcore.plugin import KINDS, hookimpl
-from vqcore.protocols import Batch, DataSpec, Losses, Quantized, View
+from vqcore.protocols import Batch, DataSpec, Losses, Quantized, View, Window
 from vqcore.registry import Registry, registry
 from vqcore.schema import TokenizerConfig
 from vqcore.testing import checks, conformance
 from vqcore.testing.basics import MisspeltMember, misspelt_members, noise
+from vqcore.testing.files import TEXT_WAIVABLE
 from vqcore.testing.quantizers import WAIVABLE
 from vqcore.testing.runs import OBJECTIVE_WAIVABLE, SCHEDULER_WAIVABLE, as_run
 from vqcore.testing.samples import METRIC_WAIVABLE, MODALITY_WAIVABLE
@@ -269,6 +272,33 @@ class Writing(Modality):
         np.save(path, shown)
 
 
+class Finishing(Modality):
+    """Makes the raw tensor twice as large and lets a frozen network have the last word."""
+
+    def __init__(self, **changes):
+        super().__init__(**changes)
+        self.net = linear(2, 2, 0)
+
+    def tensor(self, raw, view):
+        return super().tensor(raw, dataclasses.replace(view, size=tuple(2 * side for side in view.size)))
+
+    def finish(self, x):
+        half = rearrange(F.avg_pool2d(x, 2), "b c h w -> b h w c")
+        return rearrange(torch.tanh(self.net(half)), "b h w c -> b c h w")
+
+
+class Riding(Modality):
+    """Half as large beside another modality, and says what its reading and its positions are worth."""
+
+    reading = ("raw",)
+
+    def ride(self, view, main):
+        return dataclasses.replace(view, size=tuple(side // 2 for side in view.size))
+
+    def weight(self, raw, view):
+        return torch.ones(view.size)
+
+
 class Halving(Modality):
     """Reads for training what it would make of a sample anyway."""
 
@@ -300,6 +330,77 @@ class Data:
 
     def get(self, index, label=""):
         return self.samples[index]
+
+
+class Windows(Data):
+    """Each array is two samples: its upper and its lower half."""
+
+    def __len__(self):
+        return 2 * len(self.samples)
+
+    def get(self, index, label=""):
+        return Window(self.samples[index // 2], (4 * (index % 2), 0), (4 * (index % 2) + 4, 8))
+
+
+class Reader:
+    suffixes = (".npy",)
+
+    def read(self, path):
+        try:
+            return np.load(path)
+        except (OSError, ValueError) as error:
+            raise DataError(str(error)) from error
+
+
+class Writer:
+    def __init__(self, folder, manifest):
+        self.folder, self.manifest, self.lines = folder, manifest, []
+
+    def add(self, key, codes, extras):
+        self.lines.append((key, codes.tolist(), extras))
+
+    def close(self):
+        self.folder.mkdir()
+        (self.folder / "codes.json").write_text(json.dumps([self.manifest, self.lines]))
+
+
+class Stored:
+    def __init__(self, manifest, lines):
+        self.manifest, self.lines = manifest, lines
+
+    def __len__(self):
+        return len(self.lines)
+
+    def line(self, index):
+        return {line[0]: line for line in self.lines}[index] if isinstance(index, str) else self.lines[index]
+
+    def __getitem__(self, index):
+        key, codes, _ = self.line(index)
+        return key, np.array(codes)
+
+    def extras(self, index):
+        return self.line(index)[2]
+
+
+class Store:
+    def write(self, folder, manifest):
+        return Writer(folder, manifest)
+
+    def open(self, folder):
+        try:
+            return Stored(*json.loads((folder / "codes.json").read_text()))
+        except (OSError, ValueError) as error:
+            raise DataError(str(error)) from error
+
+
+class Letters:
+    vocab_size = 256
+
+    def encode(self, texts):
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, ids):
+        return [bytes(one).decode() for one in ids]
 
 
 class Metric(MAE):
@@ -406,6 +507,16 @@ def data(made):
     checks.check_data(made, Modality())
 
 
+def reader(made):
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "a.npy", SAMPLE)
+        checks.check_reader(made, Path(folder) / "a.npy")
+
+
+def text(made):
+    checks.check_text(made, ("a cat", "", "two cats"))
+
+
 def metric(made):
     checks.check_metric(made, SPEC)
 
@@ -420,7 +531,10 @@ GOOD = {
     "teacher": (teacher, Teacher),
     "scheduler": (checks.check_scheduler, Scheduler),
     "modality": (modality, Modality),
+    "reader": (reader, Reader),
     "data": (data, Data),
+    "store": (checks.check_store, Store),
+    "text": (text, Letters),
     "metric": (metric, Metric),
     "hook": (checks.check_hook, Hook),
 }
@@ -774,6 +888,29 @@ class Sloping(Modality):
         return x.roll(1, -1) if view.flip else x
 
 
+def finished(change):
+    return variant(Finishing, finish=lambda self, x: change(Finishing.finish(self, x), x))
+
+
+class Clipping(Modality):
+    """Changes what `read` returned, which other labels may use."""
+
+    def read(self, source, at_least=None):
+        return super().read(source).copy()
+
+    def tensor(self, raw, view):
+        return super().tensor(np.clip(raw, -0.5, 0.5, out=raw), view)
+
+
+class Undecided(Modality):
+    turn = 0
+
+    @property
+    def reading(self):
+        self.turn += 1
+        return self.turn
+
+
 class Labels(Modality):
     """Class maps; `ids` says what a tensor holds."""
 
@@ -845,6 +982,29 @@ class Renaming(Data):
 
     def __getstate__(self):
         return {"samples": self.samples, "prefix": "b"}
+
+
+def stored(**members):
+    """A store whose opened folder is odd."""
+    odd = variant(Stored, **members)
+    return variant(Store, open=lambda self, folder: odd(*vars(Store.open(self, folder)).values()))
+
+
+def spelt(encode=lambda found: found, decode=lambda found: found):
+    return variant(
+        Letters,
+        encode=lambda self, texts: encode(Letters.encode(self, texts)),
+        decode=lambda self, ids: decode(Letters.decode(self, ids)),
+    )
+
+
+def crashing_reader(self, path):
+    return np.load(path)
+
+
+def numbered(self, path, turn=[0]):  # noqa: B006
+    turn[0] += 1
+    return Reader.read(self, path) + turn[0]
 
 
 def measured(change):
@@ -1121,7 +1281,25 @@ BAD = [
     (modality, variant(Modality, read=crashing), "damage law: a damaged file .* raises ValueError"),
     (modality, variant(Modality, read=nan_reader), "damage law|finite law"),
     (modality, variant(Modality, metrics=("psrn",)), "metrics law: .*Did you mean 'psnr'"),
+    (modality, Clipping, "purity law: a method changes what read returned"),
+    (modality, Undecided, "reading law: reading is different"),
+    (modality, variant(Modality, reading=[1]), "reading law: reading cannot be compared"),
+    (modality, variant(Riding, weight=lambda s, raw, view: torch.ones(3)), "weight law: the weight is torch.float32"),
+    (modality, variant(Riding, weight=lambda s, raw, view: -torch.ones(view.size)), "weight law: a position counts -1"),
+    (modality, variant(Riding, weight=lambda s, raw, view: torch.ones(view.size) / 0), "finite law: the weight"),
+    (modality, variant(Riding, ride=lambda s, view, main: dataclasses.replace(view, size=(4,))), "ride law: the size"),
+    (modality, variant(Riding, ride=lambda s, view, main: dataclasses.replace(view, start=(0.5, 2.0))), "view law"),
+    (modality, variant(FixedSize, ride=Riding.ride), "shape law: .* not \\(2, 4, 4\\)"),
+    (modality, variant(Finishing, finish=Modality.values), "shape law: \\(2, 16, 16\\), not \\(2, 8, 8\\)"),
+    (modality, finished(lambda y, x: y * 3), "range law"),
+    (modality, finished(lambda y, x: y / 0), "finite law: the tensor"),
+    (modality, finished(lambda y, x: y - y.mean(0) * (len(y) > 1)), "batch law: a finished sample"),
+    (modality, finished(lambda y, x: y + 0 * x.clamp_(-0.5, 0.5).sum()), "purity law: finish changes its input"),
+    (modality, finished(lambda y, x: y[:1]), "finish law: 1 samples come out, 5 went in"),
     # data
+    (data, variant(Windows, get=lambda s, i, label="": Window(s.samples[i // 2], (0, 4), (8, 12))),
+     "reading law: .* the window \\[0, 4\\] to \\[8, 12\\] does not lie inside the file, whose extent is \\[8, 8\\]"),
+    (data, variant(Windows, key=lambda s, i: str(i // 2)), "key law: 6 of 12 keys are not unique"),
     (data, variant(Data, __len__=lambda s: 0), "length law: there are no samples"),
     (data, keyed(lambda i: "same"), "key law: 5 of 6 keys are not unique"),
     (data, keyed(lambda i: f"/data/{i}"), "key law: '/data/0' is not a relative path"),
@@ -1132,6 +1310,32 @@ BAD = [
     (data, Forgetful, "determinism law: .* in a worker"),
     (data, Shrinking, "length law: 5 samples in a worker"),
     (data, variant(Data, get=lambda s, i, label="": np.full((2, 8, 8), np.nan)), "reading law: sample 0"),
+    # reader
+    (reader, variant(Reader, suffixes=(".NPY",)), "suffix law: '.NPY' is not"),
+    (reader, variant(Reader, suffixes=(".npz",)), "suffix law: a.npy ends in none"),
+    (reader, variant(Reader, read=lambda s, path: Reader.read(s, path).astype(object)), "array law: read returns obj"),
+    (reader, variant(Reader, read=numbered), "determinism law: two readings"),
+    (reader, variant(Reader, read=crashing_reader), "damage law: a damaged file .* raises ValueError"),
+    (reader, variant(Reader, read=lambda s, path: SAMPLE), "damage law: read takes a damaged file"),
+    # store
+    (checks.check_store, stored(__len__=lambda s: 2), "length law: 3 samples were added, 2 come back"),
+    (checks.check_store, variant(Store, write=lambda s, f, m: Writer(f, {})), "manifest law"),
+    (checks.check_store, stored(__getitem__=lambda s, i: ("b/2", Stored.__getitem__(s, i)[1])), "key law: sample 2"),
+    (checks.check_store, stored(__getitem__=lambda s, i: (s.line(i)[0], Stored.__getitem__(s, i)[1].astype(np.uint16))),
+     "codes law: the codes of 0 changed, uint16"),
+    (checks.check_store, stored(extras=lambda s, i: {}), "extras law"),
+    (checks.check_store, stored(line=lambda s, i: {line[0]: line for line in s.lines}.get(i) if isinstance(i, str)
+                                else s.lines[i]), "bounds law: 'nothing' raises TypeError, not KeyError"),
+    (checks.check_store, stored(line=lambda s, i: {line[0]: line for line in s.lines}[i] if isinstance(i, str)
+                                else s.lines[i % 3]), "bounds law: there is a sample 3"),
+    (checks.check_store, variant(Store, open=lambda s, f: Stored(*json.loads((f / "codes.json").read_text()))),
+     "damage law: an empty folder raises FileNotFoundError"),
+    # text
+    (text, spelt(lambda ids: ids[:1]), "length law: 3 texts have 1 lists"),
+    (text, spelt(lambda ids: [[300] * len(one) for one in ids]), "range law: \\[300\\] is no id below vocab_size=256"),
+    (text, spelt(lambda ids: [one + [0] * (len(ids) > 1) for one in ids]), "batch law: the ids of 'a cat' depend"),
+    (text, spelt(decode=lambda found: found[:1]), "length law: decode gives 1 values"),
+    (text, spelt(decode=lambda found: [one.upper() for one in found]), "round-trip law: the ids of"),
     # metric
     (metric, measured(lambda s, a, b: {k: v.float() for k, v in s.items()}), "is torch.float32, not float64"),
     (metric, measured(lambda s, a, b: {**s, "sum": s["sum"] / 0}), "finite law: the sum"),
@@ -1195,6 +1399,15 @@ def test_a_modality_that_reads_less_for_training_passes():
     checks.check_modality(Halving(), SAMPLE)
 
 
+def test_a_modality_that_finishes_or_rides_in_its_own_way_passes():
+    checks.check_modality(Finishing(), SAMPLE, waived={"round-trip": "shows features, reads pictures"})
+    checks.check_modality(Riding(), SAMPLE)
+
+
+def test_a_data_source_of_windows_passes():
+    checks.check_data(Windows(), Modality())
+
+
 def test_a_waiver_lets_one_law_go_and_no_other():
     position = variant(Quantizer, forward=shifted_codes)()
     checks.check_quantizer(
@@ -1202,6 +1415,8 @@ def test_a_waiver_lets_one_law_go_and_no_other():
     )
     checks.check_metric(MaskBlind(), SPEC, waived={"mask": "needs whole samples"})
     checks.check_modality(Sloping(), SAMPLE, waived={"flip": "has no left and right"})
+    shouting = spelt(decode=lambda found: [one.upper() for one in found])()
+    checks.check_text(shouting, ("a cat",), waived={"round-trip": "knows capitals only"})
     with pytest.raises(AssertionError, match="waived: \\['rage'\\] cannot be waived; these can: mask"):
         checks.check_metric(Metric(), SPEC, waived={"rage": "typo"})
 
@@ -1832,7 +2047,7 @@ def test_every_line_of_the_kit_that_can_fail_has_a_toy_that_makes_it_fail(toy):
         if isinstance(node, ast.FunctionDef) and node.name in own
     ]
     missing = []
-    for name in ("networks.py", "quantizers.py", "samples.py", "runs.py"):
+    for name in ("networks.py", "quantizers.py", "samples.py", "files.py", "runs.py"):
         for first, last in places_of_laws(name):
             if name == "runs.py" and any(a <= first <= b for a, b in elsewhere):
                 continue
@@ -1843,7 +2058,7 @@ def test_every_line_of_the_kit_that_can_fail_has_a_toy_that_makes_it_fail(toy):
 
 def test_every_kind_has_a_class():
     kinds = {cls.kind for cls in vars(conformance).values() if isinstance(cls, type) and hasattr(cls, "kind")}
-    assert set(KINDS) - kinds == {"text"}
+    assert set(KINDS) - kinds == {"adversary"}
 
 
 def test_the_documentation_lists_every_optional_member():
@@ -1868,6 +2083,13 @@ def test_noise_is_the_same_everywhere():
 def test_the_documentation_names_every_class_and_every_law_that_can_be_waived():
     text = (ROOT / "docs" / "testing.md").read_text()
     classes = [name for name, cls in vars(conformance).items() if hasattr(cls, "test_manifest")]
-    waivable = {*WAIVABLE, *MODALITY_WAIVABLE, *METRIC_WAIVABLE, *SCHEDULER_WAIVABLE, *OBJECTIVE_WAIVABLE}
+    waivable = {
+        *WAIVABLE,
+        *MODALITY_WAIVABLE,
+        *TEXT_WAIVABLE,
+        *METRIC_WAIVABLE,
+        *SCHEDULER_WAIVABLE,
+        *OBJECTIVE_WAIVABLE,
+    }
     assert [name for name in classes if name not in text] == []
     assert [law for law in sorted(waivable) if f"`{law}`" not in text] == []

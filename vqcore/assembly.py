@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vqcore import dist
+from vqcore.data.reader import check_rides
 from vqcore.data.sizes import nominal_size, sizes
 from vqcore.errors import ConfigError, DataError
 from vqcore.evaluate.best import check_best
@@ -50,8 +51,9 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
         return None
     with attempt("model"):
         tokenizer = Tokenizer(tokenizer_config(config, modality), seed=config.run.seed, fetch=False)
+    wanted_sizes: list[tuple[int, ...]] = []
     if tokenizer is not None:
-        wanted_sizes: list[tuple[int, ...]] = []
+        modality = tokenizer.modality  # the other one may hold a large network too
         with attempt("data"):
             wanted_sizes = [*sizes(config.data, tokenizer.spec), *eval_sizes(config, tokenizer)]
         for size in dict.fromkeys(wanted_sizes):
@@ -77,6 +79,8 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
                     )
     with attempt("data.extra"):
         extra = build_extra(config, modality.spec.size if tokenizer is None else tokenizer.cfg.size)
+        for size in dict.fromkeys(wanted_sizes):
+            check_rides(extra, size, modality.spec)
     with attempt("data"):
         data = open_data(config, modality, extra, "train")
     with attempt("data"):

@@ -1,4 +1,4 @@
-"""Reconstruction losses by name, with a mask: positions where the mask is False do not count.
+"""Reconstruction losses by name, with a mask and weights: positions where the mask is False do not count.
 
 mse, l1, smooth_l1 and huber (arXiv 1504.08083, equation 3), cosine (over channels), bce, cross_entropy.
 Differs from 4M: the `cosine` of 4M compares over space; its `cosine_1d` compares over channels, like `cosine` here. The
@@ -58,15 +58,31 @@ def loss_map(name: str, y: Tensor, x: Tensor, *, width: float = 1.0) -> Float[Te
 
 
 def pixel_loss(
-    name: str, y: Tensor, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None, *, width: float = 1.0
+    name: str,
+    y: Tensor,
+    x: Tensor,
+    mask: Bool[Tensor, "b *size"] | None = None,
+    *,
+    weight: Float[Tensor, "b *size"] | None = None,
+    width: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Mean over samples of the mean `loss_map` at valid positions; a sample without valid positions counts as 0."""
+    """Mean over samples of the mean `loss_map` at valid positions; a sample without valid positions counts as 0.
+
+    With `weight`, at least 0, the mean of a sample is weighted; weight 0 is the same as invalid. Only the ratios of
+    weights within a sample matter.
+    """
+    if weight is not None:
+        mask = weight > 0 if mask is None else mask & (weight > 0)
     if mask is None:
         return loss_map(name, y, x, width=width).mean()
     # A value at an invalid position may be NaN; then the gradient of its loss is NaN too, even when multiplied by 0.
     x = torch.where(mask if x.ndim == mask.ndim else mask.unsqueeze(1), x, 0)
     each = torch.where(mask, loss_map(name, y, x, width=width), 0.0).flatten(1)
-    return (each.sum(1) / mask.flatten(1).sum(1).clamp(min=1)).mean()
+    if weight is None:
+        return (each.sum(1) / mask.flatten(1).sum(1).clamp(min=1)).mean()
+    counts = torch.where(mask, weight, 0.0).flatten(1)
+    counts = counts / counts.amax(1, keepdim=True).clamp(min=torch.finfo(counts.dtype).tiny)
+    return ((each * counts).sum(1) / counts.sum(1).clamp(min=1)).mean()
 
 
 def target_of(name: str, x: Tensor, spec: DataSpec) -> Tensor:

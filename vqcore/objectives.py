@@ -121,8 +121,8 @@ def visible(x_hat: Float[Tensor, "b c *size"], batch: Batch) -> tuple[Tensor, Te
 class Reconstruction(Judged):
     """Pixel loss between reconstruction and input, plus the losses of the quantizer (VQ-VAE, arXiv 1711.00937, eq. 3).
 
-    Losses: `pixel/<loss>`, the mean over valid positions and channels; the quantizer's losses; `percept/<label>`, the
-    mean over samples; the adversary's `gan/...`.
+    Losses: `pixel/<loss>`, the (weighted) mean over valid positions and channels; the quantizer's losses;
+    `percept/<label>`, the mean over samples; the adversary's `gan/...`.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,8 @@ class Reconstruction(Judged):
         quantized, x_hat, y = self._rebuilt(tokenizer, batch)
         shared["x_hat"] = x_hat
         target = target_of(self.loss, batch.x, self.spec)
-        terms = {f"pixel/{self.loss}": pixel_loss(self.loss, y, target, batch.mask, **self._options)}
+        pixel = pixel_loss(self.loss, y, target, batch.mask, weight=batch.weight, **self._options)
+        terms = {f"pixel/{self.loss}": pixel}
         more = self.judged(tokenizer, x_hat, batch, terms, step=step, rng=rng)
         return Losses(
             {**terms, **quantized.losses, **more.terms},
@@ -197,3 +198,20 @@ class Reconstruction(Judged):
 def decoded(decoder: Decoder, z_q: Float[Tensor, "b *grid d"], *, size: tuple[int, ...]) -> Tensor:
     """A plain decoder's output in fp32; only a decoder with `needs_size` gets `size`."""
     return (decoder(z_q, size=size) if needs_size(decoder) else decoder(z_q)).float()
+
+
+def doubled(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions of a batch, twice: for guidance, which asks a denoiser with and without the tokens in one call.
+
+    Tensors are concatenated with themselves along the batch axis, lists and tuples are joined to themselves; mappings
+    inside are doubled too, and everything else stays.
+    """
+    return {key: _twice(value) for key, value in conditions.items()}
+
+
+def _twice(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.cat([value, value])
+    if isinstance(value, Mapping):
+        return doubled(value)
+    return type(value)((*value, *value)) if isinstance(value, (list, tuple)) else value

@@ -166,7 +166,7 @@ def contact_sheet(tokenizer: Codec, batch: Batch, sampling: Mapping[str, Any]) -
 
 
 class Strip:
-    """A picture with the originals on top and one row of reconstructions for each call of `add`.
+    """A picture with the originals of a prepared batch on top and one row of reconstructions for each call of `add`.
 
     Rows of steps after `step` are deleted: a resumed run makes these steps, and their rows, again. Every process has a
     strip of the same batch, and rank 0 writes. `sampling` are the objective's options.
@@ -215,7 +215,7 @@ def rebuilt(
     size, rows = tuple(batch.x.shape[-tokenizer.spec.rank :]), {}
     if keys := batch.keys[share]:
         rng = sample_generators(keys, "picture")
-        extras = {label: value[share] for label, value in batch.conditions.items()}
+        extras = batch.part(share).conditions
         x_hat = tokenizer.decode(codes[share], size=size, rng=rng, extras=extras, **sampling)
         rows = {"x_hat": x_hat.cpu(), "place": torch.arange(len(batch.keys))[share]}
     whole = dist.joined(rows)

@@ -28,7 +28,9 @@ KINDS = (
     "scheduler",
     "objective",
     "modality",
+    "reader",
     "data",
+    "store",
     "metric",
     "hook",
     "text",
@@ -38,7 +40,7 @@ KINDS = (
 
 def kind_name(kind: str) -> str:
     """The name of a kind in a text: `encoder`, `data source`."""
-    return {"data": "data source", "text": "text tokenizer"}.get(kind, kind)
+    return {"data": "data source", "store": "store of codes", "text": "text tokenizer"}.get(kind, kind)
 
 
 def a_kind(kind: str) -> str:

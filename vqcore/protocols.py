@@ -12,7 +12,7 @@ One layout everywhere: inputs `b c *size` (class maps `b *size`), latents `b *gr
 
 import inspect
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
@@ -78,30 +78,49 @@ def expand(size: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one size. `mask` is True where `x` is valid; `size` is the size of each sample before its crop."""
+    """Samples of one size.
+
+    `mask` is True where `x` is valid; `weight`, at least 0, says how much a position counts. `size` is the size of each
+    sample before its crop, in the units of the modality's `extent`. `extras` holds the extra modalities by label, and
+    `masks` the validity masks of those that have one, each at its own size. `finished` says that `Tokenizer.prepare`
+    has been at work: before, `x` and `extras` are raw (`Finishes`).
+    """
 
     x: Tensor
     keys: tuple[str, ...]
     mask: Bool[Tensor, "b *size"] | None = None
+    masks: Mapping[str, Bool[Tensor, "b *own"]] = field(default_factory=dict)
+    weight: Float[Tensor, "b *size"] | None = None
     size: Int[Tensor, "b r"] | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
-    weight: Float[Tensor, "b *size"] | None = None
+    finished: bool = False
 
     @property
-    def conditions(self) -> Mapping[str, Any]:
-        """What decoding gets besides the codes: the extras, and the size of each sample before its crop."""
-        return {**self.extras, **({} if self.size is None else {"original_size": self.size})}
+    def conditions(self) -> dict[str, Any]:
+        """What decoding gets besides codes: the extra modalities; where known, `original_size` and their `masks`."""
+        known: dict[str, Any] = {} if self.size is None else {"original_size": self.size}
+        return {**self.extras, **known, **({"masks": self.masks} if self.masks else {})}
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with all its tensors on another device."""
-        return replace(
-            self,
-            x=self.x.to(device, non_blocking=True),
-            mask=None if self.mask is None else self.mask.to(device, non_blocking=True),
-            size=None if self.size is None else self.size.to(device, non_blocking=True),
-            weight=None if self.weight is None else self.weight.to(device, non_blocking=True),
-            extras={k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.extras.items()},
+        return self._each(
+            lambda value: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         )
+
+    def part(self, here: slice) -> "Batch":
+        """The samples of a slice."""
+        return replace(self._each(lambda value: value[here]), keys=self.keys[here])
+
+    def _each(self, change: Callable[[Any], Any]) -> "Batch":
+        """The batch with every tensor, and every list of the extras, changed."""
+
+        def inside(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: inside(one) for key, one in value.items()}
+            return change(value) if isinstance(value, (Tensor, list, tuple)) else value
+
+        named = ("x", "mask", "masks", "weight", "size", "extras")
+        return replace(self, **{name: inside(getattr(self, name)) for name in named})
 
 
 @dataclass(frozen=True)
@@ -203,6 +222,7 @@ class View:
     size of the result. `draw` is a random number from which a modality derives its other random choices for a training
     sample, such as colours or which instance to show; 0, as in evaluation, means no random choice. `extent` is the
     extent of the sample for which the view was drawn, if the modality gives it: whoever counts in pixels needs it.
+    For a window of a file, fractions and extent are those of the whole file.
     """
 
     start: tuple[float, ...]
@@ -211,6 +231,19 @@ class View:
     flip: bool = False
     draw: int = 0
     extent: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """A sample that is a part of a file: what `Data.get` may return instead of a source.
+
+    `start` and `stop` (exclusive) have one entry per axis, in the units of the modality's `extent`. The view of the
+    sample is drawn inside the window. The file is read whole, but once for windows that follow each other.
+    """
+
+    source: Any
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
 
 
 # Every part of a tokenizer
@@ -649,7 +682,8 @@ class Modality(Protocol):
     path or an object in memory and raises `DataError` or `OSError` for a damaged one. With `at_least`, a size, `read`
     may return less detail, enough for training views of that size or smaller; `extent` stays that of the whole sample.
     `view` draws a crop; with `rng=None` it returns the view for evaluation. `show` undoes `read` and `tensor` for one
-    sample: a PIL image, or an array.
+    sample: a PIL image, or an array. `spec`, the nominal size and `View.size` describe the finished sample
+    (`Finishes`). What `read` returned may be used for several samples and modalities, so nothing may change it.
     """
 
     spec: DataSpec
@@ -679,6 +713,88 @@ class HasMask(Protocol):
 def mask(modality: Any, raw: Any, view: View) -> Tensor | None:
     """The validity mask of a view. Default: None where `spec.mask` is False."""
     return modality.mask(raw, view) if modality.spec.mask else None
+
+
+@runtime_checkable
+class HasWeight(Protocol):
+    """A modality that says how much each position counts, for example the inverse of its variance; 0: not at all.
+
+    `weight` returns the same size as the view, or None for a sample whose positions all count 1.
+    """
+
+    def weight(self, raw: Any, view: View) -> Float[Tensor, "*size"] | None: ...
+
+
+def weight(modality: Any, raw: Any, view: View) -> Tensor | None:
+    """How much each position of a view counts. Default: None, each counts the same."""
+    return modality.weight(raw, view) if isinstance(modality, HasWeight) else None
+
+
+@runtime_checkable
+class Rides(Protocol):
+    """A modality that takes part in its own way beside another one: `ride` turns the main view into its own.
+
+    `view` was drawn by the main modality and has the main sample's size; `main` is the spec of the main modality. The
+    answer usually has another size, for example that of a feature map beside a picture. Raises `ValueError` for a size
+    or a main modality that does not fit; vqcore adds the config's key.
+    """
+
+    def ride(self, view: View, main: DataSpec) -> View: ...
+
+
+def ride(modality: Any, view: View, main: DataSpec) -> View:
+    """The view of an extra modality beside a main one. Default: the main view, so both have one size."""
+    return modality.ride(view, main) if isinstance(modality, Rides) else view
+
+
+@runtime_checkable
+class SharesReading(Protocol):
+    """A modality that says what its `read` depends on: `reading` is equal where `read` gives equal results.
+
+    A file that several labels read alike is then read once. `(type(self).read, self.cfg.background)` is a good value: a
+    child class with its own `read` differs.
+    """
+
+    reading: Hashable
+
+
+def reading(modality: Any) -> Hashable:
+    """What the result of `read` depends on besides its arguments. Default: the object, so nothing is shared."""
+    return modality.reading if isinstance(modality, SharesReading) else id(modality)
+
+
+@runtime_checkable
+class Finishes(Protocol):
+    """A modality whose last step wants a batch and a device, for example a frozen network: `finish` takes raw tensors.
+
+    `x` is a batch of what `tensor` returned, on the tokenizer's device; the answer is what the tokenizer sees. Modules
+    that the modality holds as attributes are moved there and put into eval mode; there are no gradients, and no
+    autocast. A modality whose raw tensor is larger than its sample makes it larger itself, in `tensor`. Laws: the
+    result for a sample does not depend on its batch, up to rounding; two calls give the same; `x` does not change.
+    """
+
+    def finish(self, x: Tensor) -> Tensor: ...
+
+
+def finishes(modality: Any) -> bool:
+    """Are tensors of samples raw until a batch is on the device? Default: no, the tokenizer sees them as they are."""
+    return isinstance(modality, Finishes)
+
+
+def finish(modality: Any, x: Tensor) -> Tensor:
+    """A batch as the tokenizer sees it, from raw tensors on its device. Default: the tensors themselves."""
+    if not isinstance(modality, Finishes):
+        return x
+    parts = [modality] if isinstance(modality, nn.Module) else list(vars(modality).values())
+    for part in parts:
+        if isinstance(part, nn.Module):
+            held = next(iter((*part.parameters(), *part.buffers())), None)  # moved once, all together
+            if held is not None and held.device != x.device:
+                part.to(x.device)
+            if part.training:
+                part.eval()
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        return modality.finish(x)
 
 
 @runtime_checkable
@@ -774,7 +890,8 @@ class Data(Protocol):
     """A finite set of samples. Built as `Class(cfg, *, split, modality, extra)`, split `train` or `eval`.
 
     `key(i)` names sample i for people and files: a relative path without suffix. `get(i, label)` is what the modality's
-    `read` takes; label is "" for the main modality or a key of `data.extra`. Raises `DataError` for an empty set.
+    `read` takes; label is "" for the main modality or a key of `data.extra`. For the main modality, `get` may return a
+    `Window` of such a source: several samples of one file. Raises `DataError` for an empty set.
     """
 
     def __len__(self) -> int: ...
@@ -782,6 +899,19 @@ class Data(Protocol):
     def key(self, index: int) -> str: ...
 
     def get(self, index: int, label: str = "") -> Any: ...
+
+
+@runtime_checkable
+class SampleReader(Protocol):
+    """Reads files of one or more suffixes as arrays. Built as `Class(cfg)`.
+
+    `suffixes` are lower case, with the dot. `read` returns numbers, never objects. It raises `DataError` for a file
+    that is missing or damaged.
+    """
+
+    suffixes: tuple[str, ...]
+
+    def read(self, path: Path) -> np.ndarray: ...
 
 
 # Metrics
@@ -982,6 +1112,59 @@ def published(format_: Any) -> tuple[Published, ...]:
 
 
 @runtime_checkable
+class StoreWriter(Protocol):
+    """Writes codes, sample by sample. Nobody reads the folder before `close`."""
+
+    def add(self, key: str, codes: Int[np.ndarray, "*grid q"], extras: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class StoredCodes(Protocol):
+    """Codes in a folder, in the order in which they were added. A sample is a pair of its key and its codes.
+
+    `self[index]` takes a place (`IndexError` beyond the last) or a key (`KeyError` for an unknown one).
+    """
+
+    manifest: Mapping[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int | str) -> tuple[str, Int[np.ndarray, "*grid q"]]: ...
+
+    def extras(self, index: int | str) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
+class Store(Protocol):
+    """A layout of codes on disk. Built as `Class(cfg)`.
+
+    `write` makes a new folder, or fills an empty one. `manifest` and the extras of a sample are JSON values. Codes come
+    back with their shape and their values. `open` raises `DataError` for a folder that is no complete store of this
+    layout.
+    """
+
+    def write(self, folder: Path, manifest: Mapping[str, Any]) -> StoreWriter: ...
+
+    def open(self, folder: Path) -> StoredCodes: ...
+
+
+@runtime_checkable
+class Text(Protocol):
+    """A text tokenizer. Built as `Class(cfg)`. Ids lie in `[0, vocab_size)`; a text's ids do not depend on the others.
+
+    `decode` gives readable texts: `encode` of them gives the same ids, unless the vocabulary lacks something.
+    """
+
+    vocab_size: int
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
+
+
+@runtime_checkable
 class Codec(Protocol):
     """What hooks and pictures use of the tokenizer (`vqcore.tokenizer.Tokenizer`): from samples to codes and back."""
 
@@ -1059,11 +1242,14 @@ REQUIRED: dict[str, type] = {
     "teacher": Teacher,
     "objective": Objective,
     "modality": Modality,
+    "reader": SampleReader,
     "data": Data,
+    "store": Store,
     "metric": Metric,
+    "text": Text,
     "format": Format,
 }
-"""The Protocol of each kind. Kinds without a Protocol (`hook`, `text`) have other rules or none yet."""
+"""The Protocol of each kind. `hook` has other rules (`vqcore.plugin.RunHooks`)."""
 
 OPTIONAL: dict[str, tuple[type, ...]] = {
     "encoder": (Interpolates, Borrows, Fetches, SparesDecay),
@@ -1075,7 +1261,20 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
     "adversary": (Borrows, SparesDecay),
     "scheduler": (HasTime,),
     "objective": (NeedsDenoiser, SetsModes, Borrows),
-    "modality": (Borrows, HasMask, HasPicture, HasValues, Writes, Mask, HasHoles, HasOwnBox),
+    "modality": (
+        HasMask,
+        HasWeight,
+        Rides,
+        SharesReading,
+        Finishes,
+        Borrows,
+        HasPicture,
+        HasValues,
+        Writes,
+        Mask,
+        HasHoles,
+        HasOwnBox,
+    ),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "format": (ReadsTokenizers, ReadsConfigs, WritesTokenizers, Publishes),
 }

@@ -45,7 +45,8 @@ class DataConfig(Config):
     modality: Config = slot("modality")
     """What a sample is, and how a sample is read, cropped, resized, normalised and shown."""
     extra: dict[str, Config] = slots("modality")
-    """Extra modalities by label: `batch.extras` holds the same crop of them; a mask says which positions are valid."""
+    """Extra modalities by label: `batch.extras` holds the same crop of them; a mask says which positions are valid.
+    The labels original_size and masks are taken."""
     batch_size: int = 32
     """Samples in one batch of one process. A step takes batch_size x optim.accumulate x processes samples."""
     input_size: int | tuple[int, ...] | None = None
@@ -72,6 +73,13 @@ class DataConfig(Config):
 
     def __post_init__(self) -> None:
         _positive(self, "batch_size", "resolution_step")
+        taken = {
+            "original_size": "the size of a sample before its crop",
+            "masks": "the masks of extra modalities",
+        }
+        for label in taken.keys() & self.extra.keys():
+            text = f"extra.{label}: this name is taken by {taken[label]}; rename the label"
+            raise SettingError(("extra",), text)
         if self.workers < 0:
             raise SettingError("workers", f"{self.workers} must be at least 0")
         if self.cache_mib < 0:

@@ -44,9 +44,11 @@ from vqcore.artefacts.resolve import resolve
 from vqcore.borrowed import Lender, borrowed_prefixes, weights_of
 from vqcore.compose.describe import dump
 from vqcore.config import Config, deciding, portable
+from vqcore.data.reader import opened
 from vqcore.errors import CheckpointError, ConfigError, SettingError, VqcoreError, listed
 from vqcore.files import write_text
 from vqcore.protocols import (
+    Batch,
     DataSpec,
     Encoder,
     Facts,
@@ -56,6 +58,8 @@ from vqcore.protocols import (
     Quantized,
     Quantizer,
     fetch,
+    finish,
+    finishes,
     grid_out,
     is_denoiser,
     needs_denoiser,
@@ -111,7 +115,8 @@ class Tokenizer(nn.Module):
         self.origin: dict[str, Any] = {}
         self.loans: dict[str, dict[str, Any]] = {}
         self.taken = ""
-        self.modality = build("modality", "data.modality", cfg.modality, size=cfg.size)
+        # Not registered as a child, like the objective: what a modality holds is no part of a tokenizer.
+        self.__dict__["modality"] = build("modality", "data.modality", cfg.modality, size=cfg.size)
         self.spec: DataSpec = self.modality.spec
         self.embed = None
         encoder_spec = self.spec
@@ -205,6 +210,21 @@ class Tokenizer(nn.Module):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, PRECISIONS[self.precision])
 
+    def prepare(self, batch: Batch, extra: Mapping[str, Modality] | None = None) -> Batch:
+        """A batch as the tokenizer and the losses see it, on the tokenizer's device.
+
+        Here modalities do what wants a batch and a device (`Finishes`): the main modality, and those of `extra`, the
+        extra modalities by label. A batch that is prepared already is only moved.
+        """
+        batch = batch.to(self.device)
+        if batch.finished:
+            return batch
+        extras = dict(batch.extras)
+        for label, each in (extra or {}).items():
+            if isinstance(extras.get(label), Tensor):
+                extras[label] = finish(each, extras[label])
+        return replace(batch, x=finish(self.modality, batch.x), extras=extras, finished=True)
+
     def latents(self, x: Tensor) -> Float[Tensor, "b *grid d"]:
         """The input of the quantizer. `x` is float `(b, c, *size)`, or a class map `(b, *size)` of integers."""
         with self.autocast():
@@ -227,7 +247,8 @@ class Tokenizer(nn.Module):
         self.check_input(x)
         self._check_range(x, mask)
         with _evaluating(self), self.autocast():
-            return self.quantize(self.latents(x.to(self.device)), mask).codes
+            valid = None if mask is None else mask.to(self.device)
+            return self.quantize(self.latents(x.to(self.device)), valid).codes
 
     def lookup(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
         """The quantized latents of codes."""
@@ -277,9 +298,14 @@ class Tokenizer(nn.Module):
 
     def read(self, source: Any, size: tuple[int, ...] | None = None) -> Tensor:
         """A batch of one sample `(1, c, *size)` from a path or an object in memory, prepared as for evaluation."""
-        raw = self.modality.read(source)
-        view = self.modality.view(self.modality.extent(raw), tuple(size or self.cfg.size), None)
-        return self.modality.tensor(raw, view).unsqueeze(0)
+        x = self.read_raw(source, size)
+        return finish(self.modality, x.to(self.device)).cpu() if finishes(self.modality) else x
+
+    def read_raw(self, source: Any, size: tuple[int, ...] | None = None) -> Tensor:
+        """A batch of one sample as `prepare` takes it. For most modalities this is what `read` returns."""
+        found = opened(self.modality, source)
+        view = self.modality.view(found.extent, tuple(size or self.cfg.size), None)
+        return self.modality.tensor(found.raw, found.within(view)).unsqueeze(0)
 
     def show(self, x_hat: Tensor) -> Any:
         """One sample in the form of the files: a PIL image, or an array in the modality's own units. Undoes `read`."""

@@ -253,7 +253,7 @@ class Averages:
 def _fixed_samples(run: Run) -> Batch:
     """The samples on the strip and on the contact sheet: evaluation samples, or training samples if there are none."""
     data = run.eval_data if run.eval_data is not None else run.data
-    return sample_pictures(run.tokenizer, run.config, data, run.extra).to(run.device)
+    return sample_pictures(run.tokenizer, run.config, data, run.extra)
 
 
 def _explain(run: Run, error: BaseException) -> None:

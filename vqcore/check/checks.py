@@ -29,7 +29,7 @@ from vqcore.schema import DataConfig, RunConfig
 def cheap(run: Run) -> list[Finding]:
     """Check one training batch and what the model makes of it. Nothing is trained, and no state changes."""
     try:
-        batch = first_batch(run)
+        batch = run.tokenizer.prepare(first_batch(run), run.extra)
     except VqcoreError as error:
         return [Finding("error", "data", str(error), "vqcore check reads the samples one by one.")]
     return [
@@ -136,4 +136,4 @@ def noise(run: Run, count: int = 2) -> Batch:
     else:
         low, high = spec.range or (-1.0, 1.0)
         x = low + (high - low) * torch.rand(count, spec.channels, *size, generator=draw)
-    return Batch(x, tuple(f"noise{i}" for i in range(count)))
+    return Batch(x, tuple(f"noise{i}" for i in range(count)), finished=True)

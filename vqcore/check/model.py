@@ -23,7 +23,7 @@ from vqcore.run.step import Trouble, train_step
 @torch.no_grad()
 def model_findings(run: Run, batch: Batch) -> list[Finding]:
     """Shapes from input to losses, the names in `objective.weights`, and whether every loss is finite."""
-    batch = batch.to(run.device)
+    batch = run.tokenizer.prepare(batch, run.extra)
     terms: dict[str, Tensor] = {}
     for module in run.modules:
         module.eval()
@@ -80,7 +80,7 @@ def _misshapen(run: Run, batch: Batch, seen: "_Seen") -> Finding | None:
 def _undecodable(run: Run, batch: Batch) -> Finding | None:
     """A finding if the first sample cannot be decoded as evaluations will do it, with `eval.sampling`."""
     tokenizer, size = run.tokenizer, tuple(batch.x.shape[-run.tokenizer.spec.rank :])
-    extras = {label: value[:1] for label, value in batch.extras.items()}
+    extras = batch.part(slice(1)).conditions
     codes = tokenizer.quantize(tokenizer.latents(batch.x[:1])).codes
     sampling: dict[str, Any] = {**run.config.eval.sampling}
     try:
@@ -124,7 +124,7 @@ def _weight(weight: float | dict[int, float]) -> str:
 def learns(run: Run, batch: Batch) -> Iterator[Finding]:
     """One optimizer step on one batch must lower that batch's loss."""
     player, rate = run.player("model"), peak_rate(run.config.optim, run.total_batch)
-    batch = batch.to(run.device)
+    batch = run.tokenizer.prepare(batch, run.extra)
     run.tokenizer.train()
     with torch.no_grad():
         player.forward(
@@ -227,7 +227,7 @@ def _memory(run: Run, batch: Batch) -> Finding:
         held = torch.cuda.memory_allocated(run.device)
         for samples in (1, 2):
             torch.cuda.reset_peak_memory_stats(run.device)
-            train_step(run, [_first(batch, samples)] * run.config.optim.accumulate)
+            train_step(run, [batch.part(slice(samples))] * run.config.optim.accumulate)
             torch.cuda.synchronize(run.device)
             peaks.append(torch.cuda.max_memory_allocated(run.device))
     except torch.OutOfMemoryError as error:
@@ -254,16 +254,6 @@ def memory_finding(count: int, held: int, peaks: tuple[int, int], free: int, dev
         f"Set data.batch_size={fits} or less and raise optim.accumulate." if fits else "Take a smaller model."
     )
     return Finding(grade, "data.batch_size", what, "" if grade == "note" else remedy)
-
-
-def _first(batch: Batch, count: int) -> Batch:
-    """A batch's first samples."""
-
-    def cut(part: Any) -> Any:
-        return part[:count] if isinstance(part, (Tensor, list, tuple)) else part
-
-    extras = {label: cut(part) for label, part in batch.extras.items()}
-    return Batch(cut(batch.x), batch.keys[:count], cut(batch.mask), cut(batch.size), extras)
 
 
 class _Seen:

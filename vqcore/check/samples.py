@@ -65,7 +65,8 @@ def _unreadable(run: Run, data: Data, where: str, bad: list[tuple[str, str]], as
 
 def _read(run: Run, data: Data) -> tuple[list[Batch], list[tuple[str, str]]]:
     loaded = list(eval_batches(run.tokenizer, run.config, data, run.extra, batch_size=FEW, limit=SAMPLES))
-    return [one.batch for one in loaded if one.batch is not None], [bad for one in loaded for bad in one.bad]
+    good = [run.tokenizer.prepare(one.batch, run.extra) for one in loaded if one.batch is not None]
+    return good, [bad for one in loaded for bad in one.bad]
 
 
 def _enlarged(run: Run, batches: list[Batch]) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vqcore.check.findings import Finding
 from vqcore.config import Config
+from vqcore.data.reader import opened
 from vqcore.errors import VqcoreError, listed
 from vqcore.protocols import Batch, Data, DataSpec
 from vqcore.registry import registry
@@ -41,7 +42,7 @@ class Declared:
 
 
 def value_findings(declared: Declared, batches: Sequence[Batch], source: str) -> Iterator[Finding]:
-    """What is suspicious about the values of some batches, and one note that describes them.
+    """What is suspicious about the values of some prepared batches, and one note that describes them.
 
     `source` says what the batches are, e.g. `the first batch`.
     """
@@ -87,7 +88,8 @@ def better_range(declared: Declared, data: Data, count: int = 8) -> str:
         return ""
     try:
         free = registry().build("modality", dataclasses.replace(cfg, range=None), size=declared.spec.size)
-        raw = [torch.as_tensor(free.read(data.get(i * len(data) // count))).double() for i in range(count)]
+        given = [data.get(i * len(data) // count) for i in range(count)]
+        raw = [torch.as_tensor(opened(free, one).raw).double() for one in given]
     except (VqcoreError, OSError, TypeError, ValueError):
         return ""
     low, high = min(float(x.min()) for x in raw), max(float(x.max()) for x in raw)
@@ -102,7 +104,7 @@ def _by_channel(spec: DataSpec, batches: Sequence[Batch]) -> Tensor:
     columns = []
     for batch in batches:
         x = batch.x.unsqueeze(1) if spec.labels is not None else batch.x
-        flat = rearrange(x, "b c ... -> c (b ...)")
+        flat = rearrange(x.cpu(), "b c ... -> c (b ...)")
         columns.append(flat if batch.mask is None else flat[:, rearrange(batch.mask, "... -> (...)").cpu()])
     return torch.cat(columns, 1).double()
 

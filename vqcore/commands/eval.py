@@ -239,7 +239,7 @@ def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.
     tokenizer = found.load(device, weights)
     extra = build_extra(found.config, tokenizer.cfg.size)
     data = open_data(found.config, tokenizer.modality, extra, "eval")
-    batch = sample_pictures(tokenizer, found.config, data, extra).to(device)
+    batch = sample_pictures(tokenizer, found.config, data, extra)
     return pictures.contact_sheet(tokenizer, batch, sampling_options(found.config, tokenizer))
 
 

@@ -42,13 +42,21 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """A batch of samples of one size. Extras that are tensors are stacked; other extras become lists."""
     first = samples[0]
     extras = {label: [sample.extras[label] for sample in samples] for label in first.extras}
+    weights = [sample.weight for sample in samples if sample.weight is not None]
     return Batch(
         x=torch.stack([sample.x for sample in samples]),
         keys=tuple(sample.key for sample in samples),
         mask=None if first.mask is None else torch.stack([s.mask for s in samples if s.mask is not None]),
+        masks={label: torch.stack([sample.masks[label] for sample in samples]) for label in first.masks},
+        weight=_weights(samples, weights[0]) if weights else None,
         size=torch.tensor([sample.extent for sample in samples], dtype=torch.int64),
         extras={k: torch.stack(v) if isinstance(v[0], Tensor) else v for k, v in extras.items()},
     )
+
+
+def _weights(samples: Sequence[Sample], like: Tensor) -> Tensor:
+    """The weights of a batch; samples without weights count 1 everywhere."""
+    return torch.stack([torch.ones_like(like) if s.weight is None else s.weight for s in samples])
 
 
 class TrainBatches:
@@ -224,7 +232,10 @@ class _EvalSet:
     size: tuple[int, ...]
 
     def __getitem__(self, indices: Sequence[int]) -> tuple[Batch | None, tuple[Bad, ...]] | VqcoreError:
-        answers = [self.reader.try_read(index, self.size, None) for index in indices]
+        try:
+            answers = [self.reader.try_read(index, self.size, None) for index in indices]
+        except VqcoreError as error:
+            return error
         samples = [answer for answer in answers if isinstance(answer, Sample)]
         bad = tuple(answer for answer in answers if not isinstance(answer, Sample))
         return (collate(samples) if samples else None), bad

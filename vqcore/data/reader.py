@@ -1,7 +1,8 @@
 """Reads one sample: the main modality and all extra modalities with the same view; masks become part of the sample."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,22 @@ from torch import Tensor
 
 from vqcore.data.cache import Cache
 from vqcore.errors import ConfigError, DataError
-from vqcore.protocols import Data, Mask, Modality, View, has_own_box, hole_value, is_mask, mask
+from vqcore.protocols import (
+    Data,
+    DataSpec,
+    Mask,
+    Modality,
+    View,
+    Window,
+    finishes,
+    has_own_box,
+    hole_value,
+    is_mask,
+    mask,
+    reading,
+    ride,
+    weight,
+)
 
 Bad = tuple[str, str]
 """The key of a sample that could not be read, and the reason."""
@@ -20,13 +36,114 @@ Bad = tuple[str, str]
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample as tensors. `extent` is the size of the sample before the crop."""
+    """One sample as tensors, before `finish`. `extent` is the size of the sample before the crop."""
 
     x: Tensor
     key: str
     extent: tuple[int, ...]
     mask: Tensor | None = None
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: Tensor | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What `Modality.read` returned, and the part of it that the sample is: None for all of it."""
+
+    raw: Any
+    modality: Modality
+    window: Window | None = None
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The extent of what was read."""
+        return self.modality.extent(self.raw)
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """The extent of the sample. Raises `DataError` for a window that does not lie inside."""
+        if self.window is None:
+            return self.whole
+        whole, start, stop = self.whole, self.window.start, self.window.stop
+        fits = len(start) == len(stop) == len(whole)
+        if not fits or not all(0 <= low < high <= n for low, high, n in zip(start, stop, whole)):
+            raise DataError(
+                f"the window {list(start)} to {list(stop)} does not lie inside the file, whose extent is {list(whole)}"
+            )
+        return tuple(high - low for low, high in zip(start, stop))
+
+    def within(self, view: View) -> View:
+        """A view of the sample as a view of all that was read."""
+        if self.window is None:
+            return view
+        whole, sides, first = self.whole, self.extent, self.window.start
+
+        def mapped(shares: tuple[float, ...]) -> tuple[float, ...]:
+            return tuple((low + share * side) / n for low, share, side, n in zip(first, shares, sides, whole))
+
+        extent = None if view.extent is None else whole
+        return replace(view, start=mapped(view.start), stop=mapped(view.stop), extent=extent)
+
+
+def opened(modality: Modality, given: Any) -> Opened:
+    """What a modality reads of the answer of `Data.get`: a source, or a window of one."""
+    window = given if isinstance(given, Window) else None
+    return Opened(modality.read(given if window is None else window.source), modality, window)
+
+
+class Files:
+    """Reads the sources of samples. Labels, and windows in a row, that read one file alike read it once.
+
+    `cache_mib` is the memory for what was read. What is read must not be changed.
+    """
+
+    def __init__(self, data: Data, cache_mib: float = 0.0):
+        self.data, self.cache = data, Cache(cache_mib)
+        # With the source, because the id of an object is its own only as long as the object lives.
+        self.last: dict[Hashable, tuple[Any, Any]] = {}
+
+    def open(
+        self, index: int, labels: Mapping[str, Modality], at_least: tuple[int, ...] | None
+    ) -> dict[str, Opened]:
+        """Everything of one sample by label."""
+        now: dict[Hashable, tuple[Any, Any]] = {}
+        found = {label: self._one(index, label, each, at_least, now) for label, each in labels.items()}
+        self.last = now if any(each.window for each in found.values()) else {}
+        return found
+
+    def _one(
+        self,
+        index: int,
+        label: str,
+        modality: Modality,
+        at_least: tuple[int, ...] | None,
+        now: dict[Hashable, tuple[Any, Any]],
+    ) -> Opened:
+        place = (index, label)
+        if place in self.cache.kept:
+            return Opened(self.cache.kept[place], modality)
+        given = self.data.get(index, label)
+        window = given if isinstance(given, Window) else None
+        source = given if window is None else window.source
+        is_file = isinstance(source, (str, Path))
+        # A crop of a window needs more detail than a crop of the whole file.
+        least = at_least if window is None else None
+        way = (source if is_file else id(source), reading(modality), least)
+
+        def read() -> Any:
+            return modality.read(source, at_least=least)
+
+        if way in now:
+            raw = now[way][1]
+        elif way in self.last:
+            raw = self.last[way][1]
+        elif window is not None and not is_file:
+            raw = read()  # it is in memory already
+        else:
+            raw = self.cache.get(way if is_file else place, read)
+        now[way] = source, raw
+        return Opened(raw, modality, window)
 
 
 class Reader:
@@ -49,25 +166,30 @@ class Reader:
         self.most = None if extra else most
         self.masks = {label: each for label, each in extra.items() if is_mask(each)}
         self.extra = {label: each for label, each in extra.items() if label not in self.masks}
-        self.cache = Cache(cache_mib)
+        self.files = Files(data, cache_mib)
         _check_masks(modality, self.masks)
 
     def read(self, index: int, size: tuple[int, ...], rng: np.random.Generator | None) -> Sample:
         """The sample at `size`; a random view if `rng` is given, else the evaluation view."""
-        raw = self._raw(index, "", self.modality, self.most)
-        extent = self.modality.extent(raw)
-        view = self.modality.view(extent, size, rng)
-        extras = {
-            label: each.tensor(self._raw(index, label, each), view) for label, each in self.extra.items()
-        }
-        valid = mask(self.modality, raw, view)
-        x = self.modality.tensor(raw, view)
+        found = self.files.open(index, {"": self.modality, **self.extra, **self.masks}, self.most)
+        main = found[""]
+        inside = self.modality.view(main.extent, size, rng)
+        view = main.within(inside)
+        extras, masks = {}, {}
+        for label, each in self.extra.items():
+            own = ridden(label, each, _followed(found[label], inside, view), self.modality.spec)
+            extras[label] = each.tensor(found[label].raw, own)
+            if (known := mask(each, found[label].raw, own)) is not None:
+                masks[label] = known
+        valid = mask(self.modality, main.raw, view)
+        x = self.modality.tensor(main.raw, view)
         for label, each in self.masks.items():
-            shown = _valid(label, each, self._raw(index, label, each), view, extent)
+            shown = _valid(label, found[label], main, _followed(found[label], inside, view))
             x = _hidden(self.modality, x, shown, each.mask_value)
             if hole_value(self.modality) is None:
                 valid = shown if valid is None else valid & shown
-        return Sample(x, self.data.key(index), extent, valid, extras)
+        counts = weight(self.modality, main.raw, view)
+        return Sample(x, self.data.key(index), main.extent, valid, masks, counts, extras)
 
     def try_read(self, index: int, size: tuple[int, ...], rng: np.random.Generator | None) -> Sample | Bad:
         """The sample, or its key and the reason why it cannot be read. Other exceptions are bugs and are raised."""
@@ -76,12 +198,26 @@ class Reader:
         except (DataError, OSError) as error:
             return self.data.key(index), str(error)
 
-    def _raw(
-        self, index: int, label: str, modality: Modality, at_least: tuple[int, ...] | None = None
-    ) -> Any:
-        return self.cache.get(
-            (index, label), lambda: modality.read(self.data.get(index, label), at_least=at_least)
-        )
+
+def ridden(label: str, modality: Modality, view: View, main: DataSpec) -> View:
+    """The own view of an extra modality. Raises `ConfigError` if it cannot take part beside the main modality."""
+    try:
+        return ride(modality, view, main)
+    except ValueError as error:
+        raise ConfigError(f"data.extra.{label}: {error}") from error
+
+
+def check_rides(extra: Mapping[str, Modality], size: tuple[int, ...], main: DataSpec) -> None:
+    """Raise `ConfigError` if an extra modality cannot take part beside main samples of this size."""
+    whole = View(start=(0.0,) * len(size), stop=(1.0,) * len(size), size=size)
+    for label, each in extra.items():
+        if not is_mask(each):
+            ridden(label, each, whole, main)
+
+
+def _followed(extra: Opened, inside: View, view: View) -> View:
+    """The part of an extra modality's file: in its own window if it has one, else as in the main modality's file."""
+    return view if extra.window is None else extra.within(inside)
 
 
 def _check_masks(modality: Modality, masks: Mapping[str, Mask]) -> None:
@@ -97,6 +233,11 @@ def _check_masks(modality: Modality, masks: Mapping[str, Mask]) -> None:
             raise ConfigError(
                 f"{where}: the mask has {each.spec.rank} axes, but the samples have {spec.rank}"
             )
+        if finishes(modality) and (value is not None or hole_value(modality) is not None):
+            raise ConfigError(
+                f"{where}: a mask cannot replace values here, because data.modality computes its values from a batch; "
+                "remove mask_value"
+            )
         if value is None:
             continue
         if hole_value(modality) is not None:
@@ -111,14 +252,12 @@ def _check_masks(modality: Modality, masks: Mapping[str, Mask]) -> None:
             )
 
 
-def _valid(
-    label: str, modality: Mask, raw: Any, view: View, extent: tuple[int, ...]
-) -> Bool[Tensor, "*size"]:
-    """The valid positions of a view, from the mask of a sample with this extent.
+def _valid(label: str, found: Opened, main: Opened, view: View) -> Bool[Tensor, "*size"]:
+    """The valid positions of a view, from the mask of a sample.
 
     Raises `DataError` if the aspect ratios of mask and sample differ by more than a pixel.
     """
-    own = modality.extent(raw)
+    own, extent = (found.whole, main.whole) if found.window is None else (found.extent, main.extent)
     # The largest ratio of an axis gives the scale; the other axes may differ by one pixel of the coarser of the two.
     scale = max(a / b for a, b in zip(own, extent))
     if any(abs(a - scale * b) > max(1.0, 1.01 * scale) for a, b in zip(own, extent)):
@@ -126,7 +265,7 @@ def _valid(
         raise DataError(
             f"the mask '{label}' of {sides[0]} does not fit the sample of {sides[1]}: the aspect ratios differ"
         )
-    return rearrange(modality.tensor(raw, view), "1 ... -> ...") > 0.5
+    return rearrange(found.modality.tensor(found.raw, view), "1 ... -> ...") > 0.5
 
 
 def _hidden(modality: Modality, x: Tensor, valid: Bool[Tensor, "*size"], value: float | None) -> Tensor:

@@ -30,21 +30,23 @@ def constant(
     out. The answer is None when no sample is readable. All processes call this function together.
     """
     loaded = eval_batches(tokenizer, config, data, extra, limit=SAMPLES, shared=True)
-    return constant_of((one.batch for one in loaded if one.batch is not None), tokenizer.spec)
+    batches = (tokenizer.prepare(one.batch, extra) for one in loaded if one.batch is not None)
+    return constant_of(batches, tokenizer.spec)
 
 
 def constant_of(batches: Iterable[Batch], spec: DataSpec) -> Float[Tensor, " c"] | None:
-    """The constant of the batches of all processes; None when they have no valid position."""
+    """The constant of the prepared batches of all processes; None when they have no valid position."""
     sums = torch.zeros(spec.out_channels, dtype=torch.float64)
     count = torch.zeros((), dtype=torch.float64)
     for batch in batches:
-        valid = torch.ones(len(batch.x), *batch.x.shape[-spec.rank :], dtype=torch.bool)
-        valid = valid if batch.mask is None else batch.mask
+        x = batch.x.cpu()
+        valid = torch.ones(len(x), *x.shape[-spec.rank :], dtype=torch.bool)
+        valid = valid if batch.mask is None else batch.mask.cpu()
         count += valid.sum()
         if spec.labels is not None:
-            sums += torch.bincount(batch.x[valid].flatten(), minlength=spec.labels)
+            sums += torch.bincount(x[valid].flatten(), minlength=spec.labels)
         else:
-            kept = batch.x.double().where(rearrange(valid, "b ... -> b 1 ..."), 0.0)
+            kept = x.double().where(rearrange(valid, "b ... -> b 1 ..."), 0.0)
             sums += reduce(kept, "b c ... -> c", "sum")
     total = dist.sum_dicts({"sums": sums, "count": count})
     if not total["count"]:

@@ -6,6 +6,7 @@ are recorded too. Other versions should not change a metric, so they only cause 
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -64,12 +65,19 @@ def _sample_digest(data: Data, index: int, labels: tuple[str, ...]) -> bytes:
     return digest.digest()
 
 
+@functools.lru_cache(maxsize=16)
+def _file_sha256(path: Path, mtime_ns: int, size: int) -> bytes:
+    """SHA-256 of a file. Windows of one file follow each other, so the last digests are kept."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def _content(source: Any) -> bytes:
     """SHA-256 of what a data source gives to a modality; a file and its bytes in memory have the same SHA-256."""
     digest = hashlib.sha256()
     if isinstance(source, Path):
-        with source.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        state = source.stat()
+        return _file_sha256(source, state.st_mtime_ns, state.st_size)
     if hasattr(source, "read"):
         while chunk := source.read(_CHUNK):
             digest.update(chunk)

@@ -110,6 +110,7 @@ def evaluate(
     step: int,
     decoded: Iterable[Batch] | None = None,
     sampling: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Modality] | None = None,
     constant: Tensor | None = None,
     watch: Callable[[int], None] = lambda samples: None,
 ) -> Measured:
@@ -130,7 +131,7 @@ def evaluate(
         totals.decode(batch, x_hat)
 
     for batch in batches:
-        batch = batch.to(tokenizer.device)
+        batch = tokenizer.prepare(batch, extra)
         codes = None if weights is None else _add_losses(totals, tokenizer, batch, seed, step)
         if codes is None:
             codes = tokenizer.encode(batch.x, batch.mask)
@@ -139,7 +140,7 @@ def evaluate(
             decode(batch, codes)
         watch(totals.samples)
     for batch in decoded or ():
-        batch = batch.to(tokenizer.device)
+        batch = tokenizer.prepare(batch, extra)
         decode(batch, tokenizer.encode(batch.x, batch.mask))
         watch(totals.samples + totals.decoded)
     return totals.measured(None if weights is None else lambda name: weights(name, step), size)
@@ -346,6 +347,7 @@ def evaluate_data(
             step=step,
             decoded=None if few == total else batches(limit=few, among=total),
             sampling=sampling_options(config, tokenizer),
+            extra=extra,
             constant=constant,
             watch=line.update,
         )
@@ -361,9 +363,9 @@ def _readable(batches: EvalBatches, bad: BadSamples) -> Iterator[Batch]:
 def sample_pictures(
     tokenizer: Tokenizer, config: RunConfig, data: Data, extra: Mapping[str, Modality]
 ) -> Batch:
-    """`eval.pictures` samples, spread over the set, without those that are not readable."""
+    """`eval.pictures` samples, spread over the set and prepared, without those that are not readable."""
     count = config.eval.pictures
     for loaded in eval_batches(tokenizer, config, data, extra, batch_size=count, limit=count):
         if loaded.batch is not None:
-            return loaded.batch
+            return tokenizer.prepare(loaded.batch, extra)
     raise DataError(f"no sample to show can be read. The first: {': '.join(loaded.bad[0])}")

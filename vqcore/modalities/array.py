@@ -131,14 +131,13 @@ class Array:
         box = scaled_box(extent, size, rng, self.cfg.min_crop_scale) if crops else centred_box(extent, size)
         return view_of(box, extent, size, flip=bool(rng.random() < self.cfg.hflip))
 
-    def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c *size"] | Int[Tensor, "*size"]:
-        """The part that the view names, at the view's size; values are copied exactly if no resize is needed.
-
-        As an extra modality beside samples with another number of axes: the whole array, at its own nominal size.
-        """
+    def ride(self, view: View, main: DataSpec) -> View:
+        """Beside samples with another number of axes: the whole array, at its own nominal size."""
         rank = self.spec.rank
-        if len(view.size) != rank:
-            view = View(start=(0.0,) * rank, stop=(1.0,) * rank, size=self.spec.size)
+        return view if main.rank == rank else View((0.0,) * rank, (1.0,) * rank, self.spec.size)
+
+    def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c *size"] | Int[Tensor, "*size"]:
+        """The part that the view names, at the view's size; values are copied exactly if no resize is needed."""
         part = _cut(raw, view)
         if self.cfg.kind in ("categorical", "binary"):
             x = torch.from_numpy(self._encode(_nearest(part, view.size)))

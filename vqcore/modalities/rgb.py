@@ -86,6 +86,7 @@ class RGB:
         low = min(-mean / std for mean, std in zip(cfg.mean, cfg.std))
         high = max((1 - mean) / std for mean, std in zip(cfg.mean, cfg.std))
         self.spec = DataSpec(channels=3, size=expand(size, 2), range=(low, high))
+        self.reading = (type(self).read, cfg.background)
         self.metrics = ("psnr", "ssim", "mae") if min(self.spec.size) >= WINDOW else ("psnr", "mae")
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> Raw:

@@ -35,8 +35,8 @@ def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
     Raises `Trouble` if a player's gradient is not finite or too long. Then the optimizer does not change this player.
     """
     metrics: dict[str, float | Tensor] = {}
+    batches = [run.tokenizer.prepare(batch, run.extra) for batch in batches]
     horizon = run.config.optim.horizon or run.steps
-    batches = [batch.to(run.device) for batch in batches]
     shared: list[dict[str, Any]] = [{} for _ in batches]
     for name in run.objective.players(run.step):
         player = run.player(name)

@@ -18,6 +18,7 @@ from vqcore.testing.basics import (
     check_members,
     misspellings,
 )
+from vqcore.testing.files import check_reader, check_store, check_text
 from vqcore.testing.networks import (
     check_adversary,
     check_borrowed,
@@ -59,8 +60,11 @@ __all__ = [
     "check_percept",
     "check_plugin",
     "check_quantizer",
+    "check_reader",
     "check_scheduler",
+    "check_store",
     "check_teacher",
+    "check_text",
     "plugin_warnings",
 ]
 

@@ -37,10 +37,7 @@ def build(kind: str, name: str, settings: Mapping[str, Any], seed: int = 0, **wi
 
 
 class ComponentConformance:
-    """The laws of every component. `configs` are the settings to test with.
-
-    Kinds without a Protocol (`text`) have no other laws: set `kind` and use this class.
-    """
+    """The laws of every component. `configs` are the settings to test with."""
 
     kind: ClassVar[str]
     component: ClassVar[str]
@@ -258,6 +255,44 @@ class DataConformance(ComponentConformance):
             for split in ("train", "eval") if cfg.has_eval else ("train",):
                 data = registry().build("data", cfg, split=split, modality=modality, extra=extra)
                 checks.check_data(data, modality, extra)
+
+
+class ReaderConformance(ComponentConformance):
+    """The laws of a reader of files; `sample` writes a small file that it reads."""
+
+    kind = "reader"
+
+    def sample(self, folder: Path) -> Path:
+        """Write a small file into a folder; returns the path."""
+        raise NotImplementedError
+
+    def test_laws(self, tmp_path: Path) -> None:
+        """Numbers, the same at every reading; damaged and missing files are refused."""
+        for settings in self.configs:
+            checks.check_reader(build(self.kind, self.component, settings), self.sample(tmp_path))
+
+
+class StoreConformance(ComponentConformance):
+    """The laws of a store of codes."""
+
+    kind = "store"
+
+    def test_laws(self) -> None:
+        """What was added comes back in order, by place and by key; other folders are refused."""
+        for settings in self.configs:
+            checks.check_store(build(self.kind, self.component, settings))
+
+
+class TextConformance(ComponentConformance):
+    """The laws of a text tokenizer on `texts`."""
+
+    kind = "text"
+    texts: ClassVar[tuple[str, ...]] = ("a cat", "", "two cats on a mat")
+
+    def test_laws(self) -> None:
+        """Ids in range, text by text; decoded texts have the same ids."""
+        for settings in self.configs:
+            checks.check_text(build(self.kind, self.component, settings), self.texts, waived=self.waived)
 
 
 class MetricConformance(ComponentConformance):

@@ -366,7 +366,7 @@ def _check_decode(objective: Objective, tokenizer: Tokenizer, batch: Batch, modu
     def decode(rows: slice, seed: int = 0) -> Tensor:
         torch.manual_seed(seed)
         rng = sample_generators(batch.keys[rows], 0, "check")
-        extras = {key: value[rows] for key, value in batch.extras.items()}
+        extras = batch.part(rows).conditions
         with torch.no_grad():
             return objective.decode(tokenizer, codes[rows], size=size, rng=rng, extras=extras, **chosen)
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vqcore.data.reader import opened
 from vqcore.errors import DataError, VqcoreError
 from vqcore.evaluate.rows import for_summary
 from vqcore.protocols import (
@@ -24,16 +25,21 @@ from vqcore.protocols import (
     View,
     Writes,
     better,
+    finish,
+    finishes,
     gathers,
     gives_rows,
     hole_value,
     mask,
+    reading,
+    ride,
     set_up,
+    weight,
     writer,
 )
 from vqcore.registry import registry
 from vqcore.rng import generator
-from vqcore.testing.basics import check_members, check_waived, finite
+from vqcore.testing.basics import check_members, check_waived, close, finite
 
 MODALITY_WAIVABLE = ("round-trip", "flip", "size")
 """Laws that can be waived: a modality may show less than it reads, or have only one size."""
@@ -60,6 +66,7 @@ def check_modality(
     waived = check_waived(waived, MODALITY_WAIVABLE)
     check_members("modality", modality)
     raw = modality.read(source)
+    kept = pickle.dumps(raw)
     spec, extent = modality.spec, modality.extent(raw)
     assert len(extent) == spec.rank, (
         f"extent law: {extent} has {len(extent)} axes, the spec has rank {spec.rank}"
@@ -73,12 +80,16 @@ def check_modality(
     for view in (fixed, *drawn):
         _check_view(view, spec.size)
         _check_tensor(modality, raw, view)
+    _check_ride(modality, raw, drawn[0])
+    if finishes(modality):
+        _check_finish(modality, raw, (fixed, *drawn))
     half = tuple(max(1, side // 2) for side in spec.size)
     if "size" not in waived and half != spec.size:
         _check_other_size(modality, raw, half)
     _check_show(modality, raw, fixed, tolerance, waived)
     if writes := writer(modality):
         _check_write(modality, writes, raw, fixed)
+    assert pickle.dumps(raw) == kept, "purity law: a method changes what read returned; others may use it too"
     _check_less_detail(modality, source, drawn)
     _check_reading(modality, source, fixed)
     for name in modality.metrics:
@@ -88,10 +99,39 @@ def check_modality(
             raise AssertionError(f"metrics law: {error}") from error
 
 
+def _made(modality: Any, raw: Any, view: View) -> Tensor:
+    """One sample as the tokenizer sees it."""
+    return finish(modality, modality.tensor(raw, view).unsqueeze(0))[0]
+
+
+def _check_ride(modality: Any, raw: Any, view: View) -> None:
+    """Beside a main modality with samples of its own kind, if the modality takes part there: a view and its tensor."""
+    try:
+        own = ride(modality, view, modality.spec)
+    except ValueError:
+        return
+    assert len(own.size) == modality.spec.rank, f"ride law: the size {own.size} has {len(own.size)} axes"
+    _check_view(own, own.size)
+    _check_tensor(modality, raw, own)
+
+
+def _check_finish(modality: Any, raw: Any, views: Sequence[View]) -> None:
+    """A finished sample does not depend on its batch, and `finish` changes no input."""
+    batch = torch.stack([modality.tensor(raw, view) for view in views])
+    given = batch.clone()
+    together = finish(modality, batch)
+    assert torch.equal(batch, given), "purity law: finish changes its input"
+    assert len(together) == len(views), f"finish law: {len(together)} samples come out, {len(views)} went in"
+    for one, view in zip(together, views):
+        close(
+            _made(modality, raw, view).float(), one.float(), "batch law: a finished sample changes in a batch"
+        )
+
+
 def _check_other_size(modality: Any, raw: Any, size: tuple[int, ...]) -> None:
     """A sample at another size than the nominal one, unless the modality refuses the size."""
     try:
-        x = modality.tensor(raw, modality.view(modality.extent(raw), size, None))
+        x = _made(modality, raw, modality.view(modality.extent(raw), size, None))
     except DataError:
         return
     found = tuple(x.shape[x.ndim - len(size) :])
@@ -104,7 +144,7 @@ def _check_less_detail(modality: Any, source: Any, drawn: Sequence[View]) -> Non
     extents = modality.extent(raw), modality.extent(reduced)
     assert extents[0] == extents[1], f"detail law: the extent is {extents[0]}, with at_least {extents[1]}"
     for view in drawn:
-        x, less = modality.tensor(raw, view).double(), modality.tensor(reduced, view).double()
+        x, less = _made(modality, raw, view).double(), _made(modality, reduced, view).double()
         assert x.shape == less.shape, f"detail law: tensors are {tuple(x.shape)} and {tuple(less.shape)}"
         off, most = float((x - less).abs().mean()), REDUCED * float((x.max() - x.min()).clamp(min=1e-6))
         assert off <= most, (
@@ -125,11 +165,11 @@ def _check_view(view: View, size: tuple[int, ...]) -> None:
 
 
 def _check_tensor(modality: Any, raw: Any, view: View) -> None:
-    spec, x = modality.spec, modality.tensor(raw, view)
+    spec, x = modality.spec, _made(modality, raw, view)
     lead = () if spec.labels is not None else (spec.channels,)
     wanted, found = (*lead, *view.size), tuple(x.shape)
     assert found == wanted, f"shape law: {found}, not {wanted}"
-    assert torch.equal(modality.tensor(raw, view), x), "determinism law: two tensors of one view differ"
+    assert torch.equal(_made(modality, raw, view), x), "determinism law: two tensors of one view differ"
     if spec.labels is not None:
         assert not x.is_floating_point(), f"type law: class ids are {x.dtype}, not integers"
         least, most = int(x.min()), int(x.max())
@@ -145,13 +185,20 @@ def _check_tensor(modality: Any, raw: Any, view: View) -> None:
         inside = spec.range[0] - slack <= low <= high <= spec.range[1] + slack
         assert inside, f"range law: values {low:.3g}..{high:.3g}, the spec says {spec.range}"
     if (hole := hole_value(modality)) is not None:
-        valid, channels = x[-1], x[:-1]
-        assert bool((valid.abs() == 1).all()), (
+        last, channels = x[-1], x[:-1]
+        assert bool((last.abs() == 1).all()), (
             "hole law: the last channel has other values than 1 (valid) and -1 (invalid)"
         )
-        holes = (valid < 0).expand_as(channels)
+        holes = (last < 0).expand_as(channels)
         filled = bool((channels[holes] == hole).all())
         assert filled, f"hole law: invalid positions have other values than {hole}"
+    if (counts := weight(modality, raw, view)) is not None:
+        good = counts.dtype == torch.float32 and tuple(counts.shape) == view.size
+        assert good, (
+            f"weight law: the weight is {counts.dtype} {tuple(counts.shape)}, not float32 {view.size}"
+        )
+        finite(counts, "the weight")
+        assert float(counts.min()) >= 0, f"weight law: a position counts {float(counts.min()):.3g}, below 0"
     if (valid := mask(modality, raw, view)) is not None:
         good = valid.dtype == torch.bool and tuple(valid.shape) == view.size
         assert good, f"mask law: the mask is {valid.dtype} {tuple(valid.shape)}, not bool {view.size}"
@@ -159,7 +206,7 @@ def _check_tensor(modality: Any, raw: Any, view: View) -> None:
 
 
 def _check_show(modality: Any, raw: Any, view: View, tolerance: float, waived: Mapping[str, str]) -> None:
-    x, spec = modality.tensor(raw, view), modality.spec
+    x, spec = _made(modality, raw, view), modality.spec
     shown = modality.show(x)
     assert shown is not None, "show law: show returns nothing"
     if isinstance(modality, HasPicture):
@@ -178,7 +225,7 @@ def _check_show(modality: Any, raw: Any, view: View, tolerance: float, waived: M
     again = _again(modality, x, view)
     _near(again, x, tolerance, "round-trip law: read(show(x)) is not x")
     if "flip" not in waived:
-        mirrored = modality.tensor(raw, replace(view, flip=not view.flip))
+        mirrored = _made(modality, raw, replace(view, flip=not view.flip))
         back = _again(modality, mirrored, replace(view, flip=not view.flip))
         _near(back, x, tolerance, "flip law: mirroring a sample twice changes it")
 
@@ -191,7 +238,7 @@ def _check_write(modality: Any, writes: Writes, raw: Any, view: View) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a{kind}"
-        writes.write(modality.show(modality.tensor(raw, view)), path)
+        writes.write(modality.show(_made(modality, raw, view)), path)
         assert path.is_file(), f"write law: write made no file {path.name}"
         try:
             modality.read(path)
@@ -206,7 +253,7 @@ def _again(modality: Any, x: Tensor, view: View) -> Tensor:
     except (DataError, OSError, TypeError, ValueError) as error:
         raise AssertionError(f"round-trip law: read does not take what show returns: {error}") from error
     whole = modality.view(modality.extent(raw), view.size, None)
-    return modality.tensor(raw, replace(whole, flip=view.flip))
+    return _made(modality, raw, replace(whole, flip=view.flip))
 
 
 def _near(found: Tensor, wanted: Tensor, tolerance: float, law: str) -> None:
@@ -222,6 +269,11 @@ def _scores(x: Tensor, spec: DataSpec) -> Tensor:
 
 def _check_reading(modality: Any, source: Any, view: View) -> None:
     """`read` raises a known error for a damaged file; NaN and infinity never reach a tensor."""
+    try:
+        hash(reading(modality))
+    except TypeError as error:
+        raise AssertionError(f"reading law: reading cannot be compared: {error}") from error
+    assert reading(modality) == reading(modality), "reading law: reading is different when asked again"
     strange = [
         suffix for suffix in modality.suffixes if not suffix.startswith(".") or suffix.lower() != suffix
     ]
@@ -239,7 +291,7 @@ def _check_reading(modality: Any, source: Any, view: View) -> None:
         if holed is None:
             return
         try:
-            x = modality.tensor(modality.read(holed), view)
+            x = _made(modality, modality.read(holed), view)
         except DataError:
             continue
         finite(x, f"read takes an array with {bad}, and the tensor is not finite")
@@ -307,13 +359,14 @@ def _repeated(keys: Sequence[str]) -> str:
 
 
 def _raw(data: Any, index: int, label: str, reader: Any) -> Tensor:
-    """The tensor of a sample in the view for evaluation."""
+    """The tensor of a sample, before `finish`, in the view for evaluation."""
     given = data.get(index, label) if label else data.get(index)
     try:
-        raw = reader.read(given)
+        found = opened(reader, given)
+        extent = found.extent
     except (DataError, OSError) as error:
         raise AssertionError(f"reading law: sample {index} ('{label}') cannot be read: {error}") from error
-    return reader.tensor(raw, reader.view(reader.extent(raw), reader.spec.size, None))
+    return reader.tensor(found.raw, found.within(reader.view(extent, reader.spec.size, None)))
 
 
 def _same(one: Any, other: Any) -> bool:

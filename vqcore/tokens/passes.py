@@ -13,7 +13,7 @@ from PIL import Image
 from vqcore.console import ProgressLine
 from vqcore.errors import ConfigError, DataError, RunError, cause, listed
 from vqcore.files import aside
-from vqcore.protocols import Modality, writer
+from vqcore.protocols import Batch, Modality, writer
 from vqcore.rng import sample_generators
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.store import claim, code_dtype, read_codes, read_manifest, save_array
@@ -143,17 +143,19 @@ def decode_folder(
 def _tokenize(
     tokenizer: Tokenizer, group: list[tuple[Path, Path]], size: tuple[int, ...], done: Done
 ) -> None:
-    inputs, targets = [], []
+    inputs: list[torch.Tensor] = []
+    targets: list[Path] = []
     for path, target in group:
         try:
-            inputs.append(tokenizer.read(path, size))
+            inputs.append(tokenizer.read_raw(path, size))
             targets.append(target)
         except (DataError, OSError) as error:
             log.warning("skipped: %s", error)
             done.failed.append(str(error))
     if not inputs:
         return
-    codes = tokenizer.encode(torch.cat(inputs)).cpu().numpy()
+    batch = tokenizer.prepare(Batch(torch.cat(inputs), tuple(map(str, targets))))
+    codes = tokenizer.encode(batch.x).cpu().numpy()
     codes = codes.astype(code_dtype(tokenizer.codebook_size))
     for one, target in zip(codes, targets):
         save_array(target, one)

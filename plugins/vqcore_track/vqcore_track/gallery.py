@@ -6,7 +6,7 @@ Nothing here communicates with other processes: one process makes the report aft
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -105,7 +105,7 @@ class _Pass:
         batches = eval_batches(self.tokenizer, self.config, self.data, self.extra, limit=self.limit)
         for loaded in batches:
             if loaded.batch is not None:
-                yield loaded.batch.to(self.tokenizer.device)
+                yield self.tokenizer.prepare(loaded.batch, self.extra)
 
     def encode(self, batch: Batch) -> Tensor:
         return self.tokenizer.encode(batch.x, batch.mask)
@@ -161,16 +161,7 @@ def _value(metric: Metric, tokenizer: Tokenizer, batch: Batch, x_hat: Tensor) ->
 
 
 def _single(batch: Batch, index: int) -> Batch:
-    here = slice(index, index + 1)
-    return replace(
-        batch,
-        x=batch.x[here],
-        keys=batch.keys[here],
-        mask=None if batch.mask is None else batch.mask[here],
-        size=None if batch.size is None else batch.size[here],
-        weight=None if batch.weight is None else batch.weight[here],
-        extras={label: value[here] for label, value in batch.extras.items()},
-    )
+    return batch.part(slice(index, index + 1))
 
 
 def _choice(values: Mapping[str, float], better: str) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Feature maps: from file to tensor and back, windows, scaling, and errors for bad files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from safetensors.torch import save_file
 from vqcore_vision.features import Features, components
 
 from vqcore.errors import DataError
-from vqcore.protocols import View
+from vqcore.protocols import DataSpec, View
 from vqcore.testing.conformance import ModalityConformance
 
 
@@ -30,6 +32,7 @@ class TestFeatures(ModalityConformance):
         {"channels": 6},
         {"channels": 6, "hflip": 0.5, "norm": 1.0, "mean": 0.5},
         {"channels": 6, "crop": "resize", "min_crop_scale": 0.3, "hflip": 1.0},
+        {"channels": 6, "stride": 2},
     )
     size = (4, 4)
 
@@ -78,18 +81,27 @@ class TestFiles:
     def test_beside_a_picture_a_map_has_the_stride_of_its_network(self):
         """A picture of 48 x 64 and its map with a stride of 16 pixels: every value of the map is its own position."""
         raw = np.stack(np.meshgrid(np.arange(3.0), np.arange(4.0), indexing="ij")).astype(np.float32)
-        beside = features(48, channels=2, stride=16)
+        beside, main = features(48, channels=2, stride=16), DataSpec(channels=3, size=(48, 64))
+
+        def ridden(view: View):
+            return beside.tensor(raw, beside.ride(view, main))
+
         whole = View(start=(0.0, 0.0), stop=(1.0, 1.0), size=(48, 64), extent=(48, 64))
-        assert np.array_equal(beside.tensor(raw, whole), raw)
+        assert np.array_equal(ridden(whole), raw)
         part = View(start=(0.0, 0.5), stop=(2 / 3, 1.0), size=(32, 32), extent=(48, 64), flip=True)
-        assert np.array_equal(beside.tensor(raw, part), raw[:, :2, :1:-1])
+        assert np.array_equal(ridden(part), raw[:, :2, :1:-1])
         enlarged = View(start=(0.0, 0.0), stop=(1.0, 1.0), size=(96, 128), extent=(48, 64))
-        assert beside.tensor(raw, enlarged).shape == (2, 6, 8)
-        assert features(48, channels=2).tensor(raw, whole).shape == (2, 48, 64)
+        assert ridden(enlarged).shape == (2, 6, 8)
         alone = beside.view((3, 4), (3, 4), None)
         assert np.array_equal(beside.tensor(raw, alone), raw)
         with pytest.raises(ValueError, match="stride=0"):
             features(stride=0)
+        with pytest.raises(ValueError, match="needs its stride beside other data: set stride"):
+            features(48, channels=2).ride(whole, main)
+        with pytest.raises(ValueError, match="the size 48 x 60 is no multiple of stride=16"):
+            beside.ride(replace(whole, size=(48, 60)), main)
+        with pytest.raises(ValueError, match="samples with 2 axes, but these have 1"):
+            beside.ride(whole, DataSpec(channels=1, size=(64,)))
 
     def test_npz_and_safetensors_by_key(self, tmp_path):
         x = maps(height=4, width=4)

@@ -80,6 +80,7 @@ class Depth:
         if size is None:
             raise ValueError("depth maps need a size: set data.input_size")
         self.cfg, self.hole_value = cfg, cfg.mask_value
+        self.reading = (type(self).read, cfg.invalid, cfg.scaling == "standardise")
         self.spec = DataSpec(
             channels=1 if cfg.mask_value is None else 2,
             size=expand(size, 2),

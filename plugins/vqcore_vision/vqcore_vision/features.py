@@ -6,7 +6,7 @@ feature tokenizers of 4M (arXiv 2312.06647 and 2406.09406), which use a smooth L
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -101,12 +101,13 @@ class Features:
         """With crop resize: smallest share of a map that a training crop keeps."""
         hflip: float = 0.0
         """Share of training samples that are mirrored; only nearly equal to the features of the mirrored picture."""
-        stride: int = 1
-        """As an extra modality: pixels of the cropped picture for one position of the map, e.g. 16 for CLIP-B/16."""
+        stride: int | None = None
+        """As an extra modality: pixels of the cropped picture for one position of the map, e.g. 16 for CLIP-B/16.
+        It must be set there; elsewhere it is not used."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.stride < 1:
+            if self.stride is not None and self.stride < 1:
                 raise SettingError("stride", f"{self.stride} must be at least 1")
             if self.prefix_tokens < 0:
                 raise SettingError("prefix_tokens", f"{self.prefix_tokens} is negative")
@@ -163,21 +164,34 @@ class Features:
         start = tuple(n // 2 if rng is None else int(rng.integers(n + 1)) for n in room)
         return view_of((start, size), extent, size, flip)
 
-    def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c h w"]:
-        """The part of a map that the view names, interpolated only if it has another size than the view.
+    def ride(self, view: View, main: DataSpec) -> View:
+        """The same part of the map, with one position for `stride` pixels of the crop along each axis.
 
-        As an extra modality, the size is the size of the main modality's view divided by `stride`.
+        Raises `ValueError` without `stride`, for a size that is no multiple of it, and beside samples without two axes.
         """
+        stride = self.cfg.stride
+        if main.rank != 2:
+            raise ValueError(
+                f"a feature map follows the crop of samples with 2 axes, but these have {main.rank}"
+            )
+        if stride is None:
+            raise ValueError(
+                "a feature map needs its stride beside other data: set stride to the pixels of one position, e.g. "
+                "stride=16 for CLIP-B/16, or stride=1 beside a map of the same grid"
+            )
+        if any(side % stride for side in view.size):
+            raise ValueError(f"the size {' x '.join(map(str, view.size))} is no multiple of stride={stride}")
+        return replace(view, size=tuple(side // stride for side in view.size))
+
+    def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c h w"]:
+        """The part of a map that the view names, interpolated only if it has another size than the view."""
         (top, left), (bottom, right) = pixels(view, self.extent(raw))
         top, left = min(round(top), raw.shape[1] - 1), min(round(left), raw.shape[2] - 1)
         part = raw[:, top : max(round(bottom), top + 1), left : max(round(right), left + 1)]
         x = torch.from_numpy(np.array(part))
-        size = view.size
-        if view.extent != self.extent(raw):
-            size = tuple(max(1, side // self.cfg.stride) for side in size)
-        if x.shape[1:] != size:
+        if x.shape[1:] != view.size:
             batch = rearrange(x, "c h w -> 1 c h w")
-            batch = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
+            batch = F.interpolate(batch, view.size, mode="bilinear", align_corners=False, antialias=True)
             x = rearrange(batch, "1 c h w -> c h w")
         x = self.scaling.apply(x)
         return x.flip(-1) if view.flip else x
