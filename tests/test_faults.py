@@ -375,7 +375,7 @@ class TestOptimizers:
         assert type(run.players["discriminator"].optimizer).__name__ == "SGD"
         assert type(run.players["model"].optimizer).__name__ == "AdamW"
         lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-        assert [line["lr/discriminator"] for line in lines[:4]] == pytest.approx([0.125, 0.25, 0.375, 0.5])
+        assert [line["lr@discriminator"] for line in lines[:4]] == pytest.approx([0.125, 0.25, 0.375, 0.5])
         assert lines[0]["lr"] == pytest.approx(0.01)
 
     def test_settings_of_a_player_that_contradict_are_refused(self, tmp_path):
