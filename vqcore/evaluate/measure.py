@@ -202,11 +202,9 @@ class _Totals:
         """Measure the reconstructions of a batch, and the constant prediction."""
         self.decoded += len(batch.x)
         for place, metric in self.metrics.items():
-            y = (
-                x_hat
-                if self.constant is None or place.startswith("metric/")
-                else _everywhere(self.constant, x_hat)
-            )
+            y = x_hat
+            if self.constant is not None and place.startswith("constant/"):
+                y = _everywhere(self.constant, x_hat)
             found = measured(metric, self.tokenizer, y, batch)
             if place in self.rows:
                 self.rows[place].add(batch.keys, found)

@@ -13,7 +13,7 @@ RESAMPLES = 1000
 """Number of sets that are drawn for an interval, each as large as the measured set."""
 SHARE = 0.95
 """Share of the resampled values that lies inside an interval."""
-_MOST = 1 << 24
+_MOST = 1 << 22
 """Most numbers in one tensor while intervals are computed; this bounds the memory."""
 
 
