@@ -370,9 +370,9 @@ def needs_size(decoder: Any) -> TypeGuard[NeedsSize]:
 class Denoiser(Protocol):
     """A decoder that predicts from a noised target; `is_denoiser` is True. Built as `Class(cfg, *, dim, spec)`.
 
-    `condition` runs once per sample; `mask` is True where a token is hidden, and a fully hidden grid means
-    unconditional. `to_target` maps a sample into the space that is noised, `from_target` maps back (identity for
-    pixels). `rng` has one generator per sample (`vqcore.rng.randn`).
+    `condition` runs once per sample; `extras` are `Batch.conditions`; `mask` is True where a token is hidden, and a
+    fully hidden grid means unconditional. `to_target` maps a sample into the space that is noised, `from_target` maps
+    back (identity for pixels). `rng` has one generator per sample (`vqcore.rng.randn`).
     """
 
     is_denoiser: Literal[True]
