@@ -163,7 +163,7 @@ def test_tokens_of_features_from_files_of_pictures(photos):
     run, tokens = photos / "run", photos / "tokens"
     path = written(photos, tree_of(photos, "local/taught", 8))
     vqcore(photos, "check", path)
-    vqcore(photos, "train", path, "eval.every=2")
+    vqcore(photos, "train", path, "eval.every=2", "data.workers=1")
     vqcore(photos, "eval", run)
     report = json.loads((run / "eval.json").read_text())
     assert all(np.isfinite(value) for value in report["results"][0]["metrics"].values())

@@ -14,8 +14,8 @@ from toys import run_tree, toy  # noqa: F401
 from vqcore.check.checks import first_batch
 from vqcore.cli import main
 from vqcore.compose.build import from_tree
-from vqcore.data.batches import EvalBatches, TrainBatches
-from vqcore.data.reader import Reader
+from vqcore.data.batches import EvalBatches, TrainBatches, collate
+from vqcore.data.reader import Reader, Sample
 from vqcore.data.sources import Folder
 from vqcore.errors import ConfigError, DataError
 from vqcore.evaluate.compare import set_sha256
@@ -116,6 +116,16 @@ class TestRiders:
         assert says in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
 
+    def test_a_size_of_an_evaluation_that_does_not_fit_is_said_too(self, tmp_path, capsys):
+        scenes(tmp_path)
+        tree = scene_tree(tmp_path, {"clip": {"name": "vision/features", "channels": 1, "stride": 8}})
+        (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(tree))
+        assert main(["train", str(tmp_path / "cfg.yaml")]) == 0
+        for workers in (0, 2):
+            assert main(["eval", str(tmp_path / "run"), "eval.sizes=[60]", f"data.workers={workers}"]) == 2
+            says = "error: data.extra.clip: the size 60 x 60 is no multiple of stride=8\n"
+            assert capsys.readouterr().err.endswith(says)
+
     def test_the_holes_of_a_rider_arrive_at_its_own_size(self, tmp_path):
         scenes(tmp_path)
         depth = {"name": "vision/depth", "scaling": "linear", "range": [100, 164]}
@@ -166,6 +176,14 @@ class TestBatch:
         assert twice["map"].tolist() == twice["more"]["deep"].tolist() == [0, 1, 2, 0, 1, 2]
         assert twice["text"] == ["x", "y", "z"] * 2 and twice["pair"] == ("p", "q", "p", "q")
         assert twice["original_size"].shape == (6, 1) and (twice["scale"], twice["none"]) == (2.0, None)
+
+
+def test_samples_without_weights_count_1():
+    x = torch.zeros(1, 2)
+    weights = (None, torch.tensor([0.0, 3.0]), None)
+    batch = collate([Sample(x, "k", (2,), weight=weight) for weight in weights])
+    assert batch.weight.tolist() == [[1.0, 1.0], [0.0, 3.0], [1.0, 1.0]]
+    assert collate([Sample(x, "k", (2,))]).weight is None
 
 
 class TestOneReading:

@@ -416,11 +416,11 @@ def needs_size(decoder: Any) -> TypeGuard[NeedsSize]:
 class Denoiser(Protocol):
     """A decoder that predicts from a noised target; `is_denoiser` is True. Built as `Class(cfg, *, dim, spec)`.
 
-    `condition` runs once per sample; `mask` is True where a token is hidden, and a fully hidden grid means
-    unconditional. `to_target` maps a sample into the space that is noised; `from_target` maps back to a sample of the
-    wanted `size` (identity for pixels). `target_shape(size)` is the shape of one noised sample, without the batch axis.
-    `rng` has one generator per sample (`vqcore.rng.randn`). `t` lies in `[0, num_steps]` of the objective's scheduler,
-    always as float, one number per sample.
+    `condition` runs once per sample; `extras` are `Batch.conditions`; `mask` is True where a token is hidden, and a
+    fully hidden grid means unconditional. `to_target` maps a sample into the space that is noised; `from_target` maps
+    back to a sample of the wanted `size` (identity for pixels). `target_shape(size)` is the shape of one noised sample,
+    without the batch axis. `rng` has one generator per sample (`vqcore.rng.randn`). `t` lies in `[0, num_steps]` of the
+    objective's scheduler, always as float, one number per sample.
     """
 
     is_denoiser: Literal[True]

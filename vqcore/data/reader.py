@@ -177,14 +177,19 @@ class Reader:
         view = main.within(inside)
         extras, masks = {}, {}
         for label, each in self.extra.items():
-            own = ridden(label, each, _followed(found[label], inside, view), self.modality.spec)
-            extras[label] = each.tensor(found[label].raw, own)
-            if (known := mask(each, found[label].raw, own)) is not None:
+            rider = found[label]
+            # Beside a window, a file is a whole beside the whole file, unless it has a window of its own.
+            drawn = view if rider.window is None else inside
+            own = rider.within(ridden(label, each, drawn, self.modality.spec))
+            extras[label] = each.tensor(rider.raw, own)
+            if (known := mask(each, rider.raw, own)) is not None:
                 masks[label] = known
         valid = mask(self.modality, main.raw, view)
         x = self.modality.tensor(main.raw, view)
         for label, each in self.masks.items():
-            shown = _valid(label, found[label], main, _followed(found[label], inside, view))
+            rider = found[label]
+            part = view if rider.window is None else rider.within(inside)
+            shown = _valid(label, rider, main, part)
             x = _hidden(self.modality, x, shown, each.mask_value)
             if hole_value(self.modality) is None:
                 valid = shown if valid is None else valid & shown
@@ -213,11 +218,6 @@ def check_rides(extra: Mapping[str, Modality], size: tuple[int, ...], main: Data
     for label, each in extra.items():
         if not is_mask(each):
             ridden(label, each, whole, main)
-
-
-def _followed(extra: Opened, inside: View, view: View) -> View:
-    """The part of an extra modality's file: in its own window if it has one, else as in the main modality's file."""
-    return view if extra.window is None else extra.within(inside)
 
 
 def _check_masks(modality: Modality, masks: Mapping[str, Mask]) -> None:
