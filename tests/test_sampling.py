@@ -8,6 +8,7 @@ import yaml
 from toys import run_config, run_tree, tokenizer_of, toy  # noqa: F401
 
 from vqcore.cli import main
+from vqcore.commands import show
 from vqcore.errors import ConfigError
 from vqcore.objectives import Reconstruction
 from vqcore.sampling import UNSTATED, Option, options, resolved
@@ -54,6 +55,11 @@ def test_options_are_the_keyword_only_parameters_of_decode():
     assert options(Postponed) == [Option("steps", int, 3, "Steps.")]
     assert options(Careless) == [Option("steps", UNSTATED, UNSTATED, "")]
     assert options(Reconstruction) == []
+
+
+def test_an_incomplete_objective_can_be_shown(capsys):
+    show._sampling(Careless)
+    assert "  steps: of no stated type, required\n" in capsys.readouterr().out
 
 
 def test_options_are_resolved_like_settings():

@@ -32,7 +32,7 @@ class Option:
     @property
     def type_text(self) -> str:
         """The type in words: `an integer`."""
-        return type_text(self.type)
+        return "of no stated type" if self.type is UNSTATED else type_text(self.type)
 
 
 def options(objective_cls: Any) -> list[Option]:

@@ -10,7 +10,7 @@ from typing import Any
 from vqcore.compose.describe import REQUIRED, inline, settings
 from vqcore.errors import UnknownName, did_you_mean, listed
 from vqcore.registry import Registry, registry
-from vqcore.sampling import options
+from vqcore.sampling import UNSTATED, options
 from vqcore.schema import RunConfig
 
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         if cls.__doc__:
             print(textwrap.indent(inspect.cleandoc(cls.__doc__), "  ") + "\n")
         _settings(cls.Config)
-        if component.kind == "objective":
+        if component.kind == "objective" and hasattr(cls, "decode"):
             _sampling(cls)
     return 0
 
@@ -73,7 +73,8 @@ def _sampling(objective_cls: type) -> None:
     if found := options(objective_cls):
         print("\nsampling options, for `vqcore decode RUN TOKENS OUT option=value` and eval.sampling:\n")
     for option in found:
-        _explain(option.name, option.type_text, f"default {inline(option.default)}", option.text)
+        default = REQUIRED if option.default is UNSTATED else f"default {inline(option.default)}"
+        _explain(option.name, option.type_text, default, option.text)
 
 
 def _explain(name: str, type_: str, default: str, text: str) -> None:
