@@ -197,7 +197,9 @@ def test_the_exit_status_of_a_run_that_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(
         trainer, "train_step", lambda r, b: os.kill(os.getpid(), signal.SIGTERM) or real(r, b)
     )
-    args = argparse.Namespace(config=str(tmp_path / "run.yaml"), overrides=[], borrow=[], download=False)
+    args = argparse.Namespace(
+        config=str(tmp_path / "run.yaml"), overrides=[], borrow=[], download=False, allow_pickle=False
+    )
     assert train_command(args) == 128 + signal.SIGTERM
 
 

@@ -51,7 +51,7 @@ def start_from(tokenizer: Tokenizer, model: ModelConfig, *, allow_pickle: bool =
             f"model.{key}={named.name}: none of its parts fits this model. {_reasons(problems)}"
         )
     if model.freeze_enc:
-        _refuse_other_tokens(tokenizer, named, source, problems, allow_pickle)
+        _refuse_other_tokens(tokenizer, named, source, state, problems)
     say(f"model.{key}: {listed(taken)} from {named}.")
     rest = [
         part for part in (*TOKENS, "decoder") if getattr(tokenizer, part) is not None and part not in taken
@@ -117,26 +117,28 @@ def _refuse_other_tokens(
     tokenizer: Tokenizer,
     named: Named,
     source: TokenizerConfig,
+    state: Mapping[str, Tensor],
     problems: Mapping[str, list[str]],
-    allow_pickle: bool,
 ) -> None:
     lost = {part: found for part, found in problems.items() if part in TOKENS and found}
     if lost:
         raise ConfigError(
             f"model.freeze_enc: the tokens would differ from those of {named}. {_reasons(lost)}"
         )
-    there = Tokenizer.load(named.path, encoder_only=True, format=named.format, allow_pickle=allow_pickle)
+    recorded = verify(named.path).get("borrowed", {}) if named.format is None else {}
+    there = Tokenizer(source, encoder_only=True, fetch=False)
+    there.fill(state, str(named))
+    there.loans = {key: recorded.get(key, loan) for key, loan in tokenizer.loans.items()}
     if tokenizer.fingerprint != there.fingerprint:
         differ = [
             f"{section} ({name})"
             for section in ("modality", "model.encoder", "model.quantizer")
             for name in _differing(_node(source, section), _node(tokenizer.cfg, section))
         ]
-        recorded = made.get("borrowed", {})
         differ += [
             f"{key} (other weights)"
             for key, loan in tokenizer.loans.items()
-            if key in recorded and recorded[key]["sha256"] != loan["sha256"]
+            if there.loans[key]["sha256"] != loan["sha256"]
         ]
         differ = differ or [
             "weights whose size was changed, such as positions: set input_size_enc as it is there"

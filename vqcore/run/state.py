@@ -168,6 +168,7 @@ def build_from(
     if config.model.freeze_enc:
         tokenizer.freeze_encoder()
     tokenizer.to(device)
+    tokenizer.precision = config.eval.precision
     loans = set_up(tokenizer, config, lender, parts.extra)
     lender.refuse_unused()
     config = _in_steps(config, len(data))
