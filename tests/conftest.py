@@ -17,6 +17,14 @@ settings.register_profile("suite", deadline=None)  # a test never asserts a time
 settings.load_profile("suite")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hashes of borrowed weights are kept in a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Registry]]:
     """Put fixture plugins on sys.path; returns a registry of these alone. Nothing of it stays behind."""

@@ -156,8 +156,9 @@ class TestBatch:
     )
 
     def test_decoding_gets_extras_and_the_original_size(self):
-        assert self.batch.conditions == {**self.batch.extras, "original_size": self.batch.size}
-        assert replace(self.batch, size=None).conditions == self.batch.extras
+        more = {"original_size": self.batch.size, "masks": self.batch.masks}
+        assert self.batch.conditions == {**self.batch.extras, **more}
+        assert replace(self.batch, size=None, masks={}).conditions == self.batch.extras
 
     def test_a_batch_moves_with_everything_in_it(self):
         moved = self.batch.to(torch.device("meta"))
@@ -389,7 +390,7 @@ def test_a_run_on_windows_with_weights(tmp_path, capsys):
 
     @torch.no_grad()
     def loss(each):
-        losses = run.objective.losses(run.tokenizer, each, player="model", step=0, rng=rng_)
+        losses = run.objective.losses(run.tokenizer, each, player="model", step=0, rng=rng_, shared={})
         return float(losses.terms["pixel/mse"])
 
     masked = replace(batch, weight=None, mask=batch.weight > 0)

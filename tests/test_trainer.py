@@ -11,7 +11,7 @@ from toys import run_config, toy  # noqa: F401
 
 from vqcore import dist
 from vqcore.artefacts.folder import load_tensors
-from vqcore.artefacts.resolve import checkpoints, resolve
+from vqcore.artefacts.resolve import best_step, checkpoints, resolve
 from vqcore.compose.describe import dump
 from vqcore.errors import CheckpointError, ConfigError, DataError, RunError
 from vqcore.run.folder import check_folder
@@ -153,7 +153,7 @@ def test_hooks_hear_everything_in_order(tmp_path):
     assert diary.entries[-3][2].endswith("step_2")
 
 
-BEST = {"run__steps": 12, "run__save_every": 100, "run__keep": 1, "optim__lr": 0.3}
+BEST = {"run__steps": 12, "run__save_every": 100, "run__keep": 1, "optim__lr": 1.0, "optim__horizon": 12}
 
 
 def test_the_best_checkpoint_survives_and_is_what_a_run_means(tmp_path):
