@@ -1,13 +1,14 @@
 """From a config to its parts: device, tokenizer, extra modalities, data. All errors here are errors of the user."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
 from vqcore import dist
+from vqcore.borrowed import Lender, Loans
 from vqcore.data.reader import check_rides
 from vqcore.data.sizes import nominal_size, sizes
 from vqcore.errors import ConfigError, DataError
@@ -112,6 +113,11 @@ def tokenizer_config(config: RunConfig, modality: Modality) -> TokenizerConfig:
     return TokenizerConfig(
         modality=config.data.modality, size=size, model=config.model.bare, objective=config.objective
     )
+
+
+def lend_riders(extra: Mapping[str, Modality], lender: Lender) -> Loans:
+    """Let the extra modalities borrow their weights; returns what they borrow. They have no weights before."""
+    return lender.lend({f"extra.{label}": each for label, each in extra.items()})
 
 
 def build_extra(config: RunConfig, size: tuple[int, ...]) -> dict[str, Modality]:

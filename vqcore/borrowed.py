@@ -17,6 +17,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,26 @@ _HUB = "hf://"
 
 class MissingWeights(CheckpointError):
     """Weights that a module borrows are not where they should be, or are not the ones that were recorded."""
+
+    key = ""
+    """What is missing, e.g. `decoder.base`."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """What loading may use besides the named files.
+
+    `borrowed` says where borrowed weights lie, by key. With `download`, borrowed weights that are missing are fetched
+    from the hub. With `allow_pickle`, files of other systems may be pickles.
+    """
+
+    borrowed: Mapping[str, str] = field(default_factory=dict)
+    download: bool = False
+    allow_pickle: bool = False
+
+    def lender(self, recorded: Mapping[str, Mapping[str, Any]] | None = None) -> "Lender":
+        """A lender with these places; `recorded` is what a saved tokenizer's provenance says of borrowed weights."""
+        return Lender(self.borrowed, recorded, download=self.download)
 
 
 # For modules that borrow
@@ -80,7 +101,7 @@ def _found(place: str) -> Path:
     patterns = (inside,) if inside else ("*.safetensors",)
     folder = hub.download(*named, patterns, cached=not _DOWNLOAD.get())
     path = folder / inside
-    if not path.exists():
+    if not path.exists() or not Path(os.path.normpath(path)).is_relative_to(folder):
         raise CheckpointError(f"{place}: {named[0]} has no file '{inside}'")
     return path
 
@@ -113,11 +134,12 @@ def sha256(tensors: Mapping[str, Tensor]) -> str:
 
 def _sha256(tensors: Mapping[str, Tensor], files: list[Path]) -> str:
     """The hash of the tensors of some files; of files with the same path, size and time it is computed once."""
-    status = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    found = [(file.resolve(), file.stat()) for file in files]
+    status = [(str(path), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in found]
     key = hashlib.sha256(json.dumps(status).encode()).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqcore" / "borrowed.json"
     known: dict[str, str] = {}
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError):
         known = dict(json.loads(cache.read_text(encoding="utf-8")))
     if key not in known:
         known[key] = sha256(tensors)
@@ -158,6 +180,10 @@ def own_buffers(module: nn.Module) -> Iterator[Tensor]:
             yield buffer
 
 
+Loans = dict[str, dict[str, Any]]
+"""Hash and source of borrowed weights by key, as provenance keeps them."""
+
+
 class Lender:
     """Lets the modules of a tokenizer and of a run borrow their weights.
 
@@ -177,7 +203,7 @@ class Lender:
         self.used: set[str] = set()
         self.keys: list[str] = []
 
-    def lend(self, roots: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def lend(self, roots: Mapping[str, Any]) -> Loans:
         """Let everything below some objects borrow; returns hash and source by key, as provenance keeps them.
 
         Raises `CheckpointError` with the key if weights are missing, do not fit, or are others than recorded.
@@ -187,7 +213,7 @@ class Lender:
         }
         keys = [f"{path}.{name}" for path, module in found.items() for name in borrowed(module)]
         self.keys += keys
-        loans: dict[str, dict[str, Any]] = {}
+        loans: Loans = {}
         for path, module in found.items():
             loans |= self._lend(path, module, keys)
         return loans
@@ -201,7 +227,7 @@ class Lender:
                     f"Names: {listed(self.keys) or 'none'}."
                 )
 
-    def _lend(self, path: str, module: Borrows, keys: list[str]) -> dict[str, dict[str, Any]]:
+    def _lend(self, path: str, module: Borrows, keys: list[str]) -> Loans:
         names = borrowed(module)
         places = {name: place for name in names if (place := self._place(f"{path}.{name}", keys)) is not None}
         with _downloading(self.download):
@@ -209,7 +235,9 @@ class Lender:
                 hashes = dict(module.borrow(places))
             except VqcoreError as error:
                 key = f"{path}.{names[0]}" if len(names) == 1 else path
-                raise MissingWeights(f"{key}: {str(error).rstrip('.')}. {self._remedy(key)}") from error
+                missing = MissingWeights(f"{key}: {str(error).rstrip('.')}. {self._remedy(key)}")
+                missing.key = key
+                raise missing from error
         wrong = [name for name in names if not _SHA256.fullmatch(str(hashes.get(name, "")))]
         if wrong:
             who = f"{type(module).__module__}.{type(module).__name__}"
@@ -220,7 +248,7 @@ class Lender:
             self._compare(key, hashes[name])
             source = places.get(name, "")
             loans[key] = {"sha256": hashes[name], "source": source if source.startswith(_HUB) else None}
-            _keep_frozen(_submodule(module, name))
+            keep_frozen(_submodule(module, name))
         return loans
 
     def _place(self, key: str, keys: list[str]) -> str | None:
@@ -230,15 +258,18 @@ class Lender:
             if key in below and (key == given or len(below) == 1):
                 self.used.add(given)
                 return place
-        return self.recorded.get(key, {}).get("source")
+        source = str(self.recorded.get(key, {}).get("source"))
+        return source if source.startswith(_HUB) else None  # nobody else may name a file of this machine
 
     def _compare(self, key: str, found: str) -> None:
         wanted = self.recorded.get(key, {}).get("sha256")
         if wanted is not None and wanted != found:
-            raise MissingWeights(
+            missing = MissingWeights(
                 f"{key}: these are other weights than those of this tokenizer: their SHA-256 is {found[:16]}, but the "
                 f"provenance says {wanted[:16]}. {self._remedy(key)}"
             )
+            missing.key = key
+            raise missing
 
     def _remedy(self, key: str) -> str:
         wanted = self.recorded.get(key, {}).get("sha256")
@@ -303,10 +334,13 @@ def _children(root: Any) -> Iterator[tuple[str, Any]]:
         yield from root.named_children()
         return
     for name, value in vars(root).items() if hasattr(root, "__dict__") else ():
-        inner = value.items() if isinstance(value, dict) else [("", value)]
+        if isinstance(value, dict):
+            inner = list(value.items())
+        else:
+            inner = list(enumerate(value)) if isinstance(value, (list, tuple)) else [("", value)]
         for label, one in inner:
             if isinstance(one, (nn.Module, Borrows)):
-                yield (f"{name}.{label}" if label else name), one
+                yield (name if label == "" else f"{name}.{label}"), one
 
 
 def _submodule(owner: Any, name: str) -> Any:
@@ -315,13 +349,14 @@ def _submodule(owner: Any, name: str) -> Any:
     return owner
 
 
-def _keep_frozen(module: Any) -> None:
+def keep_frozen(module: Any) -> None:
     """Freeze a module and keep it in eval mode, whatever mode its owner is set to."""
     if isinstance(module, nn.Module):
         module.requires_grad_(False)
         module.eval()
-        module.train = types.MethodType(_stay, module)  # type: ignore[method-assign]
+        module.train = types.MethodType(train, module)  # type: ignore[method-assign]
 
 
-def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+def train(module: nn.Module, mode: bool = True) -> nn.Module:
+    """The method `train` of a module that stays in eval mode. It has this name so that the module can be pickled."""
     return module

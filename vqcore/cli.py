@@ -74,6 +74,8 @@ def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=_count, default=512, help="number of held-out samples to look at (default 512)"
     )
+    _borrowing(parser)
+    _pickles(parser)
 
 
 def _tokenize(parser: argparse.ArgumentParser) -> None:

@@ -91,8 +91,10 @@ def portable(config: Any) -> Any:
         for f in dataclasses.fields(config):
             if f.name in config.places and not str(changed[f.name]).startswith("hf://"):
                 changed[f.name] = None
-            elif f.name in config.training_only and {"slot", "slots"} & f.metadata.keys():
-                changed[f.name] = {} if "slots" in f.metadata else None
+            elif f.name in config.training_only and "slots" in f.metadata:
+                changed[f.name] = {}
+            elif f.name in config.training_only and f.metadata.get("default", "required") is None:
+                changed[f.name] = None
     return dataclasses.replace(config, **changed)
 
 

@@ -63,10 +63,17 @@ def sum_(tensor: Tensor) -> Tensor:
 
 
 def broadcast_(tensors: Iterable[Tensor]) -> None:
-    """Give all processes the values of rank 0, in place."""
-    if world_size() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor, 0)
+    """Give all processes the values of rank 0, in place; one message for all tensors of a type and device."""
+    if world_size() == 1:
+        return
+    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for group in groups.values():
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in group])
+        dist.broadcast(flat, 0)
+        for tensor, value in zip(group, flat.split([tensor.numel() for tensor in group])):
+            tensor.detach().copy_(value.view_as(tensor))
 
 
 def shared_seed() -> int:

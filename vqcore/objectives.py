@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vqcore.borrowed import keep_frozen
 from vqcore.config import Config as BaseConfig
 from vqcore.config import slot, slots
 from vqcore.errors import SettingError
@@ -55,6 +56,7 @@ class Judged(nn.Module):
         for label, one in self.cfg.percept.items():
             where = f"objective.percept.{label}"
             self.percept[label] = build("percept", one, where, spec=self.spec).to(device)
+            keep_frozen(self.percept[label])
         if self.cfg.adversary is not None:
             made = build("adversary", self.cfg.adversary, "objective.adversary", spec=self.spec)
             self.adversary = made.to(device)
@@ -91,10 +93,11 @@ class Judged(nn.Module):
         layer: Tensor | None = tokenizer.decoder.last_layer
         if not (tokenizer.training and torch.is_grad_enabled() and layer is not None and layer.requires_grad):
             layer = None
-        others = [self.cfg.weight(name, step) * term for name, term in {**terms, **found}.items()]
-        against = None if layer is None else torch.stack(others).sum()
+        weighted = {name: (self.cfg.weight(name, step), term) for name, term in {**terms, **found}.items()}
+        others = [weight * term for weight, term in weighted.values() if weight]
+        against = torch.stack(others).sum() if layer is not None and others else None
         out = rival.generator(
-            shown, x, mask=batch.mask, step=step, rng=rng, against=against, last_layer=layer
+            shown, x, mask=batch.valid, step=step, rng=rng, against=against, last_layer=layer
         )
         return Losses({**found, **out.terms}, metrics=out.metrics, factors=out.factors)
 
@@ -103,7 +106,7 @@ class Judged(nn.Module):
     ) -> Losses:
         """The losses of the adversary; `x_hat` has no gradient."""
         shown, x = visible(x_hat.detach(), batch)
-        return self.adversary.discriminator(shown, x, mask=batch.mask, step=step, rng=rng)
+        return self.adversary.discriminator(shown, x, mask=batch.valid, step=step, rng=rng)
 
     def _is_skipped(self, name: str, tokenizer: TokenizerLike, step: int) -> bool:
         return tokenizer.training and self.cfg.weight(name, step) == 0
@@ -111,9 +114,9 @@ class Judged(nn.Module):
 
 def visible(x_hat: Float[Tensor, "b c *size"], batch: Batch) -> tuple[Tensor, Tensor]:
     """Reconstruction and data for a network that knows no mask: at invalid positions both have the same values."""
-    if batch.mask is None:
+    if batch.valid is None:
         return x_hat, batch.x
-    valid = rearrange(batch.mask, "b ... -> b 1 ...")
+    valid = rearrange(batch.valid, "b ... -> b 1 ...")
     x = torch.where(valid, batch.x, 0).nan_to_num()
     return torch.where(valid, x_hat, x), x
 
@@ -190,7 +193,7 @@ class Reconstruction(Judged):
 
     def _rebuilt(self, tokenizer: TokenizerLike, batch: Batch) -> tuple[Any, Tensor, Tensor]:
         """What the quantizer returned, the reconstruction, and the decoder's output that it is made from."""
-        quantized = tokenizer.quantize(tokenizer.latents(batch.x), batch.mask)
+        quantized = tokenizer.quantize(tokenizer.latents(batch.x), batch.valid)
         y = decoded(tokenizer.decoder, quantized.z_q, size=tuple(batch.x.shape[-self.spec.rank :]))
         return quantized, output_of(self.loss, y, self.spec), y
 

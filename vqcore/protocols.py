@@ -96,6 +96,13 @@ class Batch:
     finished: bool = False
 
     @property
+    def valid(self) -> Bool[Tensor, "b *size"] | None:
+        """The positions that count at all: those that `mask` shows and whose `weight` is above 0; None if all count."""
+        if self.weight is None:
+            return self.mask
+        return self.weight > 0 if self.mask is None else self.mask & (self.weight > 0)
+
+    @property
     def conditions(self) -> dict[str, Any]:
         """What decoding gets besides codes: the extra modalities; where known, `original_size` and their `masks`."""
         known: dict[str, Any] = {} if self.size is None else {"original_size": self.size}

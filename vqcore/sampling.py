@@ -56,6 +56,7 @@ def resolved(objective_cls: Any, given: Mapping[str, Any], where: str) -> dict[s
     """
     known = options(objective_cls)
     names = [option.name for option in known]
+    given = {name: value.item() if hasattr(value, "item") else value for name, value in given.items()}
     for name in given:
         if not names:
             raise ConfigError(f"{where}: {name}: this objective has no sampling options.")

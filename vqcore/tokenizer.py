@@ -485,10 +485,14 @@ class Tokenizer(nn.Module):
         tokenizer.precision = precision
         tokenizer.load_weights(folder, weights)
         tokenizer.taken = named.why
-        if weights != "model" or not (folder / EMA).exists():  # the fingerprint is that of the averages
+        tokenizer.origin = {key: made[key] for key in ORIGIN if key in made}
+        if (
+            weights != "model" or not (folder / EMA).exists()
+        ):  # fingerprint and metrics are those of the averages
             check_fingerprint(folder, made, tokenizer.fingerprint)
-            made |= {"metrics": read_evaluation(folder).get("metrics", made.get("metrics", {}))}
-            tokenizer.origin = {key: made[key] for key in ORIGIN if key in made}
+            tokenizer.origin["metrics"] = read_evaluation(folder).get("metrics", made.get("metrics", {}))
+        else:
+            tokenizer.origin.pop("metrics", None)
         return tokenizer.to(device or "cpu").eval()
 
     def _borrow_all(
@@ -498,6 +502,8 @@ class Tokenizer(nn.Module):
             {key: str(place) for key, place in (places or {}).items()}, recorded, download=download
         )
         self.borrow(lender)
+        # Riders are no part of a tokenizer, but an evaluation of it must know which weights they had.
+        self.loans |= {key: loan for key, loan in recorded.items() if key.startswith("extra.")}
         lender.refuse_unused(("objective", "extra", *(() if self.decoder is not None else ("decoder",))))
 
     def load_weights(self, folder: Path, weights: str = "auto") -> None:

@@ -5,7 +5,6 @@ from (seed, purpose, step), so a run that was killed and resumed ends with the s
 """
 
 import errno
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,14 +17,14 @@ from torch.profiler import record_function
 
 from vqcore import dist, pictures
 from vqcore.assembly import eval_sizes, pick_device
-from vqcore.borrowed import Lender
+from vqcore.borrowed import Access
 from vqcore.check.checks import cheap
 from vqcore.check.findings import settle
 from vqcore.console import ProgressLine, say
 from vqcore.data.feed import Feed
-from vqcore.errors import RunError, cause
+from vqcore.errors import ConfigError, RunError, cause, listed
 from vqcore.evaluate.best import direction
-from vqcore.evaluate.compare import protocol
+from vqcore.evaluate.compare import keys_sha256, protocol
 from vqcore.evaluate.measure import evaluate_data, sample_pictures, sampling_options
 from vqcore.protocols import Batch
 from vqcore.run.checkpoints import add_evaluation, is_evaluated, resume, roll_back, save
@@ -43,12 +42,8 @@ _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that is full or cannot be written."""
 
 
-def train(config: RunConfig, lender: Lender | None = None, *, allow_pickle: bool = False) -> Run:
-    """Train to the end; if `run.dir` holds this run already, resume it. A signal ends the run early, after saving.
-
-    `lender` says where borrowed weights lie, unless the config or the cache of a library does. With `allow_pickle`,
-    weights to start from may be a pickle of another system.
-    """
+def train(config: RunConfig, access: Access | None = None) -> Run:
+    """Train to the end; if `run.dir` holds this run already, resume it. A signal ends the run early, after saving."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     torch.use_deterministic_algorithms(config.run.deterministic)
@@ -56,7 +51,7 @@ def train(config: RunConfig, lender: Lender | None = None, *, allow_pickle: bool
     with dist.process_group(device):
         with dist.together():
             check_folder(config)
-        run = build(config, device, lender, allow_pickle=allow_pickle)
+        run = build(config, device, access)
         with dist.together():
             settle(cheap(run))
         with opened(config):
@@ -201,15 +196,15 @@ def record_of(run: Run, found: Mapping[str, float]) -> dict[str, Any]:
     """What `eval.json` of a checkpoint holds: the metrics, how they were measured, and the value of `eval.best`."""
     assert run.eval_data is not None
     best, sizes = run.config.eval.best, eval_sizes(run.config, run.tokenizer)
-    data: Any = run.config.data
-    places = [getattr(data, name, None) for name in ("eval_path", "eval_extra_path")]
+    if best is not None and _prefix(sizes, sizes[0]) + best not in found:
+        raise ConfigError(f"eval.best={best}: the evaluation has no such value. It has: {listed(found, 40)}.")
     count = min(len(run.eval_data), run.config.eval.samples or len(run.eval_data))
-    # The samples are told apart by where they lie: hashing all of them would take longer than an evaluation.
+    # Keys without contents: reading all samples once more would take as long as the evaluation.
     how = protocol(
         run.config,
         run.tokenizer,
         run.metrics,
-        set_hash=json.dumps(places),
+        set_hash=keys_sha256(run.eval_data, count),
         total=count,
         count=count,
         sizes=sizes,

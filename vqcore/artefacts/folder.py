@@ -24,8 +24,7 @@ from vqcore.errors import CheckpointError, RunError, cause
 from vqcore.files import write_text
 
 WEIGHTS, EMA = "model.safetensors", "ema.safetensors"
-
-CONFIG, PROVENANCE, CARD, EVALUATION = "config.yaml", "provenance.json", "README.md", "eval.json"
+CONFIG, PROVENANCE, CARD = "config.yaml", "provenance.json", "README.md"
 FILES = (WEIGHTS, EMA, CONFIG, PROVENANCE, CARD)
 """What an artefact may consist of."""
 EVALUATION = "eval.json"

@@ -15,7 +15,7 @@ import torch
 from vqcore import __version__
 from vqcore.artefacts.folder import CONFIG, PROVENANCE
 from vqcore.compose.build import from_tree, saved_tree
-from vqcore.config import Config, place_keys, placed, to_tree
+from vqcore.config import Config, place_keys, placed, portable, to_tree
 from vqcore.errors import CheckpointError, ConfigError, UnknownPlugin, VqcoreError
 from vqcore.registry import Registry, registry
 from vqcore.schema import RunConfig, TokenizerConfig
@@ -94,7 +94,9 @@ def provenance_of(config: Any, **more: Any) -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": _git_commit(),
         "components": components,
-        **({"data": _data(config), "eval": to_tree(config.eval)} if hasattr(config, "data") else {}),
+        **(
+            {"data": _data(portable(config)), "eval": to_tree(config.eval)} if hasattr(config, "data") else {}
+        ),
         **more,
     }
 

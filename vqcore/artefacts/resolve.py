@@ -187,11 +187,17 @@ def _is_format(name: str, registry_: Registry | None) -> bool:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"{text}: {error}") from error
 
 
 def _exists(text: str) -> bool:
-    return _path(text).exists()
+    try:
+        return _path(text).exists()
+    except (OSError, ValueError):  # longer than any name, or with a NUL
+        return False
 
 
 # The checkpoints of a run

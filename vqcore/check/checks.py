@@ -11,7 +11,7 @@ import torch
 
 from vqcore import dist
 from vqcore.assembly import assemble, pick_device
-from vqcore.borrowed import Lender
+from vqcore.borrowed import Access
 from vqcore.check.findings import Finding
 from vqcore.check.model import learns, model_findings, whole_step
 from vqcore.check.plan import codebook, parameters, rates, tokens
@@ -40,9 +40,7 @@ def cheap(run: Run) -> list[Finding]:
     ]
 
 
-def everything(
-    config: RunConfig, lender: Lender | None = None, *, allow_pickle: bool = False
-) -> Iterator[Finding]:
+def everything(config: RunConfig, access: Access | None = None) -> Iterator[Finding]:
     """Build a config's parts and run all checks. If some parts cannot be built, all of them are named."""
     problems: dict[str, str] = {}
 
@@ -62,7 +60,7 @@ def everything(
             build_hooks(replace(config, hooks={label: cfg}))
     if parts and device and not problems:
         with attempt("config"):
-            run = build_from(config, parts, device, lender, allow_pickle=allow_pickle)
+            run = build_from(config, parts, device, access)
             for name in run.player_names:
                 run.player(name)
     if run is None or problems:

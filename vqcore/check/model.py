@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vqcore.check.findings import Finding, Grade
 from vqcore.errors import ConfigError, VqcoreError, did_you_mean, listed, reason
 from vqcore.evaluate.best import check_best
-from vqcore.evaluate.measure import build_metrics
+from vqcore.evaluate.measure import measured
 from vqcore.protocols import Batch, Losses, is_denoiser
 from vqcore.rng import sample_generators
 from vqcore.run.optim import peak_rate
@@ -25,6 +25,7 @@ def model_findings(run: Run, batch: Batch) -> list[Finding]:
     """Shapes from input to losses, the names in `objective.weights`, and whether every loss is finite."""
     batch = run.tokenizer.prepare(batch, run.extra)
     terms: dict[str, Tensor] = {}
+    own: tuple[str, ...] = ()
     for module in run.modules:
         module.eval()
     with _watched(run) as seen:
@@ -33,13 +34,14 @@ def model_findings(run: Run, batch: Batch) -> list[Finding]:
                 with warnings.catch_warnings():  # torch warns of different shapes; a finding says more
                     warnings.filterwarnings("ignore", "Using a target size", UserWarning)
                     terms |= dict(_losses(run, batch, player).terms)
+                    own = own or tuple(terms)  # the model is the first player
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 what = f"fails on a batch {tuple(batch.x.shape)}: {reason(error)}"
                 way = f"Up to there: {seen.way}." if seen.passed else ""
                 return [_misshapen(run, batch, seen) or Finding("error", seen.at, what, way)]
-    wrong = _misshapen(run, batch, seen) or _undecodable(run, batch)
+    wrong = _misshapen(run, batch, seen) or _unmeasurable(run, batch)
     found = [*([wrong] if wrong else []), Finding("note", "model", seen.way), *weight_findings(run, terms)]
-    return [*found, *_best_findings(run, terms)]
+    return [*found, *_best_findings(run, own)]
 
 
 def _best_findings(run: Run, terms: Iterable[str]) -> list[Finding]:
@@ -48,7 +50,7 @@ def _best_findings(run: Run, terms: Iterable[str]) -> list[Finding]:
     if best is None:
         return []
     try:
-        check_best(best, build_metrics(run.config.eval.metrics, run.tokenizer), terms)
+        check_best(best, run.metrics, terms)
     except ConfigError as error:
         return [Finding("error", "eval.best", str(error).removeprefix(f"eval.best={best}: "))]
     return []
@@ -77,23 +79,29 @@ def _misshapen(run: Run, batch: Batch, seen: "_Seen") -> Finding | None:
     )
 
 
-def _undecodable(run: Run, batch: Batch) -> Finding | None:
-    """A finding if the first sample cannot be decoded as evaluations will do it, with `eval.sampling`."""
+def _unmeasurable(run: Run, batch: Batch) -> Finding | None:
+    """A finding if the first sample cannot be decoded and measured as evaluations will do it."""
     tokenizer, size = run.tokenizer, tuple(batch.x.shape[-run.tokenizer.spec.rank :])
-    extras = batch.part(slice(1)).conditions
-    codes = tokenizer.quantize(tokenizer.latents(batch.x[:1])).codes
+    first = batch.part(slice(1))
+    codes = tokenizer.quantize(tokenizer.latents(first.x)).codes
     sampling: dict[str, Any] = {**run.config.eval.sampling}
     try:
-        x_hat = tokenizer.decode(codes, size=size, extras=extras, **sampling)
+        x_hat = tokenizer.decode(codes, size=size, extras=first.conditions, **sampling)
     except VqcoreError as error:
         return Finding("error", "eval.sampling", str(error))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return Finding("error", "objective", f"decoding a sample of size {list(size)} fails: {reason(error)}")
     wanted = (1, tokenizer.spec.out_channels, *size)
     if tuple(x_hat.shape) != wanted:
-        return Finding(
-            "error", "objective", f"a decoded sample is {tuple(x_hat.shape)}, but the data needs {wanted}"
-        )
+        what = f"a decoded sample is {tuple(x_hat.shape)}, but the data needs {wanted}"
+        return Finding("error", "objective", what)
+    for label, metric in run.metrics.ready(run.device).items():
+        try:
+            measured(metric, tokenizer, x_hat, first)
+        except VqcoreError as error:
+            return Finding("error", f"eval.metrics.{label}", str(error))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            return Finding("error", f"eval.metrics.{label}", f"measuring a sample fails: {reason(error)}")
     return None
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from vqcore.artefacts.resolve import checkpoints
-from vqcore.borrowed import Lender, parse_places
+from vqcore.borrowed import Access
 from vqcore.check.checks import everything
 from vqcore.check.findings import Finding
+from vqcore.commands.loading import access
 from vqcore.compose.layers import load
 from vqcore.console import command
 from vqcore.errors import VqcoreError
@@ -23,8 +24,7 @@ def run(args: argparse.Namespace) -> int:
     found = []
     # Messages that components print while they are built must not be mixed with the JSON.
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        lender = Lender(parse_places(args.borrow), download=args.download)
-        for finding in findings(args.config, args.overrides, lender, args.allow_pickle):
+        for finding in findings(args.config, args.overrides, access(args)):
             found.append(finding)
             if not args.json:
                 _print(finding)
@@ -40,9 +40,7 @@ def run(args: argparse.Namespace) -> int:
     return 2 if counts["error"] else 0
 
 
-def findings(
-    path: str, overrides: list[str], lender: Lender | None = None, allow_pickle: bool = False
-) -> Iterator[Finding]:
+def findings(path: str, overrides: list[str], given: Access | None = None) -> Iterator[Finding]:
     """The findings of all checks that run before the first training step."""
     try:
         config = load(path, overrides, schema=RunConfig).config
@@ -51,8 +49,7 @@ def findings(
         return
     yield Finding("note", "config", "every setting is known and has a possible value")
     yield from _run_dir(config)
-    uncompiled = replace(config, run=replace(config.run, compile=False))
-    yield from everything(uncompiled, lender, allow_pickle=allow_pickle)
+    yield from everything(replace(config, run=replace(config.run, compile=False)), given)
 
 
 def _run_dir(config: RunConfig) -> Iterator[Finding]:

@@ -16,9 +16,10 @@ from rich.table import Table
 from torch import Tensor
 
 from vqcore import dist, pictures
-from vqcore.artefacts.folder import EMA, verify
-from vqcore.assembly import build_extra, check_size, eval_sizes, open_data, pick_device
-from vqcore.borrowed import Lender, MissingWeights, parse_places
+from vqcore.artefacts.folder import EMA
+from vqcore.assembly import build_extra, check_size, eval_sizes, lend_riders, open_data, pick_device
+from vqcore.borrowed import Lender, MissingWeights
+from vqcore.commands.loading import access
 from vqcore.config import to_tree
 from vqcore.console import say
 from vqcore.errors import ConfigError, DataError
@@ -33,7 +34,7 @@ from vqcore.evaluate.measure import (
     sample_pictures,
     sampling_options,
 )
-from vqcore.evaluate.subject import Loading, Subject, subject
+from vqcore.evaluate.subject import Subject, subject
 from vqcore.evaluate.usage import collapse
 from vqcore.files import write_text
 from vqcore.protocols import Data, Modality, of_constant
@@ -66,8 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _subject(args: argparse.Namespace, name: str, overrides: Sequence[str]) -> Subject:
-    loading = Loading(parse_places(args.borrow), download=args.download, allow_pickle=args.allow_pickle)
-    return subject(name, overrides, loading)
+    return subject(name, overrides, access(args))
 
 
 def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dict[str, Any]:
@@ -82,13 +82,16 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
     for kind in weights:
         tokenizer = found.load(device, kind)
         metrics = metrics or build_metrics(config.eval.metrics, tokenizer)
-        extra = build_extra(config, tokenizer.cfg.size)
+        lender = found.lender()
+        extra = _riders(found, tokenizer, lender)
         data = _opened(found, tokenizer, extra)
         sizes = eval_sizes(config, tokenizer)
         for size in sizes:
             check_size(tokenizer, size)
         step = tokenizer.origin.get("step", 0)
-        losses = losses and _with_training_parts(found, tokenizer, extra)
+        losses = losses and _with_training_parts(found, tokenizer, lender)
+        if losses:
+            lender.refuse_unused()
         if baseline is None:  # it does not depend on the weights
             baseline = _baseline(found, tokenizer, data, extra, metrics)
         predicted, source = baseline
@@ -109,12 +112,17 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
     return {"checkpoint": found.weights.name, "step": step, "results": results, "constant_of": source, **how}
 
 
-def _with_training_parts(found: Subject, tokenizer: Tokenizer, extra: dict[str, Modality]) -> bool:
+def _riders(found: Subject, tokenizer: Tokenizer, lender: Lender) -> dict[str, Modality]:
+    """The extra modalities by label, with the weights that they borrow."""
+    extra = build_extra(found.config, tokenizer.cfg.size)
+    lend_riders(extra, lender)
+    return extra
+
+
+def _with_training_parts(found: Subject, tokenizer: Tokenizer, lender: Lender) -> bool:
     """Load what only training needs; False, with one line, if the objective misses weights that it borrows."""
-    recorded = verify(found.weights).get("borrowed", {})
-    lender = Lender(found.loading.borrowed, recorded, download=found.loading.download)
     try:
-        load_training(tokenizer, found.weights, found.config, lender, extra)
+        load_training(tokenizer, found.weights, found.config, lender)
     except MissingWeights as error:
         if dist.is_main():
             log.warning("warning: the losses are left out: %s", error)
@@ -237,7 +245,7 @@ def _weights(asked: str, checkpoint: Path) -> list[str]:
 def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.Image | None:
     """The contact sheet on rank 0; all processes call this function together."""
     tokenizer = found.load(device, weights)
-    extra = build_extra(found.config, tokenizer.cfg.size)
+    extra = _riders(found, tokenizer, found.lender())
     data = open_data(found.config, tokenizer.modality, extra, "eval")
     batch = sample_pictures(tokenizer, found.config, data, extra)
     return pictures.contact_sheet(tokenizer, batch, sampling_options(found.config, tokenizer))

@@ -6,7 +6,7 @@ from typing import Any
 
 from vqcore.artefacts.formats import digests, settings
 from vqcore.artefacts.resolve import Named, resolve
-from vqcore.borrowed import parse_places
+from vqcore.commands.loading import access, again
 from vqcore.compose.build import COMMAND_LINE, from_tree, saved_tree
 from vqcore.compose.describe import dump
 from vqcore.config import Config
@@ -34,17 +34,11 @@ def run(args: argparse.Namespace) -> int:
     if folder.suffix.lower() in (".yaml", ".yml"):
         _write_config(resolve(source, format=cfg), cfg, folder)
         return 0
-    tokenizer = Tokenizer.load(
-        source,
-        format=cfg,
-        allow_pickle=args.allow_pickle,
-        borrowed=parse_places(args.borrow),
-        download=args.download,
-    )
+    tokenizer = Tokenizer.load(source, format=cfg, **vars(access(args)))
     tokenizer.save(folder)
     say(f"{folder}: {tokenizer.cfg.modality.name} tokenizer, fingerprint {tokenizer.fingerprint[:16]}")
-    say(f"next      {command('eval', folder, 'data.eval_path=FOLDER')}")
-    say(f"          {command('tokenize', folder, 'FOLDER', 'tokens')}")
+    say(f"next      {command('eval', folder, 'data.eval_path=FOLDER', *again(args))}")
+    say(f"          {command('tokenize', folder, 'FOLDER', 'tokens', *again(args))}")
     return 0
 
 

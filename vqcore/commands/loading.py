@@ -3,21 +3,21 @@
 import argparse
 from typing import Any
 
-from vqcore.borrowed import parse_places
+from vqcore.borrowed import Access, parse_places
 from vqcore.console import say
 from vqcore.tokenizer import Tokenizer
 
 
+def access(args: argparse.Namespace) -> Access:
+    """What the arguments of a verb let loading use: --borrow, --download, --allow-pickle."""
+    return Access(parse_places(args.borrow), args.download, args.allow_pickle)
+
+
 def load_named(args: argparse.Namespace, **more: Any) -> Tokenizer:
     """The tokenizer of a verb's arguments; of a run, one line says which checkpoint was taken and why."""
-    given = {
-        "borrowed": parse_places(args.borrow),
-        "download": args.download,
-        "allow_pickle": args.allow_pickle,
-    }
     if hasattr(args, "precision"):
-        given["precision"] = args.precision
-    tokenizer = Tokenizer.load(args.run, weights=args.weights, **given, **more)
+        more["precision"] = args.precision
+    tokenizer = Tokenizer.load(args.run, weights=args.weights, **vars(access(args)), **more)
     if tokenizer.taken:
         say(f"{args.run}: {tokenizer.taken}")
     return tokenizer
@@ -26,4 +26,9 @@ def load_named(args: argparse.Namespace, **more: Any) -> Tokenizer:
 def again(args: argparse.Namespace) -> tuple[str, ...]:
     """The options that another command needs to load the same tokenizer."""
     borrowed = [word for place in args.borrow for word in ("--borrow", place)]
-    return (*(("--allow-pickle",) if args.allow_pickle else ()), *borrowed)
+    flags = [
+        flag
+        for flag, given in (("--allow-pickle", args.allow_pickle), ("--download", args.download))
+        if given
+    ]
+    return (*flags, *borrowed)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vqcore.artefacts.resolve import resolve
+from vqcore.commands.loading import access
 from vqcore.console import say
 from vqcore.errors import CheckpointError
 from vqcore.registry import registry
@@ -14,7 +15,7 @@ from vqcore.registry import registry
 def run(args: argparse.Namespace) -> int:
     """Write `report.html` into the run's folder."""
     report: Any = registry().load("hook", "track/report")
-    page = report.write(Path(args.run).expanduser(), samples=args.samples)
+    page = report.write(Path(args.run).expanduser(), samples=args.samples, access=access(args))
     with contextlib.suppress(CheckpointError):  # the page says that there is no checkpoint
         say(f"{args.run}: {resolve(args.run).why}")
     say(f"report         {page}")

@@ -4,7 +4,7 @@ import argparse
 import signal
 
 from vqcore import dist
-from vqcore.borrowed import Lender, parse_places
+from vqcore.commands.loading import access, again
 from vqcore.compose.layers import load
 from vqcore.console import command, say
 from vqcore.schema import RunConfig
@@ -14,8 +14,7 @@ from vqcore.trainer import train
 def run(args: argparse.Namespace) -> int:
     """Train to the end and print where the results are."""
     config = load(args.config, args.overrides, schema=RunConfig).config
-    lender = Lender(parse_places(args.borrow), download=args.download)
-    run = train(config, lender, allow_pickle=args.allow_pickle)
+    run = train(config, access(args))
     if run.progress.stopped_by:
         return 128 + getattr(signal, run.progress.stopped_by, signal.SIGTERM)
     if dist.is_main():
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     say(f"pictures       {run.dir / 'samples' / 'strip.png'} (reconstructions during training)")
     if run.progress.evaluation:
         say(f"               {run.dir / 'samples' / 'sheet.png'} (original, reconstruction, token map)")
-    say(f"next           {command('eval', run.dir)}")
-    say(f"               {command('tokenize', run.dir, 'FOLDER', 'tokens')}")
-    say(f"               {command('export', run.dir, 'my-tokenizer')}")
+    say(f"next           {command('eval', run.dir, *again(args))}")
+    say(f"               {command('tokenize', run.dir, 'FOLDER', 'tokens', *again(args))}")
+    say(f"               {command('export', run.dir, 'my-tokenizer', *again(args))}")
     return 0

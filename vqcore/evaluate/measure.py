@@ -270,8 +270,8 @@ def _losses(sums: Mapping[str, Tensor], weights: Callable[[str], float] | None) 
     if weights is None:
         return {}
     terms = {name: float(v) / float(sums["samples"]) for name, v in sums.items() if name.startswith("loss/")}
-    weighted = (weights(name.removeprefix("loss/")) * value for name, value in terms.items())
-    return {"loss": math.fsum(weighted), **terms}
+    weighted = ((weights(name.removeprefix("loss/")), value) for name, value in terms.items())
+    return {"loss": math.fsum(weight * value for weight, value in weighted if weight), **terms}
 
 
 def eval_batches(

@@ -15,6 +15,7 @@ from vqcore.artefacts.folder import CONFIG, PROVENANCE, verify
 from vqcore.artefacts.formats import read_foreign
 from vqcore.artefacts.provenance import made_with, read_config
 from vqcore.artefacts.resolve import Named, resolve
+from vqcore.borrowed import Access, Lender
 from vqcore.compose.build import saved_tree
 from vqcore.compose.describe import inline
 from vqcore.compose.layers import overridden
@@ -33,15 +34,6 @@ _BESIDE = ("data.extra", "data.extra_path", "data.eval_extra_path")
 
 
 @dataclass(frozen=True)
-class Loading:
-    """How a tokenizer may be loaded: where borrowed weights lie, whether to download them, whether to read pickles."""
-
-    borrowed: Mapping[str, str] = field(default_factory=dict)
-    download: bool = False
-    allow_pickle: bool = False
-
-
-@dataclass(frozen=True)
 class Subject:
     """The folder of the weights, their run (None for an exported tokenizer), and the settings of the evaluation."""
 
@@ -49,7 +41,7 @@ class Subject:
     run: Path | None
     config: RunConfig
     overrides: tuple[str, ...] = ()
-    loading: Loading = field(default_factory=Loading)
+    access: Access = field(default_factory=Access)
 
     @property
     def weights(self) -> Path:
@@ -69,15 +61,20 @@ class Subject:
             weights=weights,
             format=self.named.format,
             precision=self.config.eval.precision,
-            **vars(self.loading),
+            **vars(self.access),
         )
+
+    def lender(self) -> Lender:
+        """Lends what the tokenizer itself does not borrow: to riders and to the objective."""
+        recorded = verify(self.weights).get("borrowed", {}) if self.named.format is None else {}
+        return self.access.lender(recorded)
 
     def explained(self, error: VqcoreError) -> VqcoreError:
         """An error about the data; for an exported tokenizer its text says how to name other data."""
         return _explained(error, self.overrides) if self.run is None else error
 
 
-def subject(name: str, overrides: Sequence[str] = (), loading: Loading | None = None) -> Subject:
+def subject(name: str, overrides: Sequence[str] = (), access: Access | None = None) -> Subject:
     """The subject that RUN names, with overrides. Raises `CheckpointError` and `ConfigError`."""
     for override in overrides:
         section = override.partition("=")[0]
@@ -86,12 +83,12 @@ def subject(name: str, overrides: Sequence[str] = (), loading: Loading | None = 
                 f"command line: {override}: this setting of a trained tokenizer cannot change. eval takes data.* "
                 "(without data.modality), eval.* and run.*"
             )
-    loading = loading or Loading()
-    named = resolve(name, allow_pickle=loading.allow_pickle)
+    access = access or Access()
+    named = resolve(name, allow_pickle=access.allow_pickle)
     run = named.run
     if named.format is not None:
         foreign = read_foreign(
-            named.path, named.format, source=named.source, allow_pickle=loading.allow_pickle
+            named.path, named.format, source=named.source, allow_pickle=access.allow_pickle
         )
         run, config = None, _alone(named.path, {}, foreign.config, overrides)
     elif run is None or not (run / CONFIG).is_file():
@@ -99,7 +96,7 @@ def subject(name: str, overrides: Sequence[str] = (), loading: Loading | None = 
         run, config = None, _alone(named.path, made, read_config(named.path), overrides)
     else:
         config = _config(saved_tree(run / CONFIG), overrides, run / CONFIG)
-    return Subject(named, run, config, tuple(overrides), loading)
+    return Subject(named, run, config, tuple(overrides), access)
 
 
 def _alone(

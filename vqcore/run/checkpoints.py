@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from vqcore.borrowed import Lender, compare_loans
 from vqcore.console import say
 from vqcore.errors import CheckpointError, listed
 from vqcore.files import write_text
-from vqcore.protocols import Modality, Objective
+from vqcore.protocols import Objective
 from vqcore.run.folder import METRICS, cut_metrics, log_event
-from vqcore.run.players import load_objective, objective_state
+from vqcore.run.players import load_modules, objective_state
 from vqcore.run.state import Run, set_up
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
@@ -107,13 +107,12 @@ def load_training(
     checkpoint: Path,
     config: RunConfig,
     lender: Lender,
-    extra: Mapping[str, Modality] | None = None,
 ) -> int:
     """Build the modules that only training needs and fill them from a checkpoint; returns the checkpoint's step.
 
     The modules are in eval mode. Raises `CheckpointError` if weights that they borrow are missing.
     """
-    set_up(tokenizer, config, lender, extra or {})
+    set_up(tokenizer, config, lender, anew=True)
     objective: Any = tokenizer.objective
     if isinstance(objective, nn.Module):
         objective.eval()
@@ -121,12 +120,10 @@ def load_training(
         return 0
     state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
     tensors = load_tensors(checkpoint / STATE_TENSORS)
+    _fill(objective, state["players"], tensors, checkpoint)
     for name in state["players"]:
-        own = _below(f"players/{name}/module/", tensors)
-        if own:
-            getattr(objective, name).load_state_dict(own, strict=False)
+        if name != "model":
             getattr(objective, name).eval()
-    _fill_objective(objective, tensors, checkpoint)
     return state["step"]
 
 
@@ -160,7 +157,7 @@ def _read_state(run: Run, folder: Path) -> None:
     compare_loans(folder, made.get("borrowed", {}), run.loans)
     run.tokenizer.load_weights(folder, "model")
     tensors = load_tensors(folder / STATE_TENSORS)
-    _fill_objective(run.objective, tensors, folder)
+    _fill(run.objective, state["players"], tensors, folder)
     for name in state["players"]:
         player = run.player(name)
         player.load_state(_below(f"players/{name}/", tensors), state["loss_scales"].get(name, {}))
@@ -185,12 +182,12 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _fill_objective(objective: Objective, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    wrong = load_objective(objective, _below("objective/", tensors))
+def _fill(objective: Objective, players: Sequence[str], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    wrong = load_modules(objective, players, tensors)
     if wrong:
         raise CheckpointError(
-            f"{folder}: the state of the objective does not fit this objective: {listed(wrong, 4)}. Its code or its "
-            "settings have changed since the checkpoint was saved."
+            f"{folder}: the training state does not fit this objective and its players: {listed(wrong, 4)}. Their code "
+            "or settings have changed since the checkpoint was saved."
         )
 
 

@@ -4,7 +4,7 @@ The player `model` trains the tokenizer, and with it the objective's parameters 
 """
 
 import inspect
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ _NAMES = inspect.signature(DistributedDataParallel).parameters
 # The same option under its new and its old name; newer versions of torch warn of the old name.
 _NO_BROADCAST: Any = {next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in _NAMES): False}
 LOOKS = 1000
-"""An objective is asked for its players at so many steps, spread evenly over the run, to know all of them."""
+"""At so many steps an objective is asked for its players, to know all of them before the run."""
 
 
 class Player:
@@ -89,10 +89,7 @@ class Player:
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor], scale: dict[str, Any]) -> None:
-        """Restore what `state` returned, and the loss scale."""
-        own = {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
-        if own:
-            self.module.load_state_dict(own, strict=False)
+        """Restore the optimizer from what `state` returned, and the loss scale; `load_modules` fills the module."""
         self.optimizer.state.clear()
         named = self._named()
         counts_on_device = any(self.optimizer.defaults.get(key) for key in ("fused", "capturable"))
@@ -151,8 +148,8 @@ class Forward(nn.Module):
 
 
 def player_names(objective: Objective, steps: int) -> tuple[str, ...]:
-    """All players of a run of so many steps, `model` first."""
-    looks = {0, max(0, steps - 1), steps, *range(0, steps, max(1, steps // LOOKS))}
+    """The players of a run, `model` first: those of the first `LOOKS` steps, and of so many more over the whole run."""
+    looks = {*range(min(steps, LOOKS)), max(0, steps - 1), steps, *range(0, steps, max(1, steps // LOOKS))}
     return tuple(
         dict.fromkeys(["model", *(name for step in sorted(looks) for name in objective.players(step))])
     )
@@ -199,12 +196,25 @@ def objective_state(objective: Objective, built: Mapping[str, Player]) -> dict[s
     return {k: v for k, v in weights_of(objective).items() if not (players and k.startswith(players))}
 
 
-def load_objective(objective: Objective, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Restore what `objective_state` returned; returns the names that do not fit."""
-    if not isinstance(objective, nn.Module):
-        return list(tensors)
-    own = weights_of(objective)
-    wrong = [name for name, value in tensors.items() if name not in own or own[name].shape != value.shape]
+def load_modules(objective: Objective, players: Sequence[str], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Fill the modules of the players and whatever else an objective holds from a training state.
+
+    Names and shapes must match exactly, else nothing is filled; returns the names that do not fit.
+    """
+    rivals = [name for name in players if name != "model"]
+    wanted = {f"players/{name}/module/": getattr(objective, name, None) for name in rivals}
+    owned = {prefix: weights_of(module) for prefix, module in wanted.items() if isinstance(module, nn.Module)}
+    if isinstance(objective, nn.Module):
+        apart = tuple(f"{name}." for name in rivals)
+        own = weights_of(objective)
+        owned["objective/"] = {k: v for k, v in own.items() if not (apart and k.startswith(apart))}
+        wanted["objective/"] = objective
+    ours = {prefix + name: value for prefix, own in owned.items() for name, value in own.items()}
+    theirs = {name: value for name, value in tensors.items() if name.startswith(("objective/", *wanted))}
+    wrong = [name for name in theirs if name not in ours or ours[name].shape != theirs[name].shape]
+    wrong += [name for name in ours if name not in theirs]
     if not wrong:
-        objective.load_state_dict(dict(tensors), strict=False)
+        for prefix, own in owned.items():
+            values = {name: theirs[prefix + name] for name in own}
+            wanted[prefix].load_state_dict(values, strict=False)  # type: ignore[union-attr]
     return wrong

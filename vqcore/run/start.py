@@ -43,15 +43,19 @@ def start_from(tokenizer: Tokenizer, model: ModelConfig, *, allow_pickle: bool =
         source, state = _contents(named, allow_pickle)
     except CheckpointError as error:
         raise error.at(f"model.{key}") from error
+    recorded = verify(named.path).get("borrowed", {}) if named.format is None else {}
     parts = (*TOKENS, "decoder") if model.full_ckpt else TOKENS[:2]
-    problems = {part: _take(tokenizer, part, source, state) for part in parts}
+    problems = {
+        part: _other_loans(tokenizer, part, recorded) or _take(tokenizer, part, source, state)
+        for part in parts
+    }
     taken = [part for part in parts if getattr(tokenizer, part) is not None and not problems[part]]
     if not taken:
         raise CheckpointError(
             f"model.{key}={named.name}: none of its parts fits this model. {_reasons(problems)}"
         )
     if model.freeze_enc:
-        _refuse_other_tokens(tokenizer, named, source, state, problems)
+        _refuse_other_tokens(tokenizer, named, source, state, problems, recorded)
     say(f"model.{key}: {listed(taken)} from {named}.")
     rest = [
         part for part in (*TOKENS, "decoder") if getattr(tokenizer, part) is not None and part not in taken
@@ -76,6 +80,15 @@ def _contents(named: Named, allow_pickle: bool) -> tuple[TokenizerConfig, Mappin
         return found.config, found.tensors
     verify(named.path)
     return read_config(named.path), read_weights(named.path)
+
+
+def _other_loans(tokenizer: Tokenizer, part: str, recorded: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the part borrows here that differs from what it borrowed when the checkpoint was trained."""
+    return [
+        f"{key} has other borrowed weights here"
+        for key, loan in tokenizer.loans.items()
+        if key.startswith(f"{part}.") and recorded.get(key, loan)["sha256"] != loan["sha256"]
+    ]
 
 
 def _take(tokenizer: Tokenizer, part: str, source: TokenizerConfig, state: Mapping[str, Tensor]) -> list[str]:
@@ -119,13 +132,13 @@ def _refuse_other_tokens(
     source: TokenizerConfig,
     state: Mapping[str, Tensor],
     problems: Mapping[str, list[str]],
+    recorded: Mapping[str, Any],
 ) -> None:
     lost = {part: found for part, found in problems.items() if part in TOKENS and found}
     if lost:
         raise ConfigError(
             f"model.freeze_enc: the tokens would differ from those of {named}. {_reasons(lost)}"
         )
-    recorded = verify(named.path).get("borrowed", {}) if named.format is None else {}
     there = Tokenizer(source, encoder_only=True, fetch=False)
     there.fill(state, str(named))
     there.loans = {key: recorded.get(key, loan) for key, loan in tokenizer.loans.items()}

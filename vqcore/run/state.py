@@ -4,19 +4,20 @@ The trainer changes the progress, `checkpoints` saves and restores the state, ho
 """
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vqcore import dist
 from vqcore.artefacts.resolve import checkpoints
-from vqcore.assembly import Assembly, assemble
-from vqcore.borrowed import Lender
+from vqcore.assembly import Assembly, assemble, lend_riders
+from vqcore.borrowed import Access, Lender, Loans, own_buffers
 from vqcore.data.sizes import sizes
 from vqcore.evaluate.measure import Metrics
 from vqcore.evaluate.usage import CodeWindow, learns_codes
@@ -115,16 +116,27 @@ class Run:
         ]
         return list(dict.fromkeys(module for module in own if isinstance(module, nn.Module)))
 
+    @functools.cached_property
+    def statistics(self) -> list[Tensor]:
+        """The buffers of the objective and of all players but the model, without borrowed ones, each once."""
+        found = [buffer for module in self.modules[1:] for buffer in own_buffers(module)]
+        return list({id(buffer): buffer for buffer in found}.values())
+
     @contextlib.contextmanager
     def as_evaluated(self) -> Iterator[None]:
-        """Inside the block all modules are in eval mode; the tokenizer has the running averages, if there are any."""
+        """Inside the block all modules are in eval mode, and the tokenizer is as an evaluation measures it.
+
+        It has the running averages as weights, if there are any, and the precision `eval.precision`.
+        """
         modes = [(module, module.training) for owner in self.modules for module in owner.modules()]
         for module in self.modules:
             module.eval()
+        self.tokenizer.precision = self.config.eval.precision
         try:
             with self.ema.applied() if self.ema else contextlib.nullcontext():
                 yield
         finally:
+            self.tokenizer.precision = "fp32"
             for module, was_training in modes:
                 module.training = was_training
 
@@ -134,18 +146,12 @@ def total_batch(config: RunConfig) -> int:
     return config.data.batch_size * config.optim.accumulate * dist.world_size()
 
 
-def build(
-    config: RunConfig, device: torch.device, lender: Lender | None = None, *, allow_pickle: bool = False
-) -> Run:
-    """Build a run and its players. Writes nothing: an error of the user leaves no folder behind.
-
-    `lender` gives the places of borrowed weights. With `allow_pickle`, weights to start from may be a pickle of another
-    system.
-    """
+def build(config: RunConfig, device: torch.device, access: Access | None = None) -> Run:
+    """Build a run and its players. Writes nothing: an error of the user leaves no folder behind."""
     with dist.together():
         parts = assemble(config)
         assert parts is not None
-        run = build_from(config, parts, device, lender, allow_pickle=allow_pickle)
+        run = build_from(config, parts, device, access)
     for name in run.player_names:
         run.player(name)
     return run
@@ -155,21 +161,19 @@ def build_from(
     config: RunConfig,
     parts: Assembly,
     device: torch.device,
-    lender: Lender | None = None,
-    *,
-    allow_pickle: bool = False,
+    access: Access | None = None,
 ) -> Run:
     """A run of parts that are assembled already; adds weights to start from, averages, code statistics and hooks."""
     tokenizer, data = parts.tokenizer, parts.data
-    lender = lender or Lender()
+    access = access or Access()
+    lender = access.lender()
     tokenizer.borrow(lender)
     if not checkpoints(config.run.folder):
-        start_from(tokenizer, config.model, allow_pickle=allow_pickle)
+        start_from(tokenizer, config.model, allow_pickle=access.allow_pickle)
     if config.model.freeze_enc:
         tokenizer.freeze_encoder()
     tokenizer.to(device)
-    tokenizer.precision = config.eval.precision
-    loans = set_up(tokenizer, config, lender, parts.extra)
+    loans = lend_riders(parts.extra, lender) | set_up(tokenizer, config, lender)
     lender.refuse_unused()
     config = _in_steps(config, len(data))
     steps = config.run.steps or _steps(config, len(data))
@@ -202,21 +206,18 @@ def build_from(
     return run
 
 
-def set_up(
-    tokenizer: Tokenizer, config: RunConfig, lender: Lender, extra: Mapping[str, Modality]
-) -> dict[str, dict[str, Any]]:
-    """Build what only training needs, on the tokenizer's device; returns what the objective and the riders borrow.
+def set_up(tokenizer: Tokenizer, config: RunConfig, lender: Lender, *, anew: bool = False) -> Loans:
+    """Build what only training needs, on the tokenizer's device; returns what the objective borrows.
 
-    The objective is built anew if the tokenizer was loaded: the config of a saved tokenizer lacks parts for training.
-    What the objective draws in `setup` follows from the seed of the run.
+    With `anew` the objective itself is built again from the run's config: the config of a saved tokenizer lacks parts
+    for training. What the objective draws follows from the seed of the run.
     """
-    if tokenizer.cfg.objective != config.objective:
+    if anew:
         tokenizer.build_objective(config.objective, config.run.seed)
     objective = tokenizer.objective
     with seeded(config.run.seed, "init", "setup"):
         objective.setup(tokenizer)
-    loans = lender.lend({f"extra.{label}": each for label, each in extra.items()})
-    loans |= lender.lend({"objective": objective})
+    loans = lender.lend({"objective": objective})
     if isinstance(objective, nn.Module):
         objective.to(tokenizer.device)
     return loans

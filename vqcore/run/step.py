@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vqcore import dist
-from vqcore.borrowed import own_buffers
-from vqcore.errors import listed
+from vqcore.errors import PluginLoadError, listed
 from vqcore.protocols import Batch, set_modes
 from vqcore.rng import derive, sample_generators
 from vqcore.run.players import Player
@@ -35,10 +34,16 @@ def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
     Raises `Trouble` if a player's gradient is not finite or too long. Then the optimizer does not change this player.
     """
     metrics: dict[str, float | Tensor] = {}
-    batches = [run.tokenizer.prepare(batch, run.extra) for batch in batches]
     horizon = run.config.optim.horizon or run.steps
+    names = run.objective.players(run.step)
+    prepared: dict[int, Batch] = {}
     shared: list[dict[str, Any]] = [{} for _ in batches]
-    for name in run.objective.players(run.step):
+    for name in names:
+        if name not in run.player_names:
+            raise PluginLoadError(
+                f"objective {run.config.objective.name}: players({run.step}) names '{name}', which the objective did "
+                f"not name when it was asked before the run ({listed(run.player_names)})."
+            )
         player = run.player(name)
         if player.first is None:
             player.first = run.step
@@ -46,10 +51,14 @@ def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
         _only_learning(run, name)
         rate = player.schedule(run.step, horizon=horizon, total_batch=run.total_batch)
         player.optimizer.zero_grad(set_to_none=True)
-        for micro, batch in enumerate(batches):
+        for micro, raw in enumerate(batches):
+            batch = prepared.pop(micro, None) or run.tokenizer.prepare(raw, run.extra)
             for key, value in _backward(run, player, batch, micro, len(batches), shared[micro]).items():
                 metrics[key] = metrics[key] + value / len(batches) if key in metrics else value / len(batches)
-            shared[micro] = detached(shared[micro])
+            if name == names[-1]:
+                shared[micro] = {}
+            else:
+                prepared[micro], shared[micro] = batch, detached(shared[micro])
         player.scaler.unscale_(player.optimizer)
         norm = nn.utils.clip_grad_norm_(player.trained, player.cfg.clip or math.inf)
         trouble = _trouble(run, player, metrics, norm, batches)
@@ -62,7 +71,7 @@ def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
         player.scaler.update()
         _all_learning(run)
         # Running statistics: a checkpoint has those of rank 0, and a resumed run must go on with the same bits.
-        dist.broadcast_(buffer for module in run.modules[1:] for buffer in own_buffers(module))
+        dist.broadcast_(run.statistics)
         if trouble is not None:
             raise trouble
         metrics |= {f"lr{player.suffix}": rate, f"grad_norm{player.suffix}": norm}
@@ -97,7 +106,9 @@ def detached(value: Any) -> Any:
         return value.detach()
     if isinstance(value, Mapping):
         return {key: detached(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(detached(inner) for inner in value))
+    if isinstance(value, (list, tuple)):
         return type(value)(detached(inner) for inner in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = {f.name: detached(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
@@ -154,7 +165,7 @@ class _Buffers:
     """A copy of all buffers, for a step that is left out: a codebook changes in the forward pass already."""
 
     def __init__(self, run: Run):
-        self.saved = [(b, b.clone()) for module in run.modules for b in own_buffers(module)]
+        self.saved = [(b, b.clone()) for b in (*run.tokenizer.buffers(), *run.statistics)]
 
     def restore(self) -> None:
         """Set the buffers back to the copy."""

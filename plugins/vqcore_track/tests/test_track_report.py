@@ -370,7 +370,7 @@ def test_the_hook_writes_the_page_when_the_run_ends_well(tmp_path, monkeypatch):
 
 
 def test_a_page_that_fails_is_a_warning_with_the_command(tmp_path, monkeypatch, caplog):
-    def failing(record, limit):
+    def failing(record, limit, access):
         raise RuntimeError("no picture today")
 
     monkeypatch.setattr(gallery, "collect", failing)

@@ -13,15 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from vqcore import pictures
-from vqcore.assembly import build_extra, open_data, pick_device
+from vqcore.assembly import build_extra, lend_riders, open_data, pick_device
+from vqcore.borrowed import Access
 from vqcore.compose.build import from_tree
 from vqcore.errors import DataError
-from vqcore.evaluate.measure import build_metrics, eval_batches, measured, sampling_options
+from vqcore.evaluate.measure import build_metrics, decode_count, eval_batches, measured, sampling_options
 from vqcore.evaluate.rows import for_summary
 from vqcore.evaluate.usage import CodeCounts
 from vqcore.metrics.labels import Accuracy
 from vqcore.metrics.pixels import MAE
-from vqcore.protocols import Batch, Data, Metric, Modality, better, gathers, is_denoiser, set_up
+from vqcore.protocols import Batch, Data, Metric, Modality, better, gathers, set_up
 from vqcore.rng import sample_generators
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
@@ -66,7 +67,7 @@ class Gallery:
 
 
 @torch.no_grad()
-def collect(record: Record, limit: int) -> Gallery:
+def collect(record: Record, limit: int, access: Access | None = None) -> Gallery:
     """Look through at most `limit` evaluation samples, or training samples if the run has no evaluation data.
 
     Raises a `VqcoreError` if the config, the checkpoint or the data cannot be used.
@@ -75,15 +76,16 @@ def collect(record: Record, limit: int) -> Gallery:
     config = from_tree(record.config, schema=RunConfig, file=str(record.folder / "config.yaml"))
     wanted = config.run.device
     device = pick_device(None if wanted is None or wanted.startswith("cuda") else wanted)
-    tokenizer = Tokenizer.load(record.checkpoint, device, precision=config.eval.precision)
+    access = access or Access()
+    tokenizer = Tokenizer.load(record.checkpoint, device, precision=config.eval.precision, **vars(access))
     facts = tokenizer.facts()
     parts = {name: part.parameters + part.buffers for name, part in facts.parts.items()}
     found = Gallery(parts=parts, grid=facts.grid)
     extra = build_extra(config, tokenizer.cfg.size)
+    lend_riders(extra, access.lender(record.saved.get("borrowed", {})))
     split, found.source = ("eval", "evaluation") if config.data.has_eval else ("train", "training")
     data = open_data(config, tokenizer.modality, extra, split)
-    if is_denoiser(tokenizer.decoder):
-        limit = min(limit, DENOISED)
+    limit = min(limit, decode_count(config, tokenizer, len(data)))
     passes = _Pass(tokenizer, config, data, extra, limit)
     found.metric, metric, values, counts = _measure(passes)
     found.samples, found.counts = len(values), [book.tolist() for book in counts.by_code()]

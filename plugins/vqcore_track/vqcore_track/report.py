@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqcore import config, dist
+from vqcore.borrowed import Access
 from vqcore.console import command, say
 from vqcore.errors import SettingError, VqcoreError
 from vqcore.files import write_text
@@ -50,7 +51,7 @@ class Report:
             log.warning("warning: the report could not be written: %s. To try again, run: %s", problem, again)
 
     @staticmethod
-    def write(run_dir: Path, *, samples: int = 512) -> Path:
+    def write(run_dir: Path, *, samples: int = 512, access: Access | None = None) -> Path:
         """Write the page into the run's folder and return its path. Looks through at most `samples` samples.
 
         Only one process may call this. Raises `RunError` if `run_dir` is not the folder of a run.
@@ -59,7 +60,7 @@ class Report:
         shown = gallery.Gallery()
         if found.checkpoint is not None:
             try:
-                shown = gallery.collect(found, samples)
+                shown = gallery.collect(found, samples, access)
             except (VqcoreError, OSError) as error:
                 found.notes.append(f"Samples cannot be shown: {error}")
         path = run_dir / FILE
