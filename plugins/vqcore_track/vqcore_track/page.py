@@ -312,7 +312,6 @@ def _provenance(record: Record, gallery: Gallery) -> dict[str, str]:
             "processes": made.get("world_size"),
             "threads": made.get("threads"),
             "checkpoint": record.taken or None,
-            "evaluation loss of the checkpoint": record.saved.get("eval_loss"),
             "fingerprint": record.saved.get("fingerprint"),
             "parameters": {part: short(count) for part, count in gallery.parts.items()},
         }
