@@ -1195,6 +1195,17 @@ class IdleRival(Rival):
         self.idle = nn.Parameter(torch.ones(2))
 
 
+class HiddenRival(Rival):
+    """Keeps a weight where no state dict sees it."""
+
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.hidden = noise(1, seed=seed + 7)
+
+    def logits(self, x):
+        return super().logits(x) * self.hidden
+
+
 class PlainRival:
     """An adversary that is no module."""
 
@@ -1310,6 +1321,8 @@ BAD = [
     (adversary, losing(lambda s, y, x: {"gan/generator": -s.logits(y.detach()).mean()}),
      "gradient law: no gradient of generator"),
     (adversary, IdleRival, "gradient law: no gradient reaches idle"),
+    (adversary, losing(lambda s, y, x: {"gan/generator": -s.logits(y).mean() / 0}), "finite law: gan/generator"),
+    (adversary, HiddenRival, "state law: the result differs after"),
     (adversary, losing(lambda s, y, x: {"fool": -s.logits(y).mean()}), "names law: losses of generator are called"),
     (adversary, losing(lambda s, y, x: {"gan/d": s.logits(y).flatten(1).mean(1)}, "discriminator"),
      "names law: gan/d is not a scalar"),
