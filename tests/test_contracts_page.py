@@ -55,6 +55,8 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def run(command: str) -> int:
+    """The exit status of a command, which knows nothing of the commands before it."""
+    registry.cache_clear()
     verb, *words = shlex.split(command)
     if verb == "vqcore":
         return main(words)
@@ -68,7 +70,7 @@ def photos(tmp_path, monkeypatch):
     """A folder with `photos` and `base.yaml` is the working directory; the registry is fresh."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    for number in range(8):
+    for number in range(4):
         pixels = np.random.default_rng(number).integers(0, 256, (5, 6, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((24, 20), Image.Resampling.BICUBIC).save(f"photos/{number}.png")
     registry.cache_clear()
@@ -85,8 +87,8 @@ def write(blocks: list[tuple[str, str]]) -> None:
                 file.write(("\n\n" if continued else "") + text)
 
 
-@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.title)
-def test_the_examples_do_what_the_page_says(photos, capfd, section):
+def follow(section: Section, capfd: Any) -> None:
+    """Make the files of a section and run its commands; what the page shows must be printed, line by line."""
     write(section.blocks)
     for language, text in section.blocks:
         for command, shown in commands(text) if language == "console" else ():
@@ -95,12 +97,43 @@ def test_the_examples_do_what_the_page_says(photos, capfd, section):
             found = run(command)
             said = capfd.readouterr()
             printed = said.out + said.err
-            assert found == wanted, f"$ {command}\n{printed}"
+            assert found == wanted, f"$ {command}\nends with {found}:\n{printed}"
             for line in shown:
                 pattern = ".*".join(map(re.escape, line.split("...")))
                 assert re.search(pattern, printed), f"$ {command}\n{line}\nis not in\n{printed}"
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.title)
+def test_the_examples_do_what_the_page_says(photos, capfd, section):
+    follow(section, capfd)
     if Path("mine.py").exists():
         check_laws(section)
+
+
+@pytest.mark.parametrize(
+    ("console", "says"),
+    [
+        ("$ vqcore config base.yaml\nnot printed\n", "is not in"),
+        ("$ vqcore config base.yaml\nerror: no\n", "ends with 0"),
+        ("$ vqcore config nothing.yaml\n", "ends with 2"),
+        ("$ ls\n", "ls"),
+    ],
+)
+def test_a_page_that_is_wrong_fails(photos, capfd, console, says):
+    with pytest.raises(AssertionError, match=says):
+        follow(Section("wrong", [("console", console)]), capfd)
+
+
+def test_every_section_is_listed_and_has_examples_that_are_run():
+    page = PAGE.read_text()
+    anchors = [re.sub(r"[^\w -]", "", one.title.lower()).replace(" ", "-") for one in SECTIONS]
+    listed = re.findall(r"^\| \[(.+)\]\(#(.+?)\)", page, flags=re.MULTILINE)
+    assert listed == [(one.title, anchor) for one, anchor in zip(SECTIONS, anchors)]
+    for section in SECTIONS:
+        languages = [language for language, _ in section.blocks]
+        assert {"python", "yaml", "console"} <= set(languages) <= {"python", "yaml", "console", "text"}, section
+        assert languages[-1] == "console"  # nothing stands below it that nobody runs
+    assert page.count("```") == 2 * sum(len(one.blocks) for one in (BEFORE, *SECTIONS))
 
 
 # The laws of the components
@@ -111,6 +144,7 @@ WAIVED = {"local/blocks": {"round-trip": "pictures go in, and numbers come out"}
 
 def check_laws(section: Section) -> None:
     """The laws of all components of `mine.py`, with the settings that the section's configs have."""
+    registry().add_file("mine.py")
     names = [NAME.match(text)[1] for language, text in section.blocks if language == "yaml"]
     configs = [load(name, schema=RunConfig).config for name in names]
     used = {cfg.name: (cfg, config) for config in configs for cfg in components(config)}
@@ -145,7 +179,7 @@ def made(kind: str, cfg: Config, seed: int = 0, **wiring: Any) -> Any:
 
 
 def spec_of(config: RunConfig) -> Any:
-    return build(config, torch.device("cpu")).tokenizer.spec
+    return made("modality", config.data.modality, size=config.data.input_size).spec
 
 
 def encoder(name: str, cfg: Config, config: RunConfig) -> None:
