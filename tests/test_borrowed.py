@@ -133,6 +133,21 @@ def test_the_fingerprint_knows_what_decides_tokens(tmp_path):
         assert (prints[0] == prints[1]) is same
 
 
+def test_a_run_knows_where_its_weights_lie(tmp_path, capsys):
+    """On the machine of the run no place has to be given; an exported tokenizer knows no place."""
+    file = lent(tmp_path / "base.safetensors")
+    assert main(["train", config(tmp_path, file), "hooks={report: {name: track/report}}"]) == 0
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    assert "Samples cannot be shown" not in (tmp_path / "run/report.html").read_text()
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "artefact")]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "artefact")]) == 2
+    assert "decoder.base: no place is known" in capsys.readouterr().err
+    lent(file, 1)
+    assert main(["eval", str(tmp_path / "run")]) == 2
+    assert "these are other weights" in capsys.readouterr().err
+
+
 def test_encoding_needs_no_base_of_the_decoder(tmp_path, capsys):
     import numpy as np
 

@@ -96,6 +96,20 @@ def portable(config: Any) -> Any:
     return dataclasses.replace(config, **changed)
 
 
+def placed(config: Any, other: Any) -> Any:
+    """The config with the places of borrowed weights that another config of the same components has."""
+    if isinstance(config, Mapping) and isinstance(other, Mapping):
+        return {key: placed(value, other.get(key)) for key, value in config.items()}
+    if type(config) is not type(other) or not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return config
+    changed = {}
+    for f in dataclasses.fields(config):
+        ours, theirs = getattr(config, f.name), getattr(other, f.name)
+        is_place = isinstance(config, Config) and f.name in config.places
+        changed[f.name] = (theirs if ours is None else ours) if is_place else placed(ours, theirs)
+    return dataclasses.replace(config, **changed)
+
+
 def place_keys(config: Any, path: str = "") -> Iterator[str]:
     """The dotted keys of all settings that say where borrowed weights lie."""
     if isinstance(config, Mapping):

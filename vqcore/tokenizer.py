@@ -39,7 +39,7 @@ from vqcore.artefacts.folder import (
     verify,
 )
 from vqcore.artefacts.formats import read_foreign
-from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config
+from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config, with_places
 from vqcore.artefacts.resolve import resolve
 from vqcore.borrowed import Lender, borrowed_prefixes, weights_of
 from vqcore.compose.describe import dump
@@ -478,6 +478,8 @@ class Tokenizer(nn.Module):
         folder = named.path
         made = verify(folder)
         cfg = read_config(folder, registry_)
+        if named.run is not None:
+            cfg = with_places(cfg, named.run, registry_)
         tokenizer = cls(cfg, encoder_only=encoder_only, fetch=False, registry_=registry_)
         tokenizer._borrow_all(borrowed, made.get("borrowed", {}), download)
         tokenizer.precision = precision

@@ -83,9 +83,9 @@ class _Loop:
     def train(self) -> None:
         """Make the steps that are left."""
         run, config = self.run, self.run.config
-        if run.step and self.due() and not is_evaluated(run):
-            self.evaluate()  # the process ended between the checkpoint and its evaluation
-        if run.step >= run.steps:
+        # A process may end between a checkpoint and its evaluation. Rank 0 alone looks at the disk.
+        (unmeasured,) = dist.any_(bool(run.step) and self.due() and dist.is_main() and not is_evaluated(run))
+        if run.step >= run.steps and not unmeasured:
             say(
                 f"{run.dir}: finished already ({run.step} of {run.steps} steps). Lengthen it with run.steps=N."
             )
@@ -95,6 +95,8 @@ class _Loop:
         run.hooks.vqcore_run_started(run=run)
         rate = rate_in_words(config.optim, run.total_batch)
         say(f"{run.dir}: {run.steps} steps of {run.total_batch} samples, {rate}")
+        if unmeasured:
+            self.evaluate()
         with (
             StopSignals() as signals,
             Feed(config, run.data, run.tokenizer.modality, run.extra, run.steps) as feed,

@@ -15,10 +15,10 @@ import torch
 from vqcore import __version__
 from vqcore.artefacts.folder import CONFIG, PROVENANCE
 from vqcore.compose.build import from_tree, saved_tree
-from vqcore.config import Config, to_tree
+from vqcore.config import Config, place_keys, placed, to_tree
 from vqcore.errors import CheckpointError, ConfigError, UnknownPlugin, VqcoreError
 from vqcore.registry import Registry, registry
-from vqcore.schema import TokenizerConfig
+from vqcore.schema import RunConfig, TokenizerConfig
 
 ORIGIN = ("components", "data", "eval", "git", "step", "metrics", "command", "origin")
 """Entries of the provenance that are kept when a tokenizer is loaded and saved elsewhere."""
@@ -35,6 +35,19 @@ def read_config(folder: Path, registry_: Registry | None = None) -> TokenizerCon
         return from_tree(tree, schema=TokenizerConfig, file=str(path), registry_=registry_)
     except UnknownPlugin as error:
         raise made_with(folder, error, registry_) from error
+
+
+def with_places(cfg: TokenizerConfig, run: Path, registry_: Registry | None = None) -> TokenizerConfig:
+    """The config of a run's checkpoint with the places of borrowed weights that the run's own config names."""
+    if not any(place_keys(cfg)):
+        return cfg
+    try:
+        path = run / CONFIG
+        whole = from_tree(saved_tree(path), schema=RunConfig, file=str(path), registry_=registry_)
+    except VqcoreError:  # the user can still name the places
+        return cfg
+    modality, model = placed(cfg.modality, whole.data.modality), placed(cfg.model, whole.model.bare)
+    return dataclasses.replace(cfg, modality=modality, model=model)
 
 
 def made_with(folder: Path, error: UnknownPlugin, registry_: Registry | None = None) -> UnknownPlugin:

@@ -13,7 +13,7 @@ from toys import run_config, run_tree
 from vqcore_track import gallery, page, record
 from vqcore_track.report import Report
 
-from vqcore.artefacts.resolve import checkpoints
+from vqcore.artefacts.resolve import best_step, checkpoints
 from vqcore.assembly import open_data
 from vqcore.cli import main
 from vqcore.compose.build import from_tree
@@ -300,12 +300,11 @@ def test_no_run_no_file(tmp_path):
 
 def test_the_evaluation_of_the_checkpoint_that_counts_is_shown(tmp_path):
     config = run_config(
-        tmp_path / "run", run__steps=6, eval={"every": 2, "best": "metric/psnr"}, optim__lr=0.3
+        tmp_path / "run", run__steps=12, eval={"every": 3, "best": "metric/psnr"}, optim__lr=1.0
     )
     train(config)
-    best = 4
-    record_ = {"best": "metric/psnr", "value": 9.0, "better": "higher", "protocol": {}}
-    (tmp_path / f"run/checkpoints/step_{best}/eval.json").write_text(json.dumps(record_))
+    best = best_step(tmp_path / "run", "metric/psnr")
+    assert best is not None and best < 12
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     (loss,) = [line["eval/loss"] for line in lines if line["step"] == best and "eval/loss" in line]
     (head,), (metrics,) = record.evaluated(record.read(tmp_path / "run"))
