@@ -131,7 +131,9 @@ def test_every_section_is_listed_and_has_examples_that_are_run():
     assert listed == [(one.title, anchor) for one, anchor in zip(SECTIONS, anchors)]
     for section in SECTIONS:
         languages = [language for language, _ in section.blocks]
-        assert {"python", "yaml", "console"} <= set(languages) <= {"python", "yaml", "console", "text"}, section
+        assert {"python", "yaml", "console"} <= set(languages) <= {"python", "yaml", "console", "text"}, (
+            section
+        )
         assert languages[-1] == "console"  # nothing stands below it that nobody runs
     assert page.count("```") == 2 * sum(len(one.blocks) for one in (BEFORE, *SECTIONS))
 
@@ -194,7 +196,9 @@ def decoder(name: str, cfg: Config, config: RunConfig) -> None:
         return
     checks.check_decoder(one, noise(3, 2, 2, 3), (3, 3, 16, 16), fresh=other)
     bare = replace(cfg, weights=None)
-    checks.check_borrowed(lambda: made("decoder", bare, dim=3, spec=spec_of(config)), {"base": "base.safetensors"})
+    checks.check_borrowed(
+        lambda: made("decoder", bare, dim=3, spec=spec_of(config)), {"base": "base.safetensors"}
+    )
 
 
 def objective(name: str, cfg: Config, config: RunConfig) -> None:

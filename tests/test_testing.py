@@ -1781,6 +1781,18 @@ OBJECTIVES = [
 ]  # fmt: skip
 
 
+def test_an_adversary_may_hold_what_is_not_known_yet():
+    class Adaptive(Rival):
+        def __init__(self, seed=0):
+            super().__init__(seed)
+            self.register_buffer("known", torch.tensor([1.0, torch.nan]))
+
+    checks.check_adversary(Adaptive(), X + 0.3, X.clone(), fresh=Adaptive(1))
+    law = variant(Adaptive, logits=lambda s, x: s.known[1:].fill_(0) + Rival.logits(s, x))
+    with pytest.raises(AssertionError, match="eval changes no state"):
+        checks.check_adversary(law(), X + 0.3, X.clone())
+
+
 def test_good_objectives_pass(toy):
     checks.check_objective(Objective(), tokenizer(), BATCH)
     rival = {"adversary": {"name": "toy/gan", "start": 2}, "weights": {"vq/commit": {1: 0, 9: 1}}}
