@@ -9,10 +9,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch import nn
 from toys import run_tree, toy  # noqa: F401
 
 from vqcore.artefacts.folder import load_tensors
-from vqcore.borrowed import Lender, read, sha256
+from vqcore.borrowed import Lender, fill, read, sha256
 from vqcore.cli import main
 from vqcore.compose.build import from_tree
 from vqcore.errors import CheckpointError
@@ -96,7 +97,7 @@ def test_present_missing_and_another_one(tmp_path, capsys, part):
     for given, text in (
         (
             [],
-            f"error: {key}: no place is known for the weights of '{key[8:]}'. Give the weights with the SHA-256",
+            f"error: {key}: no place is known for these weights. Give the weights with the SHA-256",
         ),
         (
             ["--borrow", f"{key}={other}"],
@@ -265,6 +266,19 @@ def test_the_hash_is_computed_once_and_again_after_a_change(tmp_path, monkeypatc
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").write_text("no folder")
     assert read(file)[1] != one  # a cache that cannot be written is no error
+
+
+def test_a_module_is_filled_exactly(tmp_path):
+    file, net = lent(tmp_path / "base.safetensors"), nn.Sequential()
+    net.add_module("linear", nn.Linear(2, 3))
+    assert fill(net, file) == read(file)[1]
+    assert torch.equal(net.linear.weight, read(file)[0]["linear.weight"])
+    with pytest.raises(CheckpointError, match="no place is known for these weights"):
+        fill(net, None)
+    with pytest.raises(CheckpointError, match=r"base.safetensors: these weights do not fit: linear.weight$"):
+        fill(nn.ModuleDict({"linear": nn.Linear(5, 3)}), file)
+    with pytest.raises(CheckpointError, match=r"do not fit: linear.bias$"):
+        fill(nn.ModuleDict({"linear": nn.Linear(2, 3, bias=False)}), file)
 
 
 def test_a_folder_of_files_is_read_whole(tmp_path):

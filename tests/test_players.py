@@ -245,6 +245,19 @@ def test_the_adversary_judges_what_the_model_made_or_makes_it_again(tmp_path):
         assert torch.equal(given["gan/discriminator"], alone["gan/discriminator"])
 
 
+def test_a_head_learns_from_latents_that_are_encoded_once(tmp_path):
+    run, calls = build(run_config(tmp_path / "run", objective={"name": "toy/balanced"}), CPU), []
+    run.tokenizer.encoder.register_forward_hook(lambda *args: calls.append(0))
+    with Feed(run.config, run.data, run.tokenizer.modality, run.extra, run.steps) as feed:
+        (batch,) = feed.next(0)
+        train_step(run, [batch])
+    assert len(calls) == 1
+    rng, shared = [generator(i) for i in range(len(batch.keys))], {}
+    out = run.objective.losses(run.tokenizer, batch, player="model", step=0, rng=rng, shared=shared)
+    (slope,) = torch.autograd.grad(out.terms["toy/head"], run.tokenizer.encoder.linear.weight)
+    assert float(slope.abs().max()) > 0
+
+
 def test_shared_is_detached_at_any_depth():
     x = torch.ones(2, requires_grad=True) * 2
     found = detached({"a": x, "b": [x, (x, {"c": x})], "d": "text"})

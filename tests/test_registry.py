@@ -1,5 +1,6 @@
 """Discovery with real metadata: lazy, isolated, conflicts refused; and the error texts a config can meet."""
 
+import copy
 import hashlib
 import importlib.metadata
 import os
@@ -61,6 +62,10 @@ def test_the_default_registry_reads_the_environment(installed, monkeypatch):
     monkeypatch.setenv("VQCORE_DISABLED_PLUGINS", " VQcore_Heavy, ")
     assert "heavy" not in Registry().ids() and "good" in Registry().ids()
     assert registry() is registry()
+
+
+def test_a_copied_tokenizer_has_the_same_registry(installed):
+    assert copy.deepcopy({"registry": (found := installed())})["registry"] is found
 
 
 def test_a_disabled_distribution_frees_its_id_and_the_error_says_that_it_is_off(installed):

@@ -1753,6 +1753,8 @@ OBJECTIVES = [
     (changed_losses(lambda t, step, k: {**t, "pixel/mse": t["pixel/mse"] / 0}), "finite law: pixel/mse"),
     (changed_losses(lambda t, step, k: t if step == 0 else {**t, "late": t["pixel/mse"]}), "at another step"),
     (changed_losses(lambda t, step, k: t if k.training else {"pixel/mse": t["pixel/mse"]}), "in eval mode"),
+    (changed_losses(lambda t, step, k: {"pixel/mse": t["pixel/mse"]} if k.training else t),
+     "names law: model never has the loss vq/commit in training"),
     (changed_losses(lambda t, step, k: {"vq/commit": t["vq/commit"]}), "gradient law: no gradient reaches decoder"),
     (changed_losses(lambda t, step, k: {**t, "pixel/mse": t["pixel/mse"] + torch.rand(())}), "source of randomness"),
     (Counting, "eval changes no state"),
@@ -1779,10 +1781,24 @@ OBJECTIVES = [
 ]  # fmt: skip
 
 
+def test_an_adversary_may_hold_what_is_not_known_yet():
+    class Adaptive(Rival):
+        def __init__(self, seed=0):
+            super().__init__(seed)
+            self.register_buffer("known", torch.tensor([1.0, torch.nan]))
+
+    checks.check_adversary(Adaptive(), X + 0.3, X.clone(), fresh=Adaptive(1))
+    law = variant(Adaptive, logits=lambda s, x: s.known[1:].fill_(0) + Rival.logits(s, x))
+    with pytest.raises(AssertionError, match="eval changes no state"):
+        checks.check_adversary(law(), X + 0.3, X.clone())
+
+
 def test_good_objectives_pass(toy):
     checks.check_objective(Objective(), tokenizer(), BATCH)
-    made = tokenizer(name="toy/adversary")
-    checks.check_objective(made.objective, made, BATCH)
+    rival = {"adversary": {"name": "toy/gan", "start": 2}, "weights": {"vq/commit": {1: 0, 9: 1}}}
+    for settings in ({"name": "toy/adversary"}, {"name": "reconstruction", **rival}):
+        made = tokenizer(**settings)  # losses that wait for their start
+        checks.check_objective(made.objective, made, BATCH)
     for settings in ({"name": "toy/denoising"}, {"name": "toy/diffusion", "hide": 0.5}):
         made = tokenizer("toy/denoiser", **settings)
         checks.check_objective(made.objective, made, BATCH)

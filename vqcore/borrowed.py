@@ -1,8 +1,9 @@
 """Weights that are not ours: a frozen base, a teacher, the network of a perceptual loss.
 
 A module that uses such weights declares them (`vqcore.protocols.Borrows`). For authors of such modules: `read` reads a
-file of weights and gives its SHA-256. For the rest of vqcore: a `Lender` lets every module borrow, freezes what was
-borrowed and compares hashes; `weights_of` is a module's state without anything borrowed.
+file of weights and gives its SHA-256, `fill` fills a module from such a file. For the rest of vqcore: a `Lender` lets
+every module borrow, freezes what was borrowed and compares hashes; `weights_of` is a module's state without anything
+borrowed.
 
 A key names what is borrowed by its place in the tokenizer, such as `decoder.base` or `objective.percept.clip.net`. The
 beginning of a key stands for the key if only one thing is borrowed there. Where the files lie is no part of a saved
@@ -84,6 +85,23 @@ def read(place: str | Path) -> tuple[dict[str, Tensor], str]:
                 raise CheckpointError(f"{path}: two files have a tensor '{name}'; give one of them: {names}")
             tensors[name] = tensor
     return tensors, _sha256(tensors, files)
+
+
+def fill(module: nn.Module, place: str | Path | None) -> str:
+    """Fill a module with the tensors at a place (`read`), which must fit exactly; returns their SHA-256.
+
+    Raises `CheckpointError` as `read` does, and if `place` is None or the tensors do not fit.
+    """
+    if place is None:
+        raise CheckpointError("no place is known for these weights")
+    tensors, digest = read(place)
+    own = module.state_dict()
+    wrong = [name for name in own if name not in tensors or own[name].shape != tensors[name].shape]
+    wrong += [name for name in tensors if name not in own]
+    if wrong:
+        raise CheckpointError(f"{place}: these weights do not fit: {listed(wrong, 4)}")
+    module.load_state_dict(tensors)
+    return digest
 
 
 def _found(place: str) -> Path:

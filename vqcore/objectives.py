@@ -158,14 +158,16 @@ class Reconstruction(Judged):
         rng: Sequence[torch.Generator],
         shared: MutableMapping[str, Any],
     ) -> Losses:
-        """Encode, quantize, decode, compare. The adversary judges the reconstruction that the model's turn made."""
+        """Encode, quantize, decode, compare. The adversary judges the reconstruction that the model's turn made.
+
+        `shared` holds `latents` and `x_hat`, for players and heads of child classes.
+        """
         if player == "adversary":
             if "x_hat" not in shared:
                 with torch.no_grad():
-                    shared["x_hat"] = self._rebuilt(tokenizer, batch)[1]
+                    self._rebuilt(tokenizer, batch, shared)
             return self.rival(shared["x_hat"], batch, step=step, rng=rng)
-        quantized, x_hat, y = self._rebuilt(tokenizer, batch)
-        shared["x_hat"] = x_hat
+        quantized, x_hat, y = self._rebuilt(tokenizer, batch, shared)
         target = target_of(self.loss, batch.x, self.spec)
         pixel = pixel_loss(self.loss, y, target, batch.mask, weight=batch.weight, **self._options)
         terms = {f"pixel/{self.loss}": pixel}
@@ -191,11 +193,16 @@ class Reconstruction(Judged):
         y = decoded(tokenizer.decoder, tokenizer.lookup(codes), size=size)
         return output_of(self.loss, y, self.spec)
 
-    def _rebuilt(self, tokenizer: TokenizerLike, batch: Batch) -> tuple[Any, Tensor, Tensor]:
+    def _rebuilt(
+        self, tokenizer: TokenizerLike, batch: Batch, shared: MutableMapping[str, Any]
+    ) -> tuple[Any, Tensor, Tensor]:
         """What the quantizer returned, the reconstruction, and the decoder's output that it is made from."""
-        quantized = tokenizer.quantize(tokenizer.latents(batch.x), batch.valid)
+        z = tokenizer.latents(batch.x)
+        quantized = tokenizer.quantize(z, batch.valid)
         y = decoded(tokenizer.decoder, quantized.z_q, size=tuple(batch.x.shape[-self.spec.rank :]))
-        return quantized, output_of(self.loss, y, self.spec), y
+        x_hat = output_of(self.loss, y, self.spec)
+        shared.update(latents=z, x_hat=x_hat)
+        return quantized, x_hat, y
 
 
 def decoded(decoder: Decoder, z_q: Float[Tensor, "b *grid d"], *, size: tuple[int, ...]) -> Tensor:

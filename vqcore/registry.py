@@ -116,6 +116,10 @@ class Registry:
         self._plugins: dict[str, Plugin] = {}
         self._files: dict[str, ModuleType] = {}
 
+    def __deepcopy__(self, memo: object) -> "Registry":
+        """The registry itself: it describes this process, so a copied tokenizer has the same one."""
+        return self
+
     def ids(self) -> dict[str, tuple[Origin, ...]]:
         """Every plugin id with the distributions that use this id. Imports nothing."""
         return {id: tuple(origins) for id, origins in self._origins.items()}

@@ -247,7 +247,7 @@ class RunSection:
 
 @dataclass(frozen=True, kw_only=True)
 class PlayerOptim:
-    """Optimizer settings of a player other than the tokenizer, e.g. a discriminator. Null: as for the tokenizer."""
+    """Optimizer settings of a player other than the tokenizer, e.g. an adversary. Null: as for the tokenizer."""
 
     name: str | None = None
     """Optimizer."""
@@ -306,7 +306,7 @@ class OptimSection:
     accumulate: int = 1
     """Number of batches in one optimizer step."""
     players: dict[str, PlayerOptim] = field(default_factory=dict)
-    """Other settings for other players by name, e.g. {discriminator: {lr: 2.0e-4, betas: [0.5, 0.9]}}."""
+    """Other settings for other players by name, e.g. {adversary: {lr: 2.0e-4, betas: [0.5, 0.9]}}."""
 
     def __post_init__(self) -> None:
         if (self.lr is None) == (self.base_lr is None):

@@ -39,7 +39,7 @@ from vqcore.rng import generator, sample_generators
 from vqcore.run.players import heads
 from vqcore.run.step import detached
 from vqcore.sampling import UNSTATED, options, resolved
-from vqcore.schema import RunConfig
+from vqcore.schema import ObjectiveConfig, RunConfig
 from vqcore.testing.basics import (
     check_gradients,
     check_members,
@@ -256,16 +256,18 @@ def _check_player(
     player.zero_grad()
     torch.stack([torch.as_tensor(term) for term in out.terms.values()]).sum().backward()
     check_gradients(player)
+    late = losses(steps[-1])
     for module in modules:
         module.eval()
     before = [state_of(module) for module in modules]
     with torch.no_grad():
         quiet = losses(steps[0])
-        later = [losses(step) for step in steps[1:]]
-        for other, when in ((quiet, "in eval mode"), *((each, "at another step") for each in later)):
-            assert set(other.terms) == set(out.terms), (
-                f"names law: {name} has {sorted(out.terms)} in training, {sorted(other.terms)} {when}"
+        for step in steps[1:]:
+            other = losses(step)
+            assert set(other.terms) == set(quiet.terms), (
+                f"names law: in eval mode {name} has {sorted(quiet.terms)}, but {sorted(other.terms)} at another step"
             )
+        _check_trained(out, late, quiet, name, tokenizer.cfg.objective, steps[-1])
         if "deterministic" not in waived:
             again = losses(steps[0], seed=1).terms
             same = all(torch.equal(again[key], value) for key, value in quiet.terms.items())
@@ -274,6 +276,16 @@ def _check_player(
             )
     for old, module in zip(before, modules):
         same_state(old, state_of(module), "eval changes no state")
+
+
+def _check_trained(early: Any, late: Any, quiet: Any, name: str, cfg: ObjectiveConfig, step: int) -> None:
+    """The names of losses in training are those in eval mode; a loss may wait for its start, or for its weight."""
+    for found in (early, late):
+        assert set(found.terms) <= set(quiet.terms), (
+            f"names law: {name} has {sorted(found.terms)} in training, {sorted(quiet.terms)} in eval mode"
+        )
+    lacks = [key for key in quiet.terms if key not in late.terms and cfg.weight(key, step)]
+    assert not lacks, f"names law: {name} never has the loss {lacks[0]} in training, but its weight is not 0"
 
 
 def _check_heads(
