@@ -200,7 +200,8 @@ def test_everything_at_once_on_two_processes(tmp_path):
     assert training[-1]["factor/gan/generator"] != 1.0
     made = json.loads((tmp_path / "whole/checkpoints/step_6/provenance.json").read_text())
     assert made["borrowed"].keys() == {"decoder.base", "objective.percept.lent.net"}
-    one, two = (measured(tmp_path / "whole", ranks=ranks) for ranks in (1, 2))
+    base = ("--borrow", f"decoder.base={tmp_path / 'base.safetensors'}")
+    one, two = (measured(tmp_path / "whole", *base, ranks=ranks) for ranks in (1, 2))
     assert one["protocol"] == two["protocol"]
     assert one["results"][0]["metrics"] == pytest.approx(two["results"][0]["metrics"], rel=1e-6)
     in_run = evaluations(tmp_path / "whole")[6]
