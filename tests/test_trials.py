@@ -207,3 +207,182 @@ def test_everything_at_once_on_two_processes(tmp_path):
     in_run = evaluations(tmp_path / "whole")[6]
     for name, value in one["results"][0]["metrics"].items():
         assert in_run[f"eval/{name}"] == pytest.approx(value, rel=1e-6), name
+
+
+# ------------------------------------------------------------------------------------------------------ teachers
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("place", ["rider", "main"])
+def test_a_teacher_on_two_processes(tmp_path, place):
+    pytest.importorskip("vqcore_quant")
+    array = {"channels": 2, "size": [8, 8], "range": [-1, 1]}
+    taught = {"name": "toy/taught", **array, "weights": lent(tmp_path / "teacher.safetensors")}
+    changes = {"model__quantizer": {"name": "quant/vq", "codebook_size": 16, "latent_dim": 3}}
+    if place == "rider":
+        changes |= {"data__extra": {"taught": taught}, "objective": {"name": "toy/aligned"}}
+    else:
+        changes |= {"data__modality": taught}
+    whole, cut = (written(tmp_path, name, eval__every=3, **changes) for name in ("whole", "cut"))
+    command("train", whole, ranks=2)
+    command("train", cut, ranks=2, kill=5)
+    command("train", cut, ranks=2)
+    same_end(tmp_path / "whole", tmp_path / "cut", ranks=2)
+    key = "extra.taught.teacher" if place == "rider" else "modality.teacher"
+    made = json.loads((tmp_path / "whole/checkpoints/step_6/provenance.json").read_text())
+    assert list(made["borrowed"]) == [key]
+    checkpoint = tmp_path / "whole/checkpoints/step_6"
+    names = [name for file in ("model", "ema", "state") for name in load_tensors(checkpoint / f"{file}.safetensors")]
+    assert not any("teacher" in name or "norm" in name for name in names)
+    borrow = ("--borrow", f"{key}={tmp_path / 'teacher.safetensors'}")
+    one, two = (measured(tmp_path / "whole", *borrow, ranks=ranks) for ranks in (1, 2))
+    assert one["protocol"] == two["protocol"]
+    assert one["results"][0]["metrics"] == pytest.approx(two["results"][0]["metrics"], rel=1e-6)
+    other = f"{key}={lent(tmp_path / 'other.safetensors', 1)}"
+    assert "these are other weights" in command("eval", tmp_path / "whole", "--borrow", other, fails=True)
+
+
+# --------------------------------------------------------------------------------------- a base under a denoiser
+
+
+def test_a_control_net_over_a_borrowed_base_decodes_with_steps_and_a_seed(tmp_path, capsys):
+    base, other = lent(tmp_path / "base.safetensors"), lent(tmp_path / "other.safetensors", 1)
+    control = {"model__decoder": {"name": "toy/control", "weights": base}, "objective": {"name": "toy/diffusion"}}
+    assert main(["train", str(written(tmp_path, "run", eval__sampling={"steps": 2}, **control))]) == 0
+    saved = load_tensors(tmp_path / "run/checkpoints/step_6/model.safetensors")
+    assert "decoder.mix.weight" in saved and not any("base" in name for name in saved)
+    run, tokens = str(tmp_path / "run"), str(tmp_path / "tokens")
+    Path(base).rename(tmp_path / "moved.safetensors")
+    assert main(["tokenize", run, str(waves(tmp_path / "in")), tokens]) == 0  # needs no base
+    given = ["--borrow", f"decoder.base={tmp_path / 'moved.safetensors'}"]
+
+    def decoded(name, *words):
+        assert main(["decode", run, tokens, str(tmp_path / name), *given, *words]) == 0
+        return arrays(tmp_path / name)
+
+    first = decoded("a", "steps=3", "--seed", "7")
+    for name, words, same in (
+        ("b", ("steps=3", "--seed", "7"), True),
+        ("c", ("steps=3", "--seed", "7", "--batch-size", "1"), None),
+        ("d", ("steps=3", "--seed", "8"), False),
+        ("e", ("steps=4", "--seed", "7"), False),
+    ):
+        again = decoded(name, *words)
+        assert first.keys() == again.keys() == {"0", "1", "2"}
+        if same is None:
+            assert all(np.allclose(again[key], value, atol=1e-5) for key, value in first.items())
+        else:
+            assert all(np.array_equal(again[key], value) is same for key, value in first.items())
+    assert not np.allclose(first["0"], first["1"])
+    capsys.readouterr()
+    for words, says in (
+        ([], "decoder.base: no place is known for the weights of 'base'"),
+        (["--borrow", f"decoder.base={other}"], "decoder.base: these are other weights than those of this tokenizer"),
+    ):
+        assert main(["decode", run, tokens, str(tmp_path / "none"), *words, "steps=3"]) == 2
+        error = capsys.readouterr().err
+        assert says in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "none").exists()
+
+
+# ------------------------------------------------------------------------------------ metrics with a borrowed net
+
+
+def test_metrics_with_another_net_are_not_compared(tmp_path, capsys):
+    nets = [lent(tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1)]
+    metrics = {name: {"name": f"toy/{name}", "weights": nets[0]} for name in ("frechet", "nearest")}
+    assert main(["train", str(written(tmp_path, "run", eval={"every": 3, "metrics": metrics}))]) == 0
+    run = str(tmp_path / "run")
+    reports = [str(tmp_path / f"{name}.json") for name in ("one", "again", "other", "mixed")]
+    again = Path(nets[0]).rename(tmp_path / "moved.safetensors")
+    kept = f"eval.metrics.frechet.weights={again}"
+    for report, words in zip(
+        reports,
+        (
+            [kept, f"eval.metrics.nearest.weights={again}"],
+            [kept, f"eval.metrics.nearest.weights={again}"],
+            [f"eval.metrics.{name}.weights={nets[1]}" for name in metrics],
+            [kept, f"eval.metrics.nearest.weights={nets[1]}"],
+        ),
+    ):
+        assert main(["eval", run, "--json", report, *words]) == 0
+    one, _, other, _ = (json.loads(Path(report).read_text()) for report in reports)
+    known = evaluations(tmp_path / "run")[6]
+    for name in ("metric/frechet", "metric/nearest"):
+        assert one["results"][0]["metrics"][name] == known[f"eval/{name}"]
+    assert one["results"][0]["metrics"]["metric/frechet"] != other["results"][0]["metrics"]["metric/frechet"]
+    assert str(tmp_path) not in json.dumps(one["protocol"])  # the place is none of the facts
+    assert main(["eval", "--compare", *reports[:2]]) == 0
+    capsys.readouterr()
+    for report, says in ((reports[2], "metrics.frechet.facts.net"), (reports[3], "metrics.nearest.facts.net")):
+        assert main(["eval", "--compare", reports[0], report]) == 2
+        error = capsys.readouterr().err
+        assert says in error and ("frechet" in error) is (report == reports[2])
+
+
+# ------------------------------------------------------------------------------------------- which checkpoint counts
+
+
+def test_the_checkpoint_that_counts_when_an_adversary_enters_late(tmp_path, capsys):
+    """The total loss rises and PSNR falls from the step where the adversary gets its weight."""
+    objective = {**GAN, "weights": {"gan/generator": {4: 0, 5: 30}}}
+    rival = {"optim": {"lr": 0.01, "players": {"adversary": {"lr": 0.1}}}}
+    more = {"objective": objective, "run__steps": 12, "run__keep": 1, **rival}
+    last, best = (
+        written(tmp_path, name, eval={"every": 2, **asked}, **more)
+        for name, asked in (("last", {}), ("best", {"best": "metric/psnr"}))
+    )
+    for path in (last, best):
+        assert main(["train", str(path)]) == 0
+    found = evaluations(tmp_path / "best")
+    assert found == evaluations(tmp_path / "last")
+    assert found[12]["eval/loss"] > found[4]["eval/loss"]
+    top = max(found, key=lambda step: found[step]["eval/metric/psnr"])
+    assert top < 12
+    whys = {
+        "last": "step 12, the last checkpoint",
+        "best": f"step {top}, the best by metric/psnr ({found[top]['eval/metric/psnr']:.4g})",
+        "best@step_12": "step 12, as named",
+    }
+    files = str(waves(tmp_path / "in"))
+    capsys.readouterr()
+    for name, why in whys.items():
+        run = str(tmp_path / name)
+        for argv in (
+            ["tokenize", run, files, f"{run}-tokens"],
+            ["decode", run, f"{run}-tokens", f"{run}-out"],
+            ["export", run, f"{run}-made"],
+            ["eval", run],
+        ):
+            assert main(argv) == 0
+            assert f"{run}: {why}\n" in capsys.readouterr().out
+        step = int(why.split()[1].rstrip(","))
+        report = json.loads((tmp_path / name.partition("@")[0] / "eval.json").read_text())
+        assert report["step"] == step
+        for metric in ("loss", "metric/psnr"):
+            assert report["results"][0]["metrics"][metric] == pytest.approx(found[step][f"eval/{metric}"], rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------- files of another system
+
+
+def test_foreign_weights_are_trained_on_written_and_read_again(tmp_path):
+    files = str(waves(tmp_path / "in"))
+    assert main(["train", str(written(tmp_path, "base"))]) == 0
+    box = f"toy/boxes[prefix=a.]:{tmp_path / 'box'}"
+    assert main(["export", str(tmp_path / "base"), str(tmp_path / "box"), "--format", "toy/boxes", "prefix=a."]) == 0
+    assert main(["train", str(written(tmp_path, "new", model__full_ckpt=box, objective=GAN))]) == 0
+    assert main(["export", str(tmp_path / "new"), str(tmp_path / "out"), "--format", "toy/boxes"]) == 0
+    assert main(["import", "toy/boxes", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
+    names = ("base", box, "new", "back", f"toy/boxes:{tmp_path / 'out'}")
+    codes = []
+    for number, name in enumerate(names):
+        run, tokens = name if ":" in name else str(tmp_path / name), tmp_path / f"tokens{number}"
+        assert main(["tokenize", run, files, str(tokens)]) == 0
+        codes.append(np.stack(list(arrays(tokens).values())))
+    base, of_box, new, *back = codes
+    assert np.array_equal(base, of_box) and not np.array_equal(base, new)
+    assert all(np.array_equal(new, other) for other in back)
+    prints = {Tokenizer.load(run).fingerprint for run in (tmp_path / "new", tmp_path / "back")}
+    assert len(prints) == 1
