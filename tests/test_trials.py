@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 from toys import run_tree, toy  # noqa: F401
 
@@ -32,7 +33,12 @@ FLOW = {"name": "toy/diffusion", "scheduler": {"name": "toy/flow"}, "times": "lo
 
 def written(folder, name, **changes):
     """A run's config as a file; `changes` as in `run_tree`. Every run may be killed by `TOY_KILL`."""
-    changes = {"run__threads": 1, "run__save_every": 3, "hooks": {"killer": {"name": "toy/killer"}}, **changes}
+    changes = {
+        "run__threads": 1,
+        "run__save_every": 3,
+        "hooks": {"killer": {"name": "toy/killer"}},
+        **changes,
+    }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(run_tree(folder / name, **changes)))
     return path
@@ -162,7 +168,7 @@ def everything(folder):
             "batch_size": 4,
             "workers": 1,
         },
-        "model__decoder": {"name": "toy/control", "weights": base, "echo": True},
+        "model__decoder": {"name": "toy/control", "weights": base, "rider": "echo"},
         "model__quantizer": {"name": "quant/vq", "codebook_size": 16, "latent_dim": 3},
         "objective": {
             "name": "toy/judged-diffusion",
@@ -233,14 +239,67 @@ def test_a_teacher_on_two_processes(tmp_path, place):
     made = json.loads((tmp_path / "whole/checkpoints/step_6/provenance.json").read_text())
     assert list(made["borrowed"]) == [key]
     checkpoint = tmp_path / "whole/checkpoints/step_6"
-    names = [name for file in ("model", "ema", "state") for name in load_tensors(checkpoint / f"{file}.safetensors")]
+    names = [
+        name
+        for file in ("model", "ema", "state")
+        for name in load_tensors(checkpoint / f"{file}.safetensors")
+    ]
     assert not any("teacher" in name or "norm" in name for name in names)
     borrow = ("--borrow", f"{key}={tmp_path / 'teacher.safetensors'}")
     one, two = (measured(tmp_path / "whole", *borrow, ranks=ranks) for ranks in (1, 2))
     assert one["protocol"] == two["protocol"]
     assert one["results"][0]["metrics"] == pytest.approx(two["results"][0]["metrics"], rel=1e-6)
-    other = f"{key}={lent(tmp_path / 'other.safetensors', 1)}"
-    assert "these are other weights" in command("eval", tmp_path / "whole", "--borrow", other, fails=True)
+
+
+def test_a_teacher_rides_in_an_evaluation_as_it_did_in_training(tmp_path, capsys):
+    """The decoder sees what the teacher says, so other weights of the teacher are other metrics and pictures."""
+    base, weights = lent(tmp_path / "base.safetensors"), lent(tmp_path / "teacher.safetensors", 1)
+    other = lent(tmp_path / "other.safetensors", 2)
+    taught = {"name": "toy/taught", "channels": 2, "size": [8, 8], "range": [-1, 1], "weights": weights}
+    changes = {
+        "data__extra": {"taught": taught},
+        "model__decoder": {"name": "toy/control", "weights": base, "rider": "taught", "channels": 3},
+        "objective": {"name": "toy/diffusion"},
+        "optim__lr": 0.1,
+        "eval__sampling": {"steps": 2},
+    }
+    assert main(["train", str(written(tmp_path, "run", **changes))]) == 0
+    run, made = str(tmp_path / "run"), str(tmp_path / "made")
+    given = ["--borrow", f"decoder.base={base}"]
+    assert main(["export", run, made, *given]) == 0
+    in_run = evaluations(tmp_path / "run")[6]
+    for name in (run, made):
+        rider = f"extra.taught.teacher={weights}"
+        assert main(["eval", name, *given, "--borrow", rider, "--json", str(tmp_path / "figures.json")]) == 0
+        found = json.loads((tmp_path / "figures.json").read_text())
+        values = found["results"][0]["metrics"]
+        assert all(values[key] == pytest.approx(in_run[f"eval/{key}"], rel=1e-6) for key in values)
+        sheet, drawn = (Image.open(tmp_path / path) for path in ("run/samples/sheet.png", "figures.png"))
+        assert np.array_equal(np.asarray(sheet), np.asarray(drawn))
+    capsys.readouterr()
+    assert main(["eval", run, *given, "--borrow", f"extra.taught.teacher={other}"]) == 2
+    assert "extra.taught.teacher: these are other weights" in capsys.readouterr().err
+    assert main(["eval", made, *given, "--borrow", f"extra.taught.teahcer={weights}"]) == 2
+    assert "Did you mean 'extra.taught.teacher'" in capsys.readouterr().err
+
+
+def test_what_other_teachers_say_is_not_compared(tmp_path, capsys):
+    """As main modality or rider: the metrics of one teacher's features say nothing about those of another."""
+    taught = {"name": "toy/taught", "channels": 2, "size": [8, 8], "range": [-1, 1]}
+    for place in ("main", "rider"):
+        runs = []
+        for seed in (0, 1):
+            modality = {**taught, "weights": lent(tmp_path / f"{seed}.safetensors", seed)}
+            changes = (
+                {"data__modality": modality} if place == "main" else {"data__extra": {"taught": modality}}
+            )
+            runs.append(tmp_path / f"{place}{seed}")
+            assert main(["train", str(written(tmp_path, runs[-1].name, run__steps=1, **changes))]) == 0
+            key = "modality.teacher" if place == "main" else "extra.taught.teacher"
+            assert main(["eval", str(runs[-1]), "--borrow", f"{key}={modality['weights']}"]) == 0
+        capsys.readouterr()
+        assert main(["eval", "--compare", *map(str, runs)]) == 2
+        assert f"borrowed.{key}" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------- a base under a denoiser
@@ -248,7 +307,10 @@ def test_a_teacher_on_two_processes(tmp_path, place):
 
 def test_a_control_net_over_a_borrowed_base_decodes_with_steps_and_a_seed(tmp_path, capsys):
     base, other = lent(tmp_path / "base.safetensors"), lent(tmp_path / "other.safetensors", 1)
-    control = {"model__decoder": {"name": "toy/control", "weights": base}, "objective": {"name": "toy/diffusion"}}
+    control = {
+        "model__decoder": {"name": "toy/control", "weights": base},
+        "objective": {"name": "toy/diffusion"},
+    }
     assert main(["train", str(written(tmp_path, "run", eval__sampling={"steps": 2}, **control))]) == 0
     saved = load_tensors(tmp_path / "run/checkpoints/step_6/model.safetensors")
     assert "decoder.mix.weight" in saved and not any("base" in name for name in saved)
@@ -278,7 +340,10 @@ def test_a_control_net_over_a_borrowed_base_decodes_with_steps_and_a_seed(tmp_pa
     capsys.readouterr()
     for words, says in (
         ([], "decoder.base: no place is known for the weights of 'base'"),
-        (["--borrow", f"decoder.base={other}"], "decoder.base: these are other weights than those of this tokenizer"),
+        (
+            ["--borrow", f"decoder.base={other}"],
+            "decoder.base: these are other weights than those of this tokenizer",
+        ),
     ):
         assert main(["decode", run, tokens, str(tmp_path / "none"), *words, "steps=3"]) == 2
         error = capsys.readouterr().err
@@ -315,7 +380,10 @@ def test_metrics_with_another_net_are_not_compared(tmp_path, capsys):
     assert str(tmp_path) not in json.dumps(one["protocol"])  # the place is none of the facts
     assert main(["eval", "--compare", *reports[:2]]) == 0
     capsys.readouterr()
-    for report, says in ((reports[2], "metrics.frechet.facts.net"), (reports[3], "metrics.nearest.facts.net")):
+    for report, says in (
+        (reports[2], "metrics.frechet.facts.net"),
+        (reports[3], "metrics.nearest.facts.net"),
+    ):
         assert main(["eval", "--compare", reports[0], report]) == 2
         error = capsys.readouterr().err
         assert says in error and ("frechet" in error) is (report == reports[2])
@@ -361,7 +429,22 @@ def test_the_checkpoint_that_counts_when_an_adversary_enters_late(tmp_path, caps
         report = json.loads((tmp_path / name.partition("@")[0] / "eval.json").read_text())
         assert report["step"] == step
         for metric in ("loss", "metric/psnr"):
-            assert report["results"][0]["metrics"][metric] == pytest.approx(found[step][f"eval/{metric}"], rel=1e-6)
+            assert report["results"][0]["metrics"][metric] == pytest.approx(
+                found[step][f"eval/{metric}"], rel=1e-6
+            )
+
+
+def test_trained_weights_are_evaluated_at_their_step(tmp_path):
+    """Weights by step are those of the checkpoint's step, for the averages and for the trained weights alike."""
+    objective = {**GAN, "weights": {"gan/generator": {0: 0, 6: 3.0}}}
+    assert main(["train", str(written(tmp_path, "run", objective=objective))]) == 0
+    assert main(["eval", str(tmp_path / "run"), "--weights", "both"]) == 0
+    report = json.loads((tmp_path / "run/eval.json").read_text())
+    assert report["step"] == 6 and [each["weights"] for each in report["results"]] == ["ema", "model"]
+    for each in report["results"]:
+        found = each["metrics"]
+        parts = [found[f"loss/{name}"] for name in ("pixel/mse", "vq/commit", "gan/generator")]
+        assert found["loss"] == pytest.approx(parts[0] + parts[1] + 3 * parts[2], rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------------- files of another system
@@ -371,7 +454,10 @@ def test_foreign_weights_are_trained_on_written_and_read_again(tmp_path):
     files = str(waves(tmp_path / "in"))
     assert main(["train", str(written(tmp_path, "base"))]) == 0
     box = f"toy/boxes[prefix=a.]:{tmp_path / 'box'}"
-    assert main(["export", str(tmp_path / "base"), str(tmp_path / "box"), "--format", "toy/boxes", "prefix=a."]) == 0
+    assert (
+        main(["export", str(tmp_path / "base"), str(tmp_path / "box"), "--format", "toy/boxes", "prefix=a."])
+        == 0
+    )
     assert main(["train", str(written(tmp_path, "new", model__full_ckpt=box, objective=GAN))]) == 0
     assert main(["export", str(tmp_path / "new"), str(tmp_path / "out"), "--format", "toy/boxes"]) == 0
     assert main(["import", "toy/boxes", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
@@ -382,7 +468,6 @@ def test_foreign_weights_are_trained_on_written_and_read_again(tmp_path):
         assert main(["tokenize", run, files, str(tokens)]) == 0
         codes.append(np.stack(list(arrays(tokens).values())))
     base, of_box, new, *back = codes
-    assert np.array_equal(base, of_box) and not np.array_equal(base, new)
-    assert all(np.array_equal(new, other) for other in back)
-    prints = {Tokenizer.load(run).fingerprint for run in (tmp_path / "new", tmp_path / "back")}
-    assert len(prints) == 1
+    assert np.array_equal(base, of_box) and all(np.array_equal(new, other) for other in back)
+    prints = [Tokenizer.load(tmp_path / name).fingerprint for name in ("base", "new", "back")]
+    assert prints[0] != prints[1] == prints[2]

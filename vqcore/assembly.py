@@ -1,13 +1,15 @@
 """From a config to its parts: device, tokenizer, extra modalities, data. All errors here are errors of the user."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from vqcore import dist
+from vqcore.borrowed import Lender
 from vqcore.data.reader import check_rides
 from vqcore.data.sizes import nominal_size, sizes
 from vqcore.errors import ConfigError, DataError
@@ -120,6 +122,11 @@ def build_extra(config: RunConfig, size: tuple[int, ...]) -> dict[str, Modality]
         label: registry().build("modality", cfg, f"data.extra.{label}", size=size)
         for label, cfg in config.data.extra.items()
     }
+
+
+def lend_extra(extra: Mapping[str, Modality], lender: Lender) -> dict[str, dict[str, Any]]:
+    """Let extra modalities borrow their weights; returns hash and source by key. Without, what they say is noise."""
+    return lender.lend({f"extra.{label}": each for label, each in extra.items()})
 
 
 def open_data(config: RunConfig, modality: Modality, extra: dict[str, Modality], split: str) -> Data:

@@ -207,6 +207,7 @@ def record_of(run: Run, found: Mapping[str, float]) -> dict[str, Any]:
         run.config,
         run.tokenizer,
         run.metrics,
+        loans=run.loans,
         set_hash=json.dumps(places),
         total=count,
         count=count,

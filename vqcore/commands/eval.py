@@ -16,9 +16,9 @@ from rich.table import Table
 from torch import Tensor
 
 from vqcore import dist, pictures
-from vqcore.artefacts.folder import EMA, verify
-from vqcore.assembly import build_extra, check_size, eval_sizes, open_data, pick_device
-from vqcore.borrowed import Lender, MissingWeights, parse_places
+from vqcore.artefacts.folder import EMA
+from vqcore.assembly import build_extra, check_size, eval_sizes, lend_extra, open_data, pick_device
+from vqcore.borrowed import MissingWeights, parse_places
 from vqcore.config import to_tree
 from vqcore.console import say
 from vqcore.errors import ConfigError, DataError
@@ -77,18 +77,18 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
     the objective misses weights that it borrows, one line says so and the losses are left out.
     """
     config, losses, results = found.config, found.run is not None, list[dict[str, Any]]()
+    step = found.made.get("step", 0)
     baseline: tuple[Tensor | None, str] | None = None
     metrics = Metrics()  # built once, for all weights
     for kind in weights:
         tokenizer = found.load(device, kind)
         metrics = metrics or build_metrics(config.eval.metrics, tokenizer)
-        extra = build_extra(config, tokenizer.cfg.size)
+        extra, loans = _riders(found, tokenizer)
         data = _opened(found, tokenizer, extra)
         sizes = eval_sizes(config, tokenizer)
         for size in sizes:
             check_size(tokenizer, size)
-        step = tokenizer.origin.get("step", 0)
-        losses = losses and _with_training_parts(found, tokenizer, extra)
+        losses = losses and _with_training_parts(found, tokenizer)
         if baseline is None:  # it does not depend on the weights
             baseline = _baseline(found, tokenizer, data, extra, metrics)
         predicted, source = baseline
@@ -105,16 +105,24 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
                 constant=predicted,
             )
             results.append(_result(tokenizer, kind, size, got))
-    how = _how(found, tokenizer, data, metrics, sizes, got.metrics)
+    how = _how(found, tokenizer, data, metrics, sizes, got.metrics, tokenizer.loans | loans)
     return {"checkpoint": found.weights.name, "step": step, "results": results, "constant_of": source, **how}
 
 
-def _with_training_parts(found: Subject, tokenizer: Tokenizer, extra: dict[str, Modality]) -> bool:
+def _riders(found: Subject, tokenizer: Tokenizer) -> tuple[dict[str, Modality], dict[str, dict[str, Any]]]:
+    """The extra modalities by label, and what they borrow."""
+    extra, lender = build_extra(found.config, tokenizer.cfg.size), found.lender()
+    loans = lend_extra(extra, lender)
+    lender.refuse_unused(("modality", "encoder", "quantizer", "decoder", "objective"))
+    return extra, loans
+
+
+def _with_training_parts(found: Subject, tokenizer: Tokenizer) -> bool:
     """Load what only training needs; False, with one line, if the objective misses weights that it borrows."""
-    recorded = verify(found.weights).get("borrowed", {})
-    lender = Lender(found.loading.borrowed, recorded, download=found.loading.download)
+    lender = found.lender()
     try:
-        load_training(tokenizer, found.weights, found.config, lender, extra)
+        load_training(tokenizer, found.weights, found.config, lender)
+        lender.refuse_unused(("modality", "encoder", "quantizer", "decoder", "extra"))
     except MissingWeights as error:
         if dist.is_main():
             log.warning("warning: the losses are left out: %s", error)
@@ -145,6 +153,7 @@ def _how(
     metrics: Metrics,
     sizes: Sequence[tuple[int, ...]],
     measured: Mapping[str, float],
+    loans: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The record of a measurement: the settings that decide the metrics, and the environment."""
     config = found.config
@@ -158,6 +167,7 @@ def _how(
             config,
             tokenizer,
             metrics,
+            loans=loans,
             set_hash=comparison.set_sha256(data, config.data.extra, config.eval.samples),
             total=min(len(data), config.eval.samples or len(data)),
             count=int(measured["samples"]),
@@ -237,7 +247,7 @@ def _weights(asked: str, checkpoint: Path) -> list[str]:
 def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.Image | None:
     """The contact sheet on rank 0; all processes call this function together."""
     tokenizer = found.load(device, weights)
-    extra = build_extra(found.config, tokenizer.cfg.size)
+    extra, _ = _riders(found, tokenizer)
     data = open_data(found.config, tokenizer.modality, extra, "eval")
     batch = sample_pictures(tokenizer, found.config, data, extra)
     return pictures.contact_sheet(tokenizer, batch, sampling_options(found.config, tokenizer))

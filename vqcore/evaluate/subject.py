@@ -4,6 +4,7 @@ An exported tokenizer (an artefact, a hub id) has no run. Its provenance records
 evaluated on. These data may not exist on this machine, so every `data.` key can be given on the command line.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from vqcore.artefacts.folder import CONFIG, PROVENANCE, verify
 from vqcore.artefacts.formats import read_foreign
 from vqcore.artefacts.provenance import made_with, read_config
 from vqcore.artefacts.resolve import Named, resolve
+from vqcore.borrowed import Lender
 from vqcore.compose.build import saved_tree
 from vqcore.compose.describe import inline
 from vqcore.compose.layers import overridden
@@ -71,6 +73,16 @@ class Subject:
             precision=self.config.eval.precision,
             **vars(self.loading),
         )
+
+    @functools.cached_property
+    def made(self) -> dict[str, Any]:
+        """The provenance of the weights; empty for files of another system."""
+        return verify(self.weights) if self.named.format is None else {}
+
+    def lender(self) -> Lender:
+        """Lends weights where the user said, or where the provenance says; others than recorded are refused."""
+        loading = self.loading
+        return Lender(loading.borrowed, self.made.get("borrowed", {}), download=loading.download)
 
     def explained(self, error: VqcoreError) -> VqcoreError:
         """An error about the data; for an exported tokenizer its text says how to name other data."""

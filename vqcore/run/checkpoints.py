@@ -28,7 +28,7 @@ from vqcore.borrowed import Lender, compare_loans
 from vqcore.console import say
 from vqcore.errors import CheckpointError, listed
 from vqcore.files import write_text
-from vqcore.protocols import Modality, Objective
+from vqcore.protocols import Objective
 from vqcore.run.folder import METRICS, cut_metrics, log_event
 from vqcore.run.players import load_objective, objective_state
 from vqcore.run.state import Run, set_up
@@ -102,23 +102,17 @@ def roll_back(run: Run) -> None:
         cut_metrics(run.dir / METRICS, run.step, evaluated=is_evaluated(run))
 
 
-def load_training(
-    tokenizer: Tokenizer,
-    checkpoint: Path,
-    config: RunConfig,
-    lender: Lender,
-    extra: Mapping[str, Modality] | None = None,
-) -> int:
-    """Build the modules that only training needs and fill them from a checkpoint; returns the checkpoint's step.
+def load_training(tokenizer: Tokenizer, checkpoint: Path, config: RunConfig, lender: Lender) -> None:
+    """Build the modules that only training needs and fill them from a checkpoint.
 
     The modules are in eval mode. Raises `CheckpointError` if weights that they borrow are missing.
     """
-    set_up(tokenizer, config, lender, extra or {})
+    set_up(tokenizer, config, lender)
     objective: Any = tokenizer.objective
     if isinstance(objective, nn.Module):
         objective.eval()
     if not (checkpoint / STATE).is_file():
-        return 0
+        return
     state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
     tensors = load_tensors(checkpoint / STATE_TENSORS)
     for name in state["players"]:
@@ -127,7 +121,6 @@ def load_training(
             getattr(objective, name).load_state_dict(own, strict=False)
             getattr(objective, name).eval()
     _fill_objective(objective, tensors, checkpoint)
-    return state["step"]
 
 
 def _write_state(run: Run, folder: Path) -> None:

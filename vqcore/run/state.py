@@ -5,7 +5,7 @@ The trainer changes the progress, `checkpoints` saves and restores the state, ho
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 
 from vqcore import dist
 from vqcore.artefacts.resolve import checkpoints
-from vqcore.assembly import Assembly, assemble
+from vqcore.assembly import Assembly, assemble, lend_extra
 from vqcore.borrowed import Lender
 from vqcore.data.sizes import sizes
 from vqcore.evaluate.measure import Metrics
@@ -169,7 +169,7 @@ def build_from(
         tokenizer.freeze_encoder()
     tokenizer.to(device)
     tokenizer.precision = config.eval.precision
-    loans = set_up(tokenizer, config, lender, parts.extra)
+    loans = lend_extra(parts.extra, lender) | set_up(tokenizer, config, lender)
     lender.refuse_unused()
     config = _in_steps(config, len(data))
     steps = config.run.steps or _steps(config, len(data))
@@ -202,10 +202,8 @@ def build_from(
     return run
 
 
-def set_up(
-    tokenizer: Tokenizer, config: RunConfig, lender: Lender, extra: Mapping[str, Modality]
-) -> dict[str, dict[str, Any]]:
-    """Build what only training needs, on the tokenizer's device; returns what the objective and the riders borrow.
+def set_up(tokenizer: Tokenizer, config: RunConfig, lender: Lender) -> dict[str, dict[str, Any]]:
+    """Build what only training needs, on the tokenizer's device; returns what the objective borrows.
 
     The objective is built anew if the tokenizer was loaded: the config of a saved tokenizer lacks parts for training.
     What the objective draws in `setup` follows from the seed of the run.
@@ -215,8 +213,7 @@ def set_up(
     objective = tokenizer.objective
     with seeded(config.run.seed, "init", "setup"):
         objective.setup(tokenizer)
-    loans = lender.lend({f"extra.{label}": each for label, each in extra.items()})
-    loans |= lender.lend({"objective": objective})
+    loans = lender.lend({"objective": objective})
     if isinstance(objective, nn.Module):
         objective.to(tokenizer.device)
     return loans

@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from vqcore import pictures
-from vqcore.assembly import build_extra, open_data, pick_device
+from vqcore.artefacts.folder import verify
+from vqcore.assembly import build_extra, lend_extra, open_data, pick_device
+from vqcore.borrowed import Lender
 from vqcore.compose.build import from_tree
 from vqcore.errors import DataError
 from vqcore.evaluate.measure import build_metrics, eval_batches, measured, sampling_options
@@ -80,6 +82,7 @@ def collect(record: Record, limit: int) -> Gallery:
     parts = {name: part.parameters + part.buffers for name, part in facts.parts.items()}
     found = Gallery(parts=parts, grid=facts.grid)
     extra = build_extra(config, tokenizer.cfg.size)
+    lend_extra(extra, Lender(recorded=verify(record.checkpoint).get("borrowed", {})))
     split, found.source = ("eval", "evaluation") if config.data.has_eval else ("train", "training")
     data = open_data(config, tokenizer.modality, extra, split)
     if is_denoiser(tokenizer.decoder):
