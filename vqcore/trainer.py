@@ -204,6 +204,7 @@ def record_of(run: Run, found: Mapping[str, float]) -> dict[str, Any]:
         run.config,
         run.tokenizer,
         run.metrics,
+        loans=run.loans,
         set_hash=keys_sha256(run.eval_data, count),
         total=count,
         count=count,

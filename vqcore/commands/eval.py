@@ -18,7 +18,7 @@ from torch import Tensor
 from vqcore import dist, pictures
 from vqcore.artefacts.folder import EMA
 from vqcore.assembly import build_extra, check_size, eval_sizes, lend_riders, open_data, pick_device
-from vqcore.borrowed import Lender, MissingWeights
+from vqcore.borrowed import Lender, Loans, MissingWeights
 from vqcore.commands.loading import access
 from vqcore.config import to_tree
 from vqcore.console import say
@@ -77,21 +77,21 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
     the objective misses weights that it borrows, one line says so and the losses are left out.
     """
     config, losses, results = found.config, found.run is not None, list[dict[str, Any]]()
+    step = found.made.get("step", 0)
     baseline: tuple[Tensor | None, str] | None = None
     metrics = Metrics()  # built once, for all weights
     for kind in weights:
         tokenizer = found.load(device, kind)
         metrics = metrics or build_metrics(config.eval.metrics, tokenizer)
         lender = found.lender()
-        extra = _riders(found, tokenizer, lender)
+        extra, loans = _riders(found, tokenizer, lender)
         data = _opened(found, tokenizer, extra)
         sizes = eval_sizes(config, tokenizer)
         for size in sizes:
             check_size(tokenizer, size)
-        step = tokenizer.origin.get("step", 0)
         losses = losses and _with_training_parts(found, tokenizer, lender)
         if losses:
-            lender.refuse_unused()
+            lender.refuse_unused(("modality", "encoder", "quantizer", "decoder"))  # these are lent already
         if baseline is None:  # it does not depend on the weights
             baseline = _baseline(found, tokenizer, data, extra, metrics)
         predicted, source = baseline
@@ -108,15 +108,14 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
                 constant=predicted,
             )
             results.append(_result(tokenizer, kind, size, got))
-    how = _how(found, tokenizer, data, metrics, sizes, got.metrics)
+    how = _how(found, tokenizer, data, metrics, sizes, got.metrics, tokenizer.loans | loans)
     return {"checkpoint": found.weights.name, "step": step, "results": results, "constant_of": source, **how}
 
 
-def _riders(found: Subject, tokenizer: Tokenizer, lender: Lender) -> dict[str, Modality]:
-    """The extra modalities by label, with the weights that they borrow."""
+def _riders(found: Subject, tokenizer: Tokenizer, lender: Lender) -> tuple[dict[str, Modality], Loans]:
+    """The extra modalities by label, and what they borrow."""
     extra = build_extra(found.config, tokenizer.cfg.size)
-    lend_riders(extra, lender)
-    return extra
+    return extra, lend_riders(extra, lender)
 
 
 def _with_training_parts(found: Subject, tokenizer: Tokenizer, lender: Lender) -> bool:
@@ -153,6 +152,7 @@ def _how(
     metrics: Metrics,
     sizes: Sequence[tuple[int, ...]],
     measured: Mapping[str, float],
+    loans: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The record of a measurement: the settings that decide the metrics, and the environment."""
     config = found.config
@@ -166,6 +166,7 @@ def _how(
             config,
             tokenizer,
             metrics,
+            loans=loans,
             set_hash=comparison.set_sha256(data, config.data.extra, config.eval.samples),
             total=min(len(data), config.eval.samples or len(data)),
             count=int(measured["samples"]),
@@ -245,7 +246,7 @@ def _weights(asked: str, checkpoint: Path) -> list[str]:
 def _contact_sheet(found: Subject, weights: str, device: torch.device) -> Image.Image | None:
     """The contact sheet on rank 0; all processes call this function together."""
     tokenizer = found.load(device, weights)
-    extra = _riders(found, tokenizer, found.lender())
+    extra, _ = _riders(found, tokenizer, found.lender())
     data = open_data(found.config, tokenizer.modality, extra, "eval")
     batch = sample_pictures(tokenizer, found.config, data, extra)
     return pictures.contact_sheet(tokenizer, batch, sampling_options(found.config, tokenizer))

@@ -1,8 +1,9 @@
 """The record of how metrics were measured, and the comparison of two evaluations.
 
 The record holds everything that changes a metric besides the tokenizer: the samples (by content), the sizes, the
-modality's settings, the metrics' settings and facts, how many samples were decoded and how, and the precision. Versions
-are recorded too. Other versions should not change a metric, so they only cause a warning.
+settings of the modalities and the weights that these borrow, the metrics' settings and facts, how many samples were
+decoded and how, and the precision. Versions are recorded too. Other versions should not change a metric, so they only
+cause a warning.
 """
 
 import dataclasses
@@ -114,6 +115,7 @@ def protocol(
     tokenizer: Tokenizer,
     metrics: Mapping[str, Metric],
     *,
+    loans: Mapping[str, Mapping[str, Any]],
     set_hash: str,
     total: int,
     count: int,
@@ -122,7 +124,7 @@ def protocol(
     """Everything that must be equal in two evaluations whose metrics are compared, as plain data.
 
     `total` is the number of samples that were asked for, `count` the number that could be read. The metrics were set
-    up.
+    up. Of the `loans`, those of the modalities decide what a sample is.
     """
     settings = metric_configs(config.eval.metrics, tokenizer)
     measured = {label: _settings(cfg, "metric") for label, cfg in settings.items()}
@@ -137,6 +139,9 @@ def protocol(
         "precision": tokenizer.precision,
         "modality": _settings(config.data.modality, "modality"),
         "extra": {label: _settings(cfg, "modality") for label, cfg in config.data.extra.items()},
+        "borrowed": {
+            key: loan["sha256"] for key, loan in loans.items() if key.startswith(("modality.", "extra."))
+        },
         "metrics": measured,
     }
 

@@ -4,6 +4,7 @@ An exported tokenizer (an artefact, a hub id) has no run. Its provenance records
 evaluated on. These data may not exist on this machine, so every `data.` key can be given on the command line.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,10 +65,14 @@ class Subject:
             **vars(self.access),
         )
 
+    @functools.cached_property
+    def made(self) -> dict[str, Any]:
+        """The provenance of the weights; empty for files of another system."""
+        return verify(self.weights) if self.named.format is None else {}
+
     def lender(self) -> Lender:
         """Lends what the tokenizer itself does not borrow: to riders and to the objective."""
-        recorded = verify(self.weights).get("borrowed", {}) if self.named.format is None else {}
-        return self.access.lender(recorded)
+        return self.access.lender(self.made.get("borrowed", {}))
 
     def explained(self, error: VqcoreError) -> VqcoreError:
         """An error about the data; for an exported tokenizer its text says how to name other data."""

@@ -102,13 +102,8 @@ def roll_back(run: Run) -> None:
         cut_metrics(run.dir / METRICS, run.step, evaluated=is_evaluated(run))
 
 
-def load_training(
-    tokenizer: Tokenizer,
-    checkpoint: Path,
-    config: RunConfig,
-    lender: Lender,
-) -> int:
-    """Build the modules that only training needs and fill them from a checkpoint; returns the checkpoint's step.
+def load_training(tokenizer: Tokenizer, checkpoint: Path, config: RunConfig, lender: Lender) -> None:
+    """Build the modules that only training needs and fill them from a checkpoint.
 
     The modules are in eval mode. Raises `CheckpointError` if weights that they borrow are missing.
     """
@@ -117,14 +112,13 @@ def load_training(
     if isinstance(objective, nn.Module):
         objective.eval()
     if not (checkpoint / STATE).is_file():
-        return 0
+        return
     state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
     tensors = load_tensors(checkpoint / STATE_TENSORS)
     _fill(objective, state["players"], tensors, checkpoint)
     for name in state["players"]:
         if name != "model":
             getattr(objective, name).eval()
-    return state["step"]
 
 
 def _write_state(run: Run, folder: Path) -> None:
