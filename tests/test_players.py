@@ -148,7 +148,7 @@ def test_a_state_that_does_not_fit_the_objective_is_refused(tmp_path, monkeypatc
 
     monkeypatch.setattr(Balanced, "setup", other)
     with pytest.raises(
-        CheckpointError, match=r"state of the objective does not fit this objective: norms\.known"
+        CheckpointError, match=r"state of the objective does not fit this objective: objective/norms\.known"
     ):
         train(run_config(tmp_path / "run", objective={"name": "toy/balanced"}, run__steps=8))
 

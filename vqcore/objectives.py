@@ -54,10 +54,18 @@ class Judged(nn.Module):
         build, device = registry().build, tokenizer.device
         for label, one in self.cfg.percept.items():
             where = f"objective.percept.{label}"
-            self.percept[label] = build("percept", one, where, spec=self.spec).to(device)
+            self.percept[label] = (
+                build("percept", one, where, spec=self.spec).to(device).requires_grad_(False)
+            )
         if self.cfg.adversary is not None:
             made = build("adversary", self.cfg.adversary, "objective.adversary", spec=self.spec)
             self.adversary = made.to(device)
+
+    def train(self, mode: bool = True) -> "Judged":
+        """Set training or eval mode; perceptual losses are frozen networks and stay in eval mode."""
+        super().train(mode)
+        self.percept.eval()
+        return self
 
     def players(self, step: int) -> tuple[str, ...]:
         """The tokenizer, and from its first step on the adversary."""
@@ -91,8 +99,9 @@ class Judged(nn.Module):
         layer: Tensor | None = tokenizer.decoder.last_layer
         if not (tokenizer.training and torch.is_grad_enabled() and layer is not None and layer.requires_grad):
             layer = None
-        others = [self.cfg.weight(name, step) * term for name, term in {**terms, **found}.items()]
-        against = None if layer is None else torch.stack(others).sum()
+        weighted = [(self.cfg.weight(name, step), term) for name, term in {**terms, **found}.items()]
+        others = [weight * term for weight, term in weighted if weight]  # 0 times NaN would be NaN
+        against = None if layer is None or not others else torch.stack(others).sum()
         out = rival.generator(
             shown, x, mask=batch.mask, step=step, rng=rng, against=against, last_layer=layer
         )
