@@ -1660,6 +1660,23 @@ class Careless(Playing):
         return Losses({"gan/hinge": self.judge(shown.flatten(1)).mean()})
 
 
+class Alike(Playing):
+    """The second player has a loss of the first one's name."""
+
+    def losses(self, tokenizer, batch, *, player, step, rng, shared):
+        out = super().losses(tokenizer, batch, player=player, step=step, rng=rng, shared=shared)
+        return out if player == "model" else Losses({"pixel/mse": out.terms["gan/hinge"]})
+
+
+class Late(Objective):
+    """Makes a buffer when it sees the first batch."""
+
+    def losses(self, tokenizer, batch, *, player, step, rng, shared):
+        if tokenizer.training:
+            self.register_buffer("mean", batch.x.mean())
+        return super().losses(tokenizer, batch, player=player, step=step, rng=rng, shared=shared)
+
+
 def judging(cls):
     return lambda: cls(nn.Linear(2 * 64, 1))
 
@@ -1767,6 +1784,8 @@ OBJECTIVES = [
     (Keeping, "state law: the objective keeps the tokenizer as a submodule"),
     (Idle, "gradient law: no gradient of the losses of model reaches 'head' of the objective"),
     (judging(Careless), "shared law: gan/hinge of judge differs"),
+    (judging(Alike), "names law: the players model and judge both return pixel/mse"),
+    (Late, "state law: objective/mean came or went after setup"),
     (with_factors({"pixel/mes": 2.0}), "names law: the factor .'pixel/mes'. belongs to no loss of model"),
     (with_factors({"pixel/mse": torch.ones(2)}), "names law: the factor pixel/mse is no plain scalar"),
     (levelled(lambda t: (1000 * t).long()), "time law: a denoiser gets t as torch.int64; cast it to float"),

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,19 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
-from toys import run_tree, toy  # noqa: F401
+from test_trainer import train_killed
+from torch import nn
+from toys import run_config, run_tree, toy  # noqa: F401
 
 from vqcore.artefacts.folder import load_tensors
 from vqcore.cli import main
+from vqcore.errors import PluginLoadError
+from vqcore.objectives import Reconstruction
+from vqcore.protocols import Losses
 from vqcore.rng import generator
+from vqcore.run.state import build
 from vqcore.tokenizer import Tokenizer
+from vqcore.trainer import train
 
 pytestmark = pytest.mark.usefixtures("toy")
 TOYS = str(Path(__file__).parent / "fixtures" / "toy")
@@ -123,13 +131,14 @@ KILLS = {
 @pytest.mark.parametrize(
     "case", [name if name == "gan" else pytest.param(name, marks=pytest.mark.slow) for name in KILLS]
 )
-def test_killed_in_the_middle_of_a_step_the_same_command_ends_with_the_same_bits(tmp_path, case):
+def test_killed_in_the_middle_of_a_step_the_same_command_ends_with_the_same_bits(tmp_path, capsys, case):
     changes, kill = KILLS[case]
     whole, cut = (written(tmp_path, name, **changes) for name in ("whole", "cut"))
     assert main(["train", str(whole)]) == 0
     command("train", cut, kill=kill)
     before = lines(tmp_path / "cut")
-    assert "resumed after step" in command("train", cut)
+    assert main(["train", str(cut)]) == 0
+    assert "resumed after step" in capsys.readouterr().out
     steps = changes.get("run__steps", 6)
     assert 3 <= before[-1]["step"] < steps and before[-1]["step"] % 3
     same_end(tmp_path / "whole", tmp_path / "cut", step=steps)
@@ -471,3 +480,221 @@ def test_foreign_weights_are_trained_on_written_and_read_again(tmp_path):
     assert np.array_equal(base, of_box) and all(np.array_equal(new, other) for other in back)
     prints = [Tokenizer.load(tmp_path / name).fingerprint for name in ("base", "new", "back")]
     assert prints[0] != prints[1] == prints[2]
+
+
+# ----------------------------------------------------------------------------------------------------- odd but legal
+
+
+def changed(monkeypatch, *, setup=None, losses=None, players=None):
+    """`reconstruction` with another setup, with terms added by `losses(objective, tokenizer, batch, out)`, or players.
+
+    `losses` is asked for the players other than `model`, too: then `out` is the player's name.
+    """
+    made, real = Reconstruction.setup, Reconstruction.losses
+
+    def own_setup(self, tokenizer):
+        made(self, tokenizer)
+        if setup:
+            setup(self, tokenizer)
+
+    def own_losses(self, tokenizer, batch, *, player, **more):
+        if player not in ("model", "adversary"):
+            return Losses(losses(self, tokenizer, batch, player))
+        out = real(self, tokenizer, batch, player=player, **more)
+        added = losses(self, tokenizer, batch, out) if losses and player == "model" else {}
+        return replace(out, terms={**out.terms, **added})
+
+    monkeypatch.setattr(Reconstruction, "setup", own_setup)
+    monkeypatch.setattr(Reconstruction, "losses", own_losses)
+    if players:
+        monkeypatch.setattr(Reconstruction, "players", lambda self, step: players(step))
+
+
+def last(folder, step=6):
+    return load_tensors(folder / f"checkpoints/step_{step}/state.safetensors")
+
+
+def test_two_players_share_a_module(tmp_path, monkeypatch):
+    """Both train it, in training mode, and it is saved once."""
+    seen = []
+
+    def setup(self, tokenizer):
+        trunk = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5))
+        self.one, self.two = (nn.Sequential(trunk, nn.Linear(4, 1)) for _ in range(2))
+
+    def losses(self, tokenizer, batch, player):
+        if isinstance(player, Losses):
+            return {}
+        module = getattr(self, player)
+        seen.append((player, module[0][0].weight.requires_grad, module[0][1].training))
+        return {f"{player}/far": (module(batch.x.movedim(1, -1)) - 1).square().mean()}
+
+    changed(monkeypatch, setup=setup, losses=losses, players=lambda step: ("model", "one", "two"))
+    train(run_config(tmp_path / "whole"))
+    assert {("one", True, True), ("two", True, True)} <= set(seen[2:])
+    names = last(tmp_path / "whole")
+    assert "players/one/module/0.0.weight" in names and "players/two/module/0.0.weight" not in names
+    assert "players/two/optimizer/0.0.weight/exp_avg" in names
+    train_killed(monkeypatch, run_config(tmp_path / "killed"), 3, 5)
+    same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_head_tied_to_the_tokenizer_is_trained_once_and_evaluated_with_the_averages(tmp_path, monkeypatch):
+    def setup(self, tokenizer):
+        self.head = nn.Linear(tokenizer.quantizer.dim, 2)
+        self.head.weight = tokenizer.decoder.linear.weight
+
+    def losses(self, tokenizer, batch, out):
+        return {"head": (self.head(tokenizer.latents(batch.x)) - 0.3).square().mean()}
+
+    changed(monkeypatch, setup=setup, losses=losses)
+    run = train(run_config(tmp_path / "whole", optim__lr=0.1))
+    assert list(run.players["model"].heads) == ["head.bias"]
+    assert [name for name in last(tmp_path / "whole") if name.startswith("objective/")] == [
+        "objective/head.bias"
+    ]
+    assert main(["eval", str(tmp_path / "whole")]) == 0
+    found = json.loads((tmp_path / "whole/eval.json").read_text())["results"][0]["metrics"]
+    for name, value in found.items():
+        assert run.progress.evaluation[f"eval/{name}"] == pytest.approx(value, rel=1e-6), name
+    train_killed(monkeypatch, run_config(tmp_path / "killed", optim__lr=0.1), 3, 5)
+    same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_player_that_plays_seldom_is_no_head_of_the_model(tmp_path, monkeypatch):
+    def setup(self, tokenizer):
+        self.judge = nn.Linear(2, 1)
+
+    def losses(self, tokenizer, batch, player):
+        far = (self.judge(batch.x.movedim(1, -1)) - 1).square().mean()
+        return {} if isinstance(player, Losses) else {"judge/far": far}
+
+    changed(monkeypatch, setup=setup, losses=losses, players=lambda step: ("model", "judge")[: 1 + step % 2])
+    run = build(run_config(tmp_path / "long", run__steps=100_000), torch.device("cpu"))
+    assert run.player_names == ("model", "judge") and not run.players["model"].heads
+    train(run_config(tmp_path / "whole"))
+    assert ["loss@judge" in line for line in lines(tmp_path / "whole") if "loss" in line] == [False, True] * 3
+    train_killed(monkeypatch, run_config(tmp_path / "killed"), 3, 4)
+    same_end(tmp_path / "whole", tmp_path / "killed")
+    seldom = lambda step: ("model", "judge") if step % 5000 == 4003 else ("model",)  # noqa: E731
+    changed(monkeypatch, setup=setup, losses=losses, players=seldom)
+    run = build(run_config(tmp_path / "seldom", run__steps=100_000), torch.device("cpu"))
+    with pytest.raises(PluginLoadError, match="it names the player 'judge', but at none of the steps"):
+        run.player("judge")
+
+
+def test_an_adversary_that_joins_after_the_end_plays_when_the_run_is_lengthened(tmp_path):
+    late = {"name": "reconstruction", "adversary": {"name": "toy/gan", "start": 4}}
+    changes = {"objective": late, "optim__horizon": 6}
+    assert main(["train", str(written(tmp_path, "whole", **changes))]) == 0
+    path = written(tmp_path, "parts", **changes)
+    assert main(["train", str(path), "run.steps=2"]) == 0
+    names = last(tmp_path / "parts", 2)
+    assert "players/adversary/module/judge.0.weight" in names
+    assert not any(name.startswith("players/model/optimizer/objective") for name in names)
+    assert main(["train", str(path)]) == 0
+    same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_model_may_rest_for_a_step(tmp_path, monkeypatch):
+    changed(monkeypatch, players=lambda step: ("model",) if step % 2 else ("adversary",))
+    gan = {**GAN, "adversary": {"name": "toy/gan", "start": 0}}
+    train(run_config(tmp_path / "whole", objective=gan))
+    assert ["loss" in line for line in lines(tmp_path / "whole") if "step" in line][:6] == [False, True] * 3
+    train_killed(monkeypatch, run_config(tmp_path / "killed", objective=gan), 3, 4)
+    same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_perceptual_loss_with_weights_of_its_own_is_not_trained(tmp_path, monkeypatch):
+    """BatchNorm keeps its statistics and dropout is off, though the objective is in training mode."""
+    from vqcore_toy.training import Percept
+
+    made, modes = Percept.__init__, []
+
+    def init(self, cfg, *, spec):
+        made(self, cfg, spec=spec)
+        self.own = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5))
+
+    def forward(self, x_hat, x):
+        modes.append(any(module.training for module in self.modules()))
+        return (self.own(self.net(x_hat)) - self.own(self.net(x))).square().flatten(1).mean(1)
+
+    monkeypatch.setattr(Percept, "__init__", init)
+    monkeypatch.setattr(Percept, "forward", forward)
+    percept = {"name": "toy/percept", "weights": lent(tmp_path / "net.safetensors")}
+    config = run_config(tmp_path / "run", objective={"name": "reconstruction", "percept": {"lent": percept}})
+    before = {
+        k: v.clone() for k, v in build(config, torch.device("cpu")).objective.percept.state_dict().items()
+    }
+    run = train(config)
+    assert not run.players["model"].heads and not any(modes)
+    assert all(torch.equal(before[k], v) for k, v in run.objective.percept.state_dict().items())
+
+
+def test_two_players_may_not_have_a_name_in_common(tmp_path, monkeypatch, capsys):
+    from vqcore_toy.training import Gan
+
+    real = Gan.discriminator
+
+    def discriminator(self, *args, **more):
+        return Losses({"gan/generator": real(self, *args, **more).terms["gan/discriminator"]})
+
+    monkeypatch.setattr(Gan, "discriminator", discriminator)
+    assert main(["train", str(written(tmp_path, "run", objective=GAN))]) == 2
+    says = "the players model and adversary both return loss/gan/generator. Give each its own name."
+    assert says in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("owner", ["objective", "adversary"])
+def test_what_is_made_after_setup_is_refused_before_it_is_lost(tmp_path, monkeypatch, capsys, owner):
+    def losses(self, tokenizer, batch, out):
+        if tokenizer.training:
+            (self if owner == "objective" else self.adversary).register_buffer("late", batch.x.mean())
+        return {}
+
+    changed(monkeypatch, losses=losses)
+    path = str(written(tmp_path, "run", objective=GAN))
+    place = "objective/late" if owner == "objective" else "players/adversary/module/late"
+    assert main(["check", path]) == 2
+    assert f"{place} came or went after setup" in capsys.readouterr().out
+    assert main(["train", path]) == 2
+    assert f"{place} came or went after setup" in capsys.readouterr().err
+    assert not list((tmp_path / "run/checkpoints").glob("step_*"))
+
+
+def test_lazy_parameters_are_refused(tmp_path, monkeypatch, capsys):
+    changed(monkeypatch, setup=lambda self, tokenizer: setattr(self, "head", nn.LazyLinear(2)))
+    assert main(["train", str(written(tmp_path, "run"))]) == 2
+    assert "it has lazy parameters after setup; give their sizes there" in capsys.readouterr().err
+
+
+def test_a_term_of_weight_0_that_is_not_finite_leaves_the_adaptive_weight_alone(tmp_path, monkeypatch):
+    def judged(self, tokenizer, x_hat, batch, terms, **more):
+        return real(self, tokenizer, x_hat, batch, {**terms, "nan": x_hat.mean() * float("nan")}, **more)
+
+    real = Reconstruction.judged
+    gan = {**GAN, "adversary": {"name": "toy/gan", "start": 0}}
+    train(run_config(tmp_path / "plain", objective=gan))
+    monkeypatch.setattr(Reconstruction, "judged", judged)
+    train(run_config(tmp_path / "nan", objective={**gan, "weights": {"nan": 0}}))
+    same_end(tmp_path / "plain", tmp_path / "nan")
+
+
+def test_the_loss_of_an_adversary_cannot_choose_a_checkpoint(tmp_path, capsys):
+    """No evaluation measures it."""
+    path = written(tmp_path, "run", objective=GAN, eval={"every": 2, "best": "loss/gan/discriminator"})
+    assert main(["train", str(path)]) == 2
+    assert "no metric and no loss has this name" in capsys.readouterr().err
+
+
+def test_rows_that_some_batches_lack_are_named(tmp_path, monkeypatch):
+    from vqcore.metrics.pixels import MAE
+
+    def measure(self, x_hat, x, mask=None, *, keys=(), weight=None):
+        rows = (x_hat - x).abs().flatten(1).mean(1)
+        return {"all": rows, **({"some": rows} if "wave000" in keys else {})}
+
+    monkeypatch.setattr(MAE, "rows", True, raising=False)
+    monkeypatch.setattr(MAE, "measure", measure)
+    with pytest.raises(ValueError, match="'some' has 4 rows for 24 samples: some batches lack them"):
+        train(run_config(tmp_path / "run", run__steps=1, eval={"metrics": {"far": {"name": "mae"}}}))

@@ -93,9 +93,9 @@ class Judged(nn.Module):
         layer: Tensor | None = tokenizer.decoder.last_layer
         if not (tokenizer.training and torch.is_grad_enabled() and layer is not None and layer.requires_grad):
             layer = None
-        weighted = {name: (self.cfg.weight(name, step), term) for name, term in {**terms, **found}.items()}
-        others = [weight * term for weight, term in weighted.values() if weight]
-        against = torch.stack(others).sum() if layer is not None and others else None
+        weighted = [(self.cfg.weight(name, step), term) for name, term in {**terms, **found}.items()]
+        others = [weight * term for weight, term in weighted if weight]  # 0 times NaN would be NaN
+        against = None if layer is None or not others else torch.stack(others).sum()
         out = rival.generator(
             shown, x, mask=batch.valid, step=step, rng=rng, against=against, last_layer=layer
         )

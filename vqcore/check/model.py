@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from vqcore.evaluate.measure import measured
 from vqcore.protocols import Batch, Losses, is_denoiser
 from vqcore.rng import sample_generators
 from vqcore.run.optim import peak_rate
+from vqcore.run.players import check_held
 from vqcore.run.state import Run
 from vqcore.run.step import Trouble, train_step
 
@@ -24,8 +25,7 @@ from vqcore.run.step import Trouble, train_step
 def model_findings(run: Run, batch: Batch) -> list[Finding]:
     """Shapes from input to losses, the names in `objective.weights`, and whether every loss is finite."""
     batch = run.tokenizer.prepare(batch, run.extra)
-    terms: dict[str, Tensor] = {}
-    own: tuple[str, ...] = ()
+    found: dict[str, Losses] = {}
     for module in run.modules:
         module.eval()
     with _watched(run) as seen:
@@ -33,15 +33,30 @@ def model_findings(run: Run, batch: Batch) -> list[Finding]:
             try:
                 with warnings.catch_warnings():  # torch warns of different shapes; a finding says more
                     warnings.filterwarnings("ignore", "Using a target size", UserWarning)
-                    terms |= dict(_losses(run, batch, player).terms)
-                    own = own or tuple(terms)  # the model is the first player
+                    found[player] = _losses(run, batch, player)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 what = f"fails on a batch {tuple(batch.x.shape)}: {reason(error)}"
                 way = f"Up to there: {seen.way}." if seen.passed else ""
                 return [_misshapen(run, batch, seen) or Finding("error", seen.at, what, way)]
     wrong = _misshapen(run, batch, seen) or _unmeasurable(run, batch)
-    found = [*([wrong] if wrong else []), Finding("note", "model", seen.way), *weight_findings(run, terms)]
-    return [*found, *_best_findings(run, own)]
+    terms = {name: term for out in found.values() for name, term in out.terms.items()}
+    return [
+        *([wrong] if wrong else []),
+        Finding("note", "model", seen.way),
+        *_repeated(found),
+        *weight_findings(run, terms),
+        *_best_findings(run, found["model"].terms),
+    ]
+
+
+def _repeated(found: Mapping[str, Losses]) -> Iterator[Finding]:
+    """An error for each name that two players have: one figure in the log cannot be both."""
+    owners: dict[str, str] = {}
+    for player, out in found.items():
+        for name in (*(f"loss/{name}" for name in out.terms), *(f"metric/{name}" for name in out.metrics)):
+            if owners.setdefault(name, player) != player:
+                what = f"the players {owners[name]} and {player} both return {name}"
+                yield Finding("error", "objective", what, "Give each its own name.")
 
 
 def _best_findings(run: Run, terms: Iterable[str]) -> list[Finding]:
@@ -221,6 +236,7 @@ def whole_step(run: Run, batch: Batch) -> Iterator[Finding]:
     run.progress.step = max(0, run.steps - 1)  # the last step, at which every player plays
     try:
         train_step(run, [batch] * run.config.optim.accumulate)
+        check_held(run.config, run.objective, run.player_names, run.tokenizer, run.held)
     except (VqcoreError, Trouble, RuntimeError, ValueError) as error:
         yield Finding("error", "objective", f"a training step fails: {reason(error)}")
         return

@@ -39,6 +39,11 @@ class Rows:
         """
         keys = [key for part in dist.gathered(self.keys) for key in part]
         rows = dist.joined({name: torch.cat(parts) for name, parts in self.parts.items()})
+        for name, value in (rows or {}).items():
+            if len(value) != len(keys):
+                raise ValueError(
+                    f"'{name}' has {len(value)} rows for {len(keys)} samples: some batches lack them"
+                )
         order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), dtype=torch.int64)
         return {name: value[order] for name, value in (rows or {}).items()}
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from vqcore.errors import CheckpointError, listed
 from vqcore.files import write_text
 from vqcore.protocols import Objective
 from vqcore.run.folder import METRICS, cut_metrics, log_event
-from vqcore.run.players import load_modules, objective_state
+from vqcore.run.players import check_held, fill_held, held
 from vqcore.run.state import Run, set_up
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
@@ -42,6 +42,7 @@ STATE, STATE_TENSORS = "state.json", "state.safetensors"
 
 def save(run: Run) -> Path:
     """Write `checkpoints/step_N` and remove old ones. An evaluation is added afterwards (`add_evaluation`)."""
+    check_held(run.config, run.objective, run.player_names, run.tokenizer, run.held)
     with run.as_evaluated():
         fingerprint = run.tokenizer.fingerprint
     path = checkpoint_of(run)
@@ -115,10 +116,10 @@ def load_training(tokenizer: Tokenizer, checkpoint: Path, config: RunConfig, len
         return
     state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
     tensors = load_tensors(checkpoint / STATE_TENSORS)
-    _fill(objective, state["players"], tensors, checkpoint)
     for name in state["players"]:
         if name != "model":
             getattr(objective, name).eval()
+    _fill_held(objective, state["players"], tokenizer, tensors, checkpoint)
 
 
 def _write_state(run: Run, folder: Path) -> None:
@@ -127,7 +128,7 @@ def _write_state(run: Run, folder: Path) -> None:
         for name, player in run.players.items()
         for key, value in player.state().items()
     }
-    tensors |= {f"objective/{k}": v for k, v in objective_state(run.objective, run.players).items()}
+    tensors |= held(run.objective, run.players, run.tokenizer)
     tensors |= {f"window/{key}": value for key, value in run.window.state().items()}
     save_tensors(folder / STATE_TENSORS, tensors)
     state = {
@@ -151,7 +152,7 @@ def _read_state(run: Run, folder: Path) -> None:
     compare_loans(folder, made.get("borrowed", {}), run.loans)
     run.tokenizer.load_weights(folder, "model")
     tensors = load_tensors(folder / STATE_TENSORS)
-    _fill(run.objective, state["players"], tensors, folder)
+    _fill_held(run.objective, run.player_names, run.tokenizer, tensors, folder)
     for name in state["players"]:
         player = run.player(name)
         player.load_state(_below(f"players/{name}/", tensors), state["loss_scales"].get(name, {}))
@@ -176,8 +177,19 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _fill(objective: Objective, players: Sequence[str], tensors: Mapping[str, Tensor], folder: Path) -> None:
-    wrong = load_modules(objective, players, tensors)
+def _fill_held(
+    objective: Objective,
+    players: Iterable[str],
+    tokenizer: Tokenizer,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+) -> None:
+    theirs = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name.startswith("objective/") or (name.startswith("players/") and name.split("/")[2] == "module")
+    }
+    wrong = fill_held(objective, players, tokenizer, theirs)
     if wrong:
         raise CheckpointError(
             f"{folder}: the training state does not fit this objective and its players: {listed(wrong, 4)}. Their code "

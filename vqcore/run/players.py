@@ -4,12 +4,13 @@ The player `model` trains the tokenizer, and with it the objective's parameters 
 """
 
 import inspect
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from vqcore import dist
 from vqcore.balance import loss_scale
@@ -24,7 +25,8 @@ _NAMES = inspect.signature(DistributedDataParallel).parameters
 # The same option under its new and its old name; newer versions of torch warn of the old name.
 _NO_BROADCAST: Any = {next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in _NAMES): False}
 LOOKS = 1000
-"""At so many steps an objective is asked for its players, to know all of them before the run."""
+"""An objective is asked for its players at so many first steps, and at as many spread over the run."""
+_FAR = 10**12
 
 
 class Player:
@@ -38,7 +40,7 @@ class Player:
     def __init__(self, name: str, config: RunConfig, tokenizer: Tokenizer, players: tuple[str, ...]):
         self.name = name
         self.module: nn.Module = tokenizer if name == "model" else getattr(tokenizer.objective, name)
-        self.heads = heads(tokenizer.objective, players) if name == "model" else {}
+        self.heads = heads(tokenizer.objective, players, tokenizer) if name == "model" else {}
         self.cfg: OptimSection = config.optim.of(name)
         self.first: int | None = None
         where = f"optim.players.{name}" if name in config.optim.players else "optim"
@@ -73,23 +75,17 @@ class Player:
         return rate
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's tensors by parameter name, and the module's tensors.
-
-        The tensors of the tokenizer and of heads are left out: a checkpoint has them in places of their own.
-        """
+        """The optimizer's tensors by parameter name. `held` has the module's tensors."""
         names: dict[Tensor, str] = {p: name for name, p in self._named().items()}
-        tensors = {
+        return {
             f"optimizer/{names[p]}/{key}": value
             for p, entry in self.optimizer.state.items()
             for key, value in entry.items()
             if isinstance(value, Tensor)
         }
-        if self.name != "model":
-            tensors |= {f"module/{key}": value for key, value in weights_of(self.module).items()}
-        return tensors
 
     def load_state(self, tensors: dict[str, Tensor], scale: dict[str, Any]) -> None:
-        """Restore the optimizer from what `state` returned, and the loss scale; `load_modules` fills the module."""
+        """Restore what `state` returned, and the loss scale."""
         self.optimizer.state.clear()
         named = self._named()
         counts_on_device = any(self.optimizer.defaults.get(key) for key in ("fused", "capturable"))
@@ -148,8 +144,9 @@ class Forward(nn.Module):
 
 
 def player_names(objective: Objective, steps: int) -> tuple[str, ...]:
-    """The players of a run, `model` first: those of the first `LOOKS` steps, and of so many more over the whole run."""
-    looks = {*range(min(steps, LOOKS)), max(0, steps - 1), steps, *range(0, steps, max(1, steps // LOOKS))}
+    """All players of a run of so many steps, `model` first; also those that join later, if the run is lengthened."""
+    spread = range(0, steps, max(1, steps // LOOKS))
+    looks = {*range(min(steps, LOOKS)), *spread, max(0, steps - 1), steps, _FAR}
     return tuple(
         dict.fromkeys(["model", *(name for step in sorted(looks) for name in objective.players(step))])
     )
@@ -173,6 +170,12 @@ def check_players(
             raise PluginLoadError(
                 f"objective {config.objective.name}: its player '{name}' is no module of the objective."
             )
+    for name in ("model", *names[1:]):
+        module: Any = objective if name == "model" else getattr(objective, name)
+        if isinstance(module, nn.Module) and any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+            raise PluginLoadError(
+                f"objective {config.objective.name}: it has lazy parameters after setup; give their sizes there."
+            )
     if isinstance(objective, nn.Module) and any(module is tokenizer for module in objective.modules()):
         raise PluginLoadError(
             f"objective {config.objective.name}: its setup keeps the tokenizer as a submodule; use the tokenizer that "
@@ -180,41 +183,67 @@ def check_players(
         )
 
 
-def heads(objective: Objective, players: tuple[str, ...]) -> dict[str, nn.Parameter]:
+def heads(objective: Objective, players: tuple[str, ...], tokenizer: nn.Module) -> dict[str, nn.Parameter]:
     """The trained parameters of the objective that belong to no player, by name."""
     if not isinstance(objective, nn.Module):
         return {}
-    taken = {p for name in players if name != "model" for p in getattr(objective, name).parameters()}
+    others = [tokenizer, *(getattr(objective, name) for name in players if name != "model")]
+    taken = {p for module in others for p in module.parameters()}
     return {n: p for n, p in objective.named_parameters() if p.requires_grad and p not in taken}
 
 
-def objective_state(objective: Objective, built: Mapping[str, Player]) -> dict[str, Tensor]:
-    """What an objective holds by name, without the modules of its players and without borrowed weights."""
-    if not isinstance(objective, nn.Module):
-        return {}
-    players = tuple(f"{name}." for name in built if name != "model")
-    return {k: v for k, v in weights_of(objective).items() if not (players and k.startswith(players))}
+def held(objective: Objective, players: Iterable[str], tokenizer: nn.Module) -> dict[str, Tensor]:
+    """What only training has, by name: `players/NAME/module/...`, and `objective/...` for the rest of the objective.
 
-
-def load_modules(objective: Objective, players: Sequence[str], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Fill the modules of the players and whatever else an objective holds from a training state.
-
-    Names and shapes must match exactly, else nothing is filled; returns the names that do not fit.
+    Without borrowed weights, and without what the objective shares with the tokenizer. A tensor with several names
+    stands under its first one.
     """
-    rivals = [name for name in players if name != "model"]
-    wanted = {f"players/{name}/module/": getattr(objective, name, None) for name in rivals}
-    owned = {prefix: weights_of(module) for prefix, module in wanted.items() if isinstance(module, nn.Module)}
-    if isinstance(objective, nn.Module):
-        apart = tuple(f"{name}." for name in rivals)
-        own = weights_of(objective)
-        owned["objective/"] = {k: v for k, v in own.items() if not (apart and k.startswith(apart))}
-        wanted["objective/"] = objective
-    ours = {prefix + name: value for prefix, own in owned.items() for name, value in own.items()}
-    theirs = {name: value for name, value in tensors.items() if name.startswith(("objective/", *wanted))}
-    wrong = [name for name in theirs if name not in ours or ours[name].shape != theirs[name].shape]
-    wrong += [name for name in ours if name not in theirs]
+    seen = {_place(tensor) for tensor in tokenizer.state_dict().values()}
+    found: dict[str, Tensor] = {}
+    for path, module in _roots(objective, players).items():
+        own = {k: v for k, v in weights_of(module).items() if v.numel() == 0 or _place(v) not in seen}
+        found |= {f"{path}/{name}": tensor for name, tensor in own.items()}
+        seen |= {_place(tensor) for tensor in module.state_dict().values()}
+    return found
+
+
+def check_held(
+    config: RunConfig,
+    objective: Objective,
+    players: Iterable[str],
+    tokenizer: nn.Module,
+    before: Iterable[str],
+) -> None:
+    """Raise `PluginLoadError` if `held` has other names than `before`: no checkpoint of these could be resumed."""
+    wrong = held(objective, players, tokenizer).keys() ^ set(before)
+    if wrong:
+        raise PluginLoadError(
+            f"objective {config.objective.name}: {listed(sorted(wrong), 4)} came or went after setup, so a checkpoint "
+            "could not be resumed. Make every parameter and buffer in setup."
+        )
+
+
+def fill_held(
+    objective: Objective, players: Iterable[str], tokenizer: nn.Module, tensors: Mapping[str, Tensor]
+) -> list[str]:
+    """Restore what `held` returned. If names or shapes differ, nothing changes; returns these names."""
+    players = tuple(players)
+    own = held(objective, players, tokenizer)
+    wrong = own.keys() ^ tensors.keys()
+    wrong |= {name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape}
     if not wrong:
-        for prefix, own in owned.items():
-            values = {name: theirs[prefix + name] for name in own}
-            wanted[prefix].load_state_dict(values, strict=False)  # type: ignore[union-attr]
-    return wrong
+        for path, module in _roots(objective, players).items():
+            start = f"{path}/"
+            theirs = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+            module.load_state_dict(theirs, strict=False)
+    return sorted(wrong)
+
+
+def _roots(objective: Objective, players: Iterable[str]) -> dict[str, nn.Module]:
+    roots = {f"players/{name}/module": getattr(objective, name) for name in players if name != "model"}
+    return roots | ({"objective": objective} if isinstance(objective, nn.Module) else {})
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies: equal for two names of one tensor."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

@@ -170,7 +170,7 @@ def _node(cfg: TokenizerConfig, section: str) -> Any:
 def _differing(a: Any, b: Any) -> list[str]:
     ours, theirs = dict(leaves(to_tree(a))), dict(leaves(to_tree(b)))
     keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    return [key for key in keys if key not in a.training_only]
+    return [key for key in keys if key not in (*a.training_only, *a.places)]
 
 
 def _reasons(problems: Mapping[str, list[str]]) -> str:

@@ -19,6 +19,7 @@ from vqcore.artefacts.resolve import checkpoints
 from vqcore.assembly import Assembly, assemble, lend_riders
 from vqcore.borrowed import Access, Lender, Loans, own_buffers
 from vqcore.data.sizes import sizes
+from vqcore.errors import PluginLoadError, listed
 from vqcore.evaluate.measure import Metrics
 from vqcore.evaluate.usage import CodeWindow, learns_codes
 from vqcore.protocols import Data, Modality, Objective
@@ -26,7 +27,7 @@ from vqcore.registry import registry
 from vqcore.rng import seeded
 from vqcore.run.hooks import GuardedHooks
 from vqcore.run.optim import Ema
-from vqcore.run.players import Player, check_players, player_names
+from vqcore.run.players import Player, check_players, held, player_names
 from vqcore.run.start import start_from
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
@@ -54,9 +55,10 @@ class Progress:
 class Run:
     """The parts of a run, and its progress.
 
-    `steps` is the step at which the run ends. `window` holds the codes of the last training tokens. `metrics` are those
-    of evaluations, empty without evaluation data. `player_names` are all players, `players` those that were built so
-    far. `loans` has hash and source of all borrowed weights. Hooks read a run as `vqcore.protocols.RunLike`.
+    `steps` is the step at which the run ends. `window` holds the codes of the last training tokens. `metrics` are
+    those of evaluations, empty without evaluation data. `player_names` are all players, `players` those that were
+    built so far. `held` names what only training has (`vqcore.run.players.held`). `loans` has hash and source of all
+    borrowed weights. Hooks read a run as `vqcore.protocols.RunLike`.
     """
 
     config: RunConfig
@@ -70,6 +72,7 @@ class Run:
     window: CodeWindow
     hooks: GuardedHooks
     player_names: tuple[str, ...] = ("model",)
+    held: tuple[str, ...] = ()
     loans: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=Metrics)
     players: dict[str, Player] = field(default_factory=dict)
@@ -101,8 +104,17 @@ class Run:
         return total_batch(self.config)
 
     def player(self, name: str) -> Player:
-        """A player by name. The first call builds the player; under DDP all processes make this call together."""
+        """A player by name. The first call builds the player; under DDP all processes make this call together.
+
+        Raises `PluginLoadError` for a name that is not in `player_names`.
+        """
         if name not in self.players:
+            if name not in self.player_names:
+                raise PluginLoadError(
+                    f"objective {self.config.objective.name}: at step {self.step} it names the player '{name}', but at "
+                    f"none of the steps for which it was asked before the run: {listed(self.player_names)}. Let it "
+                    "name each player from the player's first step on more often."
+                )
             self.players[name] = Player(name, self.config, self.tokenizer, self.player_names)
         return self.players[name]
 
@@ -197,6 +209,7 @@ def build_from(
         ),
         hooks=build_hooks(config),
         player_names=names,
+        held=tuple(held(tokenizer.objective, names, tokenizer)),
         loans=tokenizer.loans | loans,
         metrics=Metrics() if parts.eval_data is None else parts.metrics,
     )

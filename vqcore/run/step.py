@@ -120,11 +120,12 @@ def _only_learning(run: Run, playing: str) -> None:
     """Let the player `playing` learn and no other. In eval mode the codebook of the tokenizer does not change."""
     if isinstance(run.objective, nn.Module):
         run.objective.train(playing == "model")
-    for name, player in run.players.items():
+    # The player at work comes last: it may share modules with another one.
+    for name in sorted(run.players, key=lambda name: name == playing):
+        player = run.players[name]
         player.module.train(name == playing)
         for p in player.trained:
             p.requires_grad_(name == playing)
-    run.tokenizer.train(playing == "model")
     set_modes(run.objective, playing)
 
 

@@ -36,7 +36,7 @@ from vqcore.protocols import (
     tokenizer_writer,
 )
 from vqcore.rng import generator, sample_generators
-from vqcore.run.players import heads
+from vqcore.run.players import heads, held
 from vqcore.run.step import detached
 from vqcore.sampling import UNSTATED, options, resolved
 from vqcore.schema import ObjectiveConfig, RunConfig
@@ -196,6 +196,8 @@ def check_objective(
     objective, tokenizer = copy.deepcopy(objective), copy.deepcopy(tokenizer)
     torch.manual_seed(0)
     objective.setup(tokenizer)
+    asked = {name for step in (0, 1, 10**6) for name in objective.players(step) if hasattr(objective, name)}
+    state = held(objective, asked, tokenizer).keys()
     if is_denoiser(tokenizer.decoder):
         tokenizer.decoder.register_forward_pre_hook(_check_level, with_kwargs=True)
     names = dict.fromkeys(name for step in (0, 1, 10**6) for name in objective.players(step))
@@ -215,6 +217,10 @@ def check_objective(
         _check_player(objective, tokenizer, batch, name, player, modules, waived)
     _check_heads(objective, tokenizer, batch, tuple(names), modules)
     _check_shared(objective, tokenizer, batch, tuple(names), modules)
+    late = held(objective, asked, tokenizer).keys() ^ state
+    assert not late, (
+        f"state law: {sorted(late)[0]} came or went after setup; a checkpoint could not be resumed"
+    )
     _check_options(type(objective))
     _check_decode(objective, tokenizer, batch, modules)
 
@@ -292,7 +298,7 @@ def _check_heads(
     objective: Any, tokenizer: Tokenizer, batch: Batch, names: tuple[str, ...], modules: list[nn.Module]
 ) -> None:
     """Parameters of the objective that belong to no player learn from the losses of `model`."""
-    learning = heads(objective, names)
+    learning = heads(objective, names, tokenizer)
     if not learning:
         return
     for module in modules:
@@ -319,8 +325,12 @@ def _check_shared(
         with torch.no_grad():
             return objective.losses(tokenizer, batch, player=name, step=10**6, rng=rng, shared=shared).terms
 
+    owners: dict[str, str] = {}
     for name in names:
         alone, shared = losses(name, {}), dict[str, Any]()
+        for key in alone:
+            owner = owners.setdefault(key, name)
+            assert owner == name, f"names law: the players {owner} and {name} both return {key}"
         for other in names:
             if other != name:
                 losses(other, shared)
