@@ -274,7 +274,7 @@ class TestArrayFile:
             ("a.npy", {"key": "images"}, "the name 'images' needs a .npz file"),
             ("number.npy", {}, r"contains no samples \(shape \(\)\)"),
             ("none.npy", {}, r"has the shape \[0, 4\], which is empty"),
-            ("objects.npy", {}, "contains Python objects"),
+            ("objects.npy", {}, "holds values of type object; only arrays of numbers"),
             ("bad.npz", {}, r"bad\.npz: ."),
             ("really_npz.npy", {}, "this is an archive of arrays, not a .npy file. Rename the file to .npz"),
             (

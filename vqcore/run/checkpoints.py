@@ -53,9 +53,9 @@ _STATE = {
     "skipped": int,
     "ema_updates": int,
     "world_size": int,
-    "tensors": [str],
+    "tensors": Each([int]),
 }
-"""The shape of `state.json`; `tensors` are the names of the tensors of `state.safetensors`."""
+"""The shape of `state.json`; `tensors` has the shape of each tensor of `state.safetensors`."""
 
 
 def save(run: Run) -> Path:
@@ -166,7 +166,7 @@ def _write_state(run: Run, folder: Path) -> None:
         "skipped": run.progress.skipped,
         "ema_updates": run.ema.updates if run.ema else 0,
         "world_size": dist.world_size(),
-        "tensors": sorted(tensors),
+        "tensors": {name: list(value.shape) for name, value in sorted(tensors.items())},
     }
     write_text(folder / STATE, json.dumps(state, indent=2) + "\n")
 
@@ -206,7 +206,9 @@ def _state_of(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The state of training in a checkpoint: plain data and tensors. Raises `CheckpointError`."""
     state: dict[str, Any] = read_json(checkpoint / STATE, CheckpointError, _STATE)
     tensors = load_tensors(checkpoint / STATE_TENSORS)
-    if differ := sorted(tensors.keys() ^ set(state["tensors"])):
+    ours, theirs = state["tensors"], {name: list(value.shape) for name, value in tensors.items()}
+    differ = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if differ:
         raise CheckpointError(
             f"{checkpoint / STATE_TENSORS}: its tensors are not those that {STATE} names: {listed(differ, 4)}."
         )

@@ -185,5 +185,5 @@ def _clear(folder: Path) -> None:
     """Set aside what lies where lines are appended and is no file, such as a folder."""
     for name in (METRICS, EVENTS):
         path = folder / name
-        if path.exists() and not path.is_file():
+        if (path.exists() or path.is_symlink()) and not path.is_file():
             say(f"{path}: this is no file; it is now {set_aside(path).name}.")

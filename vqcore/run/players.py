@@ -100,8 +100,6 @@ class Player:
             if key.startswith("optimizer/"):
                 name, _, entry = key.removeprefix("optimizer/").rpartition("/")
                 p = named[name]
-                if value.numel() != 1 and value.shape != p.shape:
-                    raise ValueError(f"{key} has the shape {list(value.shape)}, not {list(p.shape)}")
                 stays = entry == "step" and not counts_on_device
                 self.optimizer.state[p][entry] = value.clone() if stays else value.to(p.device, copy=True)
         if scale:
