@@ -127,7 +127,7 @@ def _check(file: BinaryFile, size: int, where: str) -> tuple[tuple[int, ...], bo
     if dtype.kind not in _NUMBERS:
         raise DataError(f"{where}: holds values of type {dtype}; only arrays of numbers can be read")
     if any(side <= 0 for side in shape):
-        raise DataError(f"{where}: has the shape {list(shape)}, which is empty")
+        raise DataError(f"{where}: has the shape {shape}, which is empty")
     need, held = math.prod(shape) * dtype.itemsize, size - file.tell()
     if need != held:
         raise DataError(
