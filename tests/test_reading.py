@@ -353,6 +353,10 @@ BROKEN = {
     "a state in text": (state(step="6"), ASIDE),
     "a state that lacks a tensor": (tensors(lambda found, name: found.pop(name)), ASIDE),
     "a state of another shape": (tensors(lambda f, n: f.update({n: torch.zeros(1, 2, 3)})), ASIDE),
+    "a state with codes that do not exist": (
+        tensors(lambda found, name: found["window/codes"].fill_(2**24)),
+        REFUSED,
+    ),
     "an evaluation is a list": (text(CHECKPOINT / "eval.json", "[]"), RIGHT),
     "an evaluation is text": (text(CHECKPOINT / "eval.json", '{"metrics": {"a": "b"}}'), RIGHT),
     "eval.json is a list": (text("run/eval.json", "[]"), RIGHT),
