@@ -47,6 +47,8 @@ YAML = {
     "an object": ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
     "a reference": ("a: [{b: '${oc.env:HOME}'}]", "a.0.b: a saved config has no references"),
     "a list": ("- a", "a config is a mapping"),
+    "a set": ("!!set {a, b}", "a config is a mapping"),
+    "nothing": ("", "a config is a mapping"),
     "binary": (b"\xff\xfe", "this is not a text file in UTF-8"),
 }
 

@@ -200,6 +200,11 @@ def yaml_root(text: str) -> "yaml.Node | None":
     return yaml.compose(text, Loader=Bounded)
 
 
+def is_mapping(root: "yaml.Node | None") -> bool:
+    """Whether a YAML text is a plain mapping; a set, or a mapping with a tag of its own, is none."""
+    return root is not None and root.tag == "tag:yaml.org,2002:map"
+
+
 def read_yaml(path: Path, kind: type[VqcoreError]) -> Any:
     """The plain content of a YAML file. Raises `kind`."""
     import yaml

@@ -30,7 +30,7 @@ from vqcore.errors import (
     listed,
 )
 from vqcore.plugin import a_kind
-from vqcore.reading import MOST_YAML, read_text, yaml_reason, yaml_root
+from vqcore.reading import MOST_YAML, is_mapping, read_text, yaml_reason, yaml_root
 from vqcore.registry import OURS, Registry, registry
 
 log = logging.getLogger(__name__)
@@ -98,13 +98,13 @@ def saved_tree(path: Path) -> dict[str, Any]:
     text = read_text(path, ConfigError, most=MOST_YAML)
     try:
         root = yaml_root(text)
-        tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if root else {}
+        if not is_mapping(root):
+            raise ConfigError(f"{path}: cannot be read: a config is a mapping (key: value).")
+        tree: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: cannot be read: {omegaconf_reason(error, full_key(error))}") from error
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read: {yaml_reason(error)}.") from error
-    if not isinstance(tree, dict) or not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{path}: cannot be read: a config is a mapping (key: value).")
     saved = {str(key): value for key, value in tree.items()}
     # A reference could stand for any amount of text, or for what stands in the environment of this process.
     if found := next((key for key, value in _texts(saved) if _REFERENCE.search(value)), None):

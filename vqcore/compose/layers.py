@@ -22,7 +22,7 @@ from vqcore.compose.describe import value_text
 from vqcore.compose.recipes import recipe_path
 from vqcore.config import leaves
 from vqcore.errors import ConfigError, did_you_mean, listed
-from vqcore.reading import MOST_YAML, read_text, yaml_reason, yaml_root
+from vqcore.reading import MOST_YAML, is_mapping, read_text, yaml_reason, yaml_root
 from vqcore.registry import Registry, registry
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def _read(file: Path, shown: str, chain: list[str]) -> str:
 def _parse(text: str, shown: str) -> dict[str, Any]:
     try:
         root = yaml_root(text)
-        if root is not None and not isinstance(root, yaml.MappingNode):
+        if root is not None and not is_mapping(root):
             found = value_text(root.value) if isinstance(root, yaml.ScalarNode) else "a list"
             raise ConfigError(f"{shown}: a config is a mapping (key: value), not {found}.")
         tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if root else {}

@@ -146,7 +146,10 @@ class CodeWindow:
         return {"codes": self.codes, "last_seen": self.last_seen, **counters}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned; a window of another size stays empty. Raises `ValueError` for no such codes."""
+        """Restore what `state` returned; a window of another size stays empty.
+
+        Raises `ValueError` for codes that do not exist.
+        """
         if state and state["codes"].shape == self.codes.shape:
             least, most = state["codes"].aminmax()
             if least < -1 or most >= self.codebook_size or state["last_seen"].shape != self.last_seen.shape:
