@@ -270,8 +270,13 @@ def test_overrides_may_stand_behind_options(photos):
 def test_an_export_is_measured_and_never_overwritten(photos, capsys):
     assert main(["train", str(photo_tree(photos))]) == 0
     assert main(["export", str(photos / "run"), str(photos / "made")]) == 0
-    assert main(["eval", str(photos / "made")]) == 0
+    assert main(["eval", str(photos / "made")]) == 2
+    told = capsys.readouterr().err
+    assert ".../heldout" in told and "To measure it on your own data: data.eval_path=" in told
+    assert main(["eval", str(photos / "made"), f"data.eval_path={photos / 'heldout'}"]) == 0
     assert "psnr" in capsys.readouterr().out
+    for name in ("README.md", "provenance.json", "config.yaml"):
+        assert str(photos) not in (photos / "made" / name).read_text()
     assert main(["export", str(photos / "run"), str(photos / "made")]) == 2
     assert "exists already and is not overwritten" in capsys.readouterr().err
 

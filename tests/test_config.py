@@ -314,7 +314,7 @@ NO_MAPPING = "a.yaml: a config is a mapping (key: value), not {}."
         ("# a remark: with a colon\nhttp://words", NO_MAPPING.format("'http://words'")),
         ("5", NO_MAPPING.format("'5'")),
         ("''", NO_MAPPING.format("''")),
-        (b"\x89PNG\r\n\x1a\n\x00\xff", "a.yaml: this is not a text file; a config is YAML in UTF-8."),
+        (b"\x89PNG\r\n\x1a\n\x00\xff", "a.yaml: this is not a text file in UTF-8."),
         (
             "a: \x00",
             "a.yaml: not valid YAML: unacceptable character #x0000: special characters are not allowed.",
@@ -328,7 +328,7 @@ NO_MAPPING = "a.yaml: a config is a mapping (key: value), not {}."
         ("run:\n  seed: 1\n  seed: 1", "a.yaml: line 3, column 3: not valid YAML: found duplicate key seed."),
         (
             "run: &x [*x]",
-            "a.yaml: line 1, column 6: not valid YAML: YAML recursive aliases are not supported.",
+            "a.yaml: line 1, column 10: not valid YAML: YAML recursive aliases are not supported.",
         ),
         ("run: 1\n---\nrun: 2", "a.yaml: line 2, column 1: not valid YAML: but found another document."),
         (
@@ -366,7 +366,7 @@ def test_a_file_that_is_not_there(here, good):
         "cfgs/vit-qv.yaml: there is no such file. Did you mean 'vit-vq.yaml'?"
     )
     assert refused(good, "nowhere/a.yaml") == "nowhere/a.yaml: there is no such file."
-    assert refused(good, "cfgs") == "cfgs: cannot be read: Is a directory."
+    assert refused(good, "cfgs") == "cfgs: is a folder, no file."
     assert refused(good, "recipe:whole") == (
         "recipe:whole: no such recipe. Did you mean 'good/whole'? List them: vqcore config --list"
     )

@@ -273,8 +273,8 @@ class TestArrayFile:
             ("b.npz", {"key": "image"}, "contains no array 'image'. Did you mean 'images'"),
             ("a.npy", {"key": "images"}, "the name 'images' needs a .npz file"),
             ("number.npy", {}, r"contains no samples \(shape \(\)\)"),
-            ("none.npy", {}, r"contains no samples \(shape \(0, 4\)\)"),
-            ("objects.npy", {}, "contains Python objects"),
+            ("none.npy", {}, r"has the shape \(0, 4\), which is empty"),
+            ("objects.npy", {}, "holds values of type object; only arrays of numbers"),
             ("bad.npz", {}, r"bad\.npz: ."),
             ("really_npz.npy", {}, "this is an archive of arrays, not a .npy file. Rename the file to .npz"),
             (

@@ -13,7 +13,7 @@ import yaml
 from hubserver import serving
 from toys import run_config, run_tree, toy  # noqa: F401
 
-from vqcore.artefacts.folder import save_tensors
+from vqcore.artefacts.folder import save_tensors, seal
 from vqcore.artefacts.formats import read_pickle
 from vqcore.artefacts.resolve import resolve
 from vqcore.borrowed import weights_of
@@ -197,7 +197,7 @@ def resealed(folder):
     path = folder / "provenance.json"
     made = json.loads(path.read_text())
     made["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in made["files"]}
-    path.write_text(json.dumps(made))
+    path.write_text(json.dumps(made | {"seal": seal(made)}))
 
 
 def test_a_flipped_byte_names_file_and_both_checksums(tmp_path):

@@ -794,7 +794,7 @@ class TestWrongArrays:
             ),
             ({"kind": "binary", "channels": 1}, np.full((8, 8), 2), "the value 2 .* neither 0 nor 1"),
             ({"channels": 1}, np.zeros((8, 8), dtype=complex), "type complex128; only real numbers"),
-            ({"channels": 1}, np.array([["a"] * 8] * 8), "type <U1; only real numbers"),
+            ({"channels": 1}, np.array([["a"] * 8] * 8), "type <U1; only"),
         ],
     )
     def test_what_is_not_as_declared_is_named(self, tmp_path, settings, a, says):
@@ -807,7 +807,7 @@ class TestWrongArrays:
 
     def test_objects_are_never_unpickled(self, tmp_path):
         np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-        with pytest.raises(DataError, match=r"a\.npy: contains Python objects"):
+        with pytest.raises(DataError, match=r"a\.npy: holds values of type object"):
             array(channels=1, size=(8, 8)).read(tmp_path / "a.npy")
 
     def test_damaged_files(self, tmp_path):
@@ -823,9 +823,9 @@ class TestWrongArrays:
         with pytest.raises(DataError, match=r"zip\.npy: this is an archive"):
             modality.read(tmp_path / "zip.npy")
         (tmp_path / "zip.npy").write_bytes((tmp_path / "zip.npy").read_bytes()[:90])
-        with pytest.raises(DataError, match=r"zip\.npy: File is not a zip file"):
+        with pytest.raises(DataError, match=r"zip\.npy: this is an archive"):
             modality.read(tmp_path / "zip.npy")
-        with pytest.raises(DataError, match=r"gone\.npy: No such file"):
+        with pytest.raises(DataError, match=r"gone\.npy: there is no such file"):
             modality.read(tmp_path / "gone.npy")
 
     @pytest.mark.parametrize(

@@ -198,9 +198,9 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: missing"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: there is no such file"),
         (lambda f: (f / "provenance.json").unlink(), "not a complete tokenizer"),
-        (lambda f: (f / "provenance.json").write_text("{"), "not a complete tokenizer"),
+        (lambda f: (f / "provenance.json").write_text("{"), "provenance.json: damaged: not valid JSON"),
         (lambda f: _flip(f / "model.safetensors"), "model.safetensors: damaged"),
         (lambda f: _cut(f / "model.safetensors"), "model.safetensors: damaged"),
         (lambda f: _flip(f / "config.yaml"), "config.yaml: damaged"),

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from vqcore import __version__
-from vqcore.errors import VqcoreError
+from vqcore.errors import VqcoreError, printable
 from vqcore.registry import Registry, registry
 
 OVERRIDE_HELP = (
@@ -281,7 +281,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # docs/decisions/0003 has the measurement.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "50000")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     warnings.formatwarning = _warning_text
     try:
         if args.plugin:
@@ -291,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             traceback.print_exc()
         if not error.elsewhere:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; all saved files are complete.", file=sys.stderr)
@@ -300,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 141
     except Exception as error:
-        traceback.print_exc()
+        print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr, end="")
         whose = culprit(error)
         print(f"this is a bug of {whose}; report it with the lines above.", file=sys.stderr)
         return 1
@@ -311,13 +313,20 @@ def _module(verb: str) -> str:
     return f"{verb}_" if keyword.iskeyword(verb) else verb
 
 
+class _Printable(logging.Formatter):
+    """Escapes what is not printable in a message of the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
+
+
 _python_text = warnings.formatwarning
 
 
 def _warning_text(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
     """One plain line for a warning to users (a renamed component); Python's own text for all others."""
     if issubclass(category, FutureWarning):
-        return f"warning: {message}\n"
+        return f"warning: {printable(str(message))}\n"
     return _python_text(message, category, *place, **more)
 
 

@@ -1,5 +1,6 @@
 """Output on the screen: a progress line, messages, and commands to copy. Only rank 0 prints."""
 
+import os
 import shlex
 import sys
 import time
@@ -17,6 +18,7 @@ from rich.progress import (
 )
 
 from vqcore import dist
+from vqcore.errors import printable
 from vqcore.registry import registry
 
 
@@ -69,7 +71,7 @@ class ProgressLine:
         if self.started is None:  # without the time before, in which workers start and memory is allocated
             self.start, self.started = done, now
         if metrics is not None:
-            self.shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            self.shown = printable("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         rate = (done - self.start) / max(now - self.started, 1e-9)
         pace = f"{rate:.1f} {self.unit}/s" if rate else ""
         if self.live:
@@ -78,19 +80,29 @@ class ProgressLine:
             self.spoke = now
             left = f"{_clock((self.total - done) / rate)} left" if rate else ""
             parts = (f"{self.label} {done}/{self.total}", pace, left, self.shown)
-            print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+            print(printable("  ".join(part for part in parts if part)), file=sys.stderr, flush=True)
 
 
 def command(*words: object) -> str:
     """A command to paste into a shell: `vqcore`, the words, and the `--plugin` file if this process was given one."""
     given = ("--plugin", registry().file) if registry().file else ()
-    return shlex.join(["vqcore", *map(str, words), *given])
+    return " ".join(_quoted(str(word)) for word in ("vqcore", *words, *given))
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell; one with letters that a terminal does not show in the form $'...', which names its bytes."""
+    if printable(word) == word:
+        return shlex.quote(word)
+    plain = (
+        chr(byte) if chr(byte).isalnum() and byte < 128 else f"\\x{byte:02x}" for byte in os.fsencode(word)
+    )
+    return f"$'{''.join(plain)}'"
 
 
 def say(text: str) -> None:
-    """Print one line; only rank 0 prints."""
+    """Print one line, or some; what is not printable in it is escaped. Only rank 0 prints."""
     if dist.is_main():
-        print(text, flush=True)
+        print(printable(text, keep="\n"), flush=True)
 
 
 def _clock(seconds: float) -> str:

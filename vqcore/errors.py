@@ -5,6 +5,7 @@ line prints the message and exits with status 2. Any other exception is a bug an
 """
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -78,6 +79,25 @@ def listed(names: Iterable[str], limit: int = 12) -> str:
     """The first `limit` names, separated by commas, and the number of the other names."""
     names = list(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text for terminals and logs: everything that would change how other letters are shown is escaped.
+
+    That is control characters, such as those that move the cursor or clear the screen, signs that turn the direction of
+    writing, and bytes of a name that are no text. `keep` are letters that stay, such as a line break.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter in keep or _shows(letter) else _escape(letter) for letter in text)
+
+
+def _shows(letter: str) -> bool:
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"  # a space
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def first_line(error: BaseException) -> str:

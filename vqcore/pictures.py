@@ -1,6 +1,8 @@
 """Pictures for people: contact sheets (original, reconstruction, token map) and the strip of a run in training."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vqcore import dist, protocols
+from vqcore.console import say
+from vqcore.errors import cause, first_line
 from vqcore.files import aside
 from vqcore.modalities.colours import GREY
 from vqcore.protocols import Batch, Codec, Modality
@@ -20,6 +24,7 @@ from vqcore.rng import sample_generators
 TILE = 128
 """Side of one picture in a sheet, in pixels."""
 _GAP, _MARGIN = 4, 96
+_ROW = re.compile(r"step_([0-9]+)\.png")
 _FINE = 4
 """Curves are drawn this many times larger and then reduced, so that the curves have smooth edges."""
 _HEAT = np.array(
@@ -174,34 +179,68 @@ class Strip:
 
     def __init__(self, folder: Path, batch: Batch, step: int, sampling: Mapping[str, Any]):
         self.folder, self.batch, self.sampling = folder, batch, sampling
-        for path in folder.glob("step_*.png") if dist.is_main() else ():
-            if _step_of(path) > step:
-                path.unlink()
+        for made, path in strip_rows(folder).items() if dist.is_main() else ():
+            if made > step:
+                with _told(path):
+                    path.unlink()
 
     @torch.no_grad()
-    def add(self, tokenizer: Codec, step: int) -> None:
-        """Write `step_N.png` (one row) and `strip.png`, all rows so far. All processes call this method together."""
+    def add(self, tokenizer: Codec, step: int) -> Path | None:
+        """Write `step_N.png` (one row) and `strip.png`, all rows so far. All processes call this method together.
+
+        Returns the path of the row; None if the row cannot be written, and on ranks other than 0.
+        """
         codes = tokenizer.encode(self.batch.x, self.batch.mask)
         shown = rebuilt(tokenizer, self.batch, codes, self.sampling)
         if shown is None:
-            return
-        self.folder.mkdir(exist_ok=True)
-        row = sheet([(f"step {step}", shown)])
-        save_picture(row, self.folder / f"step_{step}.png")
+            return None
+        path = self.folder / f"step_{step}.png"
+        written = try_to_save(sheet([(f"step {step}", shown)]), path)
         rows = [sheet([("original", originals(tokenizer.modality, self.batch))])]
-        for path in sorted(self.folder.glob("step_*.png"), key=_step_of):
-            with Image.open(path) as saved:
-                rows.append(saved.convert("RGB"))
+        rows += [row for old in strip_rows(self.folder).values() if (row := read_picture(old)) is not None]
         strip = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), (255, 255, 255))
         for index, one in enumerate(rows):
             strip.paste(one, (0, sum(r.height for r in rows[:index])))
-        save_picture(strip, self.folder / "strip.png")
+        try_to_save(strip, self.folder / "strip.png")
+        return path if written else None
+
+
+def strip_rows(folder: Path) -> dict[int, Path]:
+    """The rows of a run's strip by step, ascending."""
+    found = {path: _ROW.fullmatch(path.name) for path in folder.glob("step_*.png") if path.is_file()}
+    return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
+
+
+def read_picture(path: Path) -> Image.Image | None:
+    """A picture that was written for people. A damaged one is named, and None."""
+    try:
+        with Image.open(path) as saved:
+            return saved.convert("RGB")
+    except Exception as error:  # a damaged file makes Pillow raise anything
+        say(f"{path}: this picture is damaged and left out ({first_line(error)}).")
+        return None
 
 
 def save_picture(shown: Image.Image, path: Path) -> None:
     """Write a PNG."""
     with aside(path) as temporary:
         shown.save(temporary, format="PNG")
+
+
+def try_to_save(shown: Image.Image, path: Path) -> bool:
+    """Write a PNG of a run in training, which does not end because of a picture; returns whether it is written."""
+    with _told(path):
+        save_picture(shown, path)
+        return True
+    return False
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        say(f"{path}: this picture is not written: {cause(error)}.")
 
 
 def rebuilt(
@@ -225,10 +264,6 @@ def rebuilt(
     shown = x_hat.argmax(1) if tokenizer.spec.labels is not None else x_hat
     each = zip(shown, batch.x, masks(batch))
     return [picture(tokenizer.modality, one, like, mask) for one, like, mask in each]
-
-
-def _step_of(path: Path) -> int:
-    return int(path.stem.removeprefix("step_"))
 
 
 def _flat(values: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ from vqcore.artefacts.folder import (
     verify,
 )
 from vqcore.artefacts.formats import read_foreign
-from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config, with_places
+from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config, with_places, without_places
 from vqcore.artefacts.resolve import resolve
 from vqcore.borrowed import Lender, borrowed_prefixes, weights_of
 from vqcore.compose.describe import dump
@@ -414,7 +414,7 @@ class Tokenizer(nn.Module):
             return hub.upload(folder, id, private=private, revision=revision, message=message)
 
     def _save(self, folder: Path, provenance: Mapping[str, Any] | None, address: str) -> None:
-        made = dict(provenance or provenance_of(self.cfg, **self.origin))
+        made = without_places(provenance or provenance_of(self.cfg, **self.origin))
         with staged(folder, made) as staging:
             made = self.write(staging, self.fingerprint)
             suffix = next(iter(self.modality.suffixes), "")

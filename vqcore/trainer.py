@@ -122,8 +122,9 @@ class _Loop:
                     clock = time.monotonic()
                 if last or run.step in PICTURE_STEPS:
                     with run.as_evaluated():
-                        strip.add(run.tokenizer, run.step)
-                    self.pictured("samples", run.dir / "samples" / f"step_{run.step}.png")
+                        row = strip.add(run.tokenizer, run.step)
+                    if row is not None:
+                        self.pictured("samples", row)
                 if self.due():
                     self.evaluate()
                 if stop and not last:
@@ -148,9 +149,8 @@ class _Loop:
         return shown
 
     def pictured(self, name: str, path: Path) -> None:
-        """Tell the hooks of a picture, on rank 0."""
-        if dist.is_main():
-            self.run.hooks.vqcore_pictured(run=self.run, step=self.run.step, name=name, path=str(path))
+        """Tell the hooks of a picture; rank 0 does, if it could write one."""
+        self.run.hooks.vqcore_pictured(run=self.run, step=self.run.step, name=name, path=str(path))
 
     def due(self) -> bool:
         """Whether the config asks for an evaluation after the present step."""
@@ -171,9 +171,9 @@ class _Loop:
         sampling = sampling_options(run.config, run.tokenizer)
         with run.as_evaluated():
             sheet = pictures.contact_sheet(run.tokenizer, _fixed_samples(run), sampling)
-        if sheet is not None:
-            pictures.save_picture(sheet, run.dir / "samples" / "sheet.png")
-        self.pictured("sheet", run.dir / "samples" / "sheet.png")
+        path = run.dir / "samples" / "sheet.png"
+        if sheet is not None and pictures.try_to_save(sheet, path):
+            self.pictured("sheet", path)
         run.hooks.vqcore_evaluated(run=run, step=run.step, metrics=found)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from vqcore import __version__
 from vqcore.compose.describe import inline
 from vqcore.config import Config, to_tree
+from vqcore.errors import printable
 from vqcore.protocols import Facts
 from vqcore.schema import TokenizerConfig
 
@@ -132,4 +133,4 @@ def _table(head: tuple[str, str], rows: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return printable(text.replace("|", "\\|").replace("\n", " "))

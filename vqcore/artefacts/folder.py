@@ -1,9 +1,10 @@
 """Folders that hold a tokenizer: written beside their place, checksummed, renamed when complete; verified when read.
 
 An artefact is `model.safetensors`, `config.yaml`, `provenance.json` and `README.md`. A checkpoint has no README.md, but
-`ema.safetensors` and the training state. `provenance.json` lists the SHA-256 of every other file. `eval.json`, the
-evaluation of a checkpoint, is written afterwards and is not in this list. There is no pickle, and no time, path or run
-name in a safetensors header, so equal weights make equal files.
+`ema.safetensors` and the training state. `provenance.json` lists the SHA-256 of every other file, and seals itself with
+a hash over all that it says. The seal is against accidents: whoever can write the folder can seal it anew. The card,
+and `eval.json`, the evaluation of a checkpoint, are written or edited afterwards and not sealed. There is no pickle,
+and no time, path or run name in a safetensors header, so equal weights make equal files.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,47 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vqcore.errors import CheckpointError, RunError, cause
+from vqcore.errors import CheckpointError, RunError, cause, first_line
 from vqcore.files import write_text
+from vqcore.reading import REAL, Each, check_memory, read_json, size_of
 
 WEIGHTS, EMA = "model.safetensors", "ema.safetensors"
+
 CONFIG, PROVENANCE, CARD = "config.yaml", "provenance.json", "README.md"
+STATE, STATE_TENSORS = "state.json", "state.safetensors"
 FILES = (WEIGHTS, EMA, CONFIG, PROVENANCE, CARD)
 """What an artefact may consist of."""
 EVALUATION = "eval.json"
 """In a checkpoint: how it was evaluated. Written after the other files, so that no checksum covers it."""
 FINGERPRINT_VERSION = 2
 """Version of `Tokenizer.fingerprint`; fingerprints of other versions are not compared."""
+_READ = (WEIGHTS, EMA, CONFIG, STATE, STATE_TENSORS)
+"""What is read of a folder, and therefore must be in the list of checksums."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MADE = {
+    "files": Each(str),
+    "seal": str,
+    "fingerprint": str,
+    "fingerprint_version": int,
+    "vqcore?": str,
+    "step?": int,
+    "components?": Each({"name": str, "distribution": str, "version": str, "sha256?": str}),
+    "borrowed?": Each({"sha256": str, "source": (str, type(None))}),
+    "data?": Each(None),
+    "eval?": Each(None),
+    "metrics?": Each(REAL),
+    "origin?": Each(None),
+}
+"""The shape of the provenance."""
+_EVALUATED = {
+    "step?": int,
+    "best?": (str, type(None)),
+    "value?": (*REAL, type(None)),
+    "better?": (str, type(None)),
+    "protocol?": Each(None),
+    "metrics": Each(REAL),
+}
+"""The shape of the evaluation of a checkpoint."""
 
 
 @contextmanager
@@ -60,18 +91,19 @@ def complete(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged(folder: Path, provenance: dict[str, Any]) -> Iterator[Path]:
-    """A `complete` folder with provenance; the block's end adds the checksums of its files to the provenance."""
+    """A `complete` folder with provenance; the block's end adds the checksums of its files, and the seal."""
     with complete(folder) as staging:
         note(staging, **provenance)
         yield staging
         unsealed = (PROVENANCE, CARD)  # people and the hub edit a card
-        note(staging, files={p.name: sha256(p) for p in sorted(staging.iterdir()) if p.name not in unsealed})
+        files = {p.name: sha256(p) for p in sorted(staging.iterdir()) if p.name not in unsealed}
+        note(staging, seal=seal(note(staging, files=files)))
 
 
 def note(staging: Path, **entries: Any) -> dict[str, Any]:
     """Add entries to the provenance in a staging folder; returns the whole provenance."""
     path = staging / PROVENANCE
-    made = {**(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}), **entries}
+    made = {**(read_json(path, CheckpointError, Each(None)) if path.exists() else {}), **entries}
     write_text(path, json.dumps(made, indent=2) + "\n")
     return made
 
@@ -90,12 +122,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises `CheckpointError` for a missing or damaged file."""
+    check_memory(size_of(path, CheckpointError), CheckpointError, str(path))
     try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such file.") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}).") from error
+        return load_file(path)  # the library compares the header with the file
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({first_line(error)}).") from error
 
 
 def read_weights(folder: Path, weights: str = "auto") -> dict[str, Tensor]:
@@ -107,24 +138,52 @@ def read_weights(folder: Path, weights: str = "auto") -> dict[str, Tensor]:
         raise CheckpointError(f"{folder} has no running averages ({EMA}); use weights=model.")
     if weights != "model" and (folder / EMA).exists():
         state.update(load_tensors(folder / EMA))
+    refuse_nonfinite(state, folder)
     return state
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """Compare every file with its checksum and return the provenance. Raises `CheckpointError` for a damaged file."""
+def refuse_nonfinite(tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raise `CheckpointError` for the first of some weights that holds infinity or NaN."""
+    for name, value in tensors.items():
+        if value.is_floating_point():
+            value = value.float() if value.dtype.itemsize == 1 else value  # of 8 bits: torch has no isfinite
+            if not (finite := value.isfinite()).all():
+                place = (~finite).nonzero()[0].tolist()
+                raise CheckpointError(
+                    f"{source}: the weights {name} hold {value[tuple(place)].item()} at {place}."
+                )
+
+
+def seal(made: Mapping[str, Any]) -> str:
+    """SHA-256 over all that a provenance says, without the seal itself."""
+    content = {key: value for key, value in made.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def verify(folder: Path, wanted: Iterable[str] = (WEIGHTS, CONFIG)) -> dict[str, Any]:
+    """Compare the provenance with its seal and every file with its checksum; returns the provenance.
+
+    The list of checksums must name the files `wanted`, and every file of the folder that is read. Raises
+    `CheckpointError` for whatever is missing or damaged.
+    """
     path = folder / PROVENANCE
-    try:
-        provenance = json.loads(path.read_text(encoding="utf-8"))
-        files = provenance["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing, so {folder.name} is not a complete tokenizer.")
+    provenance = read_provenance(folder)
+    if (found := seal(provenance)) != provenance["seal"]:
         raise CheckpointError(
-            f"{path}: missing or damaged, so {folder.name} is not a complete tokenizer."
-        ) from error
+            f"{path}: damaged: its content has the seal {found[:16]}, but it says {provenance['seal'][:16]} (SHA-256)."
+        )
+    files = provenance["files"]
+    for name in dict.fromkeys((*wanted, *(name for name in _READ if (folder / name).exists()))):
+        if name not in files:
+            raise CheckpointError(f"{path}: damaged: it has no checksum of {name}.")
     for name, digest in files.items():
-        if name == CARD:
-            continue
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name}: missing.")
+        if Path(name).name != name or not _SHA256.fullmatch(digest):
+            raise CheckpointError(
+                f"{path}: damaged: its checksum of {name!r} is none of a file of this folder."
+            )
+        size_of(folder / name, CheckpointError)
         if (found := sha256(folder / name)) != digest:
             raise CheckpointError(
                 f"{folder / name}: damaged: the checksum of the file is {found[:16]}, but {PROVENANCE} says "
@@ -133,13 +192,20 @@ def verify(folder: Path) -> dict[str, Any]:
     return provenance
 
 
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """The provenance of a folder without a look at its seal. Raises `CheckpointError` if it has another shape."""
+    return read_json(folder / PROVENANCE, CheckpointError, _MADE)
+
+
 def read_evaluation(checkpoint: Path) -> dict[str, Any]:
-    """What the trainer measured of a checkpoint: step, metrics and how it measured them; empty if it did not."""
+    """What the trainer measured of a checkpoint: step, metrics and how it measured them; empty if it did not.
+
+    A damaged file is no evaluation; training makes it again.
+    """
     try:
-        found = json.loads((checkpoint / EVALUATION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(checkpoint / EVALUATION, CheckpointError, _EVALUATED)
+    except CheckpointError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def check_fingerprint(folder: Path, made: Mapping[str, Any], found: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vqcore.artefacts.folder import PROVENANCE, complete, sha256
+from vqcore.artefacts.folder import PROVENANCE, complete, refuse_nonfinite, sha256
 from vqcore.compose.build import component, from_text
 from vqcore.config import Config
 from vqcore.errors import CheckpointError, ConfigError, VqcoreError, first_line, listed
@@ -58,6 +58,7 @@ def read_foreign(
             f"{cfg.name} reads training configs, not tokenizers: vqcore import {cfg.name} {path} FILE.yaml"
         )
     found = reader.read(path, allow_pickle=allow_pickle)
+    refuse_nonfinite(found.tensors, path)
     origin = {"source": source, **found.origin}
     if "sha256" not in origin:
         origin["sha256"] = digests(path)

@@ -2,12 +2,12 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -17,9 +17,14 @@ from vqcore.artefacts.folder import CONFIG, PROVENANCE
 from vqcore.compose.build import from_tree, saved_tree
 from vqcore.config import Config, place_keys, placed, portable, to_tree
 from vqcore.errors import CheckpointError, ConfigError, UnknownPlugin, VqcoreError
+from vqcore.reading import read_json
 from vqcore.registry import Registry, registry
 from vqcore.schema import RunConfig, TokenizerConfig
 
+_ABSOLUTE = re.compile(
+    r"(?<![\w./\\~-])(?:file://|[A-Za-z]:)?(?:~[\w.-]*)?[/\\](?![/\\])[^\s,;:'\"=\[\]{}()]+"
+)
+"""An absolute path in a text; `~/x` is one, `hf://user/name` and `1/2` are none."""
 ORIGIN = ("components", "data", "eval", "git", "step", "metrics", "command", "origin")
 """Entries of the provenance that are kept when a tokenizer is loaded and saved elsewhere."""
 
@@ -53,10 +58,10 @@ def with_places(cfg: TokenizerConfig, run: Path, registry_: Registry | None = No
 def made_with(folder: Path, error: UnknownPlugin, registry_: Registry | None = None) -> UnknownPlugin:
     """The same error, with the distribution of the first missing component as the folder's provenance names it."""
     try:
-        recorded = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["components"].values()
+        recorded = read_json(folder / PROVENANCE, CheckpointError)["components"].values()
         missing = [made for made in recorded if not _is_installed(made["name"], registry_ or registry())]
         whose = f"{missing[0]['distribution']} {missing[0]['version']}".strip()
-    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError):
+    except (CheckpointError, KeyError, IndexError, AttributeError, TypeError):
         return error
     if (registry_ or registry()).is_disabled(missing[0]["name"].partition("/")[0]):
         return error
@@ -99,6 +104,33 @@ def provenance_of(config: Any, **more: Any) -> dict[str, Any]:
         ),
         **more,
     }
+
+
+def without_places(made: Mapping[str, Any]) -> dict[str, Any]:
+    """A provenance for others: of each absolute path in it only the last part is left, as in `.../photos`.
+
+    So it tells nothing of the folders of the machine where the tokenizer was made. No data can be found by such a path.
+    """
+    return {key: _without_places(value) for key, value in made.items()}
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_places(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_places(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    key, equals, rest = value.partition("=")
+    if _ABSOLUTE.match(value):
+        return _shortened(value)
+    if equals and _ABSOLUTE.match(rest):
+        return f"{key}={_shortened(rest)}"
+    return _ABSOLUTE.sub(lambda found: _shortened(found[0]), value)
+
+
+def _shortened(path: str) -> str:
+    return f".../{PurePath(path.replace(chr(92), '/')).name}"
 
 
 def _data(config: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from vqcore.check.findings import Finding
 from vqcore.commands.loading import access
 from vqcore.compose.layers import load
 from vqcore.console import command
-from vqcore.errors import VqcoreError
+from vqcore.errors import VqcoreError, printable
 from vqcore.run.folder import check_folder
 from vqcore.schema import RunConfig
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"config": args.config, **counts, "findings": [asdict(f) for f in found]}, indent=2))
     else:
         print(
-            f"\n{args.config}: {_number(counts['error'], 'error')}, {_number(counts['warning'], 'warning')}"
+            f"\n{printable(args.config)}: {_number(counts['error'], 'error')}, {_number(counts['warning'], 'warning')}"
         )
         if not counts["error"]:
             print(f"next      {command('train', args.config, *args.overrides)}")
@@ -64,9 +64,9 @@ def _run_dir(config: RunConfig) -> Iterator[Finding]:
 
 def _print(finding: Finding) -> None:
     place = "" if finding.what.startswith(finding.where) else f"{finding.where}: "
-    print(f"{finding.grade:8}  {place}{finding.what}")
+    print(f"{finding.grade:8}  {printable(f'{place}{finding.what}')}")
     if finding.remedy:
-        print(f"          -> {finding.remedy}")
+        print(f"          -> {printable(finding.remedy)}")
 
 
 def _number(count: int, word: str) -> str:

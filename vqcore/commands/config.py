@@ -6,7 +6,7 @@ from vqcore.compose.describe import dump, inline
 from vqcore.compose.layers import Loaded, load
 from vqcore.compose.recipes import recipes
 from vqcore.config import leaves, to_tree
-from vqcore.errors import ConfigError
+from vqcore.errors import ConfigError, printable
 from vqcore.schema import RunConfig
 
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         print(dump(loaded.config), end="")
         return 0
     for key, value in leaves(to_tree(loaded.config)):
-        print(f"{key}={inline(value)}  # {loaded.layer(key)}")
+        print(printable(f"{key}={inline(value)}  # {loaded.layer(key)}"))
     return 0
 
 

@@ -22,7 +22,7 @@ from vqcore.borrowed import Lender, Loans, MissingWeights
 from vqcore.commands.loading import access
 from vqcore.config import to_tree
 from vqcore.console import say
-from vqcore.errors import ConfigError, DataError
+from vqcore.errors import ConfigError, DataError, printable
 from vqcore.evaluate import compare as comparison
 from vqcore.evaluate.baseline import SAMPLES, constant
 from vqcore.evaluate.measure import (
@@ -314,6 +314,8 @@ def _number(value: float | None) -> str:
 
 def print_table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """Print a table: with borders on a terminal, as plain aligned lines elsewhere. The first column is text."""
+    title = printable(title)
+    head, *lines = ([printable(cell) for cell in line] for line in (head, *lines))
     if sys.stdout.isatty():
         table = Table(title=title, title_justify="left", title_style="bold")
         for column, name in enumerate(head):

@@ -7,7 +7,7 @@ import logging
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,12 +30,15 @@ from vqcore.errors import (
     listed,
 )
 from vqcore.plugin import a_kind
+from vqcore.reading import MOST_YAML, is_mapping, read_text, yaml_reason, yaml_root
 from vqcore.registry import OURS, Registry, registry
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 COMMAND_LINE = "command line"
+_REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
+"""A reference of OmegaConf. `describe.dump` escapes what looks like one."""
 
 
 def from_tree(
@@ -92,15 +95,31 @@ def check_readable(config: Any, text: str) -> None:
 
 def saved_tree(path: Path) -> dict[str, Any]:
     """A saved config as plain data for `from_tree`. Raises `ConfigError` if the file is missing or damaged."""
+    text = read_text(path, ConfigError, most=MOST_YAML)
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file.") from None
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: cannot be read: {first_line(error)}.") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: cannot be read: a config is a mapping (key: value).")
-    return {str(key): value for key, value in tree.items()}
+        root = yaml_root(text)
+        if not is_mapping(root):
+            raise ConfigError(f"{path}: cannot be read: a config is a mapping (key: value).")
+        tree: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: cannot be read: {omegaconf_reason(error, full_key(error))}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read: {yaml_reason(error)}.") from error
+    saved = {str(key): value for key, value in tree.items()}
+    # A reference could stand for any amount of text, or for what stands in the environment of this process.
+    if found := next((key for key, value in _texts(saved) if _REFERENCE.search(value)), None):
+        raise ConfigError(f"{path}: {found}: a saved config has no references such as ${{key}}.")
+    return saved
+
+
+def _texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in nested plain data, with its dotted key."""
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in inner:
+        here = joined(path, str(key))
+        if isinstance(value, str):
+            yield here, value
+        yield from _texts(value, here)
 
 
 def yaml_value(text: str) -> Any:

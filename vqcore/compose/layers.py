@@ -21,7 +21,8 @@ from vqcore.compose.build import COMMAND_LINE, from_tree, full_key, joined, omeg
 from vqcore.compose.describe import value_text
 from vqcore.compose.recipes import recipe_path
 from vqcore.config import leaves
-from vqcore.errors import ConfigError, cause, did_you_mean, first_line, listed
+from vqcore.errors import ConfigError, did_you_mean, listed
+from vqcore.reading import MOST_YAML, is_mapping, read_text, yaml_reason, yaml_root
 from vqcore.registry import Registry, registry
 
 log = logging.getLogger(__name__)
@@ -145,33 +146,25 @@ def _beside(file: Path, entry: str) -> str:
 
 
 def _read(file: Path, shown: str, chain: list[str]) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not file.exists():
         siblings = [p.name for p in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
         asked = f"{chain[-2]}: defaults: " if len(chain) > 1 else ""
         hint = did_you_mean(file.name, siblings)
-        raise ConfigError(f"{asked}{shown}: there is no such file.{hint}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{shown}: this is not a text file; a config is YAML in UTF-8.") from error
-    except OSError as error:
-        raise ConfigError(f"{shown}: cannot be read: {cause(error)}.") from error
+        raise ConfigError(f"{asked}{shown}: there is no such file.{hint}")
+    return read_text(file, ConfigError, most=MOST_YAML, where=shown)
 
 
 def _parse(text: str, shown: str) -> dict[str, Any]:
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if root is not None and not isinstance(root, yaml.MappingNode):
+        root = yaml_root(text)
+        if root is not None and not is_mapping(root):
             found = value_text(root.value) if isinstance(root, yaml.ScalarNode) else "a list"
             raise ConfigError(f"{shown}: a config is a mapping (key: value), not {found}.")
         tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if root else {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        reason = str(getattr(error, "problem", None) or first_line(error)).rstrip(".")
-        raise ConfigError(f"{shown}: {place}not valid YAML: {reason}.") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{shown}: {omegaconf_reason(error, full_key(error))}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{shown}: {yaml_reason(error)}.") from error
     assert isinstance(tree, dict)
     return _string_keys(tree, shown)
 

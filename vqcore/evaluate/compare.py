@@ -28,6 +28,7 @@ from vqcore.config import Config, deciding
 from vqcore.errors import CheckpointError, DataError, VqcoreError
 from vqcore.evaluate.measure import decode_count, metric_configs, sampling_options
 from vqcore.protocols import Data, Metric, better, facts
+from vqcore.reading import REAL, Each, read_json
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
@@ -36,6 +37,14 @@ FILE = "eval.json"
 SAME = 1e-6
 """Metrics with a smaller relative difference are equal: another order of the sums can cause such a difference."""
 _CHUNK = 1 << 20
+_REPORT = {
+    "checkpoint?": (str, type(None)),
+    "protocol": {"set": {"sha256": str}},
+    "environment": {"versions?": Each(str)},
+    "better?": Each(str),
+    "results": [{"weights": str, "size": [int], "fingerprint?": str, "metrics": Each(REAL)}],
+}
+"""The shape of what `vqcore eval` writes."""
 
 
 def keys_sha256(data: Data, total: int) -> str:
@@ -181,16 +190,17 @@ def is_written(name: str) -> bool:
 def read(run: str | Path) -> dict[str, Any]:
     """What `vqcore eval` wrote for a run. `run` is the run's folder or the file."""
     path = Path(run) / FILE if Path(run).is_dir() else Path(run)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file. Measure the run first: vqcore eval {run}")
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        report["protocol"]["set"]["sha256"], report["results"][0]["metrics"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file. Measure the run first: vqcore eval {run}") from None
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        raise CheckpointError(
-            f"{path}: this version of vqcore eval did not write this file. Measure again: vqcore eval {run}"
-        ) from None
-    return report
+        report: dict[str, Any] = read_json(path, CheckpointError, _REPORT)
+        if report["results"]:
+            return report
+    except CheckpointError:
+        pass
+    raise CheckpointError(
+        f"{path}: this version of vqcore eval did not write this file. Measure again: vqcore eval {run}"
+    )
 
 
 def refuse_unequal(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str]) -> None:

@@ -129,9 +129,12 @@ def _alone(
 
 def _config(tree: dict[str, Any], overrides: Sequence[str], file: Path) -> RunConfig:
     """The config with overrides; another `data.name` replaces all of `data` except the modality."""
-    kept = f"data.modality={inline(tree['data']['modality'])}"
+    data = tree.get("data")
+    kept = (
+        [f"data.modality={inline(data['modality'])}"] if isinstance(data, dict) and "modality" in data else []
+    )
     try:
-        return overridden(tree, [*overrides, kept], schema=RunConfig, file=str(file))
+        return overridden(tree, [*overrides, *kept], schema=RunConfig, file=str(file))
     except UnknownPlugin as error:
         raise made_with(file.parent, error) from error
 

@@ -146,8 +146,16 @@ class CodeWindow:
         return {"codes": self.codes, "last_seen": self.last_seen, **counters}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned; a window of another size stays empty."""
+        """Restore what `state` returned; a window of another size stays empty.
+
+        Raises `ValueError` for codes that do not exist.
+        """
         if state and state["codes"].shape == self.codes.shape:
+            least, most = state["codes"].aminmax()
+            if least < -1 or most >= self.codebook_size or state["last_seen"].shape != self.last_seen.shape:
+                raise ValueError(
+                    f"the window has codes from {least} to {most}, not -1 to {self.codebook_size - 1}"
+                )
             self.codes, self.last_seen = state["codes"].clone(), state["last_seen"].clone()
             self.position = int(state["position"])
             self.taken = int(state.get("taken", (self.codes[:, 0] >= 0).sum()))

@@ -3,7 +3,8 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,17 @@ from torch import Tensor, nn
 
 from vqcore import dist
 from vqcore.artefacts.folder import (
+    CONFIG,
     EMA,
     EVALUATION,
-    PROVENANCE,
+    STATE,
+    STATE_TENSORS,
+    WEIGHTS,
     load_tensors,
     note,
     read_evaluation,
+    read_provenance,
+    refuse_nonfinite,
     save_tensors,
     staged,
     verify,
@@ -26,10 +32,11 @@ from vqcore.artefacts.provenance import provenance_of
 from vqcore.artefacts.resolve import best_step, checkpoints
 from vqcore.borrowed import Lender, compare_loans
 from vqcore.console import say
-from vqcore.errors import CheckpointError, listed
+from vqcore.errors import CheckpointError, listed, reason
 from vqcore.files import write_text
 from vqcore.protocols import Objective
-from vqcore.run.folder import METRICS, cut_metrics, log_event
+from vqcore.reading import REAL, Each, read_json
+from vqcore.run.folder import METRICS, cut_metrics, log_event, set_aside
 from vqcore.run.players import check_held, fill_held, held
 from vqcore.run.state import Run, set_up
 from vqcore.schema import RunConfig
@@ -37,7 +44,18 @@ from vqcore.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-STATE, STATE_TENSORS = "state.json", "state.safetensors"
+_STATE = {
+    "step": int,
+    "players": [str],
+    "first_steps": Each((int, type(None))),
+    "loss_scales": Each(Each(REAL)),
+    "offset": int,
+    "skipped": int,
+    "ema_updates": int,
+    "world_size": int,
+    "tensors": Each([int]),
+}
+"""The shape of `state.json`; `tensors` has the shape of each tensor of `state.safetensors`."""
 
 
 def save(run: Run) -> Path:
@@ -114,11 +132,11 @@ def load_training(tokenizer: Tokenizer, checkpoint: Path, config: RunConfig, len
         objective.eval()
     if not (checkpoint / STATE).is_file():
         return
-    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
-    tensors = load_tensors(checkpoint / STATE_TENSORS)
-    for name in state["players"]:
-        if name != "model":
-            getattr(objective, name).eval()
+    state, tensors = _state_of(checkpoint)
+    with _fitting(checkpoint):
+        for name in state["players"]:
+            if name != "model":
+                getattr(objective, name).eval()
     _fill_held(objective, state["players"], tokenizer, tensors, checkpoint)
 
 
@@ -140,26 +158,29 @@ def _write_state(run: Run, folder: Path) -> None:
         "skipped": run.progress.skipped,
         "ema_updates": run.ema.updates if run.ema else 0,
         "world_size": dist.world_size(),
+        "tensors": {name: list(value.shape) for name, value in sorted(tensors.items())},
     }
     write_text(folder / STATE, json.dumps(state, indent=2) + "\n")
 
 
 def _read_state(run: Run, folder: Path) -> None:
-    state: dict[str, Any] = json.loads((folder / STATE).read_text())
+    state, tensors = _state_of(folder)
     run.progress.step = run.progress.saved = state["step"]
     run.progress.offset, run.progress.skipped = state["offset"], state["skipped"]
-    made = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    compare_loans(folder, made.get("borrowed", {}), run.loans)
+    compare_loans(folder, read_provenance(folder).get("borrowed", {}), run.loans)
     run.tokenizer.load_weights(folder, "model")
-    tensors = load_tensors(folder / STATE_TENSORS)
     _fill_held(run.objective, run.player_names, run.tokenizer, tensors, folder)
-    for name in state["players"]:
-        player = run.player(name)
-        player.load_state(_below(f"players/{name}/", tensors), state["loss_scales"].get(name, {}))
-        player.first = state["first_steps"][name]
+    with _fitting(folder):
+        for name in state["players"]:
+            player = run.player(name)
+            player.load_state(_below(f"players/{name}/", tensors), state["loss_scales"].get(name, {}))
+            player.first = state["first_steps"][name]
     if run.ema:
-        averages = load_tensors(folder / EMA)
-        run.ema.averages = {name: averages[name].to(run.device) for name in run.ema.averages}
+        averages, own = load_tensors(folder / EMA), run.ema.averages
+        refuse_nonfinite(averages, folder / EMA)
+        if {k: v.shape for k, v in averages.items()} != {k: v.shape for k, v in own.items()}:
+            raise CheckpointError(f"{folder / EMA}: these are no averages of the weights of this run.")
+        run.ema.averages = {name: averages[name].to(run.device) for name in own}
         run.ema.updates = state["ema_updates"]
     if state["world_size"] != dist.world_size():
         log.warning(
@@ -168,8 +189,33 @@ def _read_state(run: Run, folder: Path) -> None:
             state["world_size"],
             dist.world_size(),
         )
-    else:
+        return
+    with _fitting(folder):
         run.window.load_state(_below("window/", tensors))
+
+
+def _state_of(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The state of training in a checkpoint: plain data and tensors. Raises `CheckpointError`."""
+    state: dict[str, Any] = read_json(checkpoint / STATE, CheckpointError, _STATE)
+    tensors = load_tensors(checkpoint / STATE_TENSORS)
+    ours, theirs = state["tensors"], {name: list(value.shape) for name, value in tensors.items()}
+    differ = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if differ:
+        raise CheckpointError(
+            f"{checkpoint / STATE_TENSORS}: its tensors are not those that {STATE} names: {listed(differ, 4)}."
+        )
+    return state, tensors
+
+
+@contextmanager
+def _fitting(checkpoint: Path) -> Iterator[None]:
+    """A state that was saved by another run, or was changed by hand, makes torch raise various errors."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+        raise CheckpointError(
+            f"{checkpoint}: the state of training does not fit this run ({reason(error)})."
+        ) from error
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -202,7 +248,8 @@ def _set_damaged_aside(run_dir: Path) -> None:
     problems = []
     for step in sorted(found, reverse=True):
         try:
-            verify(found[step])
+            verify(found[step], (WEIGHTS, CONFIG, STATE, STATE_TENSORS))
+            _state_of(found[step])
             break
         except CheckpointError as error:
             problems.append((found[step], error))
@@ -214,8 +261,7 @@ def _set_damaged_aside(run_dir: Path) -> None:
             )
     for path, problem in problems:
         say(f"{problem} Using the checkpoint before it.")
-        number = 1 + sum(1 for _ in path.parent.glob(f"{path.name}.damaged*"))
-        path.rename(path.with_name(f"{path.name}.damaged{number}"))
+        set_aside(path)
 
 
 def _drop_old(run: Run) -> None:

@@ -6,6 +6,7 @@ from which the run can be resumed.
 
 import contextlib
 import fcntl
+import glob
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -21,8 +22,10 @@ from vqcore.artefacts.provenance import provenance_of
 from vqcore.compose.build import check_readable, from_tree, saved_tree
 from vqcore.compose.describe import dump, inline
 from vqcore.config import leaves, place_keys, to_tree
+from vqcore.console import say
 from vqcore.errors import ConfigError, RunError, VqcoreError, cause, listed
 from vqcore.files import write_text
+from vqcore.reading import misfit, parsed
 from vqcore.schema import FREE_ON_RESUME, RunConfig
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
@@ -57,6 +60,7 @@ def opened(config: RunConfig) -> Iterator[None]:
                     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
                     stack.enter_context(_locked(folder))
                     check_folder(config)  # again, now that nobody else can have begun
+                    _clear(folder)
                     write_text(folder / CONFIG, dump(config))
                     if not (folder / PROVENANCE).exists():
                         made = provenance_of(
@@ -159,12 +163,27 @@ def cut_metrics(path: Path, step: int, *, evaluated: bool) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
-            found = json.loads(line)
-            again = found["step"] == step and not evaluated and any(key.startswith("eval") for key in found)
-            if found["step"] <= step and not again:
-                kept.append(line)
-        except (ValueError, KeyError):
+            found = parsed(line.decode())
+        except ValueError:
             continue
+        if misfit(found, {"step": int}) or found["step"] > step:
+            continue
+        if evaluated or found["step"] < step or not any(key.startswith("eval") for key in found):
+            kept.append(line.decode())
     write_text(path, "".join(kept))
+
+
+def set_aside(path: Path) -> Path:
+    """Give something damaged the name `NAME.damagedN`, so that a good one can take its place; returns the new path."""
+    number = 1 + sum(1 for _ in path.parent.glob(f"{glob.escape(path.name)}.damaged*"))
+    return path.rename(path.with_name(f"{path.name}.damaged{number}"))
+
+
+def _clear(folder: Path) -> None:
+    """Set aside what lies where lines are appended and is no file, such as a folder."""
+    for name in (METRICS, EVENTS):
+        path = folder / name
+        if (path.exists() or path.is_symlink()) and not path.is_file():
+            say(f"{path}: this is no file; it is now {set_aside(path).name}.")

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from vqcore.data.npy import read_array
 from vqcore.errors import DataError, RunError, cause, listed
 from vqcore.files import aside, write_text
+from vqcore.reading import Each, read_json
 from vqcore.tokenizer import Tokenizer
 
 MANIFEST = "tokens.json"
@@ -20,10 +22,7 @@ def code_dtype(codebook_size: int) -> np.dtype:
 
 def read_codes(path: Path, tokenizer: Tokenizer) -> np.ndarray:
     """The codes in a file as int64 `(*grid, q)`. Raises `DataError` for what cannot be codes of this tokenizer."""
-    try:
-        codes = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a readable .npy file ({error}).") from error
+    codes = read_array(path, str(path))
     rank = len(tokenizer.grid())
     if codes.dtype.kind not in "iu" or codes.ndim != rank + 1 or codes.shape[-1] != tokenizer.num_codebooks:
         raise DataError(
@@ -63,6 +62,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}). Remove the file, or tokenize again.") from error
+        return read_json(path, DataError, Each(None))
+    except DataError as error:
+        raise DataError(f"{error} Remove the file, or tokenize again.") from error

@@ -1,6 +1,7 @@
 """Sequences of 2-D keypoints as a modality: files and arrays of shape (frames, joints, 2), coordinates in [-1, 1]."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import vqcore.config
+from vqcore.data.npy import read_array
 from vqcore.errors import DataError
 from vqcore.protocols import DataSpec, View
 
@@ -40,10 +42,7 @@ class Keypoints:
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
         """A sequence from a `.npy` file or an array. Raises `DataError` for a damaged file or a wrong shape."""
-        try:
-            raw = source if isinstance(source, np.ndarray) else np.load(source, allow_pickle=False)
-        except ValueError as error:
-            raise DataError(f"{source}: the file is damaged or is not a .npy file ({error})") from error
+        raw = source if isinstance(source, np.ndarray) else read_array(Path(source), str(source))
         if raw.ndim != 3 or raw.shape[1:] != (self.cfg.joints, 2):
             raise DataError(f"{source}: shape {raw.shape}, not (frames, {self.cfg.joints}, 2)")
         return raw

@@ -249,7 +249,7 @@ def test_a_run_without_a_checkpoint_has_a_page(run):
     (run / "checkpoints").mkdir()
     (run / "provenance.json").unlink()
     found = written(run)
-    assert "has no checkpoint yet" in found.said and "provenance.json cannot be read" in found.said
+    assert "has no checkpoint yet" in found.said and "provenance.json: there is no such file" in found.said
     assert "Samples" not in found.headings and "Losses" in found.headings
     (run / "metrics.jsonl").unlink()
     found = written(run)

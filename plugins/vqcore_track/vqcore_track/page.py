@@ -14,7 +14,7 @@ from PIL import Image
 
 from vqcore import __version__
 from vqcore.console import command
-from vqcore.pictures import heat
+from vqcore.pictures import heat, read_picture, strip_rows
 from vqcore_track.charts import Chart, Event, Series, bar_chart, line_chart, rank_chart, short, with_unit
 from vqcore_track.gallery import Gallery, Shown
 from vqcore_track.record import TIMES, Record, eval_curves, eval_names, evaluated, train_names
@@ -288,18 +288,22 @@ def _protocol(record: Record) -> dict[str, str]:
 def _progress(record: Record) -> tuple[Picture, list[str]] | None:
     """The originals, below them rows of reconstructions at steps that are spread evenly; and these steps."""
     folder = record.folder / "samples"
-    rows = sorted(folder.glob("step_*.png"), key=lambda path: int(path.stem.partition("_")[2]))
+    rows = list(strip_rows(folder).items())
     if len(rows) < 2 or not (folder / "strip.png").is_file():
         return None
     places = [round(place * (len(rows) - 1) / (STRIP_ROWS - 1)) for place in range(STRIP_ROWS)]
-    chosen = list(dict.fromkeys(rows[place] for place in places))
-    tiles = [Image.open(path).convert("RGB") for path in chosen]
-    with Image.open(folder / "strip.png") as strip:
-        originals = strip.convert("RGB").crop((0, 0, strip.width, tiles[0].height))
+    chosen = dict(rows[place] for place in places)
+    read = {step: read_picture(path) for step, path in chosen.items()}
+    shown = {step: tile for step, tile in read.items() if tile is not None}
+    strip = read_picture(folder / "strip.png")
+    if not shown or strip is None:
+        return None
+    tiles = list(shown.values())
+    originals = strip.crop((0, 0, strip.width, tiles[0].height))
     sheet = Image.new("RGB", (originals.width, originals.height * (len(tiles) + 1)), (255, 255, 255))
     for index, tile in enumerate((originals, *tiles)):
         sheet.paste(tile, (0, index * originals.height))
-    return _encoded(sheet, "WEBP"), [path.stem.partition("_")[2] for path in chosen]
+    return _encoded(sheet, "WEBP"), list(map(str, shown))
 
 
 def _provenance(record: Record, gallery: Gallery) -> dict[str, str]:

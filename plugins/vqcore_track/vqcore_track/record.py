@@ -1,18 +1,16 @@
 """Reads the files of a run's folder. Every file may be missing or damaged: a run that was killed has a page, too."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vqcore.artefacts.folder import CONFIG, PROVENANCE
 from vqcore.artefacts.resolve import checkpoints, resolve
 from vqcore.console import command
-from vqcore.errors import CheckpointError, RunError, cause
+from vqcore.errors import CheckpointError, RunError
 from vqcore.evaluate import compare as comparison
+from vqcore.reading import Each, misfit, parsed, read_json, read_text, read_yaml
 from vqcore.run.folder import EVENTS, METRICS
 
 Curve = list[tuple[float, float]]
@@ -70,12 +68,12 @@ def read(folder: Path) -> Record:
             f"{folder} is not a run folder. Give the folder of a run, e.g. vqcore report runs/quickstart."
         )
     record = Record(folder)
-    record.config_text = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
     try:
-        tree = yaml.safe_load(record.config_text)
+        tree = read_yaml(folder / CONFIG, RunError)
+        record.config_text = read_text(folder / CONFIG, RunError)
         record.config = tree if isinstance(tree, dict) else {}
-    except yaml.YAMLError as error:
-        record.notes.append(f"{CONFIG} cannot be read: {error}")
+    except RunError as error:
+        record.notes.append(str(error))
     record.provenance = _mapping(record, folder / PROVENANCE)
     record.curves = _curves(_lines(record, folder / METRICS))
     record.events = list(_lines(record, folder / EVENTS))
@@ -105,10 +103,9 @@ def read(folder: Path) -> Record:
 
 def _mapping(record: Record, path: Path) -> dict[str, Any]:
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-        return read if isinstance(read, dict) else {}
-    except (OSError, ValueError) as error:
-        record.notes.append(f"{path.name} cannot be read: {cause(error)}.")
+        return read_json(path, RunError, Each(None), where=path.name)
+    except RunError as error:
+        record.notes.append(str(error))
         return {}
 
 
@@ -119,12 +116,13 @@ def _lines(record: Record, path: Path) -> Iterable[dict[str, Any]]:
     wrong = 0
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
-            line["step"] = int(line["step"])
-        except (ValueError, KeyError, TypeError):
+            line = parsed(text)
+        except ValueError:
+            line = None
+        if misfit(line, {"step": int}):
             wrong += 1
-            continue
-        yield line
+        else:
+            yield line
     if wrong:
         record.notes.append(
             f"{path.name}: {wrong} damaged {'line is' if wrong == 1 else 'lines are'} left out."

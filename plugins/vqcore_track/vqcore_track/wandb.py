@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vqcore import config, dist
+from vqcore.errors import RunError
 from vqcore.files import write_text
 from vqcore.plugin import hookimpl
 from vqcore.protocols import RunLike
+from vqcore.reading import read_json
 from vqcore_track.usage import codebooks, uses_histogram
 
 ID = "wandb.json"
@@ -102,7 +104,7 @@ class Wandb:
 
 def _id(path: Path) -> str:
     if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))["id"]
+        return read_json(path, RunError, {"id": str})["id"]
     id = secrets.token_hex(4)
     write_text(path, json.dumps({"id": id}) + "\n")
     return id

@@ -337,7 +337,7 @@ class TestAnnotations:
     @pytest.mark.parametrize(
         "content, says",
         [
-            ("[1, 2", "a.json: Expecting"),
+            ("[1, 2", "a.json: damaged: not valid JSON: Expecting"),
             ("7", "is a int; expected is {image"),
             ('{"anotations": []}', "has anotations; expected is"),
             ({"annotations": []}, "has no instance; the list of annotations is empty"),

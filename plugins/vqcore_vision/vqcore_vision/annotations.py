@@ -5,7 +5,6 @@ ASCII: a character minus 48 has 5 bits of the number, and its bit 32 says that m
 two's complement. From the fourth count on, a number is the difference to the count two places before.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 
-from vqcore.errors import DataError, cause, listed
+from vqcore.errors import DataError, listed
+from vqcore.reading import read_json
 from vqcore_vision.pieces import Outline, Piece, outline, tight
 
 FAR = 2**20
@@ -53,10 +53,7 @@ def read_annotations(source: Any, name: str) -> tuple[tuple[int, int], list[Piec
 
 
 def _loaded(path: Path, name: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{name}: {cause(error)}") from error
+    return read_json(path, DataError, where=name)
 
 
 def _extent(found: Any, given: Sequence[Mapping[str, Any]], name: str) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from vqcore.data.npy import read_array, read_member
 from vqcore.errors import DataError, SettingError, cause, did_you_mean, listed
 from vqcore.modalities.views import centred_box, pixels, scaled_box, view_of
 from vqcore.protocols import DataSpec, View, expand
+from vqcore.reading import check_memory, size_of
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 
@@ -295,6 +296,7 @@ def _read_file(path: Path, key: str | None, name: str) -> np.ndarray:
 
 
 def _read_safetensors(path: Path, key: str | None, name: str) -> np.ndarray:
+    check_memory(size_of(path, DataError, name), DataError, name)
     try:
         with safe_open(path, "pt") as file:  # NumPy has no bfloat16
             names = list(file.keys())
@@ -309,5 +311,5 @@ def _read_safetensors(path: Path, key: str | None, name: str) -> np.ndarray:
                     f"{name}: has no array '{key}'.{did_you_mean(key, names)} Arrays: {listed(names)}"
                 )
             return file.get_tensor(key).float().numpy()
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise DataError(f"{name}: {cause(error)}") from error

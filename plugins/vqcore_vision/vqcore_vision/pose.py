@@ -6,7 +6,6 @@ al. 2015) in the files of 4D-Humans:
 `{joints: 23, value: rotation-matrix, key: pred_smpl_params.body_pose, missing: zeros}`.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,9 @@ from torch import Tensor
 
 from vqcore import config
 from vqcore.data.npy import read_array
-from vqcore.errors import ConfigError, DataError, SettingError, cause, did_you_mean, listed
+from vqcore.errors import ConfigError, DataError, SettingError, did_you_mean, listed
 from vqcore.protocols import DataSpec, View
+from vqcore.reading import read_json
 from vqcore_vision.metrics import rotation_matrices
 from vqcore_vision.vector import barcode
 
@@ -264,10 +264,7 @@ class Pose:
 def _read_file(path: Path, key: str | None, name: str) -> Any:
     if path.suffix.lower() != ".json":
         return read_array(path, name)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{name}: {cause(error)}") from error
+    found = read_json(path, DataError, where=name)
     for part in key.split(".") if key else ():
         if isinstance(found, (list, Mapping)) and not found:
             return []  # 4D-Humans writes an empty list or object when it finds no person
