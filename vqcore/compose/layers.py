@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vqcore.compose.build import COMMAND_LINE, from_tree, full_key, joined, omegaconf_reason, yaml_value
+from vqcore.compose.build import COMMAND_LINE, from_tree, full_key, joined, omegaconf_reason
 from vqcore.compose.describe import value_text
 from vqcore.compose.recipes import recipe_path
+from vqcore.compose.text import document, word
 from vqcore.config import leaves
 from vqcore.errors import ConfigError, cause, did_you_mean, first_line, listed
 from vqcore.registry import Registry, registry
@@ -164,7 +164,7 @@ def _parse(text: str, shown: str) -> dict[str, Any]:
         if root is not None and not isinstance(root, yaml.MappingNode):
             found = value_text(root.value) if isinstance(root, yaml.ScalarNode) else "a list"
             raise ConfigError(f"{shown}: a config is a mapping (key: value), not {found}.")
-        tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if root else {}
+        tree = document(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -172,6 +172,8 @@ def _parse(text: str, shown: str) -> dict[str, Any]:
         raise ConfigError(f"{shown}: {place}not valid YAML: {reason}.") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{shown}: {omegaconf_reason(error, full_key(error))}") from error
+    except RecursionError:
+        raise ConfigError(f"{shown}: not valid YAML: nested too deeply.") from None
     assert isinstance(tree, dict)
     return _string_keys(tree, shown)
 
@@ -192,7 +194,7 @@ def _string_keys(tree: dict[Any, Any], shown: str, path: str = "") -> dict[str, 
 
 def _is_ramp(value: dict[str, Any]) -> bool:
     """Whether a mapping has numbers by step. Such a mapping is one value: it replaces an earlier one."""
-    return bool(value) and all(key.isdigit() for key in value)
+    return bool(value) and all(key.isascii() and key.isdigit() for key in value)
 
 
 def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
@@ -201,7 +203,7 @@ def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key or any(not part for part in key.split(".")):
-            raise ConfigError(f"{COMMAND_LINE}: '{override}' is not a setting; write key.path=value.")
+            raise ConfigError(f"{COMMAND_LINE}: {value_text(override)} is not a setting; write key.path=value.")
         *parents, last = key.split(".")
         node: dict[str, Any] = {last: _override_value(key, text)}
         for part in reversed(parents):
@@ -212,11 +214,13 @@ def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _override_value(key: str, text: str) -> Any:
     try:
-        value = yaml_value(text)
+        value = word(text)
     except yaml.YAMLError as error:
-        quoted = f"""{key}='"{text}"'"""
+        shown = value_text(text)[1:-1]
+        why = "" if isinstance(error, yaml.MarkedYAMLError) else f": {first_line(error)}"
         raise ConfigError(
-            f"{COMMAND_LINE}: {key}={text} is not valid YAML. If the value is text, quote it twice: {quoted}"
+            f"{COMMAND_LINE}: {key}={shown} is not valid YAML{why}. "
+            f"""If the value is text, quote it twice: {key}='"{shown}"'"""
         ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{COMMAND_LINE}: {omegaconf_reason(error, key)}") from error
@@ -230,6 +234,8 @@ def _lay(tree: dict[str, Any], top: dict[str, Any], override: str) -> None:
         if isinstance(value, dict) and isinstance(old, dict):
             _lay(old, value, override)
         elif key in tree and isinstance(value, dict) != isinstance(old, dict):
-            raise ConfigError(f"{COMMAND_LINE}: {override} contradicts another setting of '{key}'.")
+            raise ConfigError(
+                f"{COMMAND_LINE}: {value_text(override)[1:-1]} contradicts another setting of '{key}'."
+            )
         else:
             tree[key] = value
