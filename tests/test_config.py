@@ -704,7 +704,7 @@ TREES = st.fixed_dictionaries(
         "objective": st.fixed_dictionaries(
             {"name": st.just("good/copy")},
             optional={
-                "weights": st.dictionaries(WORDS, FLOATS, max_size=3),
+                "weights": st.dictionaries(WORDS, st.floats(0, 1e12), max_size=3),
                 "percept": st.dictionaries(WORDS, PERCEPT, max_size=2),
                 "second": st.none() | PERCEPT,
             },

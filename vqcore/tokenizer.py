@@ -46,7 +46,7 @@ from vqcore.compose.describe import dump
 from vqcore.config import Config, deciding, portable
 from vqcore.data.reader import opened
 from vqcore.errors import CheckpointError, ConfigError, SettingError, VqcoreError, listed
-from vqcore.files import write_text
+from vqcore.files import local, write_text
 from vqcore.protocols import (
     Batch,
     DataSpec,
@@ -303,7 +303,7 @@ class Tokenizer(nn.Module):
 
     def read_raw(self, source: Any, size: tuple[int, ...] | None = None) -> Tensor:
         """A batch of one sample as `prepare` takes it. For most modalities this is what `read` returns."""
-        found = opened(self.modality, source)
+        found = opened(self.modality, local(source) if isinstance(source, (str, Path)) else source)
         view = self.modality.view(found.extent, tuple(size or self.cfg.size), None)
         return self.modality.tensor(found.raw, found.within(view)).unsqueeze(0)
 
@@ -393,7 +393,7 @@ class Tokenizer(nn.Module):
         The folder appears only when it is complete. A tokenizer that was loaded keeps the data, metrics and versions
         of its provenance.
         """
-        self._save(Path(folder), provenance, ".")
+        self._save(local(folder), provenance, ".")
 
     def push_to_hub(
         self,

@@ -2,19 +2,19 @@
 
 import argparse
 import contextlib
-from pathlib import Path
 from typing import Any
 
 from vqcore.artefacts.resolve import resolve
 from vqcore.console import say
 from vqcore.errors import CheckpointError
+from vqcore.files import local
 from vqcore.registry import registry
 
 
 def run(args: argparse.Namespace) -> int:
     """Write `report.html` into the run's folder."""
     report: Any = registry().load("hook", "track/report")
-    page = report.write(Path(args.run).expanduser(), samples=args.samples)
+    page = report.write(local(args.run), samples=args.samples)
     with contextlib.suppress(CheckpointError):  # the page says that there is no checkpoint
         say(f"{args.run}: {resolve(args.run).why}")
     say(f"report         {page}")

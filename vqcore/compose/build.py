@@ -181,6 +181,8 @@ class _Builder:
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             return self.build(annotation, {} if given is dataclasses.MISSING else given, path)
         if given is not dataclasses.MISSING:
+            if given == "" == field.default:
+                return given
             return self._leaf(annotation, given, path)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise self._error(path, f" is required ({type_text(annotation)}).")

@@ -22,6 +22,7 @@ from vqcore.compose.recipes import recipe_path
 from vqcore.compose.text import document, word
 from vqcore.config import leaves
 from vqcore.errors import ConfigError, cause, did_you_mean, first_line, listed
+from vqcore.files import local
 from vqcore.registry import Registry, registry
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class _Layers:
     def add_file(self, path: str, parents: Mapping[Path, str] | None = None) -> None:
         """Add the files under `defaults:` in their order, then the file. `parents` are the files that led here."""
         recipe = path.startswith("recipe:")
-        file = recipe_path(path.removeprefix("recipe:"), self.registry) if recipe else Path(path)
+        file = recipe_path(path.removeprefix("recipe:"), self.registry) if recipe else local(path)
         chain = {**(parents or {}), file.resolve(): path}
         if parents and file.resolve() in parents:
             raise ConfigError(
@@ -139,7 +140,7 @@ class _Layers:
 
 def _beside(file: Path, entry: str) -> str:
     """The path of an entry of `defaults:`; without `..` unless a link in the path makes a difference."""
-    path = file.parent / entry
+    path = file.parent / local(entry)
     tidy = os.path.normpath(path)
     return tidy if Path(tidy).resolve() == path.resolve() else str(path)
 
@@ -203,7 +204,9 @@ def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key or any(not part for part in key.split(".")):
-            raise ConfigError(f"{COMMAND_LINE}: {value_text(override)} is not a setting; write key.path=value.")
+            raise ConfigError(
+                f"{COMMAND_LINE}: {value_text(override)} is not a setting; write key.path=value."
+            )
         *parents, last = key.split(".")
         node: dict[str, Any] = {last: _override_value(key, text)}
         for part in reversed(parents):
