@@ -51,6 +51,8 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
         modality = registry().build("modality", config.data.modality, "data.modality", size=wanted)
     if modality is None:
         return None
+    with attempt("data"):
+        check_batch(config, modality.spec, sizes(config.data, modality.spec)[-1])
     with attempt("model"):
         tokenizer = Tokenizer(tokenizer_config(config, modality), seed=config.run.seed, fetch=False)
     wanted_sizes: list[tuple[int, ...]] = []
@@ -61,8 +63,6 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
         for size in dict.fromkeys(wanted_sizes):
             with attempt("model.encoder"):
                 check_size(tokenizer, size)
-            with attempt("data.batch_size"):
-                check_batch(config, tokenizer.spec, size)
         with attempt("eval.best"):
             if config.eval.best is not None and not config.data.has_eval:
                 raise ConfigError(

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from vqcore.errors import in_bytes, no_memory
 
-MOST_TENSORS = 100_000
+MOST_TENSORS = 20_000
 """Parameters of one component. More of them come from a slip in a setting such as `depth`, and take hours to build."""
 _BY_SIZE = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
 
