@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from vqcore.config import Config, slot, slots
+from vqcore.config import Config, refuse_idle, slot, slots
 from vqcore.errors import SettingError
 from vqcore.files import local
 
@@ -81,6 +81,8 @@ class DataConfig(Config):
             "original_size": "the size of a sample before its crop",
             "masks": "the masks of extra modalities",
         }
+        if self.input_size_min is None:
+            refuse_idle(self, "input_size_min=null", "resolution_step")
         for label in taken.keys() & self.extra.keys():
             text = f"extra.{label}: this name is taken by {taken[label]}; rename the label"
             raise SettingError(("extra",), text)

@@ -19,7 +19,7 @@ _UNCLEAR = re.compile(
     r"|0[xXbBoO][\da-fA-F_]+"
     r"|\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?"  # to the base 60
     r"|[\d.]*_[\d._]*([eE][-+]?\d+)?"
-    r"|\d{300,})"
+    r"|\d{4000,})"
 )
 """Numbers that are not in plain digits; they are read as text."""
 
