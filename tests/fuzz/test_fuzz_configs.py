@@ -57,11 +57,11 @@ def here(tmp_path, monkeypatch) -> Path:
     torch.set_num_threads(threads)
 
 
-def settings(here: Path) -> tuple[str, ...]:
-    """Every key of the good config as it is resolved, with its defaults."""
+def settings(here: Path) -> dict[str, Any]:
+    """Every setting of the good config as it is resolved, with its defaults."""
     (here / "good.yaml").write_text(yaml.safe_dump(GOOD))
     config = load("good.yaml", schema=RunConfig).config
-    return tuple(key for key, _ in leaves(to_tree(config)))
+    return dict(leaves(to_tree(config)))
 
 
 @contextlib.contextmanager
@@ -133,7 +133,7 @@ def checked(one: Case) -> str:
 
 def test_mutated_configs(here):
     found = run(range(100), here, composed)
-    assert found["refused"] > 30 and found["built"] > 5, found
+    assert found["refused"] > 30 and found["built"] > 10, found
 
 
 def test_mutated_configs_on_the_command_line(here):
@@ -149,6 +149,6 @@ def test_many_mutated_configs(here):
 
 
 def test_a_case_is_the_same_every_time():
-    keys = tuple(key for key, _ in leaves(GOOD))
+    keys = dict(leaves(GOOD))
     assert repr(case(GOOD, keys, 5)) == repr(case(GOOD, keys, 5)) != repr(case(GOOD, keys, 6))
     assert dataclasses.is_dataclass(Case)

@@ -78,8 +78,6 @@ class CodebookConfig(vqcore.config.Config):
         if self.threshold_ema_dead_code is not None and self.coef_ema_dead_code is not None:
             given = f"threshold_ema_dead_code={self.threshold_ema_dead_code:g}"
             refuse_idle(self, given, "coef_ema_dead_code")
-        if self.freeze:
-            refuse_idle(self, "freeze=true", "codebook", "decay", "kmeans_init", "threshold_ema_dead_code")
         if not 0 <= self.decay < 1:
             raise SettingError("decay", f"{self.decay} is not in [0, 1)")
 
