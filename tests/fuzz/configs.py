@@ -13,9 +13,10 @@ SCALARS: tuple[Any, ...] = (
     "a #b", "a\nb", "a\0b", "\udcff", "é", "日", "../..", "/", "/dev/null", "/proc/self/mem",
     "x" * 300,
     "${run.seed}", "${oc.env:HOME}", "${oc.env:NOT_SET}", "${", "${nothing}", "${run}", "???", "hf://", "hf://a/b/c",
-    "a/b", "mse", "cuda", "meta", [], {}, [1], [0, 0], [1, 2, 3], ["a"], [[1]], {"name": "rgb"}, {"name": "x/y"},
-    {"name": 3}, {"a": 1}, {0: 1}, {"0": -1}, {"name": "quant/fsq", "levels": [8, 8]}, {"name": "quant/lfq", "codebook_size": 16},
-    {"name": "vit/query-encoder", "size": "s"}, {"name": "array", "channels": 3}, {"name": "mask"},
+    "a/b", "mse", "cuda", "meta", [], {}, [1], [0, 0], [1, 2, 3], ["a"], [[1]],
+    {"name": "rgb"}, {"name": "x/y"},
+    {"name": 3}, {"a": 1}, {0: 1}, {"0": -1}, {"name": "quant/fsq", "levels": [8, 8]},
+    {"name": "quant/lfq", "codebook_size": 16}, {"name": "vit/query-encoder", "size": "s"}, {"name": "array", "channels": 3}, {"name": "mask"},
 )  # fmt: skip
 """Values of every type, and those that broke something once."""
 WORDS = (

@@ -137,8 +137,8 @@ def test_mutated_configs(here):
 
 
 def test_mutated_configs_on_the_command_line(here):
-    found = run(range(1000, 1012), here, checked)
-    assert sum(found.values()) == 12
+    found = run(range(1000, 1006), here, checked)
+    assert sum(found.values()) == 6
 
 
 @pytest.mark.slow
