@@ -16,7 +16,8 @@ SCALARS: tuple[Any, ...] = (
     "a/b", "mse", "cuda", "meta", [], {}, [1], [0, 0], [1, 2, 3], ["a"], [[1]],
     {"name": "rgb"}, {"name": "x/y"},
     {"name": 3}, {"a": 1}, {0: 1}, {"0": -1}, {"name": "quant/fsq", "levels": [8, 8]},
-    {"name": "quant/lfq", "codebook_size": 16}, {"name": "vit/query-encoder", "size": "s"}, {"name": "array", "channels": 3}, {"name": "mask"},
+    {"name": "quant/lfq", "codebook_size": 16},
+    {"name": "vit/query-encoder", "size": "s"}, {"name": "array", "channels": 3}, {"name": "mask"},
 )  # fmt: skip
 """Values of every type, and those that broke something once."""
 WORDS = (

@@ -74,8 +74,9 @@ def _is_plain(text: str) -> bool:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError):
         return False
-    whole = isinstance(node, yaml.ScalarNode) and node.style is None and node.value == text
-    return whole and node.tag.rpartition(":")[2] not in ("value", "merge")  # `=` and `<<`
+    if not isinstance(node, yaml.ScalarNode) or node.style is not None or node.value != text:
+        return False
+    return node.tag.rpartition(":")[2] not in ("value", "merge")  # `=` and `<<`
 
 
 def _check_whole(text: str) -> None:
