@@ -362,7 +362,8 @@ class TestOptimizers:
         ({"optim__name": "lbfgs"}, r"lbfgs evaluates a step several times"),
         ({"optim__args": {"mometum": 0.9}, "optim__name": "sgd"}, r"argument 'mometum'. Did you mean 'momentum'\?"),
         ({"optim__name": "muon", "optim__args": {"rms": 0.0}}, r"optim.name=muon: rms=0.0 must be above 0"),
-        ({"optim__name": "adamw", "optim__args": {"eps": "much"}}, r"optim.name=adamw"),
+        ({"optim__name": "adamw", "optim__args": {"eps": "much"}}, r"optim.args.eps would do nothing; set optim.eps"),
+        ({"optim__name": "adamw", "optim__args": {"maximize": 3, "foreach": True, "fused": True}}, r"optim.name=adamw"),
     ])  # fmt: skip
     def test_a_wrong_one_is_refused_before_anything_is_written(self, tmp_path, changes, message):
         with pytest.raises(ConfigError, match=message):

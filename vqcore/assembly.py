@@ -1,6 +1,7 @@
 """From a config to its parts: device, tokenizer, extra modalities, data. All errors here are errors of the user."""
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from vqcore import dist
 from vqcore.borrowed import Lender, Loans
 from vqcore.data.reader import check_rides
 from vqcore.data.sizes import nominal_size, sizes
-from vqcore.errors import ConfigError, DataError
+from vqcore.errors import ConfigError, DataError, did_you_mean, in_bytes, listed
 from vqcore.evaluate.best import check_best
 from vqcore.evaluate.measure import Metrics, build_metrics
-from vqcore.protocols import Data, HasValues, Modality, in_units
+from vqcore.memory import machine_memory
+from vqcore.protocols import Data, DataSpec, HasValues, Modality, in_units
 from vqcore.registry import registry
 from vqcore.sampling import resolved
 from vqcore.schema import RunConfig, TokenizerConfig
@@ -50,6 +52,8 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
         modality = registry().build("modality", config.data.modality, "data.modality", size=wanted)
     if modality is None:
         return None
+    with attempt("data"):
+        check_batch(config, modality.spec, sizes(config.data, modality.spec)[-1])
     with attempt("model"):
         tokenizer = Tokenizer(tokenizer_config(config, modality), seed=config.run.seed, fetch=False)
     wanted_sizes: list[tuple[int, ...]] = []
@@ -94,16 +98,45 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
     return Assembly(tokenizer, extra, data, eval_data, metrics)
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The device that a config asks for; by default this process's GPU if there is one."""
+def devices() -> list[str]:
+    """The devices of this machine that torch can use."""
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found
+
+
+def pick_device(name: str | None, where: str = "run.device") -> torch.device:
+    """The device that a setting asks for; by default this process's GPU if there is one.
+
+    `where` is the setting. Raises `ConfigError` for a device that torch does not know or that is not here.
+    """
+    here = devices()
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"run.device={name}: this torch sees no CUDA device. Use run.device=cpu.")
+        name = "cuda" if "cuda" in here else "cpu"
+    if name not in here:
+        if name.startswith("cuda") and "cuda" not in here:
+            raise ConfigError(f"{where}={name}: this torch sees no CUDA device. Use {where}=cpu.")
+        meant = "cuda" if name.lower() in ("gpu", "nvidia") and "cuda" in here else name.lower()
+        hint = did_you_mean(meant, here)
+        raise ConfigError(f"{where}={name}: there is no such device here.{hint} Devices: {listed(here)}.")
     if name == "cuda":
         torch.cuda.set_device(dist.local_rank())
         name = f"cuda:{dist.local_rank()}"
     return torch.device(name)
+
+
+def check_batch(config: RunConfig, spec: DataSpec, size: tuple[int, ...]) -> None:
+    """Raise `ConfigError` if the samples of one step do not fit into the memory of this machine."""
+    count = config.data.batch_size * config.optim.accumulate
+    needed = count * math.prod(size) * (1 if spec.labels else spec.channels) * 4
+    if needed > machine_memory():
+        raise ConfigError(
+            f"data.batch_size={config.data.batch_size}: a step of {count:,} samples of size {list(size)} needs "
+            f"{in_bytes(needed)} of memory, and this machine has {in_bytes(machine_memory())}. Take smaller batches."
+        )
 
 
 def tokenizer_config(config: RunConfig, modality: Modality) -> TokenizerConfig:

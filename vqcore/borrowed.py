@@ -29,7 +29,7 @@ from vqcore.artefacts import hub
 from vqcore.artefacts.folder import load_tensors
 from vqcore.artefacts.formats import read_pickle
 from vqcore.errors import CheckpointError, PluginLoadError, VqcoreError, did_you_mean, listed
-from vqcore.files import write_text
+from vqcore.files import local, write_text
 from vqcore.protocols import Borrows, borrowed
 
 _DOWNLOAD: ContextVar[bool] = ContextVar("vqcore_download", default=False)
@@ -106,7 +106,7 @@ def fill(module: nn.Module, place: str | Path | None) -> str:
 
 def _found(place: str) -> Path:
     if not place.startswith(_HUB):
-        path = Path(place).expanduser()
+        path = local(place)
         if not path.exists():
             raise CheckpointError(f"{place}: there is no such file or folder")
         return path

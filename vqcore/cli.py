@@ -16,8 +16,9 @@ from types import FrameType
 from typing import Any
 
 from vqcore import __version__
-from vqcore.errors import VqcoreError, printable
+from vqcore.errors import VqcoreError, no_memory, printable
 from vqcore.registry import Registry, registry
+from vqcore.streams import INTERRUPTED, interruptible
 
 OVERRIDE_HELP = (
     "settings that replace those of the file, e.g. run.steps=100 model.quantizer.codebook_size=1024"
@@ -288,7 +289,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.plugin:
             registry().add_file(args.plugin)
-        return importlib.import_module(f"vqcore.commands.{_module(args.verb)}").run(args)
+        verb = importlib.import_module(f"vqcore.commands.{_module(args.verb)}")
+        interruptible()
+        return verb.run(args)
     except VqcoreError as error:
         if args.debug:
             traceback.print_exc()
@@ -296,12 +299,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; all saved files are complete.", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     except BrokenPipeError:  # the program that reads the output has ended, e.g. `| head`
-        sys.stderr.close()
         return 141
     except Exception as error:
+        if text := no_memory(error):
+            if args.debug:
+                traceback.print_exc()
+            what = f"{text}. Take a smaller model, smaller samples or smaller batches."
+            print(f"error: {printable(what)}", file=sys.stderr)
+            return 2
         print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr, end="")
         whose = culprit(error)
         print(f"this is a bug of {whose}; report it with the lines above.", file=sys.stderr)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from vqcore.errors import SettingError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -23,6 +25,19 @@ class Config:
     training_only: ClassVar[tuple[str, ...]] = ()
     places: ClassVar[tuple[str, ...]] = ()
     name: str = ""
+
+
+def refuse_idle(config: Any, because: str, *names: str) -> None:
+    """Raise `SettingError` for the first of these settings that was changed: it does nothing, for the reason given.
+
+    `because` is the setting that switches the others off, as it is set: `out_conv=none`. Call it in `__post_init__`.
+    """
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        if f.name in names and value != default:
+            shown = list(value) if isinstance(value, tuple) else value
+            raise SettingError(f.name, f"{shown} does nothing with {because}; leave it out")
 
 
 def slot(kind: str, *, default: Any = dataclasses.MISSING) -> Any:

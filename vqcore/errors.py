@@ -5,6 +5,7 @@ line prints the message and exits with status 2. Any other exception is a bug an
 """
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -114,3 +115,31 @@ def reason(error: BaseException) -> str:
 def cause(error: BaseException) -> str:
     """Why a file cannot be read or written: the system's words without number and path, else the first line of text."""
     return getattr(error, "strerror", None) or first_line(error)
+
+
+def in_bytes(number: int) -> str:
+    """A number of bytes, also in the largest fitting unit: `4,000,000,000,000 bytes (3.64 TiB)`."""
+    for power, unit in ((5, "PiB"), (4, "TiB"), (3, "GiB"), (2, "MiB")):
+        if number >= 1024**power:
+            return f"{number:,} bytes ({number / 1024**power:.3g} {unit})"
+    return f"{number:,} bytes"
+
+
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|out of memory|Unable to allocate|Storage size calculation overflowed"
+    r"|Overflow when unpacking long|numel: integer multiplication overflow|array is too big|Maximum allowed dimension"
+)
+
+
+def no_memory(error: BaseException) -> str | None:
+    """What an error says if memory was not enough: how much was asked for. None for every other error."""
+    text = str(error)
+    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(text):
+        return None
+    if found := re.search(r"tried to allocate (\d+) bytes", text):
+        return f"{in_bytes(int(found[1]))} of memory are asked for at once"
+    if found := re.search(r"(?:tried to allocate|Unable to allocate) ([\d.]+ [KMGTPEZY]?i?B)", text):
+        return f"{found[1]} of memory are asked for at once"
+    if found := re.search(r"sizes=\[([\d, ]+)\]", text):
+        return f"a tensor of size [{found[1]}] is asked for, which no memory holds"
+    return "more memory is asked for than there is"

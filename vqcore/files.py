@@ -1,8 +1,26 @@
-"""Writes files so that a reader never meets half a file: first beside their place, then renamed."""
+"""Paths of users; files that are written so that a reader never meets half a file: first beside their place, then
+renamed.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from vqcore.errors import VqcoreError
+
+
+def local(path: str | Path) -> Path:
+    """A path as a user gives it, with `~` expanded: a shell does not expand it after `=`, and Python never does.
+
+    Raises `VqcoreError` for a home folder that nobody knows, and for a text that no path can be.
+    """
+    if "\0" in str(path):
+        raise VqcoreError(f"{str(path)!r} is no path: it holds the character NUL.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        home = str(path).partition("/")[0]
+        raise VqcoreError(f"{path}: no home folder is known for {home}. Write the whole path.") from None
 
 
 @contextmanager

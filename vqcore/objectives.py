@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vqcore.borrowed import keep_frozen
 from vqcore.config import Config as BaseConfig
-from vqcore.config import slot, slots
+from vqcore.config import refuse_idle, slot, slots
 from vqcore.errors import SettingError
 from vqcore.losses import LossName, check_loss, output_of, pixel_loss, target_of
 from vqcore.protocols import Batch, DataSpec, Decoder, Losses, TokenizerLike, needs_size
@@ -141,6 +141,8 @@ class Reconstruction(Judged):
             super().__post_init__()
             if not self.width > 0:
                 raise SettingError("width", f"{self.width} must be above 0")
+            if self.loss not in (None, "smooth_l1", "huber"):
+                refuse_idle(self, f"loss={self.loss}", "width")
 
     def __init__(self, cfg: Config, *, spec: DataSpec):
         super().__init__(cfg, spec=spec)

@@ -19,7 +19,6 @@ import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -40,6 +39,7 @@ from vqcore.errors import (
     listed,
     reason,
 )
+from vqcore.files import local
 from vqcore.plugin import KINDS, SUPPORTED_API, Component, ManifestHooks, Plugin, a_kind, kind_name
 
 OURS = {  # plugin id -> (distribution, folder); error messages tell people to install these distributions only
@@ -236,10 +236,12 @@ class Registry:
 
         A `ValueError` of the constructor becomes a `ConfigError` that names the config key `where`.
         """
+        from vqcore.memory import within_memory
         from vqcore.protocols import missing_members
 
         try:
-            built = self.load(kind, cfg.name)(cfg, **wiring)
+            with within_memory():
+                built = self.load(kind, cfg.name)(cfg, **wiring)
         except ValueError as error:
             raise ConfigError(f"{f'{where} ' if where else ''}({cfg.name}): {error}.") from error
         lacks = missing_members(kind, built)
@@ -277,7 +279,7 @@ class Registry:
         In Python, call `registry().add_file("mine.py")` before `Tokenizer.load` of a tokenizer with such components.
         Reading the same file again changes nothing. Raises `PluginLoadError` for a second file.
         """
-        source = Path(path)
+        source = local(path)
         if not source.is_file():
             raise PluginLoadError(f"--plugin {path}: there is no such file.")
         if source.suffix != ".py":

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from vqcore.config import Config, slot, slots
+from vqcore.config import Config, refuse_idle, slot, slots
 from vqcore.errors import SettingError
+from vqcore.files import local
 
 FREE_ON_RESUME = (
     "run.steps",
@@ -31,6 +32,9 @@ FREE_ON_RESUME = (
     "requires",
 )
 """Keys (and all keys below them) that may change when a run is resumed. A change of any other key is an error."""
+
+MOST_PROCESSES = 1024
+"""More workers or threads than any machine has processors are a slip of the pen, and would stop the machine."""
 
 OnTrouble = Literal["stop", "skip", "rollback"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -77,11 +81,13 @@ class DataConfig(Config):
             "original_size": "the size of a sample before its crop",
             "masks": "the masks of extra modalities",
         }
+        if self.input_size_min is None:
+            refuse_idle(self, "input_size_min=null", "resolution_step")
         for label in taken.keys() & self.extra.keys():
             text = f"extra.{label}: this name is taken by {taken[label]}; rename the label"
             raise SettingError(("extra",), text)
-        if self.workers < 0:
-            raise SettingError("workers", f"{self.workers} must be at least 0")
+        if not 0 <= self.workers <= MOST_PROCESSES:
+            raise SettingError("workers", f"{self.workers} must lie in 0..{MOST_PROCESSES}")
         if self.cache_mib < 0:
             raise SettingError("cache_mib", f"{self.cache_mib} must be at least 0")
         if not 0 <= self.max_bad_share <= 1:
@@ -98,8 +104,15 @@ class DataConfig(Config):
             )
         for name in ("input_size", "input_size_min", "input_size_max"):
             size = getattr(self, name)
-            if size is not None and any(side < 1 for side in ([size] if isinstance(size, int) else size)):
+            sides = () if size is None else (size,) if isinstance(size, int) else size
+            if size is not None and (not sides or min(sides) < 1):
                 raise SettingError(name, f"{size}: every side must be at least 1")
+        low, high = self.input_size_min, self.input_size_max
+        if isinstance(low, int) and isinstance(high, int) and low > high:
+            raise SettingError(
+                ("input_size_min", "input_size_max"),
+                f"input_size_min={low} is above input_size_max={high}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +130,10 @@ class ObjectiveConfig(Config):
                 raise SettingError(
                     ("weights",), f"weights.{name}: give numbers by step from 0 on, e.g. {{0: 0, 1000: 0.1}}"
                 )
+            least = min(weight.values()) if isinstance(weight, dict) else weight
+            if least < 0:
+                what = f"weights.{name}: {least:g} is below 0: training would raise this loss"
+                raise SettingError(("weights",), f"{what}. Write 0 to leave the loss out")
 
     def weight(self, name: str, step: int) -> float:
         """The weight of a loss at step number `step` (from 0). A loss of weight 0 need not be computed in training."""
@@ -229,7 +246,7 @@ class RunSection:
     @property
     def folder(self) -> Path:
         """`dir` with `~` expanded."""
-        return Path(self.dir).expanduser()
+        return local(self.dir)
 
     def __post_init__(self) -> None:
         _positive(self, "log_every", "save_every", "keep")
@@ -239,8 +256,8 @@ class RunSection:
             _positive(self, "steps")
         if self.epochs is not None and not self.epochs > 0:
             raise SettingError("epochs", f"{self.epochs} must be above 0")
-        if self.threads is not None:
-            _positive(self, "threads")
+        if self.threads is not None and not 1 <= self.threads <= MOST_PROCESSES:
+            raise SettingError("threads", f"{self.threads} must lie in 1..{MOST_PROCESSES}")
         if self.save_every_seconds is not None and not self.save_every_seconds > 0:
             raise SettingError("save_every_seconds", f"{self.save_every_seconds} must be above 0")
 
@@ -267,6 +284,19 @@ class PlayerOptim:
     """Learning rate at the end."""
     clip: float | None = None
     """Largest norm of a step's gradient."""
+
+    def __post_init__(self) -> None:
+        _check_args("args", self.args or {})
+
+
+def _check_args(setting: str, args: dict[str, OptimArg]) -> None:
+    """Refuse arguments of an optimizer that are settings of their own: one of the two would do nothing."""
+    for name in ("lr", "betas", "eps", "weight_decay", "params"):
+        if name in args:
+            instead = (
+                "" if name == "params" else f"; set optim.{name} (or optim.players.PLAYER.{name}) instead"
+            )
+            raise SettingError((setting,), f"{setting}.{name} would do nothing{instead}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,6 +356,19 @@ class OptimSection:
                 raise SettingError(name, f"{value} must be at least 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise SettingError("betas", f"{list(self.betas)} must lie in [0, 1)")
+        if not self.eps >= 0:
+            raise SettingError("eps", f"{self.eps} must be at least 0")
+        if self.lr is not None and self.min_lr > self.lr:
+            raise SettingError(
+                ("min_lr", "lr"),
+                f"min_lr={self.min_lr:g} is above lr={self.lr:g}: the schedule falls from lr to min_lr",
+            )
+        if self.horizon is not None and self.horizon <= self.warmup:
+            raise SettingError(
+                ("horizon", "warmup"),
+                f"horizon={self.horizon} ends the schedule before warmup={self.warmup} ends; give a later step",
+            )
+        _check_args("args", self.args)
         for player in self.players:
             self.of(player)
 
@@ -389,6 +432,17 @@ class EvalSection:
         for name in ("every", "batch_size", "samples", "decode_samples"):
             if getattr(self, name) is not None:
                 _positive(self, name)
+        if self.samples is not None and (self.decode_samples or 0) > self.samples:
+            raise SettingError(
+                ("decode_samples", "samples"),
+                f"decode_samples={self.decode_samples} is above samples={self.samples}, the samples that are measured",
+            )
+        for size in self.sizes or ():
+            sides = (size,) if isinstance(size, int) else size
+            if not sides or min(sides) < 1:
+                raise SettingError("sizes", f"{size}: every side must be at least 1")
+        if self.sizes == ():
+            raise SettingError("sizes", "[] is no size; null means the nominal size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -413,6 +467,13 @@ class RunConfig:
     """Evaluation."""
     hooks: dict[str, Config] = slots("hook", optional=True)
     """Hooks by label: components that watch the run."""
+
+    def __post_init__(self) -> None:
+        if self.run.on_explosion != "skip" and self.optim.max_norm is None:
+            text = (
+                f"run.on_explosion={self.run.on_explosion} does nothing without a limit; set optim.max_norm"
+            )
+            raise SettingError(("run.on_explosion",), text)
 
 
 def _positive(config: object, *names: str) -> None:

@@ -46,7 +46,8 @@ from vqcore.compose.describe import dump
 from vqcore.config import Config, deciding, portable
 from vqcore.data.reader import opened
 from vqcore.errors import CheckpointError, ConfigError, SettingError, VqcoreError, listed
-from vqcore.files import write_text
+from vqcore.files import local, write_text
+from vqcore.memory import TooLarge, within_memory
 from vqcore.protocols import (
     Batch,
     DataSpec,
@@ -121,14 +122,14 @@ class Tokenizer(nn.Module):
         self.embed = None
         encoder_spec = self.spec
         if self.spec.labels is not None:
-            with seeded(seed, "init", "embed"):
+            with seeded(seed, "init", "embed"), _fits("model.embed_dim"):
                 self.embed = nn.Embedding(self.spec.labels, cfg.model.embed_dim)
             encoder_spec = replace(
                 self.spec, channels=cfg.model.embed_dim, labels=None, kind="continuous", range=None
             )
         self.encoder = build("encoder", "model.encoder", cfg.model.encoder, spec=encoder_spec)
         self.quantizer = build("quantizer", "model.quantizer", cfg.model.quantizer)
-        with seeded(seed, "init", "proj"):
+        with seeded(seed, "init", "proj"), _fits("model.quantizer"):
             self.proj = nn.Linear(self.encoder.dim, self.quantizer.dim)
         self.decoder = None
         if not encoder_only:
@@ -303,7 +304,7 @@ class Tokenizer(nn.Module):
 
     def read_raw(self, source: Any, size: tuple[int, ...] | None = None) -> Tensor:
         """A batch of one sample as `prepare` takes it. For most modalities this is what `read` returns."""
-        found = opened(self.modality, source)
+        found = opened(self.modality, local(source) if isinstance(source, (str, Path)) else source)
         view = self.modality.view(found.extent, tuple(size or self.cfg.size), None)
         return self.modality.tensor(found.raw, found.within(view)).unsqueeze(0)
 
@@ -393,7 +394,7 @@ class Tokenizer(nn.Module):
         The folder appears only when it is complete. A tokenizer that was loaded keeps the data, metrics and versions
         of its provenance.
         """
-        self._save(Path(folder), provenance, ".")
+        self._save(local(folder), provenance, ".")
 
     def push_to_hub(
         self,
@@ -535,6 +536,16 @@ def _part(module: nn.Module) -> Part:
         buffers=sum(b.numel() for b in module.buffers() if id(b) not in away),
         borrowed=sum(t.numel() for t in lent),
     )
+
+
+@contextlib.contextmanager
+def _fits(where: str) -> Iterator[None]:
+    """Raise `ConfigError` with this key if what is built inside the block does not fit into memory."""
+    try:
+        with within_memory():
+            yield
+    except TooLarge as error:
+        raise ConfigError(f"{where}: {error}.") from error
 
 
 def _check_pair(tokenizer: Tokenizer) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from vqcore.artefacts.folder import PROVENANCE, complete, refuse_nonfinite, sha256
-from vqcore.compose.build import component, from_text
+from vqcore.compose.build import component
+from vqcore.compose.text import from_text
 from vqcore.config import Config
 from vqcore.errors import CheckpointError, ConfigError, VqcoreError, first_line, listed
 from vqcore.protocols import Foreign, tokenizer_reader, tokenizer_writer

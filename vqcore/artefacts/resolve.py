@@ -22,6 +22,7 @@ from vqcore.artefacts.formats import PICKLES, refusal, settings
 from vqcore.compose.build import saved_tree
 from vqcore.config import Config
 from vqcore.errors import CheckpointError, ConfigError, UnknownName, did_you_mean, listed
+from vqcore.files import local
 from vqcore.registry import Registry, registry
 
 _STEP = re.compile(r"step_(\d+)")
@@ -187,10 +188,7 @@ def _is_format(name: str, registry_: Registry | None) -> bool:
 
 
 def _path(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise CheckpointError(f"{text}: {error}") from error
+    return local(text)
 
 
 def _exists(text: str) -> bool:

@@ -237,11 +237,30 @@ def whole_step(run: Run, batch: Batch) -> Iterator[Finding]:
     try:
         train_step(run, [batch] * run.config.optim.accumulate)
         check_held(run.config, run.objective, run.player_names, run.tokenizer, run.held)
-    except (VqcoreError, Trouble, RuntimeError, ValueError) as error:
+    except Trouble as trouble:
+        yield _troubled(run, trouble)
+        return
+    except (VqcoreError, RuntimeError, ValueError) as error:
         yield Finding("error", "objective", f"a training step fails: {reason(error)}")
         return
     if run.device.type == "cuda":
         yield _memory(run, batch)
+
+
+def _troubled(run: Run, trouble: Trouble) -> Finding:
+    """A gradient of the first step that training would not use."""
+    if trouble.policy == "fp16":
+        return Finding(
+            "note", "run.precision", "the first loss scale is too high for fp16; training halves it"
+        )
+    limit = run.config.optim.max_norm
+    if limit is not None and "optim.max_norm" in trouble.what:
+        remedy = (
+            f"Raise optim.max_norm={limit:g}, which is meant for rare steps, or lower the weights of losses."
+        )
+        return Finding("error", "optim.max_norm", trouble.what, remedy)
+    remedy = "Lower optim.lr or the weights of losses; try run.precision=fp32."
+    return Finding("error", "objective", f"in one step {trouble.what}", remedy)
 
 
 def _memory(run: Run, batch: Batch) -> Finding:

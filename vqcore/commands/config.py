@@ -31,16 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_optimizers(loaded: Loaded) -> None:
-    """Raise `ConfigError` for an unknown optimizer. The schema cannot check the names, because torch has the list."""
-    from vqcore.run.optim import optimizer_class  # imports torch, which `vqcore config --list` does not need
+    """Raise `ConfigError` for a wrong optimizer. The schema cannot check the names, because torch has the list."""
+    from vqcore.run.optim import check_optimizers  # imports torch, which `vqcore config --list` does not need
 
-    optim = loaded.config.optim
-    names = {"optim": optim.name} | {
-        f"optim.players.{label}": own.name for label, own in optim.players.items()
-    }
-    for where, name in names.items():
-        if name is not None:
-            try:
-                optimizer_class(name, where)
-            except ConfigError as error:
-                raise error.at(loaded.layer(f"{where}.name")) from error
+    check_optimizers(loaded.config.optim, loaded.layer)

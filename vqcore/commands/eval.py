@@ -36,7 +36,7 @@ from vqcore.evaluate.measure import (
 )
 from vqcore.evaluate.subject import Subject, subject
 from vqcore.evaluate.usage import collapse
-from vqcore.files import write_text
+from vqcore.files import local, write_text
 from vqcore.protocols import Data, Modality, of_constant
 from vqcore.run.checkpoints import load_training
 from vqcore.tokenizer import Tokenizer
@@ -216,7 +216,7 @@ def _written(found: Subject, json_file: str | None) -> tuple[Path, Path] | None:
     if json_file is None:
         run = found.run
         return None if run is None else (run / comparison.FILE, run / "samples" / "eval.png")
-    path = Path(json_file).expanduser()
+    path = local(json_file)
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(
             f"--json {json_file}: this is a folder, or its parent folder does not exist. Give the path of a file in "

@@ -1,13 +1,13 @@
 """`vqcore export`: write a tokenizer as an artefact without training state, or as the files of another system."""
 
 import argparse
-from pathlib import Path
 
 from vqcore.artefacts.formats import settings, write_foreign
 from vqcore.commands.loading import load_named
 from vqcore.compose.build import COMMAND_LINE
 from vqcore.console import say
 from vqcore.errors import ConfigError
+from vqcore.files import local
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
         )
     cfg = None if args.format is None else settings(args.format, args.overrides, file=COMMAND_LINE)
     tokenizer = load_named(args)
-    folder = Path(args.folder).expanduser()
+    folder = local(args.folder)
     what = f"{tokenizer.cfg.modality.name} tokenizer, fingerprint {tokenizer.fingerprint[:16]}"
     if cfg is not None:
         write_foreign(tokenizer, folder, cfg)

@@ -12,7 +12,7 @@ from vqcore.compose.describe import dump
 from vqcore.config import Config
 from vqcore.console import command, say
 from vqcore.errors import CheckpointError, ConfigError, RunError, listed
-from vqcore.files import aside
+from vqcore.files import aside, local
 from vqcore.protocols import config_reader, published
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         )
     source, target, *words = args.overrides
     cfg = settings(args.format, words, file=COMMAND_LINE)
-    folder = Path(target).expanduser()
+    folder = local(target)
     if folder.suffix.lower() in (".yaml", ".yml"):
         _write_config(resolve(source, format=cfg), cfg, folder)
         return 0

@@ -8,20 +8,21 @@ from pathlib import Path
 from vqcore.assembly import pick_device
 from vqcore.commands.loading import again, load_named
 from vqcore.console import command, say
+from vqcore.files import local
 from vqcore.tokens.passes import parse_size, tokenize_folder
 from vqcore.tokens.store import MANIFEST
 
 
 def run(args: argparse.Namespace) -> int:
     """Tokenize a folder or a file. Files with existing codes are skipped; unreadable files are named."""
-    device = pick_device(args.device)
+    device = pick_device(args.device, "--device")
     tokenizer = load_named(args, device=device, encoder_only=True)
     size = parse_size(args.size, tokenizer.cfg.size)
-    target = Path(args.output).expanduser()
+    target = local(args.output)
     with _nothing_left(target):
         done = tokenize_folder(
             tokenizer,
-            Path(args.input).expanduser(),
+            local(args.input),
             target,
             size=size,
             batch_size=args.batch_size,

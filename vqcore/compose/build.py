@@ -17,6 +17,7 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 from packaging.requirements import InvalidRequirement, Requirement
 
 from vqcore.compose.describe import type_text, value_text
+from vqcore.compose.text import from_text, plain_number
 from vqcore.config import Config
 from vqcore.errors import (
     ConfigError,
@@ -39,6 +40,8 @@ T = TypeVar("T")
 COMMAND_LINE = "command line"
 _REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 """A reference of OmegaConf. `describe.dump` escapes what looks like one."""
+LARGEST = 1e12
+"""No setting takes a number of a larger magnitude."""
 
 
 def from_tree(
@@ -122,12 +125,6 @@ def _texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield from _texts(value, here)
 
 
-def yaml_value(text: str) -> Any:
-    """A value as read by OmegaConf's YAML reader, which reads `1e-3` as a number (PyYAML does not)."""
-    tree: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
-    return tree["value"]
-
-
 def full_key(error: OmegaConfBaseException) -> str:
     """The config key in one of OmegaConf's errors, or an empty text."""
     return str(getattr(error, "full_key", None) or "")
@@ -203,6 +200,8 @@ class _Builder:
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             return self.build(annotation, {} if given is dataclasses.MISSING else given, path)
         if given is not dataclasses.MISSING:
+            if given == "" == field.default:
+                return given
             return self._leaf(annotation, given, path)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise self._error(path, f" is required ({type_text(annotation)}).")
@@ -274,8 +273,13 @@ class _Builder:
         try:
             return self._typed(annotation, value, path)
         except _Mismatch as found:
-            text = f"={value_text(found.value)} is not {type_text(found.annotation)}."
-            if found.annotation is str and isinstance(found.value, (int, float)):
+            is_not = f"is not {type_text(found.annotation)}."
+            text = f"={value_text(found.value)} {found.why or is_not}"
+            if found.why:
+                pass
+            elif (number := plain_number(str(found.value))) is not None and isinstance(found.value, str):
+                text += f" A number is written in digits: write {number}."
+            elif found.annotation is str and isinstance(found.value, (int, float)):
                 quotes = (
                     "quote it twice, '\"...\"'" if self.layer(path) == COMMAND_LINE else "put it in quotes"
                 )
@@ -307,10 +311,14 @@ class _Builder:
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             return self.build(annotation, value, path)
         plain = from_text(value) if annotation in (int, float, bool) and isinstance(value, str) else value
+        if annotation in (int, float) and type(plain) in (int, float) and not abs(plain) <= LARGEST:
+            raise _Mismatch(path, value, annotation, f"must be a number from -{LARGEST:g} to {LARGEST:g}.")
         if annotation is float and type(plain) in (int, float):
             return float(plain)
         if annotation is int and type(plain) is float and plain.is_integer():
             return int(plain)  # YAML reads 1e4 as a float
+        if annotation is str and isinstance(plain, str) and (not plain.strip() or "\0" in plain):
+            raise _Mismatch(path, value, annotation, "is no text that a path or a name can be.")
         if annotation in (int, bool, str, type(None)) and type(plain) is annotation:
             return plain
         raise _Mismatch(path, value, annotation)
@@ -318,20 +326,21 @@ class _Builder:
     def _key(self, annotation: Any, key: Any, path: str) -> Any:
         """The key of a mapping as text, or as an integer where the setting has integer keys."""
         if annotation is int:
-            if not str(key).isdigit():
+            if not re.fullmatch("0|[1-9][0-9]{0,11}", str(key)):
                 raise _Mismatch(f"{path}.{key}", key, int)
             return int(key)
         return str(key)
 
     def _one_of(self, annotation: Any, value: Any, path: str) -> Any:
-        inside = None
+        inside = refused = None
         args = typing.get_args(annotation)
         for arg in sorted(args, key=lambda arg: type(value) is not arg):  # the value's own type first
             try:
                 return self._typed(arg, value, path)
             except _Mismatch as found:
                 inside = found if found.path != path else inside
-        raise inside or _Mismatch(path, value, annotation)
+                refused = found if found.why else refused
+        raise inside or refused or _Mismatch(path, value, annotation)
 
     def _unknown(self, key: str, known: list[str], path: str, component: str) -> VqcoreError:
         here = joined(path, key)
@@ -381,14 +390,6 @@ def _schema_leaves(cls: type, path: str = "") -> Iterable[str]:
             yield here
 
 
-def from_text(text: str) -> Any:
-    """A value from the command line as YAML reads it; a text that is not valid YAML is the value itself."""
-    try:
-        return yaml_value(text)
-    except (yaml.YAMLError, OmegaConfBaseException):
-        return text
-
-
 def _sentence(error: ValueError) -> str:
     """The first line of an error with a full stop, unless the line ends with a question mark."""
     text = first_line(error)
@@ -396,10 +397,10 @@ def _sentence(error: ValueError) -> str:
 
 
 class _Mismatch(Exception):
-    """A value does not have the type of its setting."""
+    """A value does not have the type of its setting, or has it and is refused (`why`)."""
 
-    def __init__(self, path: str, value: Any, annotation: Any):
-        self.path, self.value, self.annotation = path, value, annotation
+    def __init__(self, path: str, value: Any, annotation: Any, why: str = ""):
+        self.path, self.value, self.annotation, self.why = path, value, annotation, why
 
 
 def _check_requires(requires: Any, layer: str) -> None:

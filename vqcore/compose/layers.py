@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vqcore.compose.build import COMMAND_LINE, from_tree, full_key, joined, omegaconf_reason, yaml_value
+from vqcore.compose.build import COMMAND_LINE, from_tree, full_key, joined, omegaconf_reason
 from vqcore.compose.describe import value_text
 from vqcore.compose.recipes import recipe_path
+from vqcore.compose.text import document, word
 from vqcore.config import leaves
-from vqcore.errors import ConfigError, did_you_mean, listed
+from vqcore.errors import ConfigError, did_you_mean, first_line, listed
+from vqcore.files import local
 from vqcore.reading import MOST_YAML, is_mapping, read_text, yaml_reason, yaml_root
 from vqcore.registry import Registry, registry
 
@@ -96,7 +97,7 @@ class _Layers:
     def add_file(self, path: str, parents: Mapping[Path, str] | None = None) -> None:
         """Add the files under `defaults:` in their order, then the file. `parents` are the files that led here."""
         recipe = path.startswith("recipe:")
-        file = recipe_path(path.removeprefix("recipe:"), self.registry) if recipe else Path(path)
+        file = recipe_path(path.removeprefix("recipe:"), self.registry) if recipe else local(path)
         chain = {**(parents or {}), file.resolve(): path}
         if parents and file.resolve() in parents:
             raise ConfigError(
@@ -140,7 +141,7 @@ class _Layers:
 
 def _beside(file: Path, entry: str) -> str:
     """The path of an entry of `defaults:`; without `..` unless a link in the path makes a difference."""
-    path = file.parent / entry
+    path = file.parent / local(entry)
     tidy = os.path.normpath(path)
     return tidy if Path(tidy).resolve() == path.resolve() else str(path)
 
@@ -160,7 +161,7 @@ def _parse(text: str, shown: str) -> dict[str, Any]:
         if root is not None and not is_mapping(root):
             found = value_text(root.value) if isinstance(root, yaml.ScalarNode) else "a list"
             raise ConfigError(f"{shown}: a config is a mapping (key: value), not {found}.")
-        tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if root else {}
+        tree = document(text) if root else {}
     except OmegaConfBaseException as error:
         raise ConfigError(f"{shown}: {omegaconf_reason(error, full_key(error))}") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -185,7 +186,7 @@ def _string_keys(tree: dict[Any, Any], shown: str, path: str = "") -> dict[str, 
 
 def _is_ramp(value: dict[str, Any]) -> bool:
     """Whether a mapping has numbers by step. Such a mapping is one value: it replaces an earlier one."""
-    return bool(value) and all(key.isdigit() for key in value)
+    return bool(value) and all(key.isascii() and key.isdigit() for key in value)
 
 
 def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
@@ -194,7 +195,9 @@ def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key or any(not part for part in key.split(".")):
-            raise ConfigError(f"{COMMAND_LINE}: '{override}' is not a setting; write key.path=value.")
+            raise ConfigError(
+                f"{COMMAND_LINE}: {value_text(override)} is not a setting; write key.path=value."
+            )
         *parents, last = key.split(".")
         node: dict[str, Any] = {last: _override_value(key, text)}
         for part in reversed(parents):
@@ -205,11 +208,13 @@ def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _override_value(key: str, text: str) -> Any:
     try:
-        value = yaml_value(text)
+        value = word(text)
     except yaml.YAMLError as error:
-        quoted = f"""{key}='"{text}"'"""
+        shown = value_text(text)[1:-1]
+        why = "" if isinstance(error, yaml.MarkedYAMLError) else f": {first_line(error)}"
         raise ConfigError(
-            f"{COMMAND_LINE}: {key}={text} is not valid YAML. If the value is text, quote it twice: {quoted}"
+            f"{COMMAND_LINE}: {key}={shown} is not valid YAML{why}. "
+            f"""If the value is text, quote it twice: {key}='"{shown}"'"""
         ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{COMMAND_LINE}: {omegaconf_reason(error, key)}") from error
@@ -223,6 +228,8 @@ def _lay(tree: dict[str, Any], top: dict[str, Any], override: str) -> None:
         if isinstance(value, dict) and isinstance(old, dict):
             _lay(old, value, override)
         elif key in tree and isinstance(value, dict) != isinstance(old, dict):
-            raise ConfigError(f"{COMMAND_LINE}: {override} contradicts another setting of '{key}'.")
+            raise ConfigError(
+                f"{COMMAND_LINE}: {value_text(override)[1:-1]} contradicts another setting of '{key}'."
+            )
         else:
             tree[key] = value

@@ -4,6 +4,8 @@ from vqcore.errors import ConfigError
 from vqcore.protocols import DataSpec, expand
 from vqcore.schema import DataConfig
 
+MOST_SIZES = 10_000
+
 
 def nominal_size(cfg: DataConfig, rank: int | None = None) -> int | tuple[int, ...] | None:
     """`input_size`, or the largest size `input_size_max`; one number per axis if `rank` is given."""
@@ -29,6 +31,11 @@ def sizes(cfg: DataConfig, spec: DataSpec) -> list[tuple[int, ...]]:
         raise ConfigError(
             f"{shown}: with resolution_step={cfg.resolution_step} the axes take {steps} steps, but "
             "all axes must take the same number of steps, because all axes grow together"
+        )
+    if steps[0] >= MOST_SIZES:
+        raise ConfigError(
+            f"{shown}: with resolution_step={cfg.resolution_step} these are {steps[0] + 1:,} sizes; "
+            f"{MOST_SIZES:,} are the most. Take a larger resolution_step."
         )
     return [tuple(low + k * cfg.resolution_step for low in least) for k in range(steps[0] + 1)]
 

@@ -10,6 +10,7 @@ import numpy as np
 from vqcore.data.listing import Listing, nearest_sibling
 from vqcore.data.npy import map_array, read_member
 from vqcore.errors import DataError, SettingError, did_you_mean, listed
+from vqcore.files import local
 from vqcore.protocols import Modality
 from vqcore.schema import DataConfig
 
@@ -151,7 +152,7 @@ def _path_of(path: str, eval_path: str | None, split: Split) -> tuple[str, str]:
 
 
 def _expanded(path: str) -> str:
-    return str(Path(path).expanduser())
+    return str(local(path))
 
 
 def _check_labels(setting: str, given: Mapping[str, str], extra: Mapping[str, Any]) -> None:

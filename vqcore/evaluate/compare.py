@@ -27,6 +27,7 @@ from vqcore import __version__, dist
 from vqcore.config import Config, deciding
 from vqcore.errors import CheckpointError, DataError, VqcoreError
 from vqcore.evaluate.measure import decode_count, metric_configs, sampling_options
+from vqcore.files import local
 from vqcore.protocols import Data, Metric, better, facts
 from vqcore.reading import REAL, Each, read_json
 from vqcore.registry import registry
@@ -183,13 +184,14 @@ def directions(metrics: Mapping[str, Metric], names: Iterable[str]) -> dict[str,
 
 def is_written(name: str) -> bool:
     """Whether the metrics of `name` are read from a file: `name` is this file, or a run, whose folder holds it."""
-    path = Path(name)
+    path = local(name)
     return path.is_file() or (path / FILE).is_file() or (path / "checkpoints").is_dir()
 
 
 def read(run: str | Path) -> dict[str, Any]:
     """What `vqcore eval` wrote for a run. `run` is the run's folder or the file."""
-    path = Path(run) / FILE if Path(run).is_dir() else Path(run)
+    folder = local(run)
+    path = folder / FILE if folder.is_dir() else folder
     if not path.exists():
         raise CheckpointError(f"{path}: no such file. Measure the run first: vqcore eval {run}")
     try:

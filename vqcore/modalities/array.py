@@ -78,6 +78,8 @@ class Array:
                 raise SettingError("range", f"{list(self.range)} has no meaning for kind '{self.kind}'")
             if self.range is not None and not self.range[0] < self.range[1]:
                 raise SettingError("range", f"{list(self.range)} must be two numbers in ascending order")
+            if self.kind != "unit-vector":
+                config.refuse_idle(self, f"kind={self.kind}", "tolerance")
             if not 0 < self.tolerance < 1:
                 raise SettingError("tolerance", f"{self.tolerance} must lie between 0 and 1")
             if not 0 <= self.hflip <= 1:

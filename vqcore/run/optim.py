@@ -1,8 +1,9 @@
 """Optimizers by name, parameter groups, the schedules of a run, and the running average of weights."""
 
+import dataclasses
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +40,41 @@ def optimizer_class(name: str, where: str = "optim") -> Any:
             f"{did_you_mean(name, known)} Optimizers: {listed(known, 20)}."
         )
     return known[name]
+
+
+def check_optimizers(cfg: OptimSection, layer: Callable[[str], str] | None = None) -> None:
+    """Raise `ConfigError` for an unknown optimizer, and for a setting that the chosen optimizer does not have.
+
+    `layer` gives the file that set a key, for the message.
+    """
+    plain = {f.name: f.default for f in dataclasses.fields(OptimSection)}
+    sections: dict[str, Any] = {"optim": cfg} | {f"optim.players.{n}": own for n, own in cfg.players.items()}
+    for where, own in sections.items():
+        key = f"{where}.name" if own.name is not None else "optim.name"
+        name = own.name or cfg.name
+        try:
+            takes = inspect.signature(optimizer_class(name, key.removesuffix(".name"))).parameters
+            for setting in ("betas", "eps", "weight_decay", "weight_decay_end"):
+                value = getattr(own, setting, None)
+                argument = setting.removesuffix("_end")
+                if value not in (None, plain[setting], 0.0) and argument not in takes:
+                    key = f"{where}.{setting}"
+                    shown = list(value) if isinstance(value, tuple) else value
+                    raise ConfigError(f"{key}={shown} does nothing: {name} has no {argument}. Leave it out.")
+        except ConfigError as error:
+            raise error.at(layer(key)) if layer else error from None
+
+
+def check_rates(cfg: OptimSection, players: Iterable[str], total_batch: int) -> None:
+    """Raise `ConfigError` if a player's `min_lr` is above its peak rate, which may depend on the total batch."""
+    for name in players:
+        own = cfg.of(name)
+        if own.min_lr > peak_rate(own, total_batch):
+            where = f"optim.players.{name}" if name in cfg.players else "optim"
+            raise ConfigError(
+                f"{where}.min_lr={own.min_lr:g} is above the peak, {rate_in_words(own, total_batch)}: the schedule "
+                "falls from the peak to min_lr."
+            )
 
 
 def build_optimizer(

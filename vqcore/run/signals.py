@@ -9,7 +9,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Inside the block the first SIGTERM or Ctrl-C only sets `received` to its name; the second ends the process."""
+    """Inside the block the first SIGTERM or Ctrl-C only sets `received` to its name; the second ends the process.
+
+    A signal that this process was told to ignore when it was started stays ignored.
+    """
 
     def __init__(self) -> None:
         self.received = ""
@@ -18,6 +21,8 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
             for each in SIGNALS:
+                if signal.getsignal(each) is signal.SIG_IGN:
+                    continue  # as nohup and shells without job control ask for
                 self.former[each] = signal.signal(each, self._note)
         return self
 

@@ -19,14 +19,14 @@ from vqcore.artefacts.resolve import checkpoints
 from vqcore.assembly import Assembly, assemble, lend_riders
 from vqcore.borrowed import Access, Lender, Loans, own_buffers
 from vqcore.data.sizes import sizes
-from vqcore.errors import PluginLoadError, listed
+from vqcore.errors import ConfigError, PluginLoadError, SettingError, listed
 from vqcore.evaluate.measure import Metrics
 from vqcore.evaluate.usage import CodeWindow, learns_codes
 from vqcore.protocols import Data, Modality, Objective
 from vqcore.registry import registry
 from vqcore.rng import seeded
 from vqcore.run.hooks import GuardedHooks
-from vqcore.run.optim import Ema
+from vqcore.run.optim import Ema, check_optimizers, check_rates
 from vqcore.run.players import Player, check_players, held, player_names
 from vqcore.run.start import start_from
 from vqcore.schema import RunConfig
@@ -177,6 +177,7 @@ def build_from(
 ) -> Run:
     """A run of parts that are assembled already; adds weights to start from, averages, code statistics and hooks."""
     tokenizer, data = parts.tokenizer, parts.data
+    check_optimizers(config.optim)
     access = access or Access()
     lender = access.lender()
     tokenizer.borrow(lender)
@@ -191,6 +192,7 @@ def build_from(
     steps = config.run.steps or _steps(config, len(data))
     names = player_names(tokenizer.objective, steps)
     check_players(config, tokenizer.objective, names, tokenizer)
+    check_rates(config.optim, names, total_batch(config))
     batch_sizes = sizes(config.data, tokenizer.spec)
     run = Run(
         config=config,
@@ -254,4 +256,7 @@ def _in_steps(config: RunConfig, samples: int) -> RunConfig:
     if optim.warmup_epochs is None:
         return config
     warmup = round(optim.warmup_epochs * samples / total_batch(config))
-    return replace(config, optim=replace(optim, warmup=warmup, warmup_epochs=None))
+    try:
+        return replace(config, optim=replace(optim, warmup=warmup, warmup_epochs=None))
+    except SettingError as error:
+        raise ConfigError(f"optim.warmup_epochs={optim.warmup_epochs:g}: {error}.") from error

@@ -113,7 +113,7 @@ class TestResidual(QuantizerConformance):
     component, waived = "quant/residual", SUMS
     configs = (
         {"depth": 3, "quantizer": VQ},
-        {"depth": 1, "shared": True, "quantizer": VQ},
+        {"depth": 1, "quantizer": VQ},
         {"depth": 3, "shared": True, "quantizer": {"name": "quant/bsq", "codebook_size": 8}},
     )
 

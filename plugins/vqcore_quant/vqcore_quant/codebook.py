@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import vqcore.config
+from vqcore.config import refuse_idle
 from vqcore.errors import SettingError
 from vqcore_quant.assignment import totals
 from vqcore_quant.ranges import check_ranges
@@ -70,6 +71,13 @@ class CodebookConfig(vqcore.config.Config):
             factors=threshold,
             positive=("eps", "chunk_mib", *coef),
         )
+        if not self.kmeans_init:
+            refuse_idle(self, "kmeans_init=false", "kmeans_iters")
+        if self.dead_code is None:
+            refuse_idle(self, "dead_code=null", "threshold_ema_dead_code")
+        if self.threshold_ema_dead_code is not None and self.coef_ema_dead_code is not None:
+            given = f"threshold_ema_dead_code={self.threshold_ema_dead_code:g}"
+            refuse_idle(self, given, "coef_ema_dead_code")
         if not 0 <= self.decay < 1:
             raise SettingError("decay", f"{self.decay} is not in [0, 1)")
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 import vqcore.config
+from vqcore.config import refuse_idle
 from vqcore.protocols import Quantized
 from vqcore_quant.choice import hard_choice, in_chunks, soft_choice
 from vqcore_quant.codes import check_range
@@ -65,6 +66,10 @@ class IBQ(nn.Module):
                 factors=("quant_weight", "beta", "entropy_weight"),
                 positive=("entropy_temperature", "chunk_mib"),
             )
+            if not self.entropy_weight:
+                refuse_idle(self, "entropy_weight=0", "entropy_temperature")
+            if not self.quant_weight:
+                refuse_idle(self, "quant_weight=0", "beta")
 
     num_codebooks: ClassVar[int] = 1
     without_decay: ClassVar[tuple[str, ...]] = ("embed",)

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 import vqcore.config
+from vqcore.config import refuse_idle
 from vqcore.errors import SettingError
 from vqcore_quant.bits import bits_of
 from vqcore_quant.ranges import check_ranges
@@ -58,6 +59,9 @@ class BinaryConfig(vqcore.config.Config):
         bits_of(self.codebook_size)
         factors = ("entropy_weight", "entropy_gamma", "commitment_weight")
         check_ranges(self, factors=factors, positive=("entropy_temperature",))
+        if not self.entropy_weight:
+            names = ("entropy_gamma", "entropy_temperature", "group_bits")
+            refuse_idle(self, "entropy_weight=0", *names)
         if not 1 <= self.group_bits <= MAX_GROUP_BITS:
             raise SettingError("group_bits", f"{self.group_bits} is not in [1, {MAX_GROUP_BITS}]")
 

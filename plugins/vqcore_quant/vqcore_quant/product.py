@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 import vqcore.config
-from vqcore.config import slot
+from vqcore.config import refuse_idle, slot
 from vqcore.errors import SettingError
 from vqcore.protocols import Quantized, Quantizer
 from vqcore_quant.nested import average, broken, build_inner, each, token_states
@@ -40,6 +40,8 @@ class Product(nn.Module):
         def __post_init__(self) -> None:
             if self.groups < 1:
                 raise SettingError("groups", f"{self.groups} is below 1")
+            if self.groups == 1:
+                refuse_idle(self, "groups=1", "shared")
 
     def __init__(self, cfg: Config):
         super().__init__()

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 import vqcore.config
-from vqcore.config import slot
+from vqcore.config import refuse_idle, slot
 from vqcore.errors import SettingError
 from vqcore.protocols import Quantized, Quantizer
 from vqcore_quant.gradients import straight_through
@@ -54,6 +54,8 @@ class Residual(nn.Module):
         def __post_init__(self) -> None:
             if self.depth < 1:
                 raise SettingError("depth", f"{self.depth} is below 1")
+            if self.depth == 1:
+                refuse_idle(self, "depth=1", "shared", "dropout")
             if not 0 <= self.dropout <= 1:
                 raise SettingError("dropout", f"{self.dropout} is not in [0, 1]")
 

@@ -27,6 +27,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vqcore.config import refuse_idle
 from vqcore.errors import SettingError
 from vqcore.protocols import Quantized
 from vqcore_quant.assignment import nearest
@@ -108,6 +109,10 @@ class VQ(nn.Module):
                 factors=("temperature", *weights),
                 positive=("entropy_temperature",),
             )
+            if not self.entropy_weight:
+                refuse_idle(self, "entropy_weight=0", "entropy_gamma", "entropy_temperature")
+            if self.num_codebooks == 1:
+                refuse_idle(self, "num_codebooks=1", "shared_codebook")
             if self.code_dim is None and self.latent_dim % self.num_codebooks:
                 raise SettingError(
                     "latent_dim",

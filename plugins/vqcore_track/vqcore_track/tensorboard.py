@@ -13,6 +13,7 @@ from PIL import Image
 
 from vqcore import config, dist
 from vqcore.compose.describe import dump
+from vqcore.files import local
 from vqcore.plugin import hookimpl
 from vqcore.protocols import RunLike
 from vqcore_track.usage import codebooks, uses_histogram
@@ -45,7 +46,7 @@ class TensorBoard:
     def vqcore_run_started(self, run: RunLike) -> None:
         """Open the event file."""
         if dist.is_main():
-            self._folder = Path(self.cfg.dir).expanduser() if self.cfg.dir else run.dir / "tensorboard"
+            self._folder = local(self.cfg.dir) if self.cfg.dir else run.dir / "tensorboard"
             self._open(run.step)
             if run.step == 0:
                 text = dump(run.config)

@@ -117,6 +117,8 @@ class Features:
                     "prefix_tokens",
                     f"{self.prefix_tokens} with layout={self.layout}: only layout=tokens has prefix tokens",
                 )
+            if self.crop == "cut":
+                config.refuse_idle(self, "crop=cut", "min_crop_scale")
             if not 0 < self.min_crop_scale <= 1:
                 raise SettingError("min_crop_scale", f"{self.min_crop_scale} must lie in (0, 1]")
             if not 0 <= self.hflip <= 1:

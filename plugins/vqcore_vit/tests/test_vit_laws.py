@@ -27,10 +27,9 @@ def pair(channels, size, patch, *, dim=5, spec=None, out_conv="none", **settings
     torch.manual_seed(0)
     spec = spec or DataSpec(channels=channels, size=size)
     shared = {**TINY, "patch_size": patch, **settings}
+    narrow = {"out_conv_channels": 4} if out_conv == "conv" else {}
     encoder = ViTEncoder(ViTEncoder.Config(**shared), spec=spec)
-    decoder = ViTDecoder(
-        ViTDecoder.Config(**shared, out_conv=out_conv, out_conv_channels=4), dim=dim, spec=spec
-    )
+    decoder = ViTDecoder(ViTDecoder.Config(**shared, out_conv=out_conv, **narrow), dim=dim, spec=spec)
     return encoder, decoder
 
 

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vqcore.config import Config
+from vqcore.config import Config, refuse_idle
 from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec
 from vqcore_vit.blocks import linear
@@ -35,6 +35,8 @@ class MLPConfig(Config):
     """Activation function between the layers; use none for weights of 4M's plain MLP."""
 
     def __post_init__(self) -> None:
+        if self.kind == "plain":
+            refuse_idle(self, "kind=plain", "expansion")
         for name in ("depth", "width", "expansion"):
             if getattr(self, name) < 1:
                 raise SettingError(name, f"{getattr(self, name)} is below 1")

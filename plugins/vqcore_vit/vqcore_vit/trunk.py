@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vqcore.config import Config
+from vqcore.config import Config, refuse_idle
 from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec
 from vqcore_vit.attention import Backend
@@ -81,6 +81,8 @@ class TransformerConfig(Config):
         if min(width, depth + 1, num_heads, *patch) < 1:
             given = f"width={width}, depth={depth}, num_heads={num_heads}, patch_size={self.patch_size}"
             raise ValueError(f"{given}: each must be at least 1, depth at least 0")
+        if not self.patch_proj:
+            refuse_idle(self, "patch_proj=false", "patch_size")
         if width % num_heads:
             raise SettingError("width", f"{width} is not divisible by num_heads={num_heads}")
         if self.grid_convs < 0:
@@ -120,6 +122,9 @@ class DecoderConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.out_conv != "conv":
+            names = ("out_conv_channels", "out_conv_scale", "out_conv_depth")
+            refuse_idle(self, f"out_conv={self.out_conv}", *names)
         for name, least in (("out_conv_channels", 1), ("out_conv_scale", 1), ("out_conv_depth", 0)):
             if getattr(self, name) < least:
                 raise SettingError(name, f"{getattr(self, name)} is below {least}")
