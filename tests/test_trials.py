@@ -73,7 +73,7 @@ def command(*argv, ranks=1, kill=0, fails=False):
 
 
 def lines(run, *, ranks=1):
-    """The lines of metrics.jsonl; with several processes without the codes, of which a checkpoint has those of rank 0."""
+    """The lines of metrics.jsonl; with several processes without codes, of which a checkpoint has those of rank 0."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     if ranks > 1:
         found = [{k: v for k, v in line.items() if not k.startswith("codes/")} for line in found]

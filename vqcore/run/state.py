@@ -56,7 +56,8 @@ class Run:
 
     `steps` is the step at which the run ends. `window` holds the codes of the last training tokens. `metrics` are those
     of evaluations, empty without evaluation data. `player_names` are all players, `players` those that were built so
-    far. `held` names what only training has (`vqcore.run.players.held`). `loans` has hash and source of all borrowed weights. Hooks read a run as `vqcore.protocols.RunLike`.
+    far. `held` names what only training has (`vqcore.run.players.held`). `loans` has hash and source of all borrowed
+    weights. Hooks read a run as `vqcore.protocols.RunLike`.
     """
 
     config: RunConfig
