@@ -224,6 +224,27 @@ def test_everything_at_once_on_two_processes(tmp_path):
         assert in_run[f"eval/{name}"] == pytest.approx(value, rel=1e-6), name
 
 
+@pytest.mark.slow
+@pytest.mark.dist
+def test_an_encoder_with_running_statistics_is_one_on_two_processes(tmp_path):
+    """All processes evaluate with the statistics that are saved, also before a checkpoint was loaded."""
+    pytest.importorskip("vqcore_quant")
+    changes = {
+        "model__encoder": {"name": "toy/normed"},
+        "model__quantizer": {"name": "quant/vq", "codebook_size": 16, "latent_dim": 3},
+        "optim__horizon": 6,
+        "eval__every": 3,
+    }
+    whole, parts = (written(tmp_path, name, **changes) for name in ("whole", "parts"))
+    command("train", whole, ranks=2)
+    command("train", parts, "run.steps=3", ranks=2)
+    command("train", parts, ranks=2)
+    same_end(tmp_path / "whole", tmp_path / "parts", ranks=2)
+    in_run = evaluations(tmp_path / "whole")[6]
+    for name, value in measured(tmp_path / "whole")["results"][0]["metrics"].items():
+        assert in_run[f"eval/{name}"] == pytest.approx(value, rel=1e-6), name
+
+
 # ------------------------------------------------------------------------------------------------------ teachers
 
 

@@ -612,7 +612,7 @@ class Objective(Protocol):
     Annotated[int, "Steps of the sampler."] = 25` (`vqcore.sampling`); it refuses values out of range with a
     `SettingError` before it computes anything. `extras` are the conditions of the batch. Under DDP every trained
     parameter of a player must take part in the player's losses, and after each turn all ranks get the buffers that
-    the objective and its players have on rank 0.
+    the objective, its players, the encoder and the decoder have on rank 0.
     """
 
     def setup(self, tokenizer: TokenizerLike) -> None: ...

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -62,7 +62,7 @@ def train_step(run: Run, batches: list[Batch]) -> dict[str, float | Tensor]:
         player.scaler.update()
         _all_learning(run)
         # Running statistics: a checkpoint has those of rank 0, and a resumed run must go on with the same bits.
-        dist.broadcast_(buffer for module in run.modules[1:] for buffer in own_buffers(module))
+        dist.broadcast_(_statistics(run))
         if trouble is not None:
             raise trouble
         metrics |= {f"lr{player.suffix}": rate, f"grad_norm{player.suffix}": norm}
@@ -116,6 +116,13 @@ def _only_learning(run: Run, playing: str) -> None:
         for p in player.trained:
             p.requires_grad_(name == playing)
     set_modes(run.objective, playing)
+
+
+def _statistics(run: Run) -> Iterator[Tensor]:
+    """Buffers in which processes may differ after a turn. Quantizers sum theirs over all processes themselves."""
+    parts = [part for name, part in run.tokenizer.named_children() if part.training and name != "quantizer"]
+    for module in (*parts, *run.modules[1:]):
+        yield from own_buffers(module)
 
 
 def _all_learning(run: Run) -> None:
