@@ -73,7 +73,7 @@ def command(*argv, ranks=1, kill=0, fails=False):
 
 
 def lines(run, *, ranks=1):
-    """The lines of metrics.jsonl; with several processes without codes: a checkpoint has those of rank 0."""
+    """The lines of metrics.jsonl; with several processes without codes, of which a checkpoint has those of rank 0."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     if ranks > 1:
         found = [{k: v for k, v in line.items() if not k.startswith("codes/")} for line in found]
@@ -221,6 +221,27 @@ def test_everything_at_once_on_two_processes(tmp_path):
     assert one["results"][0]["metrics"] == pytest.approx(two["results"][0]["metrics"], rel=1e-6)
     in_run = evaluations(tmp_path / "whole")[6]
     for name, value in one["results"][0]["metrics"].items():
+        assert in_run[f"eval/{name}"] == pytest.approx(value, rel=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_an_encoder_with_running_statistics_is_one_on_two_processes(tmp_path):
+    """All processes evaluate with the statistics that are saved, also before a checkpoint was loaded."""
+    pytest.importorskip("vqcore_quant")
+    changes = {
+        "model__encoder": {"name": "toy/normed"},
+        "model__quantizer": {"name": "quant/vq", "codebook_size": 16, "latent_dim": 3},
+        "optim__horizon": 6,
+        "eval__every": 3,
+    }
+    whole, parts = (written(tmp_path, name, **changes) for name in ("whole", "parts"))
+    command("train", whole, ranks=2)
+    command("train", parts, "run.steps=3", ranks=2)
+    command("train", parts, ranks=2)
+    same_end(tmp_path / "whole", tmp_path / "parts", ranks=2)
+    in_run = evaluations(tmp_path / "whole")[6]
+    for name, value in measured(tmp_path / "whole")["results"][0]["metrics"].items():
         assert in_run[f"eval/{name}"] == pytest.approx(value, rel=1e-6), name
 
 

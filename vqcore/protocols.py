@@ -606,21 +606,20 @@ class Objective(Protocol):
     optimised at a step: `"model"` is the tokenizer; any other name is the attribute of the objective that holds the
     player's module. What an objective that is a module holds (heads, running means) is saved and restored with the
     training state, and is no part of the tokenizer. Its parameters that belong to no player are trained with `model`.
-
-    Everything that it holds is there after `setup`, so that a checkpoint can fill it.
+    All of it is there after `setup`, with its shapes: a checkpoint with other names or shapes is refused.
 
     `losses` returns the terms of one player, unweighted, under the same names at every step, and no name of another
     player; in training a term may be left out while its weight is 0. `shared` is one mapping for all players of a
     micro-batch: a player finds there what another has computed, detached, such as `x_hat`; it is empty for the first
     player and where one player is asked alone, so everything in it can be computed again. `rng`, one generator per
-    sample, starts alike for all players. It is the only source of randomness besides dropout layers, so that a
-    sample's result does not depend on its batch; `vqcore.rng.forked` gives a player other numbers of its own.
+    sample, starts alike for all players. It is the only source of randomness besides dropout layers, so that a sample's
+    result does not depend on its batch; `vqcore.rng.forked` gives a player other numbers of its own.
 
     `decode` samples the decoder; its keyword-only parameters beyond these are the sampling options, written `steps:
     Annotated[int, "Steps of the sampler."] = 25` (`vqcore.sampling`); it refuses values out of range with a
     `SettingError` before it computes anything. `extras` are the conditions of the batch. Under DDP every trained
     parameter of a player must take part in the player's losses, and after each turn all ranks get the buffers that
-    the objective and its players have on rank 0.
+    the objective, its players, the encoder and the decoder have on rank 0.
     """
 
     def setup(self, tokenizer: TokenizerLike) -> None: ...

@@ -25,7 +25,7 @@ _NAMES = inspect.signature(DistributedDataParallel).parameters
 # The same option under its new and its old name; newer versions of torch warn of the old name.
 _NO_BROADCAST: Any = {next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in _NAMES): False}
 LOOKS = 1000
-"""An objective is asked for its players at so many first steps, and at as many spread over the run."""
+"""An objective is asked for its players at so many first steps, and at as many others, to know all of them."""
 _FAR = 10**12
 
 

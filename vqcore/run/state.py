@@ -55,10 +55,10 @@ class Progress:
 class Run:
     """The parts of a run, and its progress.
 
-    `steps` is the step at which the run ends. `window` holds the codes of the last training tokens. `metrics` are
-    those of evaluations, empty without evaluation data. `player_names` are all players, `players` those that were
-    built so far. `held` names what only training has (`vqcore.run.players.held`). `loans` has hash and source of all
-    borrowed weights. Hooks read a run as `vqcore.protocols.RunLike`.
+    `steps` is the step at which the run ends. `window` holds the codes of the last training tokens. `metrics` are those
+    of evaluations, empty without evaluation data. `player_names` are all players, `players` those that were built so
+    far. `held` names what only training has (`vqcore.run.players.held`). `loans` has hash and source of all borrowed
+    weights. Hooks read a run as `vqcore.protocols.RunLike`.
     """
 
     config: RunConfig
@@ -130,8 +130,12 @@ class Run:
 
     @functools.cached_property
     def statistics(self) -> list[Tensor]:
-        """The buffers of the objective and of all players but the model, without borrowed ones, each once."""
-        found = [buffer for module in self.modules[1:] for buffer in own_buffers(module)]
+        """The buffers in which processes may differ after a turn: all but borrowed ones and those of the quantizer.
+
+        Quantizers sum their statistics over all processes themselves.
+        """
+        parts = [part for name, part in self.tokenizer.named_children() if name != "quantizer"]
+        found = [buffer for module in (*parts, *self.modules[1:]) for buffer in own_buffers(module)]
         return list({id(buffer): buffer for buffer in found}.values())
 
     @contextlib.contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vqcore import dist
+from vqcore.borrowed import own_buffers
 from vqcore.errors import PluginLoadError, listed
 from vqcore.protocols import Batch, set_modes
 from vqcore.rng import derive, sample_generators
@@ -166,7 +167,8 @@ class _Buffers:
     """A copy of all buffers, for a step that is left out: a codebook changes in the forward pass already."""
 
     def __init__(self, run: Run):
-        self.saved = [(b, b.clone()) for b in (*run.tokenizer.buffers(), *run.statistics)]
+        moving = {id(b): b for b in (*own_buffers(run.tokenizer.quantizer), *run.statistics)}
+        self.saved = [(b, b.clone()) for b in moving.values()]
 
     def restore(self) -> None:
         """Set the buffers back to the copy."""
