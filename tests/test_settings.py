@@ -146,7 +146,6 @@ IDLE = {
     ("eval.sizes=[0]",): r"eval.sizes=0: every side",
     ("eval.samples=4", "eval.decode_samples=5"): r"decode_samples=5 is above samples=4",
     ("model.decoder.out_conv_depth=1",): r"out_conv_depth=1 does nothing with out_conv=none",
-    ("model.encoder.patch_proj=false",): r"patch_size=8 does nothing with patch_proj=false",
     (
         "model.encoder={name: vit/mlp-encoder, kind: plain, expansion: 2}",
     ): r"expansion=2 does nothing with kind=plain",
