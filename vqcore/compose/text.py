@@ -63,7 +63,10 @@ def from_text(text: str) -> Any:
 
 
 def plain_number(text: str) -> float | int | None:
-    """The number that YAML reads in a number that is not in plain digits; None for other texts."""
+    """The number that is meant by one that is not in plain digits, e.g. 10 by `010`; None for other texts."""
+    digits = text.replace("_", "")
+    if re.fullmatch("[-+]?0[0-9]+", digits) and len(text) < 30:
+        return int(digits)
     found = yaml.safe_load(text) if _UNCLEAR.fullmatch(text) and len(text) < 30 else None
     return found if isinstance(found, (int, float)) else None
 

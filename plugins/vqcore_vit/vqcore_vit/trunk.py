@@ -81,8 +81,6 @@ class TransformerConfig(Config):
         if min(width, depth + 1, num_heads, *patch) < 1:
             given = f"width={width}, depth={depth}, num_heads={num_heads}, patch_size={self.patch_size}"
             raise ValueError(f"{given}: each must be at least 1, depth at least 0")
-        if not self.patch_proj:
-            refuse_idle(self, "patch_proj=false", "patch_size")
         if width % num_heads:
             raise SettingError("width", f"{width} is not divisible by num_heads={num_heads}")
         if self.grid_convs < 0:
