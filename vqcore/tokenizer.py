@@ -39,7 +39,7 @@ from vqcore.artefacts.folder import (
     verify,
 )
 from vqcore.artefacts.formats import read_foreign
-from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config
+from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config, with_places
 from vqcore.artefacts.resolve import resolve
 from vqcore.borrowed import Lender, borrowed_prefixes, weights_of
 from vqcore.compose.describe import dump
@@ -454,8 +454,8 @@ class Tokenizer(nn.Module):
 
         `weights` is `model`, `ema` (running averages) or `auto` (averages if there are any). `revision` belongs to a
         hub id. Checksums and fingerprint are verified. Pickles are read only with `allow_pickle`. `borrowed` says
-        where weights lie that the tokenizer borrows: `{"decoder.base": "weights/base.safetensors"}`; with `download`,
-        they are fetched from the hub if its cache lacks them. `precision` is that of encoding and decoding: with bf16
+        where weights lie that the tokenizer borrows: `{"decoder.base": "weights/base.safetensors"}`; without, those of a
+        run lie where the run's config says. With `download`, they are fetched from the hub if its cache lacks them. `precision` is that of encoding and decoding: with bf16
         and fp16 the parts run under autocast, and codes may differ from those of fp32. Raises `CheckpointError` if
         something is missing, damaged or does not fit.
         """
@@ -478,6 +478,8 @@ class Tokenizer(nn.Module):
         folder = named.path
         made = verify(folder)
         cfg = read_config(folder, registry_)
+        if named.run is not None:
+            cfg = with_places(cfg, named.run, registry_)
         tokenizer = cls(cfg, encoder_only=encoder_only, fetch=False, registry_=registry_)
         tokenizer._borrow_all(borrowed, made.get("borrowed", {}), download)
         tokenizer.precision = precision

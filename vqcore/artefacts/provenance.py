@@ -15,7 +15,7 @@ import torch
 from vqcore import __version__
 from vqcore.artefacts.folder import CONFIG, PROVENANCE
 from vqcore.compose.build import from_tree, saved_tree
-from vqcore.config import Config, to_tree
+from vqcore.config import Config, leaves, place_keys, to_tree
 from vqcore.errors import CheckpointError, ConfigError, UnknownPlugin, VqcoreError
 from vqcore.registry import Registry, registry
 from vqcore.schema import TokenizerConfig
@@ -35,6 +35,28 @@ def read_config(folder: Path, registry_: Registry | None = None) -> TokenizerCon
         return from_tree(tree, schema=TokenizerConfig, file=str(path), registry_=registry_)
     except UnknownPlugin as error:
         raise made_with(folder, error, registry_) from error
+
+
+def with_places(cfg: TokenizerConfig, run: Path, registry_: Registry | None = None) -> TokenizerConfig:
+    """The config of a checkpoint with the places of borrowed weights that its run's config names.
+
+    A checkpoint itself holds no local path; on the machine of the run, the run's folder knows where the weights lie.
+    """
+    keys = list(place_keys(cfg))
+    if not keys or not (run / CONFIG).is_file():
+        return cfg
+    try:
+        theirs = dict(leaves(saved_tree(run / CONFIG)))
+    except ConfigError:
+        return cfg
+    tree = to_tree(cfg)
+    for key in keys:
+        node = tree
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node[parent]
+        node[last] = theirs.get(f"data.{key}" if key.startswith("modality.") else key) or node[last]
+    return from_tree(tree, schema=TokenizerConfig, file=str(run / CONFIG), registry_=registry_)
 
 
 def made_with(folder: Path, error: UnknownPlugin, registry_: Registry | None = None) -> UnknownPlugin:
