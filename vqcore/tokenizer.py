@@ -39,7 +39,11 @@ from vqcore.artefacts.folder import (
     verify,
 )
 from vqcore.artefacts.formats import read_foreign
+<<<<<<< HEAD
 from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config, with_places, without_places
+=======
+from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config, with_places
+>>>>>>> wip-trials
 from vqcore.artefacts.resolve import resolve
 from vqcore.borrowed import Lender, borrowed_prefixes, weights_of
 from vqcore.compose.describe import dump
@@ -455,10 +459,10 @@ class Tokenizer(nn.Module):
 
         `weights` is `model`, `ema` (running averages) or `auto` (averages if there are any). `revision` belongs to a
         hub id. Checksums and fingerprint are verified. Pickles are read only with `allow_pickle`. `borrowed` says
-        where weights lie that the tokenizer borrows: `{"decoder.base": "weights/base.safetensors"}`; with `download`,
-        they are fetched from the hub if its cache lacks them. `precision` is that of encoding and decoding: with bf16
-        and fp16 the parts run under autocast, and codes may differ from those of fp32. Raises `CheckpointError` if
-        something is missing, damaged or does not fit.
+        where weights lie that the tokenizer borrows: `{"decoder.base": "weights/base.safetensors"}`; without, those of
+        a run lie where the run's config says. With `download`, they are fetched from the hub if its cache lacks them.
+        `precision` is that of encoding and decoding: with bf16 and fp16 the parts run under autocast, and codes may
+        differ from those of fp32. Raises `CheckpointError` if something is missing, damaged or does not fit.
         """
         named = resolve(path, revision, format=format, allow_pickle=allow_pickle, registry_=registry_)
         if named.format is not None:

@@ -167,7 +167,7 @@ class _Buffers:
     """A copy of all buffers, for a step that is left out: a codebook changes in the forward pass already."""
 
     def __init__(self, run: Run):
-        moving = {id(b): b for b in (*own_buffers(run.tokenizer.quantizer), *run.statistics)}
+        moving = {id(b): b for b in (*own_buffers(run.tokenizer.get_submodule("quantizer")), *run.statistics)}
         self.saved = [(b, b.clone()) for b in moving.values()]
 
     def restore(self) -> None:

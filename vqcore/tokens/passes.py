@@ -36,7 +36,10 @@ def parse_size(text: str | None, nominal: Sequence[int]) -> tuple[int, ...]:
     if text is None:
         return tuple(nominal)
     parts = text.split("x")
-    if not all(re.fullmatch("[1-9][0-9]{0,11}", part) for part in parts) or len(parts) not in (1, len(nominal)):
+    if not all(re.fullmatch("[1-9][0-9]{0,11}", part) for part in parts) or len(parts) not in (
+        1,
+        len(nominal),
+    ):
         several = f", or {len(nominal)} numbers joined by x" if len(nominal) > 1 else ""
         raise ConfigError(f"--size {text}: write one number{several}.")
     sides = [int(part) for part in parts]
