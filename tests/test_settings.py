@@ -86,7 +86,9 @@ def test_nothing_is_left_out_of_a_list(text, tiny):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "write"), [("010", "10"), ("1:30", "90"), ("1_000", "1000"), ("0x10", "16")])
+@pytest.mark.parametrize(
+    ("text", "write"), [("010", "10"), ("1:30", "90"), ("1_000", "1000"), ("0x10", "16")]
+)
 def test_a_number_is_written_in_digits(text, write, tiny):
     says = f"run.seed='{text}' is not an integer. A number is written in digits: write {write}."
     with pytest.raises(ConfigError, match=says):

@@ -374,11 +374,7 @@ def test_a_control_net_over_a_borrowed_base_decodes_with_steps_and_a_seed(tmp_pa
     assert not np.allclose(first["0"], first["1"])
     capsys.readouterr()
     for words, says in (
-<<<<<<< HEAD
         ([], "there is no such file or folder. Give the weights with the SHA-256"),
-=======
-        ([], f"decoder.base: {base}: there is no such file or folder"),
->>>>>>> wip-trials
         (
             ["--borrow", f"decoder.base={other}"],
             "decoder.base: these are other weights than those of this tokenizer",

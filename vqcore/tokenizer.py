@@ -39,11 +39,7 @@ from vqcore.artefacts.folder import (
     verify,
 )
 from vqcore.artefacts.formats import read_foreign
-<<<<<<< HEAD
 from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config, with_places, without_places
-=======
-from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config, with_places
->>>>>>> wip-trials
 from vqcore.artefacts.resolve import resolve
 from vqcore.borrowed import Lender, borrowed_prefixes, weights_of
 from vqcore.compose.describe import dump

@@ -15,11 +15,7 @@ import torch
 from vqcore import __version__
 from vqcore.artefacts.folder import CONFIG, PROVENANCE
 from vqcore.compose.build import from_tree, saved_tree
-<<<<<<< HEAD
 from vqcore.config import Config, place_keys, placed, portable, to_tree
-=======
-from vqcore.config import Config, leaves, place_keys, to_tree
->>>>>>> wip-trials
 from vqcore.errors import CheckpointError, ConfigError, UnknownPlugin, VqcoreError
 from vqcore.reading import read_json
 from vqcore.registry import Registry, registry
@@ -47,7 +43,6 @@ def read_config(folder: Path, registry_: Registry | None = None) -> TokenizerCon
 
 
 def with_places(cfg: TokenizerConfig, run: Path, registry_: Registry | None = None) -> TokenizerConfig:
-<<<<<<< HEAD
     """The config of a run's checkpoint with the places of borrowed weights that the run's own config names."""
     if not any(place_keys(cfg)):
         return cfg
@@ -58,27 +53,6 @@ def with_places(cfg: TokenizerConfig, run: Path, registry_: Registry | None = No
         return cfg
     modality, model = placed(cfg.modality, whole.data.modality), placed(cfg.model, whole.model.bare)
     return dataclasses.replace(cfg, modality=modality, model=model)
-=======
-    """The config of a checkpoint with the places of borrowed weights that its run's config names.
-
-    A checkpoint itself holds no local path; on the machine of the run, the run's folder knows where the weights lie.
-    """
-    keys = list(place_keys(cfg))
-    if not keys or not (run / CONFIG).is_file():
-        return cfg
-    try:
-        theirs = dict(leaves(saved_tree(run / CONFIG)))
-    except ConfigError:
-        return cfg
-    tree = to_tree(cfg)
-    for key in keys:
-        node = tree
-        *parents, last = key.split(".")
-        for parent in parents:
-            node = node[parent]
-        node[last] = theirs.get(f"data.{key}" if key.startswith("modality.") else key) or node[last]
-    return from_tree(tree, schema=TokenizerConfig, file=str(run / CONFIG), registry_=registry_)
->>>>>>> wip-trials
 
 
 def made_with(folder: Path, error: UnknownPlugin, registry_: Registry | None = None) -> UnknownPlugin:
