@@ -25,7 +25,7 @@ from vqcore.errors import ConfigError, UnknownName, UnknownPlugin, VqcoreError
 from vqcore.schema import RunConfig, TokenizerConfig
 from vqcore.tokenizer import Tokenizer
 
-_UNRECORDED = {"name": "folder", "path": ""}
+_UNRECORDED = {"name": "folder", "path": "unrecorded"}
 _ELSEWHERE = (
     "The tokenizer was trained with these settings. To measure it on your own data: data.eval_path=FOLDER, or, if "
     "its data source was not a folder, data.name=folder data.path=FOLDER data.eval_path=FOLDER"

@@ -61,7 +61,11 @@ def test_sizes(cls, size, text):
             "dropout=0.0, attn_dropout=1.0, drop_path=0.0: each probability must be in [0, 1)",
         ),
         (ViTEncoder, {"grid_convs": -1}, "grid_convs=-1 is below 0"),
-        (QueryDecoder, {"out_conv_depth": -1}, "out_conv_depth=-1 is below 0"),
+        (
+            QueryDecoder,
+            {"out_conv_depth": -1},
+            "out_conv_depth=-1 does nothing with out_conv=none; leave it out",
+        ),
     ],
 )
 def test_transformers(cls, settings, text):

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqcore.config import Config as BaseConfig
-from vqcore.config import refuse_idle
 from vqcore.errors import CheckpointError, SettingError
 from vqcore.protocols import DataSpec
 from vqcore_vit.trunk import check_channels
@@ -47,8 +46,6 @@ class TimmEncoder(nn.Module):
         """Recompute the blocks in the backward pass instead of storing their activations: less memory, slower."""
 
         def __post_init__(self) -> None:
-            if self.frozen:
-                refuse_idle(self, "frozen=true", "drop_path", "checkpointing")
             if not 0 <= self.drop_path < 1:
                 raise SettingError("drop_path", f"{self.drop_path}: a probability must be in [0, 1)")
 
