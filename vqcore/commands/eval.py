@@ -215,7 +215,13 @@ def _written(found: Subject, json_file: str | None) -> tuple[Path, Path] | None:
     """The paths for metrics and contact sheet: --json, else the run's folder; None for an exported tokenizer."""
     if json_file is None:
         run = found.run
-        return None if run is None else (run / comparison.FILE, run / "samples" / "eval.png")
+        if run is None:
+            return None
+        if (run / comparison.FILE).is_dir():
+            raise ConfigError(
+                f"{run / comparison.FILE} is a folder. Remove it, or name another file with --json."
+            )
+        return run / comparison.FILE, run / "samples" / "eval.png"
     path = local(json_file)
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(
