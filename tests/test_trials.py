@@ -41,14 +41,10 @@ FLOW = {"name": "toy/diffusion", "scheduler": {"name": "toy/flow"}, "times": "lo
 
 def written(folder, name, **changes):
     """A run's config as a file; `changes` as in `run_tree`. Every run may be killed by `TOY_KILL`."""
-    changes = {
-        "run__threads": 1,
-        "run__save_every": 3,
-        "hooks": {"killer": {"name": "toy/killer"}},
-        **changes,
-    }
+    small = {"run__threads": 1, "run__save_every": 3, "data__length": 8, "eval__pictures": 2}
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(run_tree(folder / name, **changes)))
+    tree = run_tree(folder / name, **{**small, "hooks": {"killer": {"name": "toy/killer"}}, **changes})
+    path.write_text(yaml.safe_dump(tree))
     return path
 
 
@@ -128,9 +124,8 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [name if name == "gan" else pytest.param(name, marks=pytest.mark.slow) for name in KILLS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", KILLS)
 def test_killed_in_the_middle_of_a_step_the_same_command_ends_with_the_same_bits(tmp_path, capsys, case):
     changes, kill = KILLS[case]
     whole, cut = (written(tmp_path, name, **changes) for name in ("whole", "cut"))
@@ -145,9 +140,9 @@ def test_killed_in_the_middle_of_a_step_the_same_command_ends_with_the_same_bits
     found = lines(tmp_path / "whole")
     if case.endswith("fp16"):
         scales = [line["loss_scale"] for line in found if "loss_scale" in line]
-        assert scales and min(scales) > 0
-        made = [line for line in found if "loss" in line]
-        assert made and all(np.isfinite(line["loss"]) for line in made)
+        trained = [line["loss"] for line in found if "loss" in line]
+        assert 0 < min(scales) < 2**16 and 12 < len(trained) < steps  # some steps are left out, most are made
+        assert np.isfinite(trained).all()
 
 
 @pytest.mark.slow
@@ -313,6 +308,7 @@ def test_a_teacher_rides_in_an_evaluation_as_it_did_in_training(tmp_path, capsys
     assert "extra.taught.teacher: no place is known" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_other_teachers_say_is_not_compared(tmp_path, capsys):
     """As main modality or rider: the metrics of one teacher's features say nothing about those of another."""
     taught = {"name": "toy/taught", "channels": 2, "size": [8, 8], "range": [-1, 1]}
@@ -427,11 +423,12 @@ def test_metrics_with_another_net_are_not_compared(tmp_path, capsys):
 # ------------------------------------------------------------------------------------------- which checkpoint counts
 
 
+@pytest.mark.slow
 def test_the_checkpoint_that_counts_when_an_adversary_enters_late(tmp_path, capsys):
     """The total loss rises and PSNR falls from the step where the adversary gets its weight."""
     objective = {**GAN, "weights": {"gan/generator": {4: 0, 5: 30}}}
     rival = {"optim": {"lr": 0.01, "players": {"adversary": {"lr": 0.1}}}}
-    more = {"objective": objective, "run__steps": 12, "run__keep": 1, **rival}
+    more = {"objective": objective, "run__steps": 12, "run__keep": 1, "data__length": 24, **rival}
     last, best = (
         written(tmp_path, name, eval={"every": 2, **asked}, **more)
         for name, asked in (("last", {}), ("best", {"best": "metric/psnr"}))
