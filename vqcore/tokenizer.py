@@ -233,10 +233,8 @@ class Tokenizer(nn.Module):
                 x = rearrange(self.embed(x.long()), "b ... c -> b c ...")
             return self.proj(self.encoder(x))
 
-    def quantize(
-        self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *size"] | None = None
-    ) -> Quantized:
-        """Quantize latents. `mask` is True where the input is valid; a grid position is valid if any part of it is.
+    def quantize(self, z: Float[Tensor, "b *grid d"], mask: Tensor | None = None) -> Quantized:
+        """Quantize latents. `mask`, bool `(b, *size)`, is True where the input is valid; a grid position is valid if any part of it is.
 
         Raises `ValueError` for a mask that is not bool or has another shape.
         """
@@ -245,28 +243,28 @@ class Tokenizer(nn.Module):
         return self.quantizer(z, None if mask is None else _to_grid(mask, z.shape[1:-1]))
 
     @torch.no_grad()
-    def encode(self, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None) -> Int[Tensor, "b *grid q"]:
-        """The codes of a batch of inputs. Raises `ValueError` when `x` does not look like `spec`.
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Int[Tensor, "b *grid q"]:
+        """The codes of a batch of inputs. Raises `ValueError` when `x` does not look like `spec`, or `mask` like `x`.
 
-        The encoder sees all of `x`: values must be finite also where `mask` is False.
+        `mask` is bool `(b, *size)`, True where `x` is valid. The encoder sees all of `x`: values must be finite also where `mask` is False.
         """
         self.check_input(x)
         wanted = (len(x), *x.shape[-self.spec.rank :])
-        if mask is not None and tuple(mask.shape) != wanted:
-            raise ValueError(f"a mask of these inputs is {wanted}, not {tuple(mask.shape)}")
+        if mask is not None and (tuple(mask.shape) != wanted or mask.dtype != torch.bool):
+            raise ValueError(f"a mask of these inputs is bool {wanted}, not {mask.dtype} {tuple(mask.shape)}")
         self._check_range(x, mask)
         with _evaluating(self), self.autocast():
             valid = None if mask is None else mask.to(self.device)
             return self.quantize(self.latents(x.to(self.device)), valid).codes
 
-    def lookup(self, codes: Int[Tensor | np.ndarray, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """The quantized latents of codes. Raises `ValueError` for what cannot be codes of this tokenizer."""
+    def lookup(self, codes: Tensor | np.ndarray) -> Float[Tensor, "b *grid d"]:
+        """The quantized latents of codes `(b, *grid, q)`. Raises `ValueError` for what cannot be codes of this tokenizer."""
         return self.quantizer.decode(self._as_codes(codes))
 
     @torch.no_grad()
     def decode(
         self,
-        codes: Int[Tensor | np.ndarray, "b *grid q"],
+        codes: Tensor | np.ndarray,
         *,
         size: tuple[int, ...] | None = None,
         rng: Sequence[torch.Generator] | None = None,
@@ -276,8 +274,8 @@ class Tokenizer(nn.Module):
     ) -> Tensor:
         """Reconstructions from codes, float `(b, c, *size)`; logits `(b, labels, *size)` for class maps.
 
-        The codes are of any integer type, in a tensor or in an array as `vqcore tokenize` writes it, with an axis for
-        samples in front. Raises `ValueError` for what cannot be codes of this tokenizer.
+        The codes `(b, *grid, q)` are integers of any type, in a tensor or in an array as `vqcore tokenize` writes it
+        with an axis for samples in front. Raises `ValueError` for what cannot be codes of this tokenizer.
 
         `size` defaults to the size with this grid. Decoders that draw noise use `rng`, one generator per sample (by
         default made from `seed` and the sample's place in the batch); decoders with more inputs than the codes use
