@@ -15,7 +15,6 @@ from vqcore import files
 from vqcore.artefacts.folder import complete, save_tensors
 from vqcore.errors import RunError, cause
 from vqcore.files import aside, folder_aside, sweep, write_text
-from vqcore.tokens import store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -283,12 +282,3 @@ def test_one_helper_writes_everything():
 )
 def test_the_cause_of_a_failed_read_or_write(error, words):
     assert cause(error) == words
-
-
-def test_an_error_without_the_systems_words_still_says_why(tmp_path, monkeypatch):
-    def fail(path, text):
-        raise OSError("broken device")
-
-    monkeypatch.setattr(store, "write_text", fail)
-    with pytest.raises(RunError, match=r"codes cannot be written: broken device\.$"):
-        store.claim(tmp_path / "codes", {"size": [8]})

@@ -1470,6 +1470,8 @@ BAD = [
      "reading law: .* the window \\[0, 4\\] to \\[8, 12\\] does not lie inside the file, whose extent is \\[8, 8\\]"),
     (data, variant(Windows, key=lambda s, i: str(i // 2)), "key law: 6 of 12 keys are not unique"),
     (data, variant(Data, __len__=lambda s: 0), "length law: there are no samples"),
+    (data, variant(Data, left_out={".txt": 0}), "left-out law: 0 x '.txt'"),
+    (data, variant(Data, left_out={"": 2}), "left-out law: 2 x ''"),
     (data, keyed(lambda i: "same"), "key law: 5 of 6 keys are not unique"),
     (data, keyed(lambda i: f"/data/{i}"), "key law: '/data/0' is not a relative path"),
     (data, keyed(lambda i: f"../{i}"), "key law"),

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from vqcore import __version__
-from vqcore.errors import VqcoreError
+from vqcore.errors import VqcoreError, cause
 from vqcore.registry import Registry, registry
 
 OVERRIDE_HELP = (
@@ -298,6 +298,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 141
     except Exception as error:
+        if isinstance(error, OSError) and isinstance(error.filename, str) and not args.debug:
+            # The system said no to this path: no permission, no room, vanished meanwhile.
+            print(f"error: {error.filename}: {cause(error)}.", file=sys.stderr)
+            return 2
         traceback.print_exc()
         whose = culprit(error)
         print(f"this is a bug of {whose}; report it with the lines above.", file=sys.stderr)

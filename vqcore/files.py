@@ -21,10 +21,11 @@ _BESIDE = re.compile(r"\.[0-9a-f]{8}\.incomplete(\.[^.]*)?")
 
 
 @contextmanager
-def aside(path: Path) -> Iterator[Path]:
+def aside(path: Path, *, new: bool = False) -> Iterator[Path]:
     """An empty file beside `path` to write to, with the same suffix; the block's end flushes it and renames it.
 
-    A file at `path` is replaced; if `path` is a link, the link is replaced. Missing parent folders are made. If the
+    A file at `path` is replaced; if `path` is a link, the link is replaced. With `new`, nothing is replaced: of several
+    processes only the first succeeds, the others get `FileExistsError`. Missing parent folders are made. If the
     block or the renaming fails, nothing is left. An `OSError` has `path` as its `filename`.
     """
     suffix = path.suffix if len(path.suffix) <= _LONGEST_SUFFIX else ""
@@ -33,7 +34,10 @@ def aside(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.chmod(mode)  # a writer may have made the file anew, closed to other users
             _flush(temporary)
-            temporary.replace(path)
+            if new:
+                _link(temporary, path)
+            else:
+                temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -60,9 +64,9 @@ def folder_aside(path: Path) -> Iterator[Path]:
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file in one go. Bytes of file names that are not UTF-8 are written as `\\udcXX`."""
-    with aside(path) as temporary:
+def write_text(path: Path, text: str, *, new: bool = False) -> None:
+    """Write a small text file in one go, as `aside` does. Bytes of names that are not UTF-8 become `\\udcXX`."""
+    with aside(path, new=new) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -121,6 +125,15 @@ def _rename_folder(temporary: Path, path: Path) -> None:
         if os.path.lexists(path):  # the system's words differ: "Directory not empty", "Not a directory"
             raise _exists(path) from error
         raise
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)  # unlike a renaming, it never replaces
+    except PermissionError:  # a file system without hard links
+        if os.path.lexists(path):
+            raise _exists(path) from None
+        temporary.replace(path)
 
 
 def _exists(path: Path) -> FileExistsError:

@@ -234,9 +234,10 @@ class Tokenizer(nn.Module):
             return self.proj(self.encoder(x))
 
     def quantize(self, z: Float[Tensor, "b *grid d"], mask: Tensor | None = None) -> Quantized:
-        """Quantize latents. `mask`, bool `(b, *size)`, is True where the input is valid; a grid position is valid if any part of it is.
+        """Quantize latents. `mask`, bool `(b, *size)`, is True where the input is valid.
 
-        Raises `ValueError` for a mask that is not bool or has another shape.
+        A grid position is valid if any part of it is. Raises `ValueError` for a mask that is not bool or has
+        another shape.
         """
         if mask is not None:
             self._check_mask(mask, z)
@@ -246,7 +247,8 @@ class Tokenizer(nn.Module):
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Int[Tensor, "b *grid q"]:
         """The codes of a batch of inputs. Raises `ValueError` when `x` does not look like `spec`, or `mask` like `x`.
 
-        `mask` is bool `(b, *size)`, True where `x` is valid. The encoder sees all of `x`: values must be finite also where `mask` is False.
+        `mask` is bool `(b, *size)`, True where `x` is valid. The encoder sees all of `x`: values must be
+        finite also where `mask` is False.
         """
         self.check_input(x)
         wanted = (len(x), *x.shape[-self.spec.rank :])
@@ -258,7 +260,7 @@ class Tokenizer(nn.Module):
             return self.quantize(self.latents(x.to(self.device)), valid).codes
 
     def lookup(self, codes: Tensor | np.ndarray) -> Float[Tensor, "b *grid d"]:
-        """The quantized latents of codes `(b, *grid, q)`. Raises `ValueError` for what cannot be codes of this tokenizer."""
+        """The quantized latents of codes `(b, *grid, q)`. Raises `ValueError` for what cannot be such codes."""
         return self.quantizer.decode(self._as_codes(codes))
 
     @torch.no_grad()
