@@ -74,6 +74,7 @@ def tokenize_folder(
     is named in the result and costs itself alone. Raises `DataError` if no file can be read, `ConfigError` for a size
     that the encoder cannot take, `RunError` if `target` holds the codes of another tokenizer or takes no more data.
     """
+    _refuse_file(target)
     if ".npy" in tokenizer.modality.suffixes:
         _refuse_overlap(source, target)
     files, left_out = _files(source, tokenizer.modality.suffixes, "tokenize")
@@ -129,6 +130,7 @@ def decode_folder(
     its own manifest; codes without one are decoded with a warning (unless `force`). Raises `DataError` for the codes of
     another tokenizer (unless `force`), and if no file can be decoded; `RunError` if `target` takes no more data.
     """
+    _refuse_file(target)
     _refuse_overlap(source, target)
     files, left_out = _files(source, (".npy",), "decode")
     manifests = {folder: read_manifest(folder) for folder in {path.parent for path, _ in files}}
@@ -302,6 +304,11 @@ def _files(
         return [(source, source.name[: len(source.name) - cut])], {}
     found = Listing(str(source), suffixes, verb)
     return [(found.path(index), found.key(index)) for index in range(len(found))], found.left_out
+
+
+def _refuse_file(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise RunError(f"{target} is a file, not a folder. Give the folder for the output.")
 
 
 def _refuse_overlap(source: Path, target: Path) -> None:
