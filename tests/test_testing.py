@@ -150,7 +150,7 @@ class Quantizer(nn.Module):
         return Quantized(z_q, codes.unsqueeze(-1), {"vq/commit": commit}, {"vq/ones": torch.ones(())})
 
     def decode(self, codes):
-        if int(codes.max()) >= 8:
+        if codes.numel() and int(codes.max()) >= 8:
             raise ValueError(f"code {int(codes.max())} lies outside of [0, 8)")
         return self.book[codes[..., 0]]
 
@@ -810,8 +810,19 @@ def silent_decode(self, codes):
     return self.book[codes[..., 0] % 8]
 
 
-def unbounded_decode(self, codes):
+def full_decode(self, codes):
     if int(codes.max()) >= 8:
+        raise ValueError("a code is outside of [0, 8)")
+    return self.book[codes[..., 0]]
+
+
+def flat_if_empty(self, z, mask=None):
+    out = Quantizer.forward(self, z, mask)
+    return out if len(z) else replaced(out, codes=out.codes.flatten())
+
+
+def unbounded_decode(self, codes):
+    if codes.numel() and int(codes.max()) >= 8:
         raise ValueError("too large")
     return self.book[codes[..., 0]]
 
@@ -1309,6 +1320,8 @@ BAD = [
     (checks.check_quantizer, variant(Quantizer, forward=nan_in_bfloat), "bf16 law: z_q"),
     (checks.check_quantizer, Grown, "invalid positions change the state"),
     (checks.check_quantizer, HiddenBook, "state law: codes differ|mask law|idempotence law"),
+    (checks.check_quantizer, variant(Quantizer, decode=full_decode), "empty law: a batch without samples raises"),
+    (checks.check_quantizer, variant(Quantizer, forward=flat_if_empty), "empty law: the codes of no sample"),
     (checks.check_quantizer, variant(Quantizer, decode=silent_decode), "bounds law: decode accepts code 8"),
     (checks.check_quantizer, variant(Quantizer, decode=unbounded_decode), "bounds law: the error does not"),
     # adversary
@@ -1457,6 +1470,8 @@ BAD = [
      "reading law: .* the window \\[0, 4\\] to \\[8, 12\\] does not lie inside the file, whose extent is \\[8, 8\\]"),
     (data, variant(Windows, key=lambda s, i: str(i // 2)), "key law: 6 of 12 keys are not unique"),
     (data, variant(Data, __len__=lambda s: 0), "length law: there are no samples"),
+    (data, variant(Data, left_out={".txt": 0}), "left-out law: 0 x '.txt'"),
+    (data, variant(Data, left_out={"": 2}), "left-out law: 2 x ''"),
     (data, keyed(lambda i: "same"), "key law: 5 of 6 keys are not unique"),
     (data, keyed(lambda i: f"/data/{i}"), "key law: '/data/0' is not a relative path"),
     (data, keyed(lambda i: f"../{i}"), "key law"),

@@ -355,3 +355,56 @@ def test_settings_at_a_made_default_stay_out_of_the_fingerprint():
     assert deciding(Later(name="a", options={"b": 1}), "encoder", same) == {"name": "a", "options": {"b": 1}}
     nested = Later(name="a", parts={"one": Later(name="b")})
     assert deciding(nested, "encoder", same) == {"name": "a", "parts": {"one": {"name": "b"}}}
+
+
+@pytest.fixture
+def tokenizer():
+    return make().eval()
+
+
+def test_masks_of_another_shape_are_refused(tokenizer):
+    x = torch.rand(2, 2, 8, 8)
+    mask = torch.zeros(2, 8, 8, dtype=torch.bool)
+    mask[:, :4] = True
+    assert tokenizer.encode(x, mask).shape == (2, 2, 2, 1)
+    z = tokenizer.latents(x)
+    tokenizer.quantize(z, mask)
+    wrong = (mask[:, None], mask[..., 0], mask[:, :4, :4], mask[:1], mask.mT[:, :4], mask.float(), mask.int())
+    for each in wrong:
+        with pytest.raises(ValueError, match="a mask"):
+            tokenizer.quantize(z, each)
+        with pytest.raises(ValueError, match="a mask"):
+            tokenizer.encode(x, each)
+    with pytest.raises(ValueError, match="a mask"):  # it has the same grid as the right one would have
+        tokenizer.encode(torch.rand(2, 2, 8, 8), torch.ones(2, 8, 12, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "int32", "int64", ">u2"])
+def test_codes_of_every_integer_type_decode(tokenizer, dtype):
+    codes = tokenizer.encode(torch.rand(2, 2, 8, 8))
+    expected = tokenizer.decode(codes)
+    stored = codes.numpy().astype(dtype)
+    assert torch.equal(tokenizer.decode(stored), expected)
+    assert torch.equal(tokenizer.lookup(stored), tokenizer.lookup(codes))
+    if dtype != ">u2":
+        assert torch.equal(tokenizer.decode(torch.from_numpy(stored)), expected)
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda c: c[..., 0], lambda c: c.flatten(1), lambda c: c.flatten(1, 2), lambda c: c[0],
+    lambda c: c.movedim(-1, 1), lambda c: c.float(), lambda c: c > 0, lambda c: c.numpy()[..., 0],
+    lambda c: c.numpy().astype("f4"), lambda c: c[..., :0], lambda c: c.repeat(1, 1, 1, 2),
+])  # fmt: skip
+def test_what_cannot_be_codes_is_named(tokenizer, wrong):
+    codes = wrong(tokenizer.encode(torch.rand(2, 2, 8, 8)))
+    for use in (tokenizer.decode, tokenizer.lookup):
+        with pytest.raises(
+            ValueError, match=r"codes of this tokenizer are integers \(b, grid0, grid1, 1\), not"
+        ):
+            use(codes)
+
+
+def test_no_samples_have_no_codes(tokenizer):
+    codes = tokenizer.encode(torch.rand(0, 2, 8, 8), torch.ones(0, 8, 8, dtype=torch.bool))
+    assert codes.shape == (0, 2, 2, 1) and codes.dtype == torch.int64
+    assert tokenizer.decode(codes).shape == (0, 2, 8, 8)

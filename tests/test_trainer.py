@@ -268,9 +268,9 @@ def test_killed_while_saving(tmp_path, monkeypatch):
     train(run_config(tmp_path / "whole"))
     config = run_config(tmp_path / "killed")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("vqcore.artefacts.folder._flush", lambda path: (_ for _ in ()).throw(Killed))
+        patch.setattr("vqcore.files._rename_folder", lambda *paths: (_ for _ in ()).throw(Killed))
         train(config)
-    half = tmp_path / "killed/checkpoints/.step_2.incomplete"
+    half = tmp_path / "killed/checkpoints/.0123abcd.incomplete"
     half.mkdir(parents=True)
     (half / "model.safetensors").write_bytes(b"half")
     train(config)
@@ -392,7 +392,7 @@ def test_a_run_that_died_while_it_made_its_folder_begins_anew(tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / ".lock").touch()
-    (folder / ".config.yaml.incomplete").write_text("run: {st")
+    (folder / ".0123abcd.incomplete.yaml").write_text("run: {st")
     check_folder(run_config(folder))
     assert train(run_config(folder)).step == 6
 

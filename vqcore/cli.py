@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from vqcore import __version__
-from vqcore.errors import VqcoreError, no_memory, printable
+from vqcore.errors import VqcoreError, cause, no_memory, printable
 from vqcore.registry import Registry, registry
 from vqcore.streams import INTERRUPTED, interruptible
 
@@ -309,6 +309,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 traceback.print_exc()
             what = f"{text}. Take a smaller model, smaller samples or smaller batches."
             print(f"error: {printable(what)}", file=sys.stderr)
+            return 2
+        if isinstance(error, OSError) and isinstance(error.filename, str) and not args.debug:
+            # The system said no to this path: no permission, no room, vanished meanwhile.
+            print(f"error: {printable(f'{error.filename}: {cause(error)}.')}", file=sys.stderr)
             return 2
         print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr, end="")
         whose = culprit(error)

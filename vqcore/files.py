@@ -1,12 +1,26 @@
-"""Paths of users; files that are written so that a reader never meets half a file: first beside their place, then
+"""Paths of users, and files that are written so that a reader never meets half of one: first beside their place, then
 renamed.
+
+Everything that vqcore writes goes through `aside` (a file) or `folder_aside`. The name beside is short, hidden and
+random, so that long names and several processes are no trouble, and it is made anew, never opened through a link. The
+process that makes it holds a lock on it, which ends with the process: so `sweep` can tell what a killed process left.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vqcore.errors import VqcoreError
+
+_LONGEST_SUFFIX = 16
+"""A longer suffix is no type of file, and would make the name beside too long."""
+_BESIDE = re.compile(r"\.[0-9a-f]{8}\.incomplete(\.[^.]*)?")
 
 
 def local(path: str | Path) -> Path:
@@ -24,21 +38,155 @@ def local(path: str | Path) -> Path:
 
 
 @contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, with the same suffix; the block's end renames the file to `path`.
+def aside(path: Path, *, new: bool = False) -> Iterator[Path]:
+    """An empty file beside `path` to write to, with the same suffix; the block's end flushes it and renames it.
 
-    Parent folders are made. If the block fails, nothing is left.
+    A file at `path` is replaced; if `path` is a link, the link is replaced. With `new`, nothing is replaced: of several
+    processes only the first succeeds, the others get `FileExistsError`. Missing parent folders are made. If the
+    block or the renaming fails, nothing is left. An `OSError` has `path` as its `filename`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.incomplete{path.suffix}")
+    suffix = path.suffix if len(path.suffix) <= _LONGEST_SUFFIX else ""
+    with _named(path), _parents(path), _beside(path.parent, suffix, _new_file) as (temporary, mode):
+        try:
+            yield temporary
+            temporary.chmod(mode)  # a writer may have made the file anew, closed to other users
+            _flush(temporary)
+            if new:
+                _link(temporary, path)
+            else:
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to write into; the block's end flushes all files in it and renames it.
+
+    Raises `FileExistsError` if there is something at `path`, also if another process was faster. Everything else is
+    as `aside` does it.
+    """
+    with _named(path), _parents(path):
+        if os.path.lexists(path):
+            raise _exists(path)
+        with _beside(path.parent, "", _new_folder) as (temporary, _):
+            try:
+                yield temporary
+                for each in temporary.rglob("*"):
+                    if not each.is_symlink():
+                        _flush(each)
+                _rename_folder(temporary, path)
+                _flush(path.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str, *, new: bool = False) -> None:
+    """Write a small text file in one go, as `aside` does. Bytes of names that are not UTF-8 become `\\udcXX`."""
+    with aside(path, new=new) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left directly in `folder`; what a living process writes stays."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not _BESIDE.fullmatch(path.name):
+            continue
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(handle)
+
+
+def is_beside(path: Path) -> bool:
+    """Whether a path has the name of a file or folder that is being written, or that a killed process left."""
+    return _BESIDE.fullmatch(path.name) is not None
+
+
+@contextmanager
+def _beside(folder: Path, suffix: str, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
+    """A new file or folder under a lock, and its mode."""
+    while True:
+        path = folder / f".{secrets.token_hex(4)}.incomplete{suffix}"
+        try:
+            handle = make(path)
+        except FileExistsError:
+            continue
+        with suppress(OSError):  # a file system without locks: then nobody sweeps there either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if path.exists():  # else somebody swept it before it had its lock
+            break
+        os.close(handle)
     try:
-        yield temporary
-        temporary.replace(path)
+        yield path, os.fstat(handle).st_mode & 0o777
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file in one go."""
-    with aside(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def _new_file(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+
+
+def _new_folder(path: Path) -> int:
+    path.mkdir()
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+
+
+def _rename_folder(temporary: Path, path: Path) -> None:
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        if os.path.lexists(path):  # the system's words differ: "Directory not empty", "Not a directory"
+            raise _exists(path) from error
+        raise
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)  # unlike a renaming, it never replaces
+    except PermissionError:  # a file system without hard links
+        if os.path.lexists(path):
+            raise _exists(path) from None
+        temporary.replace(path)
+
+
+def _exists(path: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+@contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """Make the folders above a path; if the block fails, remove those that were made and are empty."""
+    made = [each for each in path.parents if not each.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
+        raise
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An `OSError` of the block names `path`, which the user knows, and not a name beside it."""
+    try:
+        yield
+    except OSError as error:
+        known = error.filename if isinstance(error.filename, str) else ""
+        if not known or any(map(_BESIDE.fullmatch, Path(known).parts)):
+            error.filename = str(path)
+        error.filename2 = None  # of a renaming
+        raise
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -910,6 +910,19 @@ class Data(Protocol):
 
 
 @runtime_checkable
+class LeavesOut(Protocol):
+    """A data source that leaves something out on purpose: how many entries, by kind (`.txt`, `hidden`)."""
+
+    @property
+    def left_out(self) -> Mapping[str, int]: ...
+
+
+def left_out(data: Any) -> Mapping[str, int]:
+    """What a data source leaves out. Default: nothing."""
+    return getattr(data, "left_out", {})
+
+
+@runtime_checkable
 class SampleReader(Protocol):
     """Reads files of one or more suffixes as arrays. Built as `Class(cfg)`.
 
@@ -1283,6 +1296,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         HasHoles,
         HasOwnBox,
     ),
+    "data": (LeavesOut,),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "format": (ReadsTokenizers, ReadsConfigs, WritesTokenizers, Publishes),
 }

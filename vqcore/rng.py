@@ -13,9 +13,9 @@ Part = int | str
 
 def derive(*parts: Part) -> int:
     """A 63-bit seed computed from integers and words, in their order."""
-    digest = hashlib.blake2b(
-        "\x1f".join(f"{type(p).__name__}:{p}" for p in parts).encode(), digest_size=8
-    ).digest()
+    text = "\x1f".join(f"{type(p).__name__}:{p}" for p in parts)
+    # The key of a sample may come from a file name that is not UTF-8.
+    digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -41,12 +41,16 @@ def forked(rng: Sequence[torch.Generator], *purpose: Part) -> list[torch.Generat
 
 def randn(rng: Sequence[torch.Generator], *shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Normal noise `(len(rng), *shape)`: each sample uses its own generator. Drawn on the CPU, then moved."""
-    return torch.stack([torch.randn(shape, generator=one) for one in rng]).to(device)
+    return _stacked([torch.randn(shape, generator=one) for one in rng], shape).to(device)
 
 
 def rand(rng: Sequence[torch.Generator], *shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Uniform numbers in [0, 1) `(len(rng), *shape)`: each sample uses its own generator."""
-    return torch.stack([torch.rand(shape, generator=one) for one in rng]).to(device)
+    return _stacked([torch.rand(shape, generator=one) for one in rng], shape).to(device)
+
+
+def _stacked(drawn: list[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.stack(drawn) if drawn else torch.empty(0, *shape)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
@@ -233,32 +234,40 @@ class Tokenizer(nn.Module):
                 x = rearrange(self.embed(x.long()), "b ... c -> b c ...")
             return self.proj(self.encoder(x))
 
-    def quantize(
-        self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *size"] | None = None
-    ) -> Quantized:
-        """Quantize latents. `mask` is True where the input is valid; a grid position is valid if any part of it is."""
+    def quantize(self, z: Float[Tensor, "b *grid d"], mask: Tensor | None = None) -> Quantized:
+        """Quantize latents. `mask`, bool `(b, *size)`, is True where the input is valid.
+
+        A grid position is valid if any part of it is. Raises `ValueError` for a mask that is not bool or has
+        another shape.
+        """
+        if mask is not None:
+            self._check_mask(mask, z)
         return self.quantizer(z, None if mask is None else _to_grid(mask, z.shape[1:-1]))
 
     @torch.no_grad()
-    def encode(self, x: Tensor, mask: Bool[Tensor, "b *size"] | None = None) -> Int[Tensor, "b *grid q"]:
-        """The codes of a batch of inputs. Raises `ValueError` when `x` does not look like `spec`.
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Int[Tensor, "b *grid q"]:
+        """The codes of a batch of inputs. Raises `ValueError` when `x` does not look like `spec`, or `mask` like `x`.
 
-        The encoder sees all of `x`: values must be finite also where `mask` is False.
+        `mask` is bool `(b, *size)`, True where `x` is valid. The encoder sees all of `x`: values must be
+        finite also where `mask` is False.
         """
         self.check_input(x)
+        wanted = (len(x), *x.shape[-self.spec.rank :])
+        if mask is not None and (tuple(mask.shape) != wanted or mask.dtype != torch.bool):
+            raise ValueError(f"a mask of these inputs is bool {wanted}, not {mask.dtype} {tuple(mask.shape)}")
         self._check_range(x, mask)
         with _evaluating(self), self.autocast():
             valid = None if mask is None else mask.to(self.device)
             return self.quantize(self.latents(x.to(self.device)), valid).codes
 
-    def lookup(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
-        """The quantized latents of codes."""
-        return self.quantizer.decode(codes.to(self.device))
+    def lookup(self, codes: Tensor | np.ndarray) -> Float[Tensor, "b *grid d"]:
+        """The quantized latents of codes `(b, *grid, q)`. Raises `ValueError` for what cannot be such codes."""
+        return self.quantizer.decode(self._as_codes(codes))
 
     @torch.no_grad()
     def decode(
         self,
-        codes: Int[Tensor, "b *grid q"],
+        codes: Tensor | np.ndarray,
         *,
         size: tuple[int, ...] | None = None,
         rng: Sequence[torch.Generator] | None = None,
@@ -268,6 +277,9 @@ class Tokenizer(nn.Module):
     ) -> Tensor:
         """Reconstructions from codes, float `(b, c, *size)`; logits `(b, labels, *size)` for class maps.
 
+        The codes `(b, *grid, q)` are integers of any type, in a tensor or in an array as `vqcore tokenize` writes it
+        with an axis for samples in front. Raises `ValueError` for what cannot be codes of this tokenizer.
+
         `size` defaults to the size with this grid. Decoders that draw noise use `rng`, one generator per sample (by
         default made from `seed` and the sample's place in the batch); decoders with more inputs than the codes use
         `extras`. `sampling` are the options of the objective, such as `steps=25`; `vqcore show` lists them. Raises
@@ -276,13 +288,12 @@ class Tokenizer(nn.Module):
         if self.decoder is None:
             raise CheckpointError("this tokenizer cannot decode: it was loaded with encoder_only=True.")
         chosen = resolved(type(self.objective), sampling, "decode")
+        codes = self._as_codes(codes)
         rng = rng or [generator(seed, "decode", index) for index in range(len(codes))]
         size = size or self.size_of(tuple(codes.shape[1:-1]))
         with _evaluating(self), self.autocast():
             try:
-                return self.objective.decode(
-                    self, codes.to(self.device), size=size, rng=rng, extras=extras, **chosen
-                ).float()
+                return self.objective.decode(self, codes, size=size, rng=rng, extras=extras, **chosen).float()
             except SettingError as error:
                 raise ConfigError(f"sampling option {str(error).rstrip('.')}.") from error
 
@@ -337,6 +348,35 @@ class Tokenizer(nn.Module):
         if spec.labels is None and not (finite := x.isfinite()).all():
             place = (~finite).nonzero()[0].tolist()
             raise ValueError(f"an input holds {x[tuple(place)].item()} at {place}; all values must be finite")
+
+    def _check_mask(self, mask: Tensor, z: Float[Tensor, "b *grid d"]) -> None:
+        """Raise `ValueError` unless a mask is bool and belongs to inputs that have these latents."""
+        axes = self.spec.rank
+        if mask.dtype != torch.bool or mask.ndim != axes + 1 or len(mask) != len(z):
+            wanted = ", ".join((str(len(z)), *(f"size{i}" for i in range(axes))))
+            raise ValueError(f"a mask is bool ({wanted}), not {mask.dtype} {tuple(mask.shape)}")
+        grid, found = self.encoder.grid(tuple(mask.shape[1:])), tuple(z.shape[1:-1])
+        if grid != found:
+            raise ValueError(
+                f"a mask of {tuple(mask.shape)} belongs to a grid of {list(grid)}, but the latents have {list(found)}"
+            )
+
+    def _as_codes(self, codes: Tensor | np.ndarray) -> Int[Tensor, "b *grid q"]:
+        """Codes of any integer type as int64, on the device. Raises `ValueError` if shape or type cannot be codes."""
+        if isinstance(codes, np.ndarray):
+            integer = codes.dtype.kind in "iu"
+        else:
+            integer = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
+        axes, count = len(self.grid()), self.num_codebooks
+        # Some quantizers decode fewer codes than they give, e.g. the first levels; they refuse what they cannot.
+        if not integer or codes.ndim != axes + 2 or not 1 <= codes.shape[-1] <= count:
+            wanted = ", ".join(("b", *(f"grid{i}" for i in range(axes)), str(count)))
+            raise ValueError(
+                f"codes of this tokenizer are integers ({wanted}), not {codes.dtype} {tuple(codes.shape)}"
+            )
+        if isinstance(codes, np.ndarray):
+            codes = torch.from_numpy(codes.astype(np.int64))
+        return codes.long().to(self.device)
 
     def _check_range(self, x: Tensor, mask: Bool[Tensor, "b *size"] | None) -> None:
         """Warn once of values that exceed the declared range by more than its width, such as 0..255 in -1..1."""

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vqcore.errors import CheckpointError, RunError, cause, first_line
-from vqcore.files import write_text
+from vqcore.files import aside, folder_aside, write_text
 from vqcore.reading import REAL, Each, check_memory, read_json, size_of
 
 WEIGHTS, EMA = "model.safetensors", "ema.safetensors"
@@ -68,25 +67,18 @@ _EVALUATED = {
 def complete(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write into; the block's end flushes it to disk and renames it.
 
-    If the block fails, `folder` does not exist afterwards. Raises `RunError` if `folder` exists already.
+    If the block fails, `folder` does not exist afterwards. Raises `RunError` if `folder` exists already, or if another
+    process has written it in the meantime.
     """
-    if folder.exists():
+    try:
+        with folder_aside(folder) as staging:
+            yield staging
+    except FileExistsError as error:
         raise RunError(
             f"{folder} exists already and is not overwritten. Choose another folder, or remove this one."
-        )
-    staging = folder.parent / f".{folder.name}.incomplete"
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        yield staging
-        for path in staging.rglob("*"):
-            _flush(path)
-        staging.rename(folder)
-        _flush(folder.parent)
+        ) from error
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {cause(error)}.") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager
@@ -111,13 +103,14 @@ def note(staging: Path, **entries: Any) -> dict[str, Any]:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors by name as safetensors, sorted by name."""
     ours = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
-    try:
-        save_file(ours, path)
-    except SafetensorError as error:  # it wraps the system's error, whose number stands in the text
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    with aside(path) as temporary:
+        try:
+            save_file(ours, temporary)
+        except SafetensorError as error:  # it wraps the system's error, whose number stands in the text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -222,11 +215,3 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

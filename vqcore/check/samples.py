@@ -6,9 +6,10 @@ import torch
 
 from vqcore.check.findings import Finding
 from vqcore.check.values import Declared, better_range, value_findings
+from vqcore.data.listing import counted
 from vqcore.errors import listed
 from vqcore.evaluate.measure import eval_batches
-from vqcore.protocols import Batch, Data
+from vqcore.protocols import Batch, Data, left_out
 from vqcore.run.state import Run
 
 SAMPLES = 32
@@ -35,6 +36,8 @@ def samples(run: Run) -> Iterator[Finding]:
             yield _unreadable(run, data, where, bad, asked)
         else:
             yield Finding("note", where, f"{len(data)} samples; {asked} from all over the set can be read")
+        if rest := left_out(data):
+            yield Finding("note", where, f"left out: {counted(rest)}")
         if good and data is run.data:
             yield from value_findings(declared(run), good, f"{sum(len(b.keys) for b in good)} samples")
             yield from _enlarged(run, good)

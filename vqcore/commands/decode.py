@@ -27,5 +27,6 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         sampling=sampling,
     )
-    say(f"{done.written} written to {args.output}, {done.skipped} existed already")
+    say(done.said)
+    say(f"files     {args.output}")
     return 0

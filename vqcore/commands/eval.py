@@ -22,7 +22,7 @@ from vqcore.borrowed import Lender, Loans, MissingWeights
 from vqcore.commands.loading import access
 from vqcore.config import to_tree
 from vqcore.console import say
-from vqcore.errors import ConfigError, DataError, printable
+from vqcore.errors import ConfigError, DataError, RunError, cause, printable
 from vqcore.evaluate import compare as comparison
 from vqcore.evaluate.baseline import SAMPLES, constant
 from vqcore.evaluate.measure import (
@@ -58,11 +58,10 @@ def run(args: argparse.Namespace) -> int:
     written = _written(found, args.json)
     with _processes(found) as device:
         report = measure(found, _weights(args.weights, found.weights), device)
-        sheet = _contact_sheet(found, report["results"][0]["weights"], device) if written else None
         if dist.is_main():
             _show(report, f"{found.title}, {report['protocol']['set']['count']} samples")
-            if written and sheet:
-                _write(found, report, sheet, *written)
+        if written:
+            _write(found, report, device, *written)
     return 0
 
 
@@ -231,12 +230,26 @@ def _written(found: Subject, json_file: str | None) -> tuple[Path, Path] | None:
     return path, path.with_suffix(".png")
 
 
-def _write(found: Subject, report: dict[str, Any], shown: Image.Image, metrics: Path, sheet: Path) -> None:
-    text = json.dumps({**report, "data": to_tree(found.config.data)}, indent=2)
-    write_text(metrics, text + "\n")
-    pictures.save_picture(shown, sheet)
-    say(f"\nmetrics        {metrics}")
-    say(f"contact sheet  {sheet} (original, reconstruction, token map)")
+def _write(found: Subject, report: dict[str, Any], device: torch.device, metrics: Path, sheet: Path) -> None:
+    """Write the metrics, then the contact sheet; all processes call this function together."""
+    with dist.together(), _saying(metrics):
+        if dist.is_main():
+            text = json.dumps({**report, "data": to_tree(found.config.data)}, indent=2)
+            write_text(metrics, text + "\n")
+            say(f"\nmetrics        {metrics}")
+    shown = _contact_sheet(found, report["results"][0]["weights"], device)
+    with dist.together(), _saying(sheet):
+        if shown:
+            pictures.save_picture(shown, sheet)
+            say(f"contact sheet  {sheet} (original, reconstruction, token map)")
+
+
+@contextlib.contextmanager
+def _saying(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {cause(error)}. The metrics stand above.") from error
 
 
 def _weights(asked: str, checkpoint: Path) -> list[str]:

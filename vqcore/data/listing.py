@@ -1,27 +1,31 @@
 """A sorted listing of the files in a folder. All paths are stored in one bytes object, a few bytes for each file."""
 
 import os
+import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vqcore.errors import DataError, cause, did_you_mean, listed
 
+_AGAIN = "folder listed under another name"
+
 
 class Listing:
     """The files below `root` with one of `suffixes`, sorted by key. The key is the path below `root` without suffix.
 
-    Upper and lower case are equal in suffixes, which are plain ASCII. Hidden files and folders are skipped. A folder
-    that several links point to is listed once. `setting` is the config key for error messages. Raises `DataError` if
-    the folder does not exist, if no file has one of the suffixes, or if two files have the same key.
+    Upper and lower case are equal in suffixes, which are plain ASCII. Left out, and counted by kind in `left_out`, are
+    files with other suffixes, hidden files and folders, what is no file (a pipe), and links to folders that are listed
+    under another name. A dead link counts as a file, which cannot be read. `setting` is the config key for error
+    messages. Raises `DataError` if the folder does not exist, if no file has one of the suffixes, or if two files have
+    the same key.
     """
 
     def __init__(self, root: str, suffixes: Sequence[str], setting: str):
         self.root, self.suffixes, self.setting = Path(root), tuple(suffixes), setting
-        self._endings = tuple(sorted(suffixes, key=len, reverse=True))
-        self._other: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
         self._seen: set[tuple[int, int]] = set()
         _require_folder(self.root, setting)
         blob, ends, cuts = bytearray(), [0], bytearray()
@@ -39,6 +43,11 @@ class Listing:
 
     def __len__(self) -> int:
         return len(self._cuts)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many entries below the root are no samples, by kind: a suffix, or words; the most frequent kind first."""
+        return dict(self._left_out.most_common())
 
     def path(self, index: int) -> Path:
         """The path of file `index`."""
@@ -78,13 +87,16 @@ class Listing:
         """Yield `(path below the root, length of the suffix)` in the order of keys."""
         status = folder.stat()
         if (status.st_dev, status.st_ino) in self._seen:
+            self._left_out[_AGAIN] += 1
             return
         self._seen.add((status.st_dev, status.st_ino))
         for _, name, cut in sorted(self._entries(folder)):
             inner = prefix + os.fsencode(name)
             if cut:
                 yield inner, cut
-            elif not self._listed_elsewhere(folder / name):
+            elif self._listed_elsewhere(folder / name):
+                self._left_out[_AGAIN] += 1
+            else:
                 yield from self._below(folder / name, inner + b"/")
 
     def _entries(self, folder: Path) -> list[tuple[bytes, str, int]]:
@@ -94,27 +106,22 @@ class Listing:
         with os.scandir(folder) as found:
             for entry in found:
                 if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
+                    self._left_out["hidden"] += 1
+                elif _is_folder(entry):
                     # The slash puts the folder in the position of its files in the order of all keys.
                     entries.append((os.fsencode(f"{entry.name}/"), entry.name, 0))
-                elif cut := self._cut(entry.name):
+                elif _is_special(entry):
+                    self._left_out["no file"] += 1
+                elif not (cut := suffix_length(entry.name, self.suffixes)):
+                    _, dot, suffix = entry.name.lower().rpartition(".")
+                    self._left_out[f".{suffix}" if dot else "no suffix"] += 1
+                else:
                     stem = entry.name[:-cut]
                     if stem in files:
                         raise DataError(self._same_key(folder, files[stem], entry.name))
                     files[stem] = entry.name
                     entries.append((os.fsencode(stem), entry.name, cut))
         return entries
-
-    def _cut(self, name: str) -> int:
-        """The length of the suffix if `suffixes` contains this suffix, else 0."""
-        lower = name.lower()
-        for ending in self._endings:
-            if lower.endswith(ending):
-                return len(ending)
-        _, dot, suffix = lower.rpartition(".")
-        self._other[f".{suffix}" if dot else "no suffix"] += 1
-        return 0
 
     def _listed_elsewhere(self, folder: Path) -> bool:
         """Whether this is a link to a folder below the root that is also listed under its own name."""
@@ -133,11 +140,37 @@ class Listing:
         )
 
     def _nothing(self) -> str:
-        found = listed(f"{count} x {suffix}" for suffix, count in self._other.most_common())
+        found = counted(self.left_out)
         return (
             f"{self.setting}: {self.root}: contains no file of a readable type "
             f"({', '.join(self.suffixes)}). Found: {found or 'nothing'}"
         )
+
+
+def suffix_length(name: str, suffixes: Sequence[str]) -> int:
+    """The length of the longest of `suffixes` that ends a name, in upper or lower case; 0 if there is none."""
+    lower = name.lower()
+    return max((len(each) for each in suffixes if lower.endswith(each)), default=0)
+
+
+def counted(kinds: Mapping[str, int]) -> str:
+    """Counts by kind as text: `2 x .txt, 1 x hidden`."""
+    return listed(f"{count} x {kind}" for kind, count in kinds.items())
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a pipe, a socket or a device. A dead link is not."""
+    try:
+        return not stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _require_folder(path: Path, setting: str) -> None:

@@ -61,6 +61,11 @@ class Folder:
     def __len__(self) -> int:
         return len(self._files)
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many entries of the folder are no samples, by kind."""
+        return self._files.left_out
+
     def key(self, index: int) -> str:
         """The path below the folder, without suffix."""
         return self._files.key(index)

@@ -104,7 +104,7 @@ def _content(source: Any) -> bytes:
         digest.update(_content({f.name: getattr(source, f.name) for f in dataclasses.fields(source)}))
     elif isinstance(source, Mapping):
         for key in sorted(source):
-            digest.update(str(key).encode() + _content(source[key]))
+            digest.update(str(key).encode(errors="surrogateescape") + _content(source[key]))
     elif isinstance(source, (list, tuple)):
         for part in source:
             digest.update(_content(part))
@@ -113,7 +113,7 @@ def _content(source: Any) -> bytes:
     elif isinstance(source, Image.Image):
         digest.update(f"{source.mode}{source.size}".encode() + source.tobytes())
     elif isinstance(source, (str, int, float, type(None))):
-        digest.update(str(source).encode())
+        digest.update(str(source).encode(errors="surrogateescape"))
     else:
         array = np.asarray(source.detach().cpu() if isinstance(source, Tensor) else source)
         digest.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())

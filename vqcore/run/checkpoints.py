@@ -33,7 +33,7 @@ from vqcore.artefacts.resolve import best_step, checkpoints
 from vqcore.borrowed import Lender, compare_loans
 from vqcore.console import say
 from vqcore.errors import CheckpointError, listed, reason
-from vqcore.files import write_text
+from vqcore.files import sweep, write_text
 from vqcore.protocols import Objective
 from vqcore.reading import REAL, Each, read_json
 from vqcore.run.folder import METRICS, cut_metrics, log_event, set_aside
@@ -99,7 +99,9 @@ def resume(run: Run) -> None:
     """Resume from the newest intact checkpoint; without checkpoints begin at step 0. Damaged ones are set aside."""
     with dist.together():
         if dist.is_main():
-            for left in (run.dir / "checkpoints").glob(".*"):
+            for folder in (run.dir, *(each for each in run.dir.iterdir() if each.is_dir())):
+                sweep(folder)
+            for left in (run.dir / "checkpoints").glob(".*.dropped"):
                 shutil.rmtree(left, ignore_errors=True)
             _set_damaged_aside(run.dir)
     found = checkpoints(run.dir)

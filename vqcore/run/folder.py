@@ -24,7 +24,7 @@ from vqcore.compose.describe import dump, inline
 from vqcore.config import leaves, place_keys, to_tree
 from vqcore.console import say
 from vqcore.errors import ConfigError, RunError, VqcoreError, cause, listed
-from vqcore.files import write_text
+from vqcore.files import is_beside, write_text
 from vqcore.reading import misfit, parsed
 from vqcore.schema import FREE_ON_RESUME, RunConfig
 
@@ -141,13 +141,13 @@ def config_differences(ours: RunConfig, saved: dict[str, Any], free: tuple[str, 
 def _is_beginning(path: Path) -> bool:
     """Whether a path is left from a run that was killed while it made its folder."""
     empty = path.is_dir() and not any(path.iterdir())
-    return path.name == _LOCK or ".incomplete" in path.name or (path.name == "checkpoints" and empty)
+    return path.name == _LOCK or is_beside(path) or (path.name == "checkpoints" and empty)
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold a record lock: the system releases it when the process ends in any way, and forks do not inherit it."""
-    with (folder / _LOCK).open("w") as file:
+    with (folder / _LOCK).open("a") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

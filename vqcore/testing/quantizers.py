@@ -37,6 +37,7 @@ def check_quantizer(quantizer: Any, *, waived: Mapping[str, str] | None = None) 
         _quantizer_gradient(module, z)
     _quantizer_masks(module, z)
     _quantizer_autocast(module, z, out)
+    _quantizer_empty(module, z)
     _quantizer_state(quantizer, module, z, out)
     _quantizer_range(module, out.codes)
 
@@ -123,6 +124,24 @@ def _quantizer_autocast(module: Any, z: Tensor, out: Any) -> None:
     same = coarse.codes.dtype == torch.int64 and coarse.codes.shape == out.codes.shape
     assert same, f"bf16 law: codes of bfloat16 latents are {coarse.codes.dtype} {tuple(coarse.codes.shape)}"
     assert bool(torch.isfinite(coarse.z_q).all()), "bf16 law: z_q of bfloat16 latents is not finite"
+
+
+def _quantizer_empty(module: Any, z: Tensor) -> None:
+    """A batch without samples is a batch: the last part of a pass may be one."""
+    wanted = (0, *grid_out(module, tuple(z.shape[1:-1])), module.num_codebooks)
+    try:
+        out = module(z[:0])
+        found = tuple(out.codes.shape)
+        assert found == wanted, f"empty law: the codes of no sample are {found}, not {wanted}"
+        shapes = {"z_q": out.z_q.shape, "decode": module.decode(out.codes).shape}
+    except AssertionError:
+        raise
+    except Exception as error:
+        raise AssertionError(
+            f"empty law: a batch without samples raises {type(error).__name__}: {error}"
+        ) from error
+    for name, shape in shapes.items():
+        assert shape == z[:0].shape, f"empty law: {name} of no sample is {tuple(shape)}"
 
 
 def _quantizer_state(fresh: Any, module: Any, z: Tensor, out: Any) -> None:

@@ -30,6 +30,7 @@ from vqcore.protocols import (
     gathers,
     gives_rows,
     hole_value,
+    left_out,
     mask,
     reading,
     ride,
@@ -333,6 +334,9 @@ def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None)
         )
     twice = len(keys) - len(set(keys))
     assert not twice, f"key law: {twice} of {len(keys)} keys are not unique, e.g. '{_repeated(keys)}'"
+    for kind, number in left_out(data).items():
+        good = isinstance(kind, str) and kind and isinstance(number, int) and number > 0
+        assert good, f"left-out law: {number!r} x {kind!r} is not how many entries of a kind are left out"
     readers = {"": modality, **(extra or {})}
     chosen = sorted({0, count // 2, count - 1})
     first = {

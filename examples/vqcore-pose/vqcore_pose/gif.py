@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 import vqcore.config
 from vqcore import dist
+from vqcore.files import aside
 from vqcore.plugin import hookimpl
 from vqcore.protocols import RunLike
 
@@ -39,7 +40,10 @@ class WalkGif:
         sides = [run.tokenizer.modality.show(one) for one in pair]  # (frames, joints, 2) each
         frames = [_frame(original, rebuilt) for original, rebuilt in zip(*sides)]
         path = run.dir / "samples" / f"walk_{step}.gif"
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=self.cfg.frame_ms, loop=0)
+        with aside(path) as temporary:
+            frames[0].save(
+                temporary, save_all=True, append_images=frames[1:], duration=self.cfg.frame_ms, loop=0
+            )
 
 
 def _frame(original: np.ndarray, rebuilt: np.ndarray) -> Image.Image:

@@ -12,16 +12,18 @@ from vqcore_quant.operators import operator
 log = logging.getLogger(__name__)
 
 
-def check_range(codes: Int[Tensor, "*shape"], codebook_size: int) -> None:
-    """Raise ValueError with the first code outside `[0, codebook_size)`.
+def in_range(codes: Int[Tensor, "*shape"], codebook_size: int) -> Int[Tensor, "*shape"]:
+    """The codes as int64, from any integer type. Raise ValueError with the first code outside `[0, codebook_size)`.
 
-    Compiled and exported programs skip this check, because they cannot branch on the values of a tensor.
+    Compiled and exported programs skip the check, because they cannot branch on the values of a tensor.
     """
+    codes = codes.long()  # torch neither compares nor looks up the unsigned types in which codes are stored
     if torch.compiler.is_compiling():
-        return
+        return codes
     outside = codes[(codes < 0) | (codes >= codebook_size)]
     if len(outside):
         raise ValueError(f"code {int(outside[0])} is out of range: codes lie in [0, {codebook_size})")
+    return codes
 
 
 def usage_metrics(counts: Float[Tensor, "*q k"], codebook_size: int) -> dict[str, Float[Tensor, ""]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import vqcore.config
 from vqcore.errors import SettingError
 from vqcore.protocols import Quantized
-from vqcore_quant.codes import check_range
+from vqcore_quant.codes import in_range
 from vqcore_quant.gradients import straight_through
 from vqcore_quant.usage import step_metrics, validity
 
@@ -81,7 +81,7 @@ class FSQ(nn.Module):
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
         """Turn codes into values. Raises ValueError for a code that is out of range."""
-        check_range(codes, self.codebook_size)
+        codes = in_range(codes, self.codebook_size)
         return self._values(rearrange(codes, "... 1 -> ... 1") // self._basis % self._levels)
 
     def token_state(self) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ import vqcore.config
 from vqcore.config import refuse_idle
 from vqcore.protocols import Quantized
 from vqcore_quant.choice import hard_choice, in_chunks, soft_choice
-from vqcore_quant.codes import check_range
+from vqcore_quant.codes import in_range
 from vqcore_quant.entropy import entropies
 from vqcore_quant.ranges import check_ranges
 from vqcore_quant.usage import distance, entropies_in_bits, only, step_metrics, validity
@@ -106,7 +106,7 @@ class IBQ(nn.Module):
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
         """Look up the codes. Raises ValueError for a code that is out of range."""
-        check_range(codes, self.codebook_size)
+        codes = in_range(codes, self.codebook_size)
         return F.embedding(rearrange(codes, "... 1 -> ..."), self.embed)
 
     def _choose(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vqcore.protocols import Quantized
 from vqcore_quant.bits import bits_of, pack, signs
-from vqcore_quant.codes import check_range
+from vqcore_quant.codes import in_range
 from vqcore_quant.gradients import straight_through
 from vqcore_quant.penalty import BinaryConfig, entropy_penalty
 from vqcore_quant.usage import distance, step_metrics, validity
@@ -61,7 +61,7 @@ class LFQ(nn.Module):
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
         """Turn codes into signs. Raises ValueError for a code that is out of range."""
-        check_range(codes, self.codebook_size)
+        codes = in_range(codes, self.codebook_size)
         return signs(codes, self.dim)
 
     def token_state(self) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ import vqcore.config
 from vqcore.errors import SettingError
 from vqcore.protocols import Quantized
 from vqcore_quant.choice import gumbel_noise, hard_choice, in_chunks, soft_choice
-from vqcore_quant.codes import check_range
+from vqcore_quant.codes import in_range
 from vqcore_quant.ranges import check_ranges
 from vqcore_quant.usage import step_metrics, validity
 
@@ -81,7 +81,9 @@ class Memcodes(nn.Module):
             keys, values = self.to_k(self.codes), self.to_v(self.codes)
             heads = [self._ask(*one) for one in zip(queries, keys, values, strict=True)]
             z_q = torch.cat([value for value, _ in heads], dim=-1).reshape(z.shape)
-            codes = torch.stack([code for _, code in heads], dim=-1).reshape(*z.shape[:-1], -1)
+            codes = torch.stack([code for _, code in heads], dim=-1).reshape(
+                *z.shape[:-1], self.num_codebooks
+            )
             metrics = step_metrics(
                 z, z.float(), z_q, codes, valid, self.codebook_size, training=self.training
             )
@@ -89,7 +91,7 @@ class Memcodes(nn.Module):
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
         """Look up the values. Raises ValueError for a code that is out of range."""
-        check_range(codes, self.codebook_size)
+        codes = in_range(codes, self.codebook_size)
         with torch.autocast(codes.device.type, enabled=False):
             values = self.to_v(self.codes)
         return torch.cat([values[head][codes[..., head]] for head in range(self.num_codebooks)], dim=-1)

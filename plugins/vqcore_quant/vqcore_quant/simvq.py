@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import vqcore.config
 from vqcore.protocols import Quantized
 from vqcore_quant.assignment import nearest
-from vqcore_quant.codes import check_range
+from vqcore_quant.codes import in_range
 from vqcore_quant.gradients import straight_through
 from vqcore_quant.ranges import check_ranges
 from vqcore_quant.usage import distance, step_metrics, validity
@@ -87,7 +87,7 @@ class SimVQ(nn.Module):
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
         """Look up the codes. Raises ValueError for a code that is out of range."""
-        check_range(codes, self.codebook_size)
+        codes = in_range(codes, self.codebook_size)
         with torch.autocast(codes.device.type, enabled=False):
             return self._look_up(codes)
 

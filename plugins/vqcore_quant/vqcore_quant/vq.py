@@ -32,7 +32,7 @@ from vqcore.errors import SettingError
 from vqcore.protocols import Quantized
 from vqcore_quant.assignment import nearest
 from vqcore_quant.codebook import CodebookConfig, Codes
-from vqcore_quant.codes import check_range, count_nonfinite, usage_metrics
+from vqcore_quant.codes import count_nonfinite, in_range, usage_metrics
 from vqcore_quant.entropy import entropies
 from vqcore_quant.gradients import rotation, snapshot, straight_through
 from vqcore_quant.ranges import check_ranges
@@ -173,7 +173,7 @@ class VQ(nn.Module):
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
         """Look up the codes. Raises ValueError for a code that is out of range."""
-        check_range(codes, self.codebook_size)
+        codes = in_range(codes, self.codebook_size)
         with torch.autocast(codes.device.type, enabled=False):
             return self.project_out(self._look_up(codes).detach().flatten(-2))
 

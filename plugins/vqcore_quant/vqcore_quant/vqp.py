@@ -21,7 +21,7 @@ import vqcore.config
 from vqcore import dist
 from vqcore.errors import PluginLoadError, SettingError, did_you_mean
 from vqcore.protocols import Quantized
-from vqcore_quant.codes import check_range
+from vqcore_quant.codes import in_range
 from vqcore_quant.ranges import check_ranges
 from vqcore_quant.usage import step_metrics, validity
 
@@ -118,7 +118,7 @@ class VQP(nn.Module):
 
     def decode(self, codes: Int[Tensor, "b *grid q"]) -> Float[Tensor, "b *grid d"]:
         """Look up the codes. Raises ValueError for a code that is out of range."""
-        check_range(codes, self.codebook_size)
+        codes = in_range(codes, self.codebook_size)
         with torch.autocast(codes.device.type, enabled=False):
             return self._decode(codes.flatten(0, -2)).reshape(*codes.shape[:-1], self.dim)
 

@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 from vqcore import config, dist
 from vqcore.console import say
 from vqcore.errors import SettingError
-from vqcore.files import write_text
+from vqcore.files import aside, write_text
 from vqcore.plugin import hookimpl
 from vqcore.protocols import RunLike
 
@@ -69,8 +69,8 @@ class Profile:
             return
         recorder, self.recorder = self.recorder, None
         recorder.stop()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        recorder.export_chrome_trace(str(self.folder / "trace.json"))
+        with aside(self.folder / "trace.json") as temporary:
+            recorder.export_chrome_trace(str(temporary))
         order = f"self_{self.device}_time_total"
         table = recorder.key_averages().table(sort_by=order, row_limit=self.cfg.rows)
         write_text(self.folder / "table.txt", table)
