@@ -54,7 +54,7 @@ def train(config: RunConfig, access: Access | None = None) -> Run:
         run = build(config, device, access)
         with dist.together():
             settle(cheap(run))
-        with opened(config):
+        with opened(config, run.data):
             resume(run)
             error: BaseException | None = None
             try:
