@@ -174,7 +174,9 @@ def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, capsys, number):
         return real(run, batches)
 
     train(run_config(tmp_path / "whole"))
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the suite runs behind
+    inherited = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where the suite runs behind
     try:
         with monkeypatch.context() as patch:
             patch.setattr(trainer, "train_step", signalled)

@@ -16,8 +16,7 @@ import os
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,9 @@ from vqcore.artefacts.folder import load_tensors
 from vqcore.artefacts.formats import read_pickle
 from vqcore.errors import CheckpointError, PluginLoadError, VqcoreError, did_you_mean, listed
 from vqcore.files import local, write_text
+from vqcore.network import asked, asking, closed_unless_asked
 from vqcore.protocols import Borrows, borrowed
 
-_DOWNLOAD: ContextVar[bool] = ContextVar("vqcore_download", default=False)
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HUB = "hf://"
@@ -117,7 +116,7 @@ def _found(place: str) -> Path:
             f"{place}: write hf://user/name, hf://user/name@revision or hf://user/name#path/in/it"
         )
     patterns = (inside,) if inside else ("*.safetensors",)
-    folder = hub.download(*named, patterns, cached=not _DOWNLOAD.get())
+    folder = hub.download(*named, patterns, cached=not asked())
     path = folder / inside
     if not path.exists() or not Path(os.path.normpath(path)).is_relative_to(folder):
         raise CheckpointError(f"{place}: {named[0]} has no file '{inside}'")
@@ -248,7 +247,7 @@ class Lender:
     def _lend(self, path: str, module: Borrows, keys: list[str]) -> Loans:
         names = borrowed(module)
         places = {name: place for name in names if (place := self._place(f"{path}.{name}", keys)) is not None}
-        with _downloading(self.download):
+        with asking(self.download or asked()), closed_unless_asked():
             try:
                 hashes = dict(module.borrow(places))
             except VqcoreError as error:
@@ -322,15 +321,6 @@ def compare_loans(
                 f"{folder}: {key} has the SHA-256 {loan['sha256'][:16]}, but this run was trained with {wanted[:16]}. "
                 f"Give the weights of this run: --borrow {key}=PATH."
             )
-
-
-@contextmanager
-def _downloading(allowed: bool) -> Iterator[None]:
-    token = _DOWNLOAD.set(allowed)
-    try:
-        yield
-    finally:
-        _DOWNLOAD.reset(token)
 
 
 def _borrowers(root: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Borrows]]:
