@@ -154,14 +154,15 @@ def _sha256(tensors: Mapping[str, Tensor], files: list[Path]) -> str:
     found = [(file.resolve(), file.stat()) for file in files]
     status = [(str(path), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in found]
     key = hashlib.sha256(json.dumps(status).encode()).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqcore" / "borrowed.json"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vqcore" / "borrowed.json"
     known: dict[str, str] = {}
-    with suppress(OSError, ValueError, TypeError):
-        known = dict(json.loads(cache.read_text(encoding="utf-8")))
+    # A cache that cannot be read or written, or a home folder that nobody knows, only costs time.
+    with suppress(OSError, ValueError, TypeError, VqcoreError):
+        known = dict(json.loads(local(cache).read_text(encoding="utf-8")))
     if key not in known:
         known[key] = sha256(tensors)
-        with suppress(OSError):  # a cache that cannot be written only costs time
-            write_text(cache, json.dumps(known))
+        with suppress(OSError, VqcoreError):
+            write_text(local(cache), json.dumps(known))
     return known[key]
 
 
