@@ -83,6 +83,7 @@ def test_timm_asks_its_hub_with_download_alone(monkeypatch, tmp_path):
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's library asks again after a while
     monkeypatch.setattr(socket.socket, "connect", refuse)
     cfg = TimmEncoder.Config(name="vit/timm-encoder", model="test_vit", pretrained=True)
     encoder = TimmEncoder(cfg, spec=DataSpec(channels=3, size=(160, 160)))

@@ -120,7 +120,12 @@ class Saved:
     names: tuple[str, ...]
 
 
-@pytest.fixture(params=RENAMINGS)
+SHORT = ("once", "twice, saved by the second")
+
+
+@pytest.fixture(
+    params=[name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in RENAMINGS]
+)
 def saved(request, install, tmp_path) -> Saved:
     """A run, its export, its tokens and its evaluation, made before the renaming; the plugin is renamed now."""
     before, now = RENAMINGS[request.param]

@@ -109,8 +109,8 @@ BAD = {
     "float": (np.zeros((2, 2, 1)), "not float64"),
     "axis": (np.zeros((2, 2), np.uint8), r"shape \[2, 2\]"),
     "grid": (np.zeros((3, 2, 1), np.uint8), r"its grid is \[3, 2\], but tokens\.json says \[2, 2\]"),
-    "junk": (b"no array", "not a readable .npy file"),
-    "empty": (b"", "not a readable .npy file"),
+    "junk": (b"no array", "this is no .npy file"),
+    "empty": (b"", "this is no .npy file"),
 }
 
 

@@ -390,7 +390,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_mutated_files_short(saved: Path, place: Path) -> None:
-    for number in range(50):
+    for number in range(20):
         _try(saved, place, number, verbs=1)
 
 

@@ -128,20 +128,20 @@ def _quantizer_autocast(module: Any, z: Tensor, out: Any) -> None:
 
 def _quantizer_empty(module: Any, z: Tensor) -> None:
     """A batch without samples is a batch: the last part of a pass may be one."""
-    wanted = (0, *grid_out(module, tuple(z.shape[1:-1])), module.num_codebooks)
-    try:
-        out = module(z[:0])
-        found = tuple(out.codes.shape)
-        assert found == wanted, f"empty law: the codes of no sample are {found}, not {wanted}"
-        shapes = {"z_q": out.z_q.shape, "decode": module.decode(out.codes).shape}
-    except AssertionError:
-        raise
-    except Exception as error:
-        raise AssertionError(
-            f"empty law: a batch without samples raises {type(error).__name__}: {error}"
-        ) from error
-    for name, shape in shapes.items():
-        assert shape == z[:0].shape, f"empty law: {name} of no sample is {tuple(shape)}"
+    grid = grid_out(module, tuple(z.shape[1:-1]))
+    wanted = {"z_q": z[:0].shape, "codes": (0, *grid, module.num_codebooks), "decode": z[:0].shape}
+    codes: Any = None
+    for name in wanted:
+        try:
+            made = module.decode(codes) if name == "decode" else getattr(module(z[:0]), name)
+        except Exception as error:
+            raise AssertionError(
+                f"empty law: a batch without samples raises {type(error).__name__}: {error}"
+            ) from error
+        found, codes = tuple(made.shape), made
+        assert found == wanted[name], (
+            f"empty law: {name} of no sample: the shape is {found}, not {tuple(wanted[name])}"
+        )
 
 
 def _quantizer_state(fresh: Any, module: Any, z: Tensor, out: Any) -> None:

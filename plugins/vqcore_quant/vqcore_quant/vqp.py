@@ -112,7 +112,7 @@ class VQP(nn.Module):
             else:
                 z_q, codes = self._evaluate(rows)
                 loss = (0 * rows[counted]).sum()  # 0, or not finite if a latent is not finite
-            z_q, codes = z_q.reshape(z.shape), codes.reshape(*z.shape[:-1], -1)
+            z_q, codes = z_q.reshape(z.shape), codes.reshape(*z.shape[:-1], self.num_codebooks)
             metrics = step_metrics(z, latents, z_q, codes, valid, self.codebook_size, training=self.training)
         return Quantized(z_q.to(z.dtype), codes, {"vqp/loss": loss}, metrics)
 
@@ -148,6 +148,8 @@ class VQP(nn.Module):
     def _ask(
         self, rows: Float[Tensor, "n d"]
     ) -> tuple[Float[Tensor, "n d"], Int[Tensor, "n q"], Float[Tensor, ""]]:
+        if not len(rows):  # the library takes none
+            return rows, rows.new_zeros((0, self.num_codebooks), dtype=torch.long), rows.new_zeros(())
         x = rearrange(rows, "n d -> 1 d n" if self.cfg.method == "latent" else "n d -> 1 n d")
         z_q, codes, *rest = self.inner(x)
         z_q = rearrange(z_q, "1 d n -> n d" if self.cfg.method == "latent" else "1 n d -> n d")
@@ -155,9 +157,11 @@ class VQP(nn.Module):
             codes = rearrange(codes, "g 1 n q -> n (g q)")
         loss = rest[0].sum() if rest else rows.new_zeros(())
         # The library marks a dropped level with the code -1.
-        return z_q, codes.reshape(len(rows), -1).long().clamp(min=0).contiguous(), loss
+        return z_q, codes.reshape(len(rows), self.num_codebooks).long().clamp(min=0).contiguous(), loss
 
     def _decode(self, codes: Int[Tensor, "n q"]) -> Float[Tensor, "n d"]:
+        if not len(codes):  # the library takes none
+            return torch.empty(0, self.dim, device=codes.device)
         inner: Any = self.inner
         if self.cfg.method == "latent":
             return rearrange(inner.indices_to_codes(rearrange(codes, "n 1 -> 1 n")), "1 d n -> n d")
