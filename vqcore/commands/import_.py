@@ -16,6 +16,7 @@ from vqcore.files import aside, local
 from vqcore.protocols import config_reader, published
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
+from vqcore.streams import put
 from vqcore.tokenizer import Tokenizer
 
 
@@ -72,10 +73,10 @@ def _list(args: argparse.Namespace) -> int:
         raise ConfigError(f"{COMMAND_LINE}: --list takes a format alone: vqcore import FORMAT --list")
     for name in [args.format] if args.format else _formats():
         found = registry().find("format", name)
-        print(f"{found.name}  {found.component.summary}")
+        put(f"{found.name}  {found.component.summary}")
         for one in published(registry().load("format", name)):
             more = ", ".join(text for text in (one.note, one.licence) if text)
-            print(f"  {one.name:24} hf://{one.id}{f'  {more}' if more else ''}")
+            put(f"  {one.name:24} hf://{one.id}{f'  {more}' if more else ''}")
     return 0
 
 
