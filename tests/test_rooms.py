@@ -20,6 +20,7 @@ ROOMS = (
         "rng",
         "protocols",
         "memory",
+        "network",
     ),
     ("registry", "builtin", "dist"),
     ("console",),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from vqcore import __version__
+from vqcore import __version__, network
 from vqcore.errors import VqcoreError, cause, no_memory, printable
 from vqcore.interrupts import INTERRUPTED, interruptible, status_of
 from vqcore.registry import Registry, registry
@@ -203,7 +203,9 @@ def _borrowing(parser: argparse.ArgumentParser) -> None:
         help="where weights lie that a part borrows, e.g. decoder.base=weights/base.safetensors",
     )
     parser.add_argument(
-        "--download", action="store_true", help="fetch borrowed weights from the hub if they are not here"
+        "--download",
+        action="store_true",
+        help="fetch published and borrowed weights that are not here from their hub",
     )
 
 
@@ -274,7 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             registry().add_file(args.plugin)
         verb = importlib.import_module(f"vqcore.commands.{_module(args.verb)}")
         interruptible()
-        return verb.run(args)
+        with network.asking(getattr(args, "download", False)):
+            return verb.run(args)
     except SystemExit as ended:  # --help, --version or a wrong command line: argparse has printed its message
         return int(ended.code or 0)
     except VqcoreError as error:
