@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from vqcore import __version__, network
 from vqcore.errors import VqcoreError, cause, no_memory, printable
@@ -350,7 +350,10 @@ def _warning_text(message: Warning | str, category: type[Warning], *place: Any, 
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says everything through `put`: a command line may hold anything."""
+    """Says everything through `put`, and a mistake in one line: a command line may hold anything."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if message:

@@ -20,7 +20,8 @@ def put(text: str, *, error: bool = False) -> None:
 class _Lenient(io.FileIO):
     """A standard stream. The first failure to write is kept in `failure`, and what follows is dropped.
 
-    So work goes on where only its messages are lost. A reader that has gone (`| head`) still ends the command.
+    So work goes on where only its messages are lost. A reader of standard output that has gone (`| head`) still ends the
+    command.
     """
 
     failure: OSError | None = None
@@ -31,7 +32,7 @@ class _Lenient(io.FileIO):
             try:
                 return super().write(data)
             except OSError as error:
-                if error.errno == errno.EPIPE:
+                if error.errno == errno.EPIPE and self.fileno() == 1:
                     raise
                 self.failure = error
         return len(data)
