@@ -299,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of a command, for which this process is prepared. Raises `SystemExit` if there is nothing to run."""
+    """The arguments of a command, for which this process is prepared. `SystemExit` if there is nothing to run."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if rest and (any(word.startswith("-") for word in rest) or not hasattr(args, "overrides")):
@@ -361,7 +361,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--plugin", metavar="FILE", help="a Python file with a manifest; its components are named local/..."
     )

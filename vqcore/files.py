@@ -46,7 +46,7 @@ def aside(path: Path, *, new: bool = False) -> Iterator[Path]:
     block or the renaming fails, nothing is left. An `OSError` has `path` as its `filename`.
     """
     suffix = path.suffix if len(path.suffix) <= _LONGEST_SUFFIX else ""
-    with _named(path), _parents(path), _beside(path.parent, suffix, _new_file) as (temporary, mode):
+    with _named(path), parents(path), _beside(path.parent, suffix, _new_file) as (temporary, mode):
         try:
             yield temporary
             temporary.chmod(mode)  # a writer may have made the file anew, closed to other users
@@ -66,7 +66,7 @@ def folder_aside(path: Path) -> Iterator[Path]:
     Raises `FileExistsError` if there is something at `path`, also if another process was faster. Everything else is
     as `aside` does it.
     """
-    with _named(path), _parents(path):
+    with _named(path), parents(path):
         if os.path.lexists(path):
             raise _exists(path)
         with _beside(path.parent, "", _new_folder) as (temporary, _):
@@ -85,6 +85,20 @@ def write_text(path: Path, text: str, *, new: bool = False) -> None:
     """Write a small text file in one go, as `aside` does. Bytes of names that are not UTF-8 become `\\udcXX`."""
     with aside(path, new=new) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def parents(path: Path) -> Iterator[None]:
+    """Make the folders above a path; if the block fails, remove those that were made and are empty."""
+    made = [each for each in path.parents if not each.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
+        raise
 
 
 def sweep(folder: Path) -> None:
@@ -155,20 +169,6 @@ def _link(temporary: Path, path: Path) -> None:
 
 def _exists(path: Path) -> FileExistsError:
     return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-
-
-@contextmanager
-def _parents(path: Path) -> Iterator[None]:
-    """Make the folders above a path; if the block fails, remove those that were made and are empty."""
-    made = [each for each in path.parents if not each.exists()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for each in made:
-            with suppress(OSError):
-                each.rmdir()
-        raise
 
 
 @contextmanager

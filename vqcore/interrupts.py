@@ -4,7 +4,7 @@ Imports what the interpreter holds anyway: while a module is imported, a signal 
 that the process was told to ignore when it was started stays ignored.
 """
 
-import _signal  # `signal` makes enums of the numbers, which takes 10 ms
+import _signal  # type: ignore[import-not-found]  # `signal` makes enums of the numbers, which takes 10 ms
 import os
 
 INTERRUPTED = "interrupted; all saved files are complete."
@@ -42,9 +42,8 @@ def status_of(stop: KeyboardInterrupt) -> int:
 def _leave(number: int, frame: object) -> None:
     try:
         os.write(2, f"{INTERRUPTED}\n".encode())
-    except OSError:
-        pass  # nobody listens
-    os._exit(128 + number)
+    finally:  # also where nobody listens
+        os._exit(128 + number)
 
 
 def _terminate(number: int, frame: object) -> None:

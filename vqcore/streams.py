@@ -20,8 +20,8 @@ def put(text: str, *, error: bool = False) -> None:
 class _Lenient(io.FileIO):
     """A standard stream. The first failure to write is kept in `failure`, and what follows is dropped.
 
-    So work goes on where only its messages are lost. A reader of standard output that has gone (`| head`) still ends the
-    command.
+    So work goes on where only its messages are lost. A reader of standard output that has gone (`| head`) still ends
+    the command.
     """
 
     failure: OSError | None = None
