@@ -3,7 +3,8 @@ renamed.
 
 Everything that vqcore writes goes through `aside` (a file) or `folder_aside`. The name beside is short, hidden and
 random, so that long names and several processes are no trouble, and it is made anew, never opened through a link. The
-process that makes it holds a lock on it, which ends with the process: so `sweep` can tell what a killed process left.
+process that makes it holds a lock on it, which ends with the process: so `sweep`, which runs before the first write into
+a folder, can tell what a killed process left.
 """
 
 import errno
@@ -21,6 +22,7 @@ from vqcore.errors import VqcoreError
 _LONGEST_SUFFIX = 16
 """A longer suffix is no type of file, and would make the name beside too long."""
 _BESIDE = re.compile(r"\.[0-9a-f]{8}\.incomplete(\.[^.]*)?")
+_swept: set[Path] = set()
 
 
 def local(path: str | Path) -> Path:
@@ -103,11 +105,12 @@ def parents(path: Path) -> Iterator[None]:
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left directly in `folder`; what a living process writes stays."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if not _BESIDE.fullmatch(path.name):
-            continue
+    found: list[Path] = []
+    with suppress(OSError):  # no folder, or one that may be written and not read
+        found = [folder / name for name in os.listdir(folder) if _BESIDE.fullmatch(name)]
+    for path in found:
         with suppress(OSError):
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -122,7 +125,10 @@ def is_beside(path: Path) -> bool:
 
 @contextmanager
 def _beside(folder: Path, suffix: str, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
-    """A new file or folder under a lock, and its mode."""
+    """A new file or folder under a lock, and its mode. Sweeps a folder when this process first writes there."""
+    if (place := folder.absolute()) not in _swept:
+        _swept.add(place)
+        sweep(folder)
     while True:
         path = folder / f".{secrets.token_hex(4)}.incomplete{suffix}"
         try:

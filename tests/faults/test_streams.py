@@ -14,7 +14,7 @@ from vqcore.run.signals import StopSignals
 
 ROOT = Path(__file__).resolve().parents[2]
 START = [sys.executable, "-m", "vqcore"]
-INTERRUPTED = Path(__file__).with_name("interrupted.py")
+DISTURBED = Path(__file__).with_name("disturbed.py")
 LINE = "interrupted; all saved files are complete.\n"
 
 
@@ -50,7 +50,7 @@ def test_streams_that_are_not_there(line, status, says):
 @pytest.mark.parametrize("module", ["vqcore.streams", "vqcore.cli", "pluggy", "vqcore.commands.check"])
 def test_a_signal_during_imports_ends_with_one_line(number, module):
     """From the first import on: before it, the interpreter itself is not yet ready."""
-    command = [sys.executable, str(INTERRUPTED), str(int(number)), f"import:{module}", "check", "none.yaml"]
+    command = [sys.executable, str(DISTURBED), str(int(number)), f"import:{module}", "check", "none.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", LINE)
 

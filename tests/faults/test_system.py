@@ -162,3 +162,31 @@ def test_what_writes_nothing_needs_no_room(here, capsys, argv):
     with full(0)(VERBS[0]):
         assert main(argv) == 0
     assert contents(here) == before
+
+
+@pytest.mark.parametrize("limit", [60, 900], ids=["metrics", "checkpoint"])
+def test_a_disk_that_fills_up_during_training_loses_nothing(here, capsys, monkeypatch, limit):
+    """Lines of metrics.jsonl fail at 60 bytes, one of them in the middle; tensors and state at 900."""
+    from vqcore import trainer
+
+    command, step = VERBS[0].argv, trainer.train_step
+    assert main((*command, "run.dir=whole")) == 0
+    with full(limit)(VERBS[0]) as _, monkeypatch.context() as patch:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before[1], before[1]))
+
+        def filling(run, batches):
+            if run.step == 2:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            return step(run, batches)
+
+        patch.setattr(trainer, "train_step", filling)
+        assert main(command) == 2
+    said = capsys.readouterr()
+    line = one_line(said.err)
+    assert "run.dir=new" in line and "File too large" in line
+    assert leftovers(here) == [] and [path.name for path in Path("new/checkpoints").iterdir()] == ["step_2"]
+    assert main(command) == 0
+    for name in ("model.safetensors", "state.safetensors"):
+        path = f"checkpoints/step_4/{name}"
+        assert Path("new", path).read_bytes() == Path("whole", path).read_bytes()

@@ -4,7 +4,9 @@ import contextlib
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,30 +21,35 @@ from vqcore.files import is_beside
 
 @dataclass(frozen=True)
 class Verb:
-    """A command that writes. `folder` and `file` are where it writes: the folder itself, and one of its files."""
+    """A command that writes.
+
+    `folder` and `file` are where it writes: the folder itself, and one of its files. `result` is a file whose bytes say
+    whether the command did all of its work.
+    """
 
     name: str
     argv: tuple[str, ...]
     folder: str
     file: str
+    result: str = ""
 
     def __str__(self) -> str:
         return self.name
 
 
 VERBS = (
-    Verb("train", ("train", "new.yaml"), "new", "new/config.yaml"),
-    Verb("resume", ("train", "run.yaml", "run.steps=6"), "run", "run/config.yaml"),
-    Verb("eval", ("eval", "run"), "run", "run/eval.json"),
-    Verb("eval-json", ("eval", "run", "--json", "made/eval.json"), "made", "made/eval.json"),
-    Verb("report", ("report", "run"), "run", "run/report.html"),
-    Verb("tokenize", ("tokenize", "run", "in", "out"), "out", "out/a.npy"),
-    Verb("decode", ("decode", "run", "tokens", "out"), "out", "out/a.npy"),
-    Verb("decode-png", ("decode", "pictures", "codes", "out"), "out", "out/a.png"),
-    Verb("export", ("export", "run", "out"), "out", "out"),
-    Verb("export-format", ("export", "run", "out", "--format", "toy/boxes"), "out", "out"),
-    Verb("import", ("import", "toy/boxes", "box", "out"), "out", "out"),
-    Verb("import-config", ("import", "toy/notes", "old.toyrc", "made/out.yaml"), "made", "made/out.yaml"),
+    Verb("train", ("train", "new.yaml"), "new", "new/config.yaml", "new/checkpoints/step_4/state.safetensors"),
+    Verb("resume", ("train", "run.yaml", "run.steps=6"), "run", "run/config.yaml", "run/checkpoints/step_6/state.safetensors"),
+    Verb("eval", ("eval", "run"), "run", "run/eval.json", "run/eval.json"),
+    Verb("eval-json", ("eval", "run", "--json", "made/eval.json"), "made", "made/eval.json", "made/eval.json"),
+    Verb("report", ("report", "run"), "run", "run/report.html", "run/report.html"),
+    Verb("tokenize", ("tokenize", "run", "in", "out"), "out", "out/a.npy", "out/c.npy"),
+    Verb("decode", ("decode", "run", "tokens", "out"), "out", "out/a.npy", "out/c.npy"),
+    Verb("decode-png", ("decode", "pictures", "codes", "out"), "out", "out/a.png", "out/c.png"),
+    Verb("export", ("export", "run", "out"), "out", "out", "out/model.safetensors"),
+    Verb("export-format", ("export", "run", "out", "--format", "toy/boxes"), "out", "out", "out/toybox.safetensors"),
+    Verb("import", ("import", "toy/boxes", "box", "out"), "out", "out", "out/model.safetensors"),
+    Verb("import-config", ("import", "toy/notes", "old.toyrc", "made/out.yaml"), "made", "made/out.yaml", "made/out.yaml"),
 )
 READERS = (("check", "run.yaml"), ("config", "run.yaml"), ("show", "optim"), ("plugins",))
 """Commands that write nothing, so that a full disk is no matter to them."""
@@ -88,6 +95,21 @@ def contents(place: Path) -> dict[str, bytes | None]:
         for path in sorted(place.rglob("*"))
         if path.name != ".lock"
     }
+
+
+def disturbed(how: int | str, place: str, argv: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+    """Start a command that is disturbed at a place: see `disturbed.py`."""
+    tests, project = Path(__file__).parents[1], Path(__file__).parents[2]
+    first = [str(tests / "fixtures" / "toy"), str(project), os.environ.get("PYTHONPATH", "")]
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("disturbed.py")), str(how), place, *argv],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(first)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def leftovers(place: Path) -> list[str]:

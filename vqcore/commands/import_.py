@@ -51,20 +51,27 @@ def _write_config(named: Named, cfg: Config, target: Path) -> None:
             f"{cfg.name} reads tokenizers, not training configs; give a folder, not {target.name}."
         )
     if target.exists():
-        raise RunError(
-            f"{target} exists already and is not overwritten. Choose another name, or remove this file."
-        )
+        raise _exists(target)
     tree: dict[str, Any] = dict(reader.config(named.path))
     tree["run"] = {"dir": f"runs/{target.stem}", **tree.get("run", {})}
     found = digests(named.path)
     mark = f" (SHA-256 {found})" if isinstance(found, str) else ""
-    with aside(target) as temporary:
-        temporary.write_text(
-            f"# From {named.source}{mark}, read by {cfg.name}.\n{dump(tree)}", encoding="utf-8"
-        )
-        from_tree(saved_tree(temporary), schema=RunConfig, file=f"{named.name}, as {cfg.name} reads it")
+    try:
+        with aside(target, new=True) as temporary:
+            temporary.write_text(
+                f"# From {named.source}{mark}, read by {cfg.name}.\n{dump(tree)}", encoding="utf-8"
+            )
+            from_tree(saved_tree(temporary), schema=RunConfig, file=f"{named.name}, as {cfg.name} reads it")
+    except FileExistsError as error:  # another process was faster
+        raise _exists(target) from error
     say(f"{target}: a training config, from {named}")
     say(f"next      {command('check', target)}")
+
+
+def _exists(target: Path) -> RunError:
+    return RunError(
+        f"{target} exists already and is not overwritten. Choose another name, or remove this file."
+    )
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -1,31 +1,35 @@
-"""A program for tests: run vqcore, and send this process a signal where a module is imported or a function is called.
+"""A program for tests: run vqcore, and disturb it where a module is imported or a function is called.
 
-    python interrupted.py SIGNAL PLACE ARGUMENTS...
+    python disturbed.py HOW PLACE ARGUMENTS...
 
-PLACE is `import:NAME` (the first search for that module) or `NAME:FUNCTION` (the first call of a function or a method).
+HOW is the number of a signal, which this process sends itself, or `wait`: it says `ready` and waits for a line. PLACE is `import:NAME` (the first search for that module) or `NAME:FUNCTION` (the first call of a function or a method).
 A signal that this process inherited as ignored is set to its default first: suites run in the background, too.
 """
 
 import _signal
-import importlib
+import importlib.util
 import os
 import sys
 
-number, place, *arguments = sys.argv[1:]
+how, place, *arguments = sys.argv[1:]
 module, _, path = place.rpartition(":")
 
 
-def send() -> None:
-    os.kill(os.getpid(), int(number))
+def disturb() -> None:
+    if how == "wait":
+        os.write(1, b"ready\n")
+        os.read(0, 1)
+    else:
+        os.kill(os.getpid(), int(how))
 
 
 class AtImport:
-    """Sends the signal when a module is looked for."""
+    """Disturbs when a module is looked for."""
 
     def find_spec(self, name, path=None, target=None):
         if name == place.removeprefix("import:"):
             sys.meta_path.remove(self)
-            send()
+            disturb()
 
 
 class AtCall:
@@ -55,7 +59,7 @@ def replace(made) -> None:
     def once(*given, **options):
         if not called:
             called.append(True)
-            send()
+            disturb()
         return real(*given, **options)
 
     setattr(made, last, once)
@@ -68,8 +72,6 @@ if __name__ == "__main__":
     if module == "import":
         sys.meta_path.insert(0, AtImport())
     else:
-        import importlib.util
-
         sys.meta_path.insert(0, AtCall())
     from vqcore.__main__ import start
 
