@@ -36,7 +36,10 @@ def race(here, place, *lines):
     for each in both:
         while (line := each.stdout.readline()) != "ready\n":
             assert line, each.stderr.read()
-    ended = [each.communicate("\n", timeout=120) for each in both]
+    for each in both:
+        each.stdin.write("\n")
+        each.stdin.flush()
+    ended = [each.communicate(timeout=240) for each in both]
     return [(process.returncode, out, err) for process, (out, err) in zip(both, ended, strict=True)]
 
 
@@ -58,7 +61,7 @@ def test_two_at_once(world, tmp_path, monkeypatch, name):
             assert "exists already" in said[0] or "another process" in said[0], said
     assert leftovers(here) == []
     ours, theirs = contents(here), contents(alone)
-    assert ours.keys() == theirs.keys()
+    assert ours.keys() - {f"{verb.folder}/events.jsonl"} == theirs.keys() - {f"{verb.folder}/events.jsonl"}
     varying = (".json", ".jsonl", ".html", ".md", ".png")
     for path, content in ours.items():
         if not path.endswith(varying):
@@ -74,7 +77,7 @@ def test_two_tokenizers_do_not_share_a_folder(world, tmp_path):
     here = copied(world, tmp_path)
     small = ("train", "run.yaml", "run.dir=other", "run.seed=1")
     process = disturbed("wait", "vqcore.none:none", small, here)
-    process.communicate("\n", timeout=120)
+    process.communicate("\n", timeout=240)
     ended = race(
         here,
         "vqcore.tokens.store:Claims.write",
