@@ -3,8 +3,8 @@ renamed.
 
 Everything that vqcore writes goes through `aside` (a file) or `folder_aside`. The name beside is short, hidden and
 random, so that long names and several processes are no trouble, and it is made anew, never opened through a link. The
-process that makes it holds a lock on it, which ends with the process: so `sweep`, which runs before the first write into
-a folder, can tell what a killed process left.
+process that makes it holds a lock on it, which ends with the process: so `sweep`, which runs before the first write
+into a folder, can tell what a killed process left.
 """
 
 import errno
@@ -107,7 +107,7 @@ def sweep(folder: Path) -> None:
     """Remove what killed processes left directly in `folder`; what a living process writes stays."""
     found: list[Path] = []
     with suppress(OSError):  # no folder, or one that may be written and not read
-        found = [folder / name for name in os.listdir(folder) if _BESIDE.fullmatch(name)]
+        found = [path for path in folder.iterdir() if is_beside(path)]
     for path in found:
         with suppress(OSError):
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

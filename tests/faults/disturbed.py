@@ -2,7 +2,8 @@
 
     python disturbed.py HOW PLACE ARGUMENTS...
 
-HOW is the number of a signal, which this process sends itself, or `wait`: it says `ready` and waits for a line. PLACE is `import:NAME` (the first search for that module) or `NAME:FUNCTION` (the first call of a function or a method).
+HOW is the number of a signal, which this process sends itself, or `wait`: it says `ready` and waits for a line.
+PLACE is `import:NAME` (the first search for that module) or `NAME:FUNCTION` (the first call of a function or a method).
 A signal that this process inherited as ignored is set to its default first: suites run in the background, too.
 """
 

@@ -83,7 +83,8 @@ def test_files_that_vanish_under_a_pass_are_named(here, capsys, caplog, monkeypa
         with monkeypatch.context() as patch:
             real = passes._groups
             gone = Path(name, "b.npy")
-            patch.setattr(passes, "_groups", lambda items, size: gone.unlink() or real(items, size))
+            vanishing = lambda items, size, real=real, gone=gone: gone.unlink() or real(items, size)  # noqa: E731
+            patch.setattr(passes, "_groups", vanishing)
             verb = "tokenize" if name == "in" else "decode"
             assert main([verb, "run", name, f"out-{name}"]) == 0
         said = capsys.readouterr()

@@ -52,7 +52,9 @@ def test_two_at_once(world, tmp_path, monkeypatch, name):
     here = copied(world, tmp_path / "here")
     ended = race(here, MEETING[name], verb.argv, verb.argv)
     statuses = sorted(status for status, _, _ in ended)
-    assert statuses in ([[0, 2]] if name in ONE else [[0, 0]] if "train" not in name else [[0, 0], [0, 2]]), ended
+    assert statuses in ([[0, 2]] if name in ONE else [[0, 0]] if "train" not in name else [[0, 0], [0, 2]]), (
+        ended
+    )
     for status, _, err in ended:
         assert "Traceback" not in err
         if status == 2:
@@ -89,5 +91,10 @@ def test_two_tokenizers_do_not_share_a_folder(world, tmp_path):
     assert "out holds other codes (different: fingerprint)" in loser, loser
     made = json.loads(Path(here, "out/tokens.json").read_text())["fingerprint"]
     winner = ("run", "other")[[status for status, _, _ in ended].index(0)]
-    assert json.loads(next((here / winner / "checkpoints").glob("step_4/provenance.json")).read_text())["fingerprint"] == made
+    assert (
+        json.loads(next((here / winner / "checkpoints").glob("step_4/provenance.json")).read_text())[
+            "fingerprint"
+        ]
+        == made
+    )
     assert len(list(Path(here, "out").glob("*.npy"))) == 3 and leftovers(here) == []

@@ -20,6 +20,10 @@ def test_a_test_that_the_page_names_exists(named):
 
 def test_every_promise_has_a_test():
     page = (ROOT / "docs/reliability.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line and "promise" not in line]
+    rows = [
+        line
+        for line in page.splitlines()
+        if line.startswith("| ") and "---" not in line and "promise" not in line
+    ]
     assert len(rows) > 15 and len(page.splitlines()) <= 120
     assert [row for row in rows if "`tests/" not in row] == []

@@ -37,19 +37,42 @@ class Verb:
         return self.name
 
 
+_SIX = "run/checkpoints/step_6"
 VERBS = (
-    Verb("train", ("train", "new.yaml"), "new", "new/config.yaml", "new/checkpoints/step_4/state.safetensors"),
-    Verb("resume", ("train", "run.yaml", "run.steps=6"), "run", "run/config.yaml", "run/checkpoints/step_6/state.safetensors"),
+    Verb(
+        "train", ("train", "new.yaml"), "new", "new/config.yaml", "new/checkpoints/step_4/state.safetensors"
+    ),
+    Verb(
+        "resume",
+        ("train", "run.yaml", "run.steps=6"),
+        "run",
+        "run/config.yaml",
+        "run/checkpoints/step_6/state.safetensors",
+    ),
     Verb("eval", ("eval", "run"), "run", "run/eval.json", "run/eval.json"),
-    Verb("eval-json", ("eval", "run", "--json", "made/eval.json"), "made", "made/eval.json", "made/eval.json"),
+    Verb(
+        "eval-json", ("eval", "run", "--json", "made/eval.json"), "made", "made/eval.json", "made/eval.json"
+    ),
     Verb("report", ("report", "run"), "run", "run/report.html", "run/report.html"),
     Verb("tokenize", ("tokenize", "run", "in", "out"), "out", "out/a.npy", "out/c.npy"),
     Verb("decode", ("decode", "run", "tokens", "out"), "out", "out/a.npy", "out/c.npy"),
     Verb("decode-png", ("decode", "pictures", "codes", "out"), "out", "out/a.png", "out/c.png"),
     Verb("export", ("export", "run", "out"), "out", "out", "out/model.safetensors"),
-    Verb("export-format", ("export", "run", "out", "--format", "toy/boxes"), "out", "out", "out/toybox.safetensors"),
+    Verb(
+        "export-format",
+        ("export", "run", "out", "--format", "toy/boxes"),
+        "out",
+        "out",
+        "out/toybox.safetensors",
+    ),
     Verb("import", ("import", "toy/boxes", "box", "out"), "out", "out", "out/model.safetensors"),
-    Verb("import-config", ("import", "toy/notes", "old.toyrc", "made/out.yaml"), "made", "made/out.yaml", "made/out.yaml"),
+    Verb(
+        "import-config",
+        ("import", "toy/notes", "old.toyrc", "made/out.yaml"),
+        "made",
+        "made/out.yaml",
+        "made/out.yaml",
+    ),
 )
 READERS = (("check", "run.yaml"), ("config", "run.yaml"), ("show", "optim"), ("plugins",))
 """Commands that write nothing, so that a full disk is no matter to them."""
