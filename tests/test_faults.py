@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -279,48 +277,6 @@ def test_nothing_is_read_beyond_the_last_step(tmp_path, monkeypatch):
     train(run_config(tmp_path / "run", run__steps=13, run__save_every=13))
     once = [step for step in asked if asked.count(step) == 1]
     assert once == list(range(1, 13))  # the first was tried before the run as well
-
-
-FULL = """
-import resource, sys
-sys.path[:0] = {paths!r}
-from toys import run_config
-from vqcore.trainer import train
-from vqcore.errors import RunError
-config = run_config({folder!r}, model__quantizer={{"name": "toy/quantizer", "codebook_size": 4096}})
-limit = int(sys.argv[1])
-if limit:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-try:
-    train(config)
-except RunError as error:
-    print("REFUSED", error)
-"""
-
-
-@pytest.mark.slow
-def test_a_full_disk_ends_with_one_line_and_loses_nothing(tmp_path):
-    from pathlib import Path
-
-    here = Path(__file__).parent
-    code = FULL.format(paths=[str(here), str(here / "fixtures/toy")], folder=str(tmp_path / "run"))
-    limit = 40_000  # above config and pictures, below the codebook's 48 KiB
-
-    def go(limit):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(limit)], capture_output=True, text=True, timeout=120, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
-
-    said = go(limit)
-    assert "REFUSED" in said and "File too large" in said, said
-    assert checkpoints(tmp_path / "run") == {}
-    assert not list((tmp_path / "run/checkpoints").iterdir())
-    assert "REFUSED" not in go(0)
-    big = {"name": "toy/quantizer", "codebook_size": 4096}
-    train(run_config(tmp_path / "whole", model__quantizer=big))
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
 def test_a_file_that_vanishes_is_skipped_and_named(tmp_path, caplog):

@@ -10,6 +10,7 @@ PLUGINS = Path(__file__).parents[1] / "plugins"
 ROOMS = (
     (
         "errors",
+        "interrupts",
         "streams",
         "files",
         "reading",

@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from vqcore import __version__, network
 from vqcore.errors import VqcoreError, cause, no_memory, printable
+from vqcore.interrupts import INTERRUPTED, interruptible, status_of
 from vqcore.registry import Registry, registry
-from vqcore.streams import INTERRUPTED, interruptible
+from vqcore.streams import put
 
 OVERRIDE_HELP = (
     "settings that replace those of the file, e.g. run.steps=100 model.quantizer.codebook_size=1024"
@@ -267,16 +268,45 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 2 for an error that the user can fix, or 1 for a bug."""
-    parser = _parser()
+    debug = False
     try:
-        args, rest = parser.parse_known_args(argv)
-        if rest and (any(word.startswith("-") for word in rest) or not hasattr(args, "overrides")):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args = _arguments(argv)
+        debug = args.debug
+        if args.plugin:
+            registry().add_file(args.plugin)
+        verb = importlib.import_module(f"vqcore.commands.{_module(args.verb)}")
+        interruptible()
+        with network.asking(getattr(args, "download", False)):
+            return verb.run(args)
     except SystemExit as ended:  # --help, --version or a wrong command line: argparse has printed its message
         return int(ended.code or 0)
+    except VqcoreError as error:
+        return 2 if error.elsewhere else _refuse(str(error), debug)
+    except KeyboardInterrupt as stop:
+        put(INTERRUPTED, error=True)
+        return status_of(stop)
+    except BrokenPipeError:  # the program that reads the output has ended, e.g. `| head`
+        return 141
+    except Exception as error:
+        if text := no_memory(error):
+            return _refuse(f"{text}. Take a smaller model, smaller samples or smaller batches.", debug)
+        if isinstance(error, OSError) and isinstance(error.filename, str) and not debug:
+            # The system said no to this path: no permission, no room, vanished meanwhile.
+            return _refuse(f"{error.filename}: {cause(error)}.")
+        whose = culprit(error)
+        put(f"{traceback.format_exc()}this is a bug of {whose}; report it with the lines above.", error=True)
+        return 1
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of a command, for which this process is prepared. `SystemExit` if there is nothing to run."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and (any(word.startswith("-") for word in rest) or not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if not args.verb:
         parser.print_help()
-        return 0
+        parser.exit()
     if rest:
         args.overrides += rest  # overrides that came after an option
     # A waiting OpenMP thread that spins takes CPU time from other work on a busy machine; a thread that never spins
@@ -284,43 +314,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     # docs/decisions/0003 has the measurement.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "50000")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Printable("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.INFO, handlers=[_Log()])
     warnings.formatwarning = _warning_text
-    try:
-        if args.plugin:
-            registry().add_file(args.plugin)
-        verb = importlib.import_module(f"vqcore.commands.{_module(args.verb)}")
-        interruptible()
-        with network.asking(getattr(args, "download", False)):
-            return verb.run(args)
-    except VqcoreError as error:
-        if args.debug:
-            traceback.print_exc()
-        if not error.elsewhere:
-            print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the program that reads the output has ended, e.g. `| head`
-        return 141
-    except Exception as error:
-        if text := no_memory(error):
-            if args.debug:
-                traceback.print_exc()
-            what = f"{text}. Take a smaller model, smaller samples or smaller batches."
-            print(f"error: {printable(what)}", file=sys.stderr)
-            return 2
-        if isinstance(error, OSError) and isinstance(error.filename, str) and not args.debug:
-            # The system said no to this path: no permission, no room, vanished meanwhile.
-            print(f"error: {printable(f'{error.filename}: {cause(error)}.')}", file=sys.stderr)
-            return 2
-        print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr, end="")
-        whose = culprit(error)
-        print(f"this is a bug of {whose}; report it with the lines above.", file=sys.stderr)
-        return 1
+    return args
+
+
+def _refuse(text: str, debug: bool = False) -> int:
+    """Say in one line what the user can mend, with `debug` after its traceback; returns the exit status."""
+    if debug:
+        put(traceback.format_exc().rstrip(), error=True)
+    put(f"error: {printable(text)}", error=True)
+    return 2
 
 
 def _module(verb: str) -> str:
@@ -328,11 +332,11 @@ def _module(verb: str) -> str:
     return f"{verb}_" if keyword.iskeyword(verb) else verb
 
 
-class _Printable(logging.Formatter):
-    """Escapes what is not printable in a message of the log."""
+class _Log(logging.Handler):
+    """Shows the messages of the log on standard error."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), keep="\n\t")
+    def emit(self, record: logging.LogRecord) -> None:
+        put(self.format(record), error=True)
 
 
 _python_text = warnings.formatwarning
@@ -342,16 +346,27 @@ def _warning_text(message: Warning | str, category: type[Warning], *place: Any, 
     """One plain line for a warning to users (a renamed component); Python's own text for all others."""
     if issubclass(category, FutureWarning):
         return f"warning: {printable(str(message))}\n"
-    return _python_text(message, category, *place, **more)
+    return printable(_python_text(message, category, *place, **more), keep="\n")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says everything through `put`, and a mistake in one line: a command line may hold anything."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            put(message.rstrip("\n"), error=file is not sys.stdout)
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--plugin", metavar="FILE", help="a Python file with a manifest; its components are named local/..."
     )
     common.add_argument("--debug", action="store_true", help="print the traceback of every error")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vqcore",
         description="Learned discrete tokenizers for any modality: train, measure, use, export.",
         epilog="vqcore VERB --help explains a verb and shows an example.",

@@ -20,6 +20,7 @@ from rich.progress import (
 from vqcore import dist
 from vqcore.errors import printable
 from vqcore.registry import registry
+from vqcore.streams import put
 
 
 class ProgressLine:
@@ -80,7 +81,7 @@ class ProgressLine:
             self.spoke = now
             left = f"{_clock((self.total - done) / rate)} left" if rate else ""
             parts = (f"{self.label} {done}/{self.total}", pace, left, self.shown)
-            print(printable("  ".join(part for part in parts if part)), file=sys.stderr, flush=True)
+            put("  ".join(part for part in parts if part), error=True)
 
 
 def command(*words: object) -> str:
@@ -102,7 +103,7 @@ def _quoted(word: str) -> str:
 def say(text: str) -> None:
     """Print one line, or some; what is not printable in it is escaped. Only rank 0 prints."""
     if dist.is_main():
-        print(printable(text, keep="\n"), flush=True)
+        put(text)
 
 
 def _clock(seconds: float) -> str:

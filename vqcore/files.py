@@ -3,7 +3,8 @@ renamed.
 
 Everything that vqcore writes goes through `aside` (a file) or `folder_aside`. The name beside is short, hidden and
 random, so that long names and several processes are no trouble, and it is made anew, never opened through a link. The
-process that makes it holds a lock on it, which ends with the process: so `sweep` can tell what a killed process left.
+process that makes it holds a lock on it, which ends with the process: so `sweep`, which runs before the first write
+into a folder, can tell what a killed process left.
 """
 
 import errno
@@ -21,6 +22,7 @@ from vqcore.errors import VqcoreError
 _LONGEST_SUFFIX = 16
 """A longer suffix is no type of file, and would make the name beside too long."""
 _BESIDE = re.compile(r"\.[0-9a-f]{8}\.incomplete(\.[^.]*)?")
+_swept: set[Path] = set()
 
 
 def local(path: str | Path) -> Path:
@@ -46,7 +48,7 @@ def aside(path: Path, *, new: bool = False) -> Iterator[Path]:
     block or the renaming fails, nothing is left. An `OSError` has `path` as its `filename`.
     """
     suffix = path.suffix if len(path.suffix) <= _LONGEST_SUFFIX else ""
-    with _named(path), _parents(path), _beside(path.parent, suffix, _new_file) as (temporary, mode):
+    with _named(path), parents(path), _beside(path.parent, suffix, _new_file) as (temporary, mode):
         try:
             yield temporary
             temporary.chmod(mode)  # a writer may have made the file anew, closed to other users
@@ -66,7 +68,7 @@ def folder_aside(path: Path) -> Iterator[Path]:
     Raises `FileExistsError` if there is something at `path`, also if another process was faster. Everything else is
     as `aside` does it.
     """
-    with _named(path), _parents(path):
+    with _named(path), parents(path):
         if os.path.lexists(path):
             raise _exists(path)
         with _beside(path.parent, "", _new_folder) as (temporary, _):
@@ -87,13 +89,28 @@ def write_text(path: Path, text: str, *, new: bool = False) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+@contextmanager
+def parents(path: Path) -> Iterator[None]:
+    """Make the folders above a path; if the block fails, remove those that were made and are empty."""
+    made = [each for each in path.parents if not each.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
+        raise
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes left directly in `folder`; what a living process writes stays."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if not _BESIDE.fullmatch(path.name):
-            continue
+    found: list[Path] = []
+    with suppress(OSError):  # no folder, or one that may be written and not read
+        found = [path for path in folder.iterdir() if is_beside(path)]
+    for path in found:
         with suppress(OSError):
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -108,7 +125,10 @@ def is_beside(path: Path) -> bool:
 
 @contextmanager
 def _beside(folder: Path, suffix: str, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
-    """A new file or folder under a lock, and its mode."""
+    """A new file or folder under a lock, and its mode. Sweeps a folder when this process first writes there."""
+    if (place := folder.absolute()) not in _swept:
+        _swept.add(place)
+        sweep(folder)
     while True:
         path = folder / f".{secrets.token_hex(4)}.incomplete{suffix}"
         try:
@@ -155,20 +175,6 @@ def _link(temporary: Path, path: Path) -> None:
 
 def _exists(path: Path) -> FileExistsError:
     return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-
-
-@contextmanager
-def _parents(path: Path) -> Iterator[None]:
-    """Make the folders above a path; if the block fails, remove those that were made and are empty."""
-    made = [each for each in path.parents if not each.exists()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for each in made:
-            with suppress(OSError):
-                each.rmdir()
-        raise
 
 
 @contextmanager

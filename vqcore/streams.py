@@ -1,22 +1,27 @@
-"""What the process of a command is given: standard output and error that may be closed, full or in an encoding that
-lacks a character, and Ctrl-C. Light layer.
+"""Standard output and error: they may be closed, full, or in an encoding that lacks a character. Light layer.
+
+All that vqcore says goes through `put`; a test forbids `print`.
 """
 
 import errno
 import io
 import os
-import signal
 import sys
-from types import FrameType
 from typing import Any
 
-INTERRUPTED = "interrupted; all saved files are complete."
+from vqcore.errors import printable
+
+
+def put(text: str, *, error: bool = False) -> None:
+    """Print one line, or some, to standard output or error. What a terminal would not show as letters is escaped."""
+    print(printable(text, keep="\n\t"), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 class _Lenient(io.FileIO):
     """A standard stream. The first failure to write is kept in `failure`, and what follows is dropped.
 
-    So work goes on where only its messages are lost. A reader that has gone (`| head`) still ends the command.
+    So work goes on where only its messages are lost. A reader of standard output that has gone (`| head`) still ends
+    the command.
     """
 
     failure: OSError | None = None
@@ -27,7 +32,7 @@ class _Lenient(io.FileIO):
             try:
                 return super().write(data)
             except OSError as error:
-                if error.errno == errno.EPIPE:
+                if error.errno == errno.EPIPE and self.fileno() == 1:
                     raise
                 self.failure = error
         return len(data)
@@ -64,7 +69,7 @@ def close_streams(status: int) -> int:
             return 141
     lost = next((raw.failure for raw in _ours[:1] if raw.failure), None)
     if lost is not None and status == 0:
-        print(f"error: the output cannot be written: {lost.strerror}.", file=sys.stderr)
+        put(f"error: the output cannot be written: {lost.strerror}.", error=True)
         status = 2
     return status
 
@@ -73,23 +78,3 @@ def _drop() -> None:
     """Let nothing be written when Python ends: the reader has gone."""
     for raw in _ours:
         raw.failure = OSError()
-
-
-def leave_on_interrupt() -> None:
-    """Until `interruptible`, let Ctrl-C end the process with one line: an exception would look like a broken import.
-
-    A process that was told to ignore Ctrl-C when it was started goes on ignoring it.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
-
-
-def interruptible() -> None:
-    """From here on Ctrl-C is a `KeyboardInterrupt` again."""
-    if signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    os.write(2, f"{INTERRUPTED}\n".encode())
-    os._exit(130)

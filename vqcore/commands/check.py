@@ -17,6 +17,7 @@ from vqcore.console import command
 from vqcore.errors import VqcoreError, printable
 from vqcore.run.folder import check_folder
 from vqcore.schema import RunConfig
+from vqcore.streams import put
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,13 +31,11 @@ def run(args: argparse.Namespace) -> int:
                 _print(finding)
     counts = {grade: sum(f.grade == grade for f in found) for grade in ("error", "warning", "note")}
     if args.json:
-        print(json.dumps({"config": args.config, **counts, "findings": [asdict(f) for f in found]}, indent=2))
+        put(json.dumps({"config": args.config, **counts, "findings": [asdict(f) for f in found]}, indent=2))
     else:
-        print(
-            f"\n{printable(args.config)}: {_number(counts['error'], 'error')}, {_number(counts['warning'], 'warning')}"
-        )
+        put(f"\n{args.config}: {_number(counts['error'], 'error')}, {_number(counts['warning'], 'warning')}")
         if not counts["error"]:
-            print(f"next      {command('train', args.config, *args.overrides)}")
+            put(f"next      {command('train', args.config, *args.overrides)}")
     return 2 if counts["error"] else 0
 
 
@@ -64,9 +63,9 @@ def _run_dir(config: RunConfig) -> Iterator[Finding]:
 
 def _print(finding: Finding) -> None:
     place = "" if finding.what.startswith(finding.where) else f"{finding.where}: "
-    print(f"{finding.grade:8}  {printable(f'{place}{finding.what}')}")
+    put(f"{finding.grade:8}  {printable(f'{place}{finding.what}')}")
     if finding.remedy:
-        print(f"          -> {printable(finding.remedy)}")
+        put(f"          -> {printable(finding.remedy)}")
 
 
 def _number(count: int, word: str) -> str:

@@ -6,15 +6,16 @@ from vqcore.compose.describe import dump, inline
 from vqcore.compose.layers import Loaded, load
 from vqcore.compose.recipes import recipes
 from vqcore.config import leaves, to_tree
-from vqcore.errors import ConfigError, printable
+from vqcore.errors import ConfigError
 from vqcore.schema import RunConfig
+from vqcore.streams import put
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the resolved YAML; with --origin one line per setting, with the layer that set it."""
     if args.list:
         for name in recipes():
-            print(f"recipe:{name}")
+            put(f"recipe:{name}")
         return 0
     if not args.config:
         raise ConfigError(
@@ -23,10 +24,10 @@ def run(args: argparse.Namespace) -> int:
     loaded = load(args.config, args.overrides, schema=RunConfig)
     _check_optimizers(loaded)
     if not args.origin:
-        print(dump(loaded.config), end="")
+        put(dump(loaded.config).rstrip("\n"))
         return 0
     for key, value in leaves(to_tree(loaded.config)):
-        print(printable(f"{key}={inline(value)}  # {loaded.layer(key)}"))
+        put(f"{key}={inline(value)}  # {loaded.layer(key)}")
     return 0
 
 

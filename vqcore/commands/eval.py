@@ -39,6 +39,7 @@ from vqcore.evaluate.usage import collapse
 from vqcore.files import local, write_text
 from vqcore.protocols import Data, Modality, of_constant
 from vqcore.run.checkpoints import load_training
+from vqcore.streams import put
 from vqcore.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -344,7 +345,7 @@ def print_table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]])
         Console().print(table)
         return
     widths = [max(len(line[column]) for line in (head, *lines)) for column in range(len(head))]
-    print(f"\n{title}")
+    put(f"\n{title}")
     for line in (head, *lines):
         cells = (text.rjust(width) for text, width in zip(line[1:], widths[1:]))
-        print("  " + "  ".join((line[0].ljust(widths[0]), *cells)).rstrip())
+        put("  " + "  ".join((line[0].ljust(widths[0]), *cells)).rstrip())

@@ -16,6 +16,7 @@ from vqcore.files import aside, local
 from vqcore.protocols import config_reader, published
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
+from vqcore.streams import put
 from vqcore.tokenizer import Tokenizer
 
 
@@ -50,20 +51,27 @@ def _write_config(named: Named, cfg: Config, target: Path) -> None:
             f"{cfg.name} reads tokenizers, not training configs; give a folder, not {target.name}."
         )
     if target.exists():
-        raise RunError(
-            f"{target} exists already and is not overwritten. Choose another name, or remove this file."
-        )
+        raise _exists(target)
     tree: dict[str, Any] = dict(reader.config(named.path))
     tree["run"] = {"dir": f"runs/{target.stem}", **tree.get("run", {})}
     found = digests(named.path)
     mark = f" (SHA-256 {found})" if isinstance(found, str) else ""
-    with aside(target) as temporary:
-        temporary.write_text(
-            f"# From {named.source}{mark}, read by {cfg.name}.\n{dump(tree)}", encoding="utf-8"
-        )
-        from_tree(saved_tree(temporary), schema=RunConfig, file=f"{named.name}, as {cfg.name} reads it")
+    try:
+        with aside(target, new=True) as temporary:
+            temporary.write_text(
+                f"# From {named.source}{mark}, read by {cfg.name}.\n{dump(tree)}", encoding="utf-8"
+            )
+            from_tree(saved_tree(temporary), schema=RunConfig, file=f"{named.name}, as {cfg.name} reads it")
+    except FileExistsError as error:  # another process was faster
+        raise _exists(target) from error
     say(f"{target}: a training config, from {named}")
     say(f"next      {command('check', target)}")
+
+
+def _exists(target: Path) -> RunError:
+    return RunError(
+        f"{target} exists already and is not overwritten. Choose another name, or remove this file."
+    )
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -72,10 +80,10 @@ def _list(args: argparse.Namespace) -> int:
         raise ConfigError(f"{COMMAND_LINE}: --list takes a format alone: vqcore import FORMAT --list")
     for name in [args.format] if args.format else _formats():
         found = registry().find("format", name)
-        print(f"{found.name}  {found.component.summary}")
+        put(f"{found.name}  {found.component.summary}")
         for one in published(registry().load("format", name)):
             more = ", ".join(text for text in (one.note, one.licence) if text)
-            print(f"  {one.name:24} hf://{one.id}{f'  {more}' if more else ''}")
+            put(f"  {one.name:24} hf://{one.id}{f'  {more}' if more else ''}")
     return 0
 
 

@@ -4,6 +4,7 @@ import argparse
 
 from vqcore.errors import UnknownName, did_you_mean, listed
 from vqcore.registry import Registry, Status, registry
+from vqcore.streams import put
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,14 +26,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(listing: Status) -> int:
     origins = ", ".join(str(origin) for origin in listing.origins)
-    print(f"{listing.id:10} {origins:24} {'ok' if listing.plugin else 'unusable'}")
+    put(f"{listing.id:10} {origins:24} {'ok' if listing.plugin else 'unusable'}")
     if not listing.plugin:
-        print(f"           {listing.problem}")
+        put(f"           {listing.problem}")
         return 1
-    print(f"           {listing.plugin.summary}")
+    put(f"           {listing.plugin.summary}")
     for component in listing.plugin.components:
         name = component.name if listing.id == "core" else f"{listing.id}/{component.name}"
-        print(f"           {component.kind:14} {name:22} {component.summary}")
+        put(f"           {component.kind:14} {name:22} {component.summary}")
     return 0
 
 
@@ -41,9 +42,9 @@ def _check(catalogue: Registry, listing: Status) -> int:
 
     failures = check_plugin(catalogue, listing.id)
     for warning in plugin_warnings(catalogue, listing.id):
-        print(f"           WARNING {warning}")
+        put(f"           WARNING {warning}")
     for failure in failures:
-        print(f"           FAILED {failure}")
+        put(f"           FAILED {failure}")
     if not failures:
-        print("           checked: manifest, targets, settings and protocols")
+        put("           checked: manifest, targets, settings and protocols")
     return len(failures)

@@ -12,6 +12,7 @@ from vqcore.errors import UnknownName, did_you_mean, listed
 from vqcore.registry import Registry, registry
 from vqcore.sampling import UNSTATED, options
 from vqcore.schema import RunConfig
+from vqcore.streams import put
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,10 +31,10 @@ def run(args: argparse.Namespace) -> int:
     for component in found:
         cls: Any = catalogue.load(component.kind, args.name)
         name = catalogue.find(component.kind, args.name).name
-        print(f"{name}  ({component.kind})  {component.summary}")
-        print(f"from {catalogue.origin(id)}, {component.target}, {_place(cls)}\n")
+        put(f"{name}  ({component.kind})  {component.summary}")
+        put(f"from {catalogue.origin(id)}, {component.target}, {_place(cls)}\n")
         if cls.__doc__:
-            print(textwrap.indent(inspect.cleandoc(cls.__doc__), "  ") + "\n")
+            put(textwrap.indent(inspect.cleandoc(cls.__doc__), "  ") + "\n")
         _settings(cls.Config)
         if component.kind == "objective" and hasattr(cls, "decode"):
             _sampling(cls)
@@ -53,12 +54,12 @@ def sections() -> dict[str, type]:
 def _section(name: str) -> None:
     """Print a section and the settings in its mappings (`optim.players`)."""
     cls: Any = sections()[name]
-    print(f"{name}  (a section of a config)  {inspect.cleandoc(cls.__doc__)}\n")
+    put(f"{name}  (a section of a config)  {inspect.cleandoc(cls.__doc__)}\n")
     _settings(cls)
     for key, hint in typing.get_type_hints(cls).items():
         inner = typing.get_args(hint)[-1:]
         if typing.get_origin(hint) is dict and inner[0].__module__ == cls.__module__:
-            print(f"\n{name}.{key}.NAME  {inspect.cleandoc(inner[0].__doc__)}\n")
+            put(f"\n{name}.{key}.NAME  {inspect.cleandoc(inner[0].__doc__)}\n")
             _settings(inner[0])
 
 
@@ -71,25 +72,25 @@ def _settings(cls: type) -> None:
 def _sampling(objective_cls: type) -> None:
     """Print the sampling options of an objective, if it has any."""
     if found := options(objective_cls):
-        print("\nsampling options, for `vqcore decode RUN TOKENS OUT option=value` and eval.sampling:\n")
+        put("\nsampling options, for `vqcore decode RUN TOKENS OUT option=value` and eval.sampling:\n")
     for option in found:
         default = REQUIRED if option.default is UNSTATED else f"default {inline(option.default)}"
         _explain(option.name, option.type_text, default, option.text)
 
 
 def _explain(name: str, type_: str, default: str, text: str) -> None:
-    print(f"  {name}: {type_}, {default}")
-    print(textwrap.indent(textwrap.fill(text, 96), "      "))
+    put(f"  {name}: {type_}, {default}")
+    put(textwrap.indent(textwrap.fill(text, 96), "      "))
 
 
 def _list(catalogue: Registry) -> None:
     """Print the names of the sections, then the names of the components by kind."""
-    print(textwrap.fill(f"sections of a config: {', '.join(sections())}", 110, subsequent_indent="  "))
+    put(textwrap.fill(f"sections of a config: {', '.join(sections())}", 110, subsequent_indent="  "))
     names: dict[str, list[str]] = {}
     for found in catalogue.components():
         names.setdefault(found.component.kind, []).append(found.name)
     for kind, own in names.items():
-        print(textwrap.fill(f"{kind}: {', '.join(own)}", 110, subsequent_indent="  "))
+        put(textwrap.fill(f"{kind}: {', '.join(own)}", 110, subsequent_indent="  "))
 
 
 def _no_component(catalogue: Registry, name: str) -> str:

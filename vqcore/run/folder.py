@@ -26,7 +26,7 @@ from vqcore.config import leaves, place_keys, to_tree
 from vqcore.console import say
 from vqcore.data.identity import difference, identity
 from vqcore.errors import ConfigError, RunError, VqcoreError, cause, listed
-from vqcore.files import is_beside, write_text
+from vqcore.files import is_beside, parents, write_text
 from vqcore.protocols import Data
 from vqcore.reading import Each, misfit, parsed, read_json
 from vqcore.schema import FREE_ON_RESUME, RunConfig
@@ -62,22 +62,41 @@ def opened(config: RunConfig, data: Data) -> Iterator[None]:
         with dist.together():
             if dist.is_main():
                 try:
-                    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(_locked(folder))
-                    moved = check_folder(config)  # again, now that nobody else can have begun
-                    _clear(folder)
-                    _check_samples(config, data, moved)
-                    write_text(folder / CONFIG, dump(config))
-                    if not (folder / PROVENANCE).exists():
-                        made = provenance_of(
-                            config, world_size=dist.world_size(), threads=torch.get_num_threads()
-                        )
-                        if config.data.locations:
-                            made["samples"] = identity(data, config.data.extra)
-                        write_text(folder / PROVENANCE, json.dumps(made, indent=2) + "\n")
+                    with parents(folder / CONFIG):
+                        stack.enter_context(_locked(folder))
+                        with _whole(folder):
+                            _begin(config, data)
                 except OSError as error:
                     raise RunError(f"run.dir={folder} cannot be written: {cause(error)}.") from error
         yield
+
+
+def _begin(config: RunConfig, data: Data) -> None:
+    """Write config and provenance into the folder of a run, which this process has locked."""
+    folder = config.run.folder
+    moved = check_folder(config)  # again, now that nobody else can have begun
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    _clear(folder)
+    _check_samples(config, data, moved)
+    write_text(folder / CONFIG, dump(config))
+    if not (folder / PROVENANCE).exists():
+        made = provenance_of(config, world_size=dist.world_size(), threads=torch.get_num_threads())
+        if config.data.locations:
+            made["samples"] = identity(data, config.data.extra)
+        write_text(folder / PROVENANCE, json.dumps(made, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """If the block fails before anything of a run is in its folder, empty the folder."""
+    try:
+        yield
+    except BaseException:
+        left = list(folder.iterdir()) if folder.is_dir() else []
+        if all(map(_is_beginning, left)):
+            for each in left:
+                each.rmdir() if each.is_dir() else each.unlink()
+        raise
 
 
 def log_metrics(folder: Path, step: int, metrics: Mapping[str, float]) -> None:
@@ -192,6 +211,8 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunError(f"run.dir={folder}: another process is training in this folder.") from error
+        if not (folder / _LOCK).exists():  # a process that could not begin has removed it
+            raise RunError(f"run.dir={folder}: another process has just left this folder. Start again.")
         yield
 
 
@@ -222,8 +243,8 @@ def set_aside(path: Path) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    """Set aside what lies where lines are appended and is no file, such as a folder."""
-    for name in (METRICS, EVENTS):
+    """Set aside what lies where a file is written and is no file, such as a folder."""
+    for name in (METRICS, EVENTS, PROVENANCE):
         path = folder / name
         if (path.exists() or path.is_symlink()) and not path.is_file():
             say(f"{path}: this is no file; it is now {set_aside(path).name}.")

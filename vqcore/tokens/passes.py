@@ -103,7 +103,7 @@ def tokenize_folder(
         claims.check(target)
         for path, key in files:
             codes = target / f"{key}.npy"
-            there = codes.exists() and not overwrite
+            there = codes.is_file() and not overwrite
             claims.check(codes.parent, codes if there else None)
             done.skipped += there
             if not there:
@@ -296,7 +296,7 @@ def _save_shown(modality: Modality, stem: Path, shown: Any) -> None:
 
 
 def _written(target: Path, key: str, suffixes: Sequence[str]) -> bool:
-    return any((target / f"{key}{suffix}").exists() for suffix in suffixes)
+    return any((target / f"{key}{suffix}").is_file() for suffix in suffixes)
 
 
 def _files(

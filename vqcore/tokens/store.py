@@ -65,8 +65,8 @@ class Claims:
     def __exit__(self, *error: object) -> None:
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):
-                if [path.name for path in folder.iterdir()] == [MANIFEST]:
-                    (folder / MANIFEST).unlink()
+                if not any(path.suffix == ".npy" and path.is_file() for path in folder.iterdir()):
+                    (folder / MANIFEST).unlink(missing_ok=True)
                 if not any(folder.iterdir()):
                     folder.rmdir()
 
