@@ -4,9 +4,11 @@ The field's classic silent error is data in 0..255 where -1..1 is declared: ever
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -15,8 +17,10 @@ from vqcore.check.findings import Finding
 from vqcore.config import Config
 from vqcore.data.reader import opened
 from vqcore.errors import VqcoreError, listed
+from vqcore.modalities.scale import broken
 from vqcore.protocols import Batch, Data, DataSpec
 from vqcore.registry import registry
+from vqcore.rng import numpy_generator
 
 SLACK = 0.01
 """Share of a declared range by which a value may lie outside it."""
@@ -24,6 +28,10 @@ SLIVER = 0.1
 """Values that use a smaller share of the declared range are suspicious."""
 LARGE = 20.0
 """Larger values are suspicious where no range is declared: networks expect numbers of size 1."""
+FAR = 10.0
+"""A scale by mean and deviation suits values within so many deviations."""
+HELD = 32768
+"""Values of one array, over all channels, that are kept for quantiles."""
 _USUAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
 
 
@@ -54,9 +62,9 @@ def value_findings(declared: Declared, batches: Sequence[Batch], source: str) ->
             "error", where, what, "The mask hides everything: check the mask or the modality's settings."
         )
         return
-    broken = (~channels.isfinite()).any(1)
-    if bool(broken.any()):
-        what = f"{source}: {_channels(broken)} holds NaN or infinity"
+    infinite = (~channels.isfinite()).any(1)
+    if bool(infinite.any()):
+        what = f"{source}: {_channels(infinite)} holds NaN or infinity"
         yield Finding("error", where, what, "Mend the files, or mask such positions.")
         return
     if spec.labels is not None:
@@ -167,3 +175,131 @@ def _usual(low: float, high: float) -> tuple[float, float]:
 def _channels(which: Tensor) -> str:
     numbers = [str(i) for i in torch.nonzero(which).flatten().tolist()]
     return f"channel{'s' if len(numbers) > 1 else ''} {listed(numbers, 6)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelSummary:
+    """The values of one channel in the units of the files, without what is missing. All NaN if nothing is left.
+
+    `low`, `median` and `high` are the quantiles 1 %, 50 % and 99 %. `unknown` is the share of NaN and infinity, `nodata`
+    the share of the values that stand for no data.
+    """
+
+    minimum: float
+    low: float
+    median: float
+    high: float
+    maximum: float
+    mean: float
+    deviation: float
+    unknown: float
+    nodata: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The values of each channel of some arrays, and the values that were taken as no data."""
+
+    channels: tuple[ChannelSummary, ...]
+    nodata: tuple[float, ...]
+    arrays: int
+
+
+def summarise(arrays: Iterable[np.ndarray], *, channels: int, nodata: Sequence[float] = ()) -> Summary:
+    """Summarise arrays `(channels, *size)`, read one after the other; masked values count as no data.
+
+    Extremes, mean and deviation are exact. Quantiles are those of at most `HELD` values an array, drawn with a seed.
+    Raises `ValueError` for an array with another number of channels, and when there is no array.
+    """
+    count = 0
+    found = [_Channel() for _ in range(channels)]
+    most = max(16, HELD // channels)
+    for array in arrays:
+        if len(array) != channels:
+            raise ValueError(f"an array of shape {array.shape} has {len(array)} channels, not {channels}")
+        masked = np.ma.getmaskarray(array).reshape(channels, -1)
+        rows = np.ma.getdata(array).reshape(channels, -1)
+        places = np.arange(rows.shape[1])
+        if len(places) > most:
+            places = numpy_generator(0, "summary", count).integers(0, len(places), most)
+        for one, row, hidden in zip(found, rows, masked):
+            one.add(row, hidden | np.isin(row, nodata), places)
+        count += 1
+    if not count:
+        raise ValueError("there is no array to summarise")
+    return Summary(tuple(one.summary() for one in found), tuple(nodata), count)
+
+
+def propose_scale(summary: Summary) -> dict[str, Any]:
+    """The settings of `array` that suit these values, to paste below `data.modality`.
+
+    `standard` where no value lies beyond `FAR` deviations. Beyond, `log` where every value is above 0, else `arcsinh`.
+    `nodata` is there if values are missing.
+    """
+    seen = [one for one in summary.channels if math.isfinite(one.mean)]
+    if not seen:
+        return {}
+    missing = summary.nodata or any(one.unknown or one.nodata for one in seen)
+    found: dict[str, Any] = {"nodata": [float(value) for value in summary.nodata]} if missing else {}
+    return {**found, "scale": _scale_for([one if one in seen else seen[0] for one in summary.channels])}
+
+
+def _scale_for(seen: list[ChannelSummary]) -> dict[str, Any]:
+    far = any(max(c.maximum - c.mean, c.mean - c.minimum) > FAR * c.deviation for c in seen if c.deviation)
+    if not far:
+        deviations = [c.deviation or 1.0 for c in seen]
+        means = [_rounded(c.mean, d) for c, d in zip(seen, deviations)]
+        return {"kind": "standard", "mean": means, "std": [_rounded(d, d) for d in deviations]}
+    if all(c.minimum > 0 and c.high > c.low for c in seen):
+        lows, highs = [_rounded(c.low, c.low) for c in seen], [_rounded(c.high, c.high) for c in seen]
+        if all(low < high for low, high in zip(lows, highs)):
+            return {"kind": "log", "low": lows, "high": highs}
+    widths = [(c.high - c.low) / 4 or c.deviation or 1.0 for c in seen]
+    centres = [_rounded(c.median, w) for c, w in zip(seen, widths)]
+    return {"kind": "arcsinh", "centre": centres, "width": [_rounded(w, w) for w in widths]}
+
+
+def _rounded(value: float, unit: float) -> float:
+    """The value with as many digits as matter beside a positive unit: a thousandth of the unit."""
+    return float(round(value, 3 - math.floor(math.log10(unit))))
+
+
+class _Channel:
+    """Adds up the values of one channel."""
+
+    def __init__(self) -> None:
+        self.total = self.count = self.unknown = self.nodata = 0
+        self.mean = self.squares = 0.0
+        self.low, self.high = math.inf, -math.inf
+        self.held: list[np.ndarray] = []
+
+    def add(self, row: np.ndarray, missing: np.ndarray, places: np.ndarray) -> None:
+        """One array's values; `missing` marks those that stand for no data, `places` are kept for the quantiles."""
+        row = row.astype(np.float64)
+        unknown = broken(row) & ~missing
+        good = ~(missing | unknown)
+        self.total += len(row)
+        self.nodata += int(missing.sum())
+        self.unknown += int(unknown.sum())
+        self.held.append(row[places][good[places]])
+        values = row[good]
+        if not len(values):
+            return
+        # Two means and two sums of squares are joined as in Chan, Golub and LeVeque (1983).
+        count, mean = self.count + len(values), float(values.mean())
+        shift = mean - self.mean
+        self.squares += float(((values - mean) ** 2).sum()) + shift**2 * self.count * len(values) / count
+        self.mean += shift * len(values) / count
+        self.count = count
+        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+
+    def summary(self) -> ChannelSummary:
+        """What was added up."""
+        shares = self.unknown / max(1, self.total), self.nodata / max(1, self.total)
+        if not self.count:
+            return ChannelSummary(*[math.nan] * 7, *shares)
+        held = np.concatenate(self.held)
+        quantiles = np.quantile(held, (0.01, 0.5, 0.99)) if len(held) else [self.low, self.mean, self.high]
+        low, median, high = (float(value) for value in quantiles)
+        deviation = math.sqrt(self.squares / self.count)
+        return ChannelSummary(self.low, low, median, high, self.high, self.mean, deviation, *shares)
