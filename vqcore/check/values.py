@@ -181,8 +181,8 @@ def _channels(which: Tensor) -> str:
 class ChannelSummary:
     """The values of one channel in the units of the files, without what is missing. All NaN if nothing is left.
 
-    `low`, `median` and `high` are the quantiles 1 %, 50 % and 99 %. `unknown` is the share of NaN and infinity, `nodata`
-    the share of the values that stand for no data.
+    `low`, `median` and `high` are the quantiles 1 %, 50 % and 99 %. `unknown` is the share of NaN and infinity,
+    `nodata` the share of the values that stand for no data.
     """
 
     minimum: float
@@ -297,7 +297,7 @@ class _Channel:
         """What was added up."""
         shares = self.unknown / max(1, self.total), self.nodata / max(1, self.total)
         if not self.count:
-            return ChannelSummary(*[math.nan] * 7, *shares)
+            return ChannelSummary(*(math.nan,) * 7, *shares)
         held = np.concatenate(self.held)
         quantiles = np.quantile(held, (0.01, 0.5, 0.99)) if len(held) else [self.low, self.mean, self.high]
         low, median, high = (float(value) for value in quantiles)
