@@ -103,11 +103,11 @@ class Array:
         fits = size is not None and _rank_of(size) in (None, rank)
         nominal = size if fits or cfg.size is None else cfg.size
         assert nominal is not None
-        names, self.in_files = _channels(cfg)
+        names, self._in_files = _channels(cfg)
         self.cfg, self.scale = cfg, _scale_of(cfg)
         # One of the channels in the files may hold weights; the tokenizer sees the others.
-        self.weighs = None if cfg.weight is None else _place(cfg.weight, names)
-        learnt = [place for place in range(self.in_files) if place != self.weighs]
+        self._weight_place = None if cfg.weight is None else _place(cfg.weight, names)
+        learnt = [place for place in range(self._in_files) if place != self._weight_place]
         bounded = self.scale.bounded if self.scale else cfg.kind not in ("continuous", "categorical")
         self.spec = DataSpec(
             channels=len(learnt) * (2 if cfg.kind == "angle" else 1),
@@ -186,9 +186,9 @@ class Array:
 
     def weight(self, raw: np.ndarray, view: View) -> Float[Tensor, "*size"] | None:
         """The weight of each position; 0 where it is missing. None without a channel of weights."""
-        if self.weighs is None:
+        if self._weight_place is None:
             return None
-        part = _cut(raw[self.weighs : self.weighs + 1], view).astype(np.float32)
+        part = _cut(raw[self._weight_place : self._weight_place + 1], view).astype(np.float32)
         counts = self._resized(torch.from_numpy(np.nan_to_num(part)), view.size)
         return rearrange(counts.flip(-1) if view.flip else counts, "1 ... -> ...")
 
@@ -201,8 +201,8 @@ class Array:
         if self.scale is not None and self.scale.bounded:
             x = x.clamp(-1, 1)
         array = self._decode(x)
-        if self.weighs is not None:
-            array = np.insert(array, self.weighs, 1, axis=0)
+        if self._weight_place is not None:
+            array = np.insert(array, self._weight_place, 1, axis=0)
         if self.spec.rank == 1 and self.spec.size == (1,):
             return rearrange(array, "c 1 -> c")
         if len(array) == 1:
@@ -224,7 +224,7 @@ class Array:
         return x if has_channels else rearrange(x, "... -> 1 ...")
 
     def _with_channels_first(self, array: np.ndarray, name: str) -> np.ndarray:
-        rank, channels, shape = self.spec.rank, self.in_files, array.shape
+        rank, channels, shape = self.spec.rank, self._in_files, array.shape
         if rank == 1 and self.spec.size == (1,) and array.ndim < 2:
             array = array.reshape(array.size, 1)
         elif array.ndim == rank and channels == 1:
@@ -246,7 +246,7 @@ class Array:
 
     def _values(self, array: np.ndarray) -> np.ndarray:
         """The channels to learn, without the channel of weights."""
-        return array if self.weighs is None else np.delete(array, self.weighs, axis=0)
+        return array if self._weight_place is None else np.delete(array, self._weight_place, axis=0)
 
     def _valid(self, part: np.ndarray, size: tuple[int, ...]) -> Bool[Tensor, "*size"]:
         """Which positions of a part of a file are valid when it is resized."""
@@ -289,8 +289,8 @@ class Array:
         if self.cfg.nodata is None:
             problem += "; data.modality.nodata=[] takes NaN and infinity as a mask"
         _refuse(name, array, ~np.isfinite(single) & ~absent, problem)
-        if self.weighs is not None:
-            channel = np.arange(len(array)).reshape(-1, *[1] * (array.ndim - 1)) == self.weighs
+        if self._weight_place is not None:
+            channel = np.arange(len(array)).reshape(-1, *[1] * (array.ndim - 1)) == self._weight_place
             _refuse(name, array, (single < 0) & channel & ~absent, "is a weight below 0")
             absent = absent | channel
         if kind == "categorical":
