@@ -363,7 +363,11 @@ def test_a_last_layer_that_starts_at_zero_is_no_error(tmp_path, monkeypatch):
 
 
 def test_a_metric_in_units_needs_a_modality_with_units(tmp_path):
-    changes = {"eval__metrics": {"far": {"name": "channels"}}, "data__modality": {"name": "rgb"}}
+    changes = {
+        "eval__metrics": {"far": {"name": "channels"}},
+        "data__modality": {"name": "rgb"},
+        "data__input_size": 8,
+    }
     with pytest.raises(ConfigError, match=r"eval.metrics.far: this metric needs values in the units"):
         built(tmp_path / "run", **changes)
 
