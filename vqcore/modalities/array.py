@@ -104,7 +104,7 @@ class Array:
         nominal = size if fits or cfg.size is None else cfg.size
         assert nominal is not None
         names, self._in_files = _channels(cfg)
-        self.cfg, self.scale = cfg, _scale_of(cfg)
+        self.cfg, self.scale = cfg, scale_of(cfg)
         # One of the channels in the files may hold weights; the tokenizer sees the others.
         self._weight_place = None if cfg.weight is None else _place(cfg.weight, names)
         learnt = [place for place in range(self._in_files) if place != self._weight_place]
@@ -167,7 +167,7 @@ class Array:
 
     def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c *size"] | Int[Tensor, "*size"]:
         """The part that the view names, at the view's size; values are copied exactly if no resize is needed."""
-        part = self._values(_cut(raw, view))
+        part = self.learnt(_cut(raw, view))
         if self.cfg.kind in ("categorical", "binary"):
             x = torch.from_numpy(self._encode(_nearest(part, view.size)))
         else:
@@ -181,7 +181,7 @@ class Array:
 
     def mask(self, raw: np.ndarray, view: View) -> Bool[Tensor, "*size"]:
         """True where the tensor of this view has values and no missing value is mixed in."""
-        valid = self._valid(self._values(_cut(raw, view)), view.size)
+        valid = self._valid(self.learnt(_cut(raw, view)), view.size)
         return valid.flip(-1) if view.flip else valid
 
     def weight(self, raw: np.ndarray, view: View) -> Float[Tensor, "*size"] | None:
@@ -244,7 +244,7 @@ class Array:
             )
         return array
 
-    def _values(self, array: np.ndarray) -> np.ndarray:
+    def learnt(self, array: np.ndarray) -> np.ndarray:
         """The channels to learn, without the channel of weights."""
         return array if self._weight_place is None else np.delete(array, self._weight_place, axis=0)
 
@@ -273,7 +273,7 @@ class Array:
                 )
             return np.zeros(array.shape, bool)
         absent = missing(array, self.cfg.nodata)
-        if self._values(absent).any(0).all():
+        if self.learnt(absent).any(0).all():
             these = listed([*(f"{value:g}" for value in self.cfg.nodata), "NaN and infinity"])
             raise DataError(
                 f"{name}: has no position where every channel has a value; {these} count as missing"
@@ -302,11 +302,11 @@ class Array:
             problem = f"is neither {low:g} nor {high:g}, the two values of a binary array"
             _refuse(name, array, (array != low) & (array != high) & ~absent, problem)
         elif self.scale is not None:
-            values, known = self._values(array), ~self._values(absent)
+            values, known = self.learnt(array), ~self.learnt(absent)
             wrong, problem = self.scale.outside(values, known)
             _refuse(name, values, wrong, problem)
         if kind == "unit-vector":
-            self._check_lengths(self._values(array), self._values(absent), name)
+            self._check_lengths(self.learnt(array), self.learnt(absent), name)
 
     def _check_lengths(self, vectors: np.ndarray, absent: np.ndarray, name: str) -> None:
         length = np.linalg.norm(self._encode(vectors), axis=0, keepdims=True)
@@ -431,7 +431,8 @@ def _check_scale(cfg: Array.Config) -> None:
         )
 
 
-def _scale_of(cfg: Array.Config) -> Scale | None:
+def scale_of(cfg: Array.Config) -> Scale | None:
+    """How continuous values and unit vectors become numbers of size 1."""
     if cfg.range is None or cfg.kind == "binary":
         return cfg.scale
     return Scale(kind="range", low=cfg.range[0], high=cfg.range[1])
