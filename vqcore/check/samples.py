@@ -58,7 +58,7 @@ def _unreadable(run: Run, data: Data, where: str, bad: list[tuple[str, str]], as
         f"{len(bad)} of {asked} samples that were tried cannot be read: {listed((k for k, _ in bad), 5)}. "
         f"{bad[0][0]}: {bad[0][1]}."
     )
-    remedy = better(replace(declared(run), data=data))
+    remedy = better(replace(declared(run), data=data), refused=True)
     if not remedy and len(bad) == asked:
         remedy = f"Check that data.modality describes the files: vqcore show {name} lists its settings."
     remedy = remedy or (

@@ -15,7 +15,7 @@ from vqcore.config import Config
 from vqcore.data.reader import Reader, opened
 from vqcore.errors import VqcoreError
 from vqcore.modalities.array import Array, scale_of
-from vqcore.modalities.scale import Scale, broken
+from vqcore.modalities.scale import SLACK, Scale, broken
 from vqcore.protocols import Data, DataSpec, HasValues, Modality, values
 from vqcore.registry import registry
 from vqcore.rng import numpy_generator
@@ -136,14 +136,9 @@ def suits(scale: Scale, summary: Summary) -> bool:
 
     The answer keeps a margin from what `check` complains of.
     """
-    longest = max(len(one.some) for one in summary.channels)
-    rows = np.full((len(summary.channels), longest), np.nan)
-    for row, one in zip(rows, summary.channels):
-        row[: len(one.some)] = one.some
-    known = ~np.isnan(rows)
-    if scale.outside(rows, known)[0].any():
+    if _refuses(scale, summary):
         return False
-    x = scale.encode(rows)[[one.maximum > one.minimum for one in summary.channels]]
+    x = scale.encode(_rows(summary))[[one.maximum > one.minimum for one in summary.channels]]
     if not len(x):
         return True
     spread, centre, most = np.nanstd(x, axis=1), np.abs(np.nanmean(x, axis=1)), float(np.nanmax(np.abs(x)))
@@ -151,8 +146,25 @@ def suits(scale: Scale, summary: Summary) -> bool:
     return bool(wide and (centre <= 2 * np.maximum(spread, 0.4)).all() and most <= LARGE / 2)
 
 
+def _refuses(scale: Scale, summary: Summary) -> bool:
+    rows = _rows(summary)
+    return bool(scale.outside(rows, ~np.isnan(rows))[0].any())
+
+
+def _rows(summary: Summary) -> np.ndarray:
+    """Some values of each channel `(channels, n)`, filled up with NaN."""
+    longest = max(len(one.some) for one in summary.channels)
+    rows = np.full((len(summary.channels), longest), np.nan)
+    for row, one in zip(rows, summary.channels):
+        row[: len(one.some)] = one.some
+    return rows
+
+
 def _scale(node: dict[str, Any]) -> Scale:
-    return Scale(**{key: tuple(value) if isinstance(value, list) else value for key, value in node.items()})
+    rows: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in node.items()
+    }
+    return Scale(**rows)
 
 
 def _standard(seen: Sequence[ChannelSummary]) -> dict[str, Any]:
@@ -238,53 +250,48 @@ def summary_of(declared: Declared, count: int) -> Summary | None:
     return summarise(itertools.chain([first], arrays), channels=len(first), nodata=nodata)
 
 
-def better(declared: Declared) -> str:
-    """What to set instead of the scale or the range of the config; an empty text if nothing better is known."""
-    if declared.has_scale:
-        return _better_scale(declared)
-    return _better_range(declared) if getattr(declared.modality, "range", None) is not None else ""
+def better(declared: Declared, *, refused: bool = False) -> str:
+    """What to set instead of the scale or the range of the config; an empty text if nothing better is known.
 
-
-def _better_scale(declared: Declared) -> str:
-    cfg: Any = declared.modality
-    summary = summary_of(declared, SAMPLES)
-    now = scale_of(cfg)
-    if summary is None or (now is not None and suits(now, summary)):
-        return ""
-    proposal = propose_scale(summary).get("scale")
-    low, high = min(c.minimum for c in summary.channels), max(c.maximum for c in summary.channels)
-    held = f"The files hold {low:.4g} to {high:.4g}"
-    bounds = _usual(low, high)
-    if (
-        bounds is not None
-        and cfg.scale is None
-        and suits(Scale(kind="range", low=bounds[0], high=bounds[1]), summary)
-    ):
-        return f"{held}: set data.modality.range=[{bounds[0]:g}, {bounds[1]:g}]."
-    if proposal is None or not suits(_scale(proposal), summary):
-        return f"{held}: vqcore check CONFIG --values shows each channel."
-    if len(summary.channels) > WRITTEN or (cfg.scale is not None and cfg.scale.kind != proposal["kind"]):
-        return f"{held}: vqcore check CONFIG --values prints a scale to paste."
-    first = "data.modality.range=null " if cfg.range is not None else ""
-    return f"{held}: set {first}data.modality.scale='{flow(proposal)}'."
-
-
-def _better_range(declared: Declared) -> str:
-    """A range with a margin around all that could be read of the samples, whether the config's range fits or not."""
-    cfg: Any = declared.modality
+    With `refused`, only if the config refuses some of the values.
+    """
     try:
         summary = summary_of(declared, SAMPLES)
     except (VqcoreError, TypeError, ValueError):  # such a modality needs its range
         return ""
-    if summary is None:
+    if summary is None or not all(math.isfinite(one.mean) for one in summary.channels):
         return ""
     low, high = min(c.minimum for c in summary.channels), max(c.maximum for c in summary.channels)
-    better = _usual(low, high) or (low - MARGIN * (high - low), high + MARGIN * (high - low))
-    if better == tuple(cfg.range):
+    found = _better_scale(declared, summary, low, high, refused) if declared.has_scale else ""
+    if not declared.has_scale and getattr(declared.modality, "range", None) is not None:
+        found = _better_range(declared.modality, low, high, refused)
+    return found and f"The files hold {low:.4g} to {high:.4g}: {found}"
+
+
+def _better_scale(declared: Declared, summary: Summary, low: float, high: float, refused: bool) -> str:
+    cfg: Any = declared.modality
+    now, bounds, proposal = scale_of(cfg), _usual(low, high), propose_scale(summary)["scale"]
+    if now is not None and (suits(now, summary) or (refused and not _refuses(now, summary))):
         return ""
-    return (
-        f"The files hold {low:.4g} to {high:.4g}: set data.modality.range=[{better[0]:.4g}, {better[1]:.4g}]."
-    )
+    if bounds and not cfg.scale and suits(Scale(kind="range", low=bounds[0], high=bounds[1]), summary):
+        return f"set data.modality.range=[{bounds[0]:g}, {bounds[1]:g}]."
+    if not suits(_scale(proposal), summary):
+        return "vqcore check CONFIG --values shows each channel."
+    if len(summary.channels) > WRITTEN or (cfg.scale is not None and cfg.scale.kind != proposal["kind"]):
+        return "vqcore check CONFIG --values prints a scale to paste."
+    first = "" if cfg.range is None else "data.modality.range=null "
+    return f"set {first}data.modality.scale='{flow(proposal)}'."
+
+
+def _better_range(cfg: Any, low: float, high: float, refused: bool) -> str:
+    """A range with a margin around all that could be read of the samples, whether the config's range fits or not."""
+    bottom, top = cfg.range
+    slack = SLACK * (top - bottom)
+    if refused and bottom - slack <= low <= high <= top + slack:
+        return ""
+    margin = MARGIN * (high - low)
+    better = _usual(low, high) or (low - margin, high + margin)
+    return "" if better == (bottom, top) else f"set data.modality.range=[{better[0]:.4g}, {better[1]:.4g}]."
 
 
 def _usual(low: float, high: float) -> tuple[float, float] | None:
@@ -297,11 +304,13 @@ def _usual(low: float, high: float) -> tuple[float, float] | None:
 
 def flow(node: dict[str, Any]) -> str:
     """A proposed scale as YAML on one line."""
-    parts = (
-        f"{k}: [{', '.join(f'{n:g}' for n in v)}]" if isinstance(v, list) else f"{k}: {v}"
-        for k, v in node.items()
-    )
-    return "{" + ", ".join(parts) + "}"
+
+    def text(value: Any) -> str:
+        return (
+            f"[{', '.join(f'{number:.10g}' for number in value)}]" if isinstance(value, list) else str(value)
+        )
+
+    return "{" + ", ".join(f"{key}: {text(value)}" for key, value in node.items()) + "}"
 
 
 def _unscaled(cfg: Any) -> Any:
@@ -327,8 +336,6 @@ def _seen(modality: Modality, data: Data, index: int) -> np.ndarray | None:
     x = x.unsqueeze(0) if modality.spec.labels is not None else x
     known = isinstance(modality, HasValues) and modality.spec.labels is None
     array = (values(modality, x) if known else x)[0].numpy()
-    return (
-        array
-        if sample.mask is None
-        else np.ma.masked_array(array, np.broadcast_to(~sample.mask.numpy(), array.shape))
-    )
+    if sample.mask is None:
+        return array
+    return np.ma.masked_array(array, np.broadcast_to(~sample.mask.numpy(), array.shape))
