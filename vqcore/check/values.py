@@ -30,6 +30,8 @@ MARGIN = 0.1
 """A proposed range is larger than the values that were read by this share of their width."""
 HELD = 32768
 """Values of one array, over all channels, that are kept for quantiles."""
+VALUES = 256
+"""Samples that `vqcore check --values` reads."""
 SAMPLES = 32
 """Samples that are read to find a better scale."""
 WRITTEN = 8
@@ -255,6 +257,8 @@ def better(declared: Declared, *, refused: bool = False) -> str:
 
     With `refused`, only if the config refuses some of the values.
     """
+    if not declared.has_scale and getattr(declared.modality, "range", None) is None:
+        return ""
     try:
         summary = summary_of(declared, SAMPLES)
     except (VqcoreError, TypeError, ValueError):  # such a modality needs its range
@@ -262,15 +266,15 @@ def better(declared: Declared, *, refused: bool = False) -> str:
     if summary is None or not all(math.isfinite(one.mean) for one in summary.channels):
         return ""
     low, high = min(c.minimum for c in summary.channels), max(c.maximum for c in summary.channels)
-    found = _better_scale(declared, summary, low, high, refused) if declared.has_scale else ""
-    if not declared.has_scale and getattr(declared.modality, "range", None) is not None:
+    if declared.has_scale:
+        found = _better_scale(declared.modality, summary, (low, high), refused)
+    else:
         found = _better_range(declared.modality, low, high, refused)
     return found and f"The files hold {low:.4g} to {high:.4g}: {found}"
 
 
-def _better_scale(declared: Declared, summary: Summary, low: float, high: float, refused: bool) -> str:
-    cfg: Any = declared.modality
-    now, bounds, proposal = scale_of(cfg), _usual(low, high), propose_scale(summary)["scale"]
+def _better_scale(cfg: Any, summary: Summary, ends: tuple[float, float], refused: bool) -> str:
+    now, bounds, proposal = scale_of(cfg), _usual(*ends), propose_scale(summary)["scale"]
     if now is not None and (suits(now, summary) or (refused and not _refuses(now, summary))):
         return ""
     if bounds and not cfg.scale and suits(Scale(kind="range", low=bounds[0], high=bounds[1]), summary):
