@@ -116,7 +116,7 @@ def _spread(declared: Declared, channels: Tensor, varies: Tensor, source: str) -
     narrow = deviation < NARROW * channels.mean(1).abs().clamp(min=1)
     if bool((narrow & varies).any()):
         what = (
-            f"{source}: {_channels(spec, narrow & varies)} hardly varies beside the scale (standard deviation of "
+            f"{source}: little varies in {_channels(spec, narrow & varies)} beside the scale (standard deviation of "
             f"{small}, where networks expect about 1): codes would say little but their position"
         )
         yield Finding("warning", declared.where, what, better(declared))

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -63,13 +64,12 @@ def _values(args: argparse.Namespace) -> int:
     settings = propose_scale(summary) if declared.has_scale else {}
     if args.json:
         found = {name: asdict(one) for name, one in zip(names, summary.channels)}
-        for one in found.values():
-            del one["some"]
-        print(
-            json.dumps(
-                {"config": args.config, "arrays": summary.arrays, "channels": found, "settings": settings}
-            )
-        )
+        channels = {
+            name: {key: None if math.isnan(value) else value for key, value in one.items() if key != "some"}
+            for name, one in found.items()
+        }
+        whole = {"config": args.config, "samples": summary.arrays, "channels": channels, "settings": settings}
+        print(json.dumps(whole, indent=2))
         return 0
     head = ["channel", "minimum", "1 %", "median", "99 %", "maximum", "mean", "deviation", "NaN", "no data"]
     lines = [
@@ -85,6 +85,7 @@ def _values(args: argparse.Namespace) -> int:
         for name, c in zip(names, summary.channels)
     ]
     print_table(f"{args.config}: {summary.arrays} of {len(data)} training samples", head, lines)
+    print()
     for line in _to_paste(declared, settings):
         print(printable(line))
     return 0
@@ -93,9 +94,12 @@ def _values(args: argparse.Namespace) -> int:
 def _to_paste(declared: Declared, settings: dict[str, Any]) -> Iterator[str]:
     """What to write below `data.modality`, as lines of YAML."""
     if not declared.has_scale:
-        yield f"\n{declared.where} has no scale to set."
+        yield f"{declared.where} has no scale to set."
         return
-    yield "\nbelow data.modality, instead of range and scale:"
+    if not settings:
+        yield "A channel has no value at all: leave it out, or read other files."
+        return
+    yield "below data.modality, instead of range and scale:"
     for key, value in settings.items():
         yield f"  {key}: {flow(value) if isinstance(value, dict) else value}"
 
