@@ -125,7 +125,7 @@ def test_bytes_where_a_unit_range_is_declared(tmp_path, capsys):
     assert main(["check", written(tmp_path, data=data)]) == 2
     said = capsys.readouterr().out
     assert "12 of 12 samples that were tried cannot be read" in said
-    assert "-> The files hold 0." in said and "set data.modality.range=[0, 255]." in said
+    assert "-> The files hold 0." in said and "set data.modality.range=[0,255]." in said
 
 
 def test_where_nothing_can_be_read_it_is_the_config(tmp_path):

@@ -275,10 +275,12 @@ def better(declared: Declared, *, refused: bool = False) -> str:
 
 def _better_scale(cfg: Any, summary: Summary, ends: tuple[float, float], refused: bool) -> str:
     now, bounds, proposal = scale_of(cfg), _usual(*ends), propose_scale(summary)["scale"]
-    if now is not None and (suits(now, summary) or (refused and not _refuses(now, summary))):
+    if refused and (now is None or not _refuses(now, summary)):
+        return ""
+    if now is not None and suits(now, summary):
         return ""
     if bounds and not cfg.scale and suits(Scale(kind="range", low=bounds[0], high=bounds[1]), summary):
-        return f"set data.modality.range=[{bounds[0]:g}, {bounds[1]:g}]."
+        return f"set data.modality.range=[{bounds[0]:g},{bounds[1]:g}]."
     if not suits(_scale(proposal), summary):
         return "vqcore check CONFIG --values shows each channel."
     if len(summary.channels) > WRITTEN or (cfg.scale is not None and cfg.scale.kind != proposal["kind"]):
@@ -295,7 +297,7 @@ def _better_range(cfg: Any, low: float, high: float, refused: bool) -> str:
         return ""
     margin = MARGIN * (high - low)
     better = _usual(low, high) or (low - margin, high + margin)
-    return "" if better == (bottom, top) else f"set data.modality.range=[{better[0]:.4g}, {better[1]:.4g}]."
+    return "" if better == (bottom, top) else f"set data.modality.range=[{better[0]:.4g},{better[1]:.4g}]."
 
 
 def _usual(low: float, high: float) -> tuple[float, float] | None:

@@ -251,9 +251,11 @@ class Array:
     def _valid(self, part: np.ndarray, size: tuple[int, ...]) -> Bool[Tensor, "*size"]:
         """Which positions of a part of a file are valid when it is resized."""
         valid = torch.from_numpy(~np.isnan(part).any(0, keepdims=True))
-        if tuple(valid.shape[1:]) != size and not valid.all():
+        if valid.all():
+            return torch.ones(size, dtype=torch.bool)
+        if tuple(valid.shape[1:]) != size:
             valid = self._resized(valid.float(), size) > 1 - 1e-3
-        return valid[0].expand(size) if valid.all() else valid[0]
+        return rearrange(valid, "1 ... -> ...")
 
     def _resized(self, x: Float[Tensor, "c *extent"], size: tuple[int, ...]) -> Float[Tensor, "c *size"]:
         if tuple(x.shape[1:]) == size:
