@@ -926,8 +926,9 @@ def left_out(data: Any) -> Mapping[str, int]:
 class SampleReader(Protocol):
     """Reads files of one or more suffixes as arrays. Built as `Class(cfg)`.
 
-    `suffixes` are lower case, with the dot. `read` returns numbers, never objects. It raises `DataError` for a file
-    that is missing or damaged.
+    `suffixes` are lower case, with the dot. `read` returns one sample as numbers, never objects; a masked array says
+    where nothing was measured. It raises `DataError` for a file that is missing or damaged. A file may come from
+    anywhere: compare what it declares with bounds before memory is taken, and follow no way out of it.
     """
 
     suffixes: tuple[str, ...]

@@ -151,6 +151,9 @@ class ArrayFile:
 
 def _path_of(path: str, eval_path: str | None, split: Split) -> tuple[str, str]:
     """The path of a split with `~` expanded (a shell does not expand `~` after `=`), and the setting with this path."""
+    for setting, given in (("data.path", path), ("data.eval_path", eval_path or "")):
+        if "://" in given:
+            raise DataError(f"{setting}: {given} is an address. Download the files, and give their folder")
     if split == "train":
         return _expanded(path), "data.path"
     if eval_path is None:

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqcore import config
-from vqcore.data.npy import read_array
+from vqcore.data.readers import BySuffix
 from vqcore.errors import DataError, SettingError
 from vqcore.modalities.views import centred_box, pixels, scaled_box, view_of
-from vqcore.protocols import DataSpec, Kind, View, expand
+from vqcore.protocols import DataSpec, Kind, SampleReader, View, expand
+from vqcore.registry import registry
 
 SLACK = 0.01
 """Values may lie outside the declared range by this share of the range; such values are clipped."""
@@ -41,7 +42,7 @@ class Array:
     neighbour, other kinds linearly.
     """
 
-    suffixes = (".npy",)
+    suffixes = BySuffix.suffixes
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
@@ -63,6 +64,8 @@ class Array:
         """Values that become -1 and 1. Null: values stay unchanged."""
         tolerance: float = 0.01
         """Unit vectors only: files with a vector whose length is further from 1 are refused."""
+        reader: config.Config | None = config.slot("reader", default=None)
+        """What reads the files. Null: a reader of the core by suffix: .npy, .npz, .tif, .csv, .parquet or .h5."""
         channels_last: bool = False
         """The channel axis is the last axis in the files."""
         hflip: float = 0.0
@@ -90,6 +93,10 @@ class Array:
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None and cfg.size is None:
             raise ValueError("arrays need a size: set data.input_size or data.modality.size")
+        self.reader: SampleReader = (
+            BySuffix() if cfg.reader is None else registry().build("reader", cfg.reader, "data.modality.reader")
+        )
+        self.suffixes = self.reader.suffixes
         rank = cfg.rank or _rank_of(cfg.size) or _rank_of(size) or 2
         # An extra modality may have fewer axes than the main modality, whose size is given here.
         fits = size is not None and _rank_of(size) in (None, rank)
@@ -108,13 +115,13 @@ class Array:
         self.metrics: tuple[str, ...] = _METRICS.get(cfg.kind, ("psnr", "mae") if bounded else ("mae",))
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
-        """A `.npy` file, or anything that NumPy can turn into an array, as `(channels, *extent)`, values unchanged.
+        """A file that the reader takes, or anything that NumPy can turn into an array, as `(channels, *extent)`, values unchanged.
 
         Raises `DataError` when shape, type or values differ from the declared ones.
         """
         is_file = isinstance(source, (str, Path))
         name = str(source) if is_file else "array in memory"
-        array = read_array(Path(source), name) if is_file else np.asarray(source)
+        array = self.reader.read(Path(source)) if is_file else np.asarray(source)
         if array.dtype.kind not in "biuf":
             raise DataError(f"{name}: has values of type {array.dtype}; only real numbers can be read")
         array = self._with_channels_first(array, name)
