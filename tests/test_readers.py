@@ -22,7 +22,7 @@ from vqcore.config import deciding
 from vqcore.data import readers
 from vqcore.data.listing import Listing
 from vqcore.data.readers import BySuffix
-from vqcore.errors import ConfigError, DataError
+from vqcore.errors import DataError, UnknownName
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
 from vqcore.testing.conformance import ReaderConformance, configured
@@ -268,7 +268,7 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path, strict):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("x", data=zeros, compression="gzip")
         file.create_dataset("chunk", data=zeros[:200], compression="gzip", chunks=(200, 1024))
-        file.create_dataset("never", shape=(20, 20))
+        file.create_dataset("never", shape=(20, 20), dtype="f4")
     refused("hdf5", tmp_path / "a.h5", "a sample has at most", dataset="x")
     refused("hdf5", tmp_path / "a.h5", "packed in pieces", dataset="chunk")
     refused("hdf5", tmp_path / "a.h5", "nothing was ever written", dataset="never")
@@ -366,7 +366,7 @@ def test_a_reader_of_a_plugin(toy, tmp_path):
     modality = registry().build("modality", cfg, size=None)
     assert modality.suffixes == (".words",)
     np.testing.assert_array_equal(modality.read(tmp_path / "a.words"), [[1, 2, 3], [4, 5, 6]])
-    with pytest.raises(ConfigError, match="toy/wordz"):
+    with pytest.raises(UnknownName, match="toy/wordz"):
         configured("modality", "array", {"channels": 2, "size": [3], "reader": {"name": "toy/wordz"}})
 
 
