@@ -83,6 +83,9 @@ def test_windows_of_one_record_stay_on_one_side(toy, many):
         def key(self, index):
             return f"record{index // 20}#{index % 20 * 512}"
 
+        def get(self, index, label=""):
+            raise NotImplementedError
+
     cfg = config_of(many, data__eval_share=0.5).data
     sides = [{side(Windows(), cfg, s).key(i).partition("#")[0] for i in range(len(side(Windows(), cfg, s)))} for s in ("train", "eval")]  # fmt: skip
     assert sides[0] and sides[1] and not sides[0] & sides[1]
