@@ -17,15 +17,25 @@ Named = Iterator[tuple[str, np.ndarray]]
 
 def ecg(patients: int, each: int = 6, samples: int = 1024, rate: float = 250.0) -> Named:
     """Beats of varying rate, height and shape on a wandering baseline, in three leads; float32, millivolts and worse."""
-    waves = ((-0.20, 0.12, 0.025), (-0.04, -0.14, 0.010), (0.0, 1.1, 0.011), (0.04, -0.25, 0.012), (0.28, 0.30, 0.05))
+    waves = (
+        (-0.20, 0.12, 0.025),
+        (-0.04, -0.14, 0.010),
+        (0.0, 1.1, 0.011),
+        (0.04, -0.25, 0.012),
+        (0.28, 0.30, 0.05),
+    )
     for patient in range(patients):
         draw = np.random.default_rng((1, patient))
-        shape = [(at, size * draw.lognormal(0, 0.3), width * draw.lognormal(0, 0.15)) for at, size, width in waves]
+        shape = [
+            (at, size * draw.lognormal(0, 0.3), width * draw.lognormal(0, 0.15)) for at, size, width in waves
+        ]
         mix = np.array([[1.0, 0.1], [0.6, 0.5], [-0.7, 0.4]]) * draw.lognormal(0, 0.2, (3, 2))
         heart = draw.uniform(55, 110)
         for record in range(each):
             time = np.arange(samples) / rate
-            beats = np.cumsum(np.concatenate([[draw.uniform(-1, 0)], 60 / heart * draw.lognormal(0, 0.06, 20)]))
+            beats = np.cumsum(
+                np.concatenate([[draw.uniform(-1, 0)], 60 / heart * draw.lognormal(0, 0.06, 20)])
+            )
             plain, second = np.zeros(samples), np.zeros(samples)
             for beat in beats:
                 height = draw.lognormal(0, 0.08)
@@ -51,8 +61,12 @@ def bands(scenes: int, each: int = 8, side: int = 64) -> Named:
             fields = np.tanh(np.stack([land, 0.8 * land + 0.6 * green, land - 0.9 * green])) * 0.5 + 0.5
             near = 0.25 + 0.5 * fields[1] * (1 - wet)
             heat = 288 + 6 * land - 5 * wet + 1.5 * _field(draw, side, 2.5)
-            reflect = np.stack([300 + 900 * fields[0], 400 + 1300 * fields[1], 250 + 2200 * fields[2], 9000 * near])
-            stack = np.concatenate([reflect + draw.normal(0, 8, reflect.shape), heat[None]]).astype(np.float32)
+            reflect = np.stack(
+                [300 + 900 * fields[0], 400 + 1300 * fields[1], 250 + 2200 * fields[2], 9000 * near]
+            )
+            stack = np.concatenate([reflect + draw.normal(0, 8, reflect.shape), heat[None]]).astype(
+                np.float32
+            )
             if draw.random() < 0.3:
                 down, right = np.mgrid[:side, :side]
                 stack[:, down + right * draw.uniform(0.5, 2) < draw.uniform(10, 40)] = -9999
@@ -90,7 +104,10 @@ def actions(episodes: int, each: int = 8) -> Named:
             gripper = np.ones(steps)
             closes = int(draw.integers(5, steps - 10))
             gripper[closes : closes + int(draw.integers(8, 40))] = 0
-            yield f"episode{episode:03}/chunk{chunk}", np.concatenate([joints.T, gripper[None]]).astype(np.float32)
+            yield (
+                f"episode{episode:03}/chunk{chunk}",
+                np.concatenate([joints.T, gripper[None]]).astype(np.float32),
+            )
 
 
 SETS: dict[str, tuple[Callable[[int], Named], int]] = {

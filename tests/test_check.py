@@ -17,7 +17,8 @@ from vqcore.check.findings import Finding, settle
 from vqcore.check.model import _still_parts, learns, memory_finding, model_findings, whole_step
 from vqcore.check.plan import codebook
 from vqcore.check.samples import samples
-from vqcore.check.values import Declared, value_findings
+from vqcore.check.suspicions import value_findings
+from vqcore.check.values import Declared
 from vqcore.cli import main
 from vqcore.errors import ConfigError
 from vqcore.modalities.rgb import RGB
@@ -205,7 +206,7 @@ def test_masked_values_do_not_count():
 
 def test_large_values_without_a_range():
     finding, _ = suspicions(torch.rand(4, 3, 8, 8) * 255, range_=None)
-    assert finding.grade == "warning" and "no range is declared" in finding.what
+    assert finding.grade == "warning" and "no scale is declared" in finding.what
     assert [f.grade for f in suspicions(torch.randn(4, 3, 8, 8), range_=None)] == ["note"]
 
 
@@ -362,11 +363,12 @@ def test_a_last_layer_that_starts_at_zero_is_no_error(tmp_path, monkeypatch):
     assert not [f for f in graded(learns(run, batch), "error") if "gives this part a gradient" in f.what]
 
 
-def test_a_metric_in_units_needs_a_modality_with_units(tmp_path, monkeypatch):
-    monkeypatch.delattr("vqcore.modalities.array.Array.values")
-    metrics = {"far": {"name": "angle"}}
-    modality = {"name": "array", "channels": 2, "size": [8, 8]}
-    changes = {"eval__metrics": metrics, "data__modality": modality}
+def test_a_metric_in_units_needs_a_modality_with_units(tmp_path):
+    changes = {
+        "eval__metrics": {"far": {"name": "channels"}},
+        "data__modality": {"name": "rgb"},
+        "data__input_size": 8,
+    }
     with pytest.raises(ConfigError, match=r"eval.metrics.far: this metric needs values in the units"):
         built(tmp_path / "run", **changes)
 

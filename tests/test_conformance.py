@@ -1,5 +1,6 @@
 """The conformance kit on the components of the core: data sources, metrics, modalities, objectives."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -61,6 +62,10 @@ class TestSSIM(conformance.MetricConformance):
 
 class TestMAE(conformance.MetricConformance):
     component, spec = "mae", PICTURE
+
+
+class TestChannels(conformance.MetricConformance):
+    component, spec = "channels", replace(PICTURE, names=("red", "green", "blue"))
 
 
 class TestAccuracy(conformance.MetricConformance):

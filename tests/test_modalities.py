@@ -574,7 +574,11 @@ class TestArrays:
     def test_values_stay_as_they_are_without_a_range(self):
         a = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32) * 100
         modality = array(channels=3, size=(4, 5))
-        assert (modality.spec.range, modality.spec.kind, modality.metrics) == (None, "continuous", ("mae",))
+        assert (modality.spec.range, modality.spec.kind, modality.metrics) == (
+            None,
+            "continuous",
+            ("mae", "channels"),
+        )
         x = modality.tensor(modality.read(a), modality.view((4, 5), (4, 5), None))
         assert np.array_equal(x.numpy(), a)
         assert np.array_equal(
@@ -588,7 +592,7 @@ class TestArrays:
         a[0, 0], a[0, 1] = 0, 100
         np.save(tmp_path / "a.npy", a)
         modality = array(channels=1, size=(4, 5), range=(0.0, 100.0))
-        assert (modality.spec.range, modality.metrics) == ((-1.0, 1.0), ("psnr", "mae"))
+        assert (modality.spec.range, modality.metrics) == ((-1.0, 1.0), ("psnr", "mae", "channels"))
         x = modality.tensor(modality.read(tmp_path / "a.npy"), whole((4, 5)))
         assert np.array_equal(x.numpy(), (a.astype(np.float64)[None] / 50 - 1).astype(np.float32))
         assert (float(x.min()), float(x.max())) == (-1, 1)

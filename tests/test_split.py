@@ -95,7 +95,9 @@ def test_a_longer_array_file_moves_no_sample(toy, tmp_path):
     found = []
     for count in (50, 500):
         np.save(tmp_path / "a.npy", np.zeros((count, *SIZE), np.float32))
-        tree = run_tree(tmp_path / "run", data__name="array", data__path=str(tmp_path / "a.npy"), data__eval_share=0.3)
+        tree = run_tree(
+            tmp_path / "run", data__name="array", data__path=str(tmp_path / "a.npy"), data__eval_share=0.3
+        )
         found.append([int(key) for key in keys(from_tree(tree, schema=RunConfig), "eval")])
     assert found[0] == [number for number in found[1] if number < 50]
 

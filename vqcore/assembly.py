@@ -93,7 +93,9 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
         if config.data.evaluates:
             eval_data = open_data(config, modality, extra, "eval")
         elif config.eval.every is not None:
-            raise DataError("eval.every is set, but there is nothing to evaluate on. Set data.eval_share=0.1 or data.eval_path.")
+            raise DataError(
+                "eval.every is set, but there is nothing to evaluate on. Set data.eval_share=0.1 or data.eval_path."
+            )
     if tokenizer is None or data is None:
         return None
     return Assembly(tokenizer, extra, data, eval_data, metrics)

@@ -19,6 +19,7 @@ COMPONENTS = (  # kind, name, target in vqcore, summary
     ("metric", "psnr", "metrics.pixels:PSNR", "peak signal-to-noise ratio in dB, mean over samples"),
     ("metric", "ssim", "metrics.ssim:SSIM", "structural similarity of 8-bit pictures, mean over samples"),
     ("metric", "mae", "metrics.pixels:MAE", "mean absolute error in the values that the tokenizer gets"),
+    ("metric", "channels", "metrics.pixels:Channels", "RMSE, mean absolute error and bias of each channel, in units"),
     ("metric", "accuracy", "metrics.labels:Accuracy", "share of positions with the right class"),
     ("metric", "iou", "metrics.labels:IoU", "intersection over union, mean over the classes that occur"),
     ("metric", "f1", "metrics.labels:F1", "F1 of the positions above a threshold: edges, masks"),

@@ -151,6 +151,11 @@ def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or recipe:NAME (vqcore config --list)")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help=OVERRIDE_HELP)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument(
+        "--values",
+        action="store_true",
+        help="only read training samples and print what each channel holds, and the scale to paste",
+    )
     _borrowing(parser)
     _pickles(parser)
 

@@ -56,7 +56,8 @@ def picture(
     if isinstance(shown, Image.Image):
         shown = shown.convert("RGB")
     else:
-        shown = array_picture(np.asarray(shown), x, x if like is None else like)
+        channels = protocols.shown_channels(modality)
+        shown = array_picture(np.asarray(shown), x, x if like is None else like, channels)
     if mask is not None and mask.shape == (shown.height, shown.width):
         shown.paste(GREY, mask=Image.fromarray(~mask.cpu().numpy()))
     return shown
@@ -72,13 +73,16 @@ def masks(batch: Batch) -> Sequence[Bool[Tensor, "*size"] | None]:
     return [None] * len(batch.keys) if batch.mask is None else list(batch.mask)
 
 
-def array_picture(shown: np.ndarray, x: Tensor, like: Tensor) -> Image.Image:
+def array_picture(shown: np.ndarray, x: Tensor, like: Tensor, channels: Sequence[int] = ()) -> Image.Image:
     """A picture of any array: curves for one axis, channels as colours for two axes, the middle slice for three axes.
 
     Black and white are the smallest and the largest value of `like`. A class map has one colour for each class.
+    `channels` are the numbers of the channels to show, by default the first ones.
     """
     if not x.is_floating_point():
         return _class_picture(np.asarray(shown))
+    if channels:
+        x, like = x[list(channels)], like[list(channels)]
     reference = like.detach().cpu().float()
     low, high = float(reference.min()), float(reference.max())
     unit = _flat((x.detach().cpu().float().numpy() - low) / max(high - low, 1e-12))

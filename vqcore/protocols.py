@@ -38,7 +38,7 @@ class DataSpec:
     `size` is the nominal size, one number per axis; its length is the rank. `range` bounds the values of `x` (None:
     unbounded). A categorical input is a class map `(b, *size)` with values in `[0, labels)`; every other input is float
     `(b, channels, *size)`. `mask` says that batches carry a validity mask. `loss` is the loss that an objective uses
-    when the config names none.
+    when the config names none. `names` are those of the channels in the units of the files; () if they have none.
     """
 
     channels: int
@@ -48,6 +48,7 @@ class DataSpec:
     labels: int | None = None
     mask: bool = False
     loss: str = "mse"
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.size) <= 3:
@@ -818,6 +819,21 @@ def picture(modality: Any, x: Tensor) -> Any:
 
 
 @runtime_checkable
+class ShowsChannels(Protocol):
+    """A modality whose arrays are shown by some of their channels: one, or three that become red, green and blue.
+
+    `shown_channels` are numbers of channels of the tensor; (): the first ones.
+    """
+
+    shown_channels: tuple[int, ...]
+
+
+def shown_channels(modality: Any) -> tuple[int, ...]:
+    """The channels of which pictures of arrays are made. Default: (), the first ones."""
+    return tuple(getattr(modality, "shown_channels", ()))
+
+
+@runtime_checkable
 class HasValues(Protocol):
     """A modality that gives a batch in the units of its files (metres; logits stay logits): float `(b, c, *size)`.
 
@@ -1291,6 +1307,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         Finishes,
         Borrows,
         HasPicture,
+        ShowsChannels,
         HasValues,
         Writes,
         Mask,

@@ -134,7 +134,6 @@ class DataConfig(Config):
                 f"input_size_min={low} is above input_size_max={high}",
             )
 
-
     def _check_split(self) -> None:
         if self.eval_share is None:
             refuse_idle(self, "eval_share=null", "group")
@@ -150,7 +149,9 @@ class DataConfig(Config):
             except re.error as error:
                 raise SettingError("group", f"{self.group} is no regular expression: {error}") from None
             if groups != 1:
-                raise SettingError("group", f"{self.group} has {groups} groups; write one, e.g. ^(patient[0-9]+)")
+                raise SettingError(
+                    "group", f"{self.group} has {groups} groups; write one, e.g. ^(patient[0-9]+)"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

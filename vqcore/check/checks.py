@@ -16,7 +16,7 @@ from vqcore.check.findings import Finding
 from vqcore.check.model import learns, model_findings, whole_step
 from vqcore.check.plan import codebook, parameters, rates, tokens
 from vqcore.check.samples import FEW, both_sides, declared, samples
-from vqcore.check.values import value_findings
+from vqcore.check.suspicions import value_findings
 from vqcore.data.batches import TrainBatches
 from vqcore.data.sizes import sizes
 from vqcore.errors import VqcoreError

@@ -42,7 +42,9 @@ def overlap(trained: Data, held: Data, setting: str) -> Iterator[Finding]:
             twice.append((key, other[0]))
     if not twice:
         return
-    counts = f"{len(twice)} of {len(found)} held-out samples that were compared with {compared} training samples"
+    counts = (
+        f"{len(twice)} of {len(found)} held-out samples that were compared with {compared} training samples"
+    )
     key, other_key = twice[0]
     what = f"the held-out samples are training samples too ({counts}): {key} has the content of {other_key}"
     remedy = "Metrics say nothing about new samples then. " + (
@@ -55,7 +57,9 @@ def overlap(trained: Data, held: Data, setting: str) -> Iterator[Finding]:
 
 def _sources(data: Data, most: int) -> Iterator[tuple[int, Any]]:
     """Index and file, or array, of the samples with the lowest hashes."""
-    for _, index in heapq.nsmallest(most, ((_digest(data.key(i).encode(errors="surrogateescape")), i) for i in range(len(data)))):
+    for _, index in heapq.nsmallest(
+        most, ((_digest(data.key(i).encode(errors="surrogateescape")), i) for i in range(len(data)))
+    ):
         try:
             given = data.get(index)
         except (DataError, OSError):

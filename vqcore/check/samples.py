@@ -1,12 +1,14 @@
 """Reads samples from all over each data set and compares them with what the config declares."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from vqcore.check.findings import Finding
-from vqcore.check.values import Declared, better_range, value_findings
 from vqcore.check.overlap import overlap
+from vqcore.check.suspicions import value_findings
+from vqcore.check.values import Declared, better
 from vqcore.data.listing import counted
 from vqcore.errors import listed
 from vqcore.evaluate.measure import eval_batches
@@ -69,7 +71,7 @@ def _unreadable(run: Run, data: Data, where: str, bad: list[tuple[str, str]], as
         f"{len(bad)} of {asked} samples that were tried cannot be read: {listed((k for k, _ in bad), 5)}. "
         f"{bad[0][0]}: {bad[0][1]}."
     )
-    remedy = better_range(declared(run), data)
+    remedy = better(replace(declared(run), data=data), refused=True)
     if not remedy and len(bad) == asked:
         remedy = f"Check that data.modality describes the files: vqcore show {name} lists its settings."
     remedy = remedy or (

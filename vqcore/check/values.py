@@ -1,37 +1,41 @@
-"""Finds suspicious values in samples, given what their modality declares.
+"""What the files hold, channel by channel, and the scale that suits it.
 
-The field's classic silent error is data in 0..255 where -1..1 is declared: everything trains, nothing learns.
+Values are read without the scale of the config, so samples that this scale refuses count too.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from einops import rearrange
-from torch import Tensor
 
-from vqcore.check.findings import Finding
 from vqcore.config import Config
-from vqcore.data.reader import opened
-from vqcore.errors import VqcoreError, listed
-from vqcore.modalities.scale import broken
-from vqcore.protocols import Batch, Data, DataSpec
+from vqcore.data.reader import Reader, opened
+from vqcore.errors import VqcoreError
+from vqcore.modalities.array import Array, scale_of
+from vqcore.modalities.scale import SLACK, Scale, broken
+from vqcore.protocols import Data, DataSpec, HasValues, Modality, values
 from vqcore.registry import registry
 from vqcore.rng import numpy_generator
 
-SLACK = 0.01
-"""Share of a declared range by which a value may lie outside it."""
-SLIVER = 0.1
-"""Values that use a smaller share of the declared range are suspicious."""
 LARGE = 20.0
 """Larger values are suspicious where no range is declared: networks expect numbers of size 1."""
-FAR = 10.0
-"""A scale by mean and deviation suits values within so many deviations."""
+NARROW = 0.1
+"""A channel with a smaller deviation is suspicious, for the same reason."""
+UNEQUAL = 10.0
+"""Channels whose deviations differ by more are suspicious: the loss sees little but the largest."""
+MARGIN = 0.1
+"""A proposed range is larger than the values that were read by this share of their width."""
 HELD = 32768
 """Values of one array, over all channels, that are kept for quantiles."""
+VALUES = 256
+"""Samples that `vqcore check --values` reads."""
+SAMPLES = 32
+"""Samples that are read to find a better scale."""
+WRITTEN = 8
+"""Numbers for more channels are not written into a finding."""
 _USUAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
 
 
@@ -48,141 +52,23 @@ class Declared:
         """The config's key and the modality, for findings."""
         return f"data.modality ({self.modality.name})"
 
-
-def value_findings(declared: Declared, batches: Sequence[Batch], source: str) -> Iterator[Finding]:
-    """What is suspicious about the values of some prepared batches, and one note that describes them.
-
-    `source` says what the batches are, e.g. `the first batch`.
-    """
-    spec, where = declared.spec, declared.where
-    channels = _by_channel(spec, batches)
-    if not channels.numel():
-        what = f"{source}: no position is valid"
-        yield Finding(
-            "error", where, what, "The mask hides everything: check the mask or the modality's settings."
-        )
-        return
-    infinite = (~channels.isfinite()).any(1)
-    if bool(infinite.any()):
-        what = f"{source}: {_channels(infinite)} holds NaN or infinity"
-        yield Finding("error", where, what, "Mend the files, or mask such positions.")
-        return
-    if spec.labels is not None:
-        yield from _classes(declared, channels, source, batches)
-        return
-    low, high = channels.amin(1), channels.amax(1)
-    yield from _range(declared, float(low.min()), float(high.max()), source)
-    still = low == high
-    if bool(still.all()):
-        what = f"{source}: every value of a channel is the same"
-        yield Finding("error", where, what, "Check that the right file or key is read.")
-    elif bool(still.any()):
-        what = f"{source}: {_channels(still)} never changes"
-        yield Finding(
-            "warning", where, what, "A constant channel teaches nothing. Check that it is read correctly."
-        )
-    seen = f"{float(low.min()):.4g} to {float(high.max()):.4g}, mean {float(channels.mean()):.3g}"
-    spread = f"standard deviation {float(channels.std(correction=0)):.3g}{_share(batches)}"
-    yield Finding("note", where, f"{source}: values {seen}, {spread}")
+    @property
+    def has_scale(self) -> bool:
+        """Has the modality a `scale`, and a kind of values that can have one?"""
+        return isinstance(self.modality, Array.Config) and self.spec.kind == "continuous"
 
 
-def better_range(declared: Declared, data: Data, count: int = 8) -> str:
-    """What to declare instead of `data.modality.range`, if the files hold other values; else an empty text.
-
-    The modality is built once more without its range to see what the files hold.
-    """
-    cfg: Any = declared.modality
-    if getattr(cfg, "range", None) is None:
-        return ""
-    try:
-        free = registry().build("modality", dataclasses.replace(cfg, range=None), size=declared.spec.size)
-        given = [data.get(i * len(data) // count) for i in range(count)]
-        raw = [torch.as_tensor(opened(free, one).raw).double() for one in given]
-    except (VqcoreError, OSError, TypeError, ValueError):
-        return ""
-    low, high = min(float(x.min()) for x in raw), max(float(x.max()) for x in raw)
-    better = _usual(low, high)
-    if better == tuple(cfg.range):
-        return ""
-    return f"The files hold {low:.4g} to {high:.4g}: set data.modality.range=[{better[0]:g}, {better[1]:g}]."
-
-
-def _by_channel(spec: DataSpec, batches: Sequence[Batch]) -> Tensor:
-    """All valid values as (channels, n)."""
-    columns = []
-    for batch in batches:
-        x = batch.x.unsqueeze(1) if spec.labels is not None else batch.x
-        flat = rearrange(x.cpu(), "b c ... -> c (b ...)")
-        columns.append(flat if batch.mask is None else flat[:, rearrange(batch.mask, "... -> (...)").cpu()])
-    return torch.cat(columns, 1).double()
-
-
-def _share(batches: Sequence[Batch]) -> str:
-    """How much of batches with masks is valid."""
-    masks = [batch.mask for batch in batches if batch.mask is not None]
-    valid, total = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
-    return f"; {valid / total:.1%} of the positions are valid" if total else ""
-
-
-def _range(declared: Declared, low: float, high: float, source: str) -> Iterator[Finding]:
-    spec, where, better = declared.spec, declared.where, _usual(low, high)
-    seen = f"{source}: values run from {low:.4g} to {high:.4g}"
-    if spec.range is None:
-        if spec.kind == "continuous" and max(abs(low), abs(high)) > LARGE:
-            what = f"{seen} and no range is declared; networks learn from values of size 1"
-            remedy = f"Declare the range: data.modality.range=[{better[0]:g}, {better[1]:g}]."
-            yield Finding("warning", where, what, remedy if hasattr(declared.modality, "range") else "")
-        return
-    bottom, top = spec.range
-    width, asked = top - bottom, f"{bottom:g} to {top:g}"
-    if low < bottom - SLACK * width or high > top + SLACK * width:
-        remedy = f"The values look like {better[0]:g}..{better[1]:g}: map them to {asked} when they are read."
-        yield Finding("error", where, f"{seen}, but {asked} is declared", remedy)
-    elif high - low < SLIVER * width and high > low:
-        what = f"{seen}, {(high - low) / width:.1%} of the declared {asked}"
-        yield Finding("warning", where, what, better_range(declared, declared.data))
-    elif bottom < 0 < top and low >= 0 and high > low:
-        what = f"{seen}, never below 0, but {asked} is declared"
-        yield Finding("warning", where, what, "Check whether the values are 0..1 and not yet centred.")
-
-
-def _classes(
-    declared: Declared, channels: Tensor, source: str, batches: Sequence[Batch]
-) -> Iterator[Finding]:
-    labels, where = declared.spec.labels or 0, declared.where
-    seen = channels.unique().long().tolist()
-    wrong = [label for label in seen if not 0 <= label < labels]
-    if wrong:
-        shown = listed(map(str, wrong), 4)
-        what = f"{source}: class {shown} occurs, but {labels} classes are declared (0 to {labels - 1})"
-        remedy = f"Set data.modality.labels={max(seen) + 1}, or map such classes when they are read."
-        yield Finding("error", where, what, remedy)
-    elif len(seen) == 1:
-        what = f"{source}: only class {seen[0]} occurs"
-        yield Finding("warning", where, what, "Check that the right file or key is read.")
-    else:
-        yield Finding("note", where, f"{source}: {len(seen)} of {labels} classes occur{_share(batches)}")
-
-
-def _usual(low: float, high: float) -> tuple[float, float]:
-    """The narrowest customary range that holds these values, else the values' own."""
-    for bottom, top in _USUAL:
-        if bottom <= low and high <= top:
-            return bottom, top
-    return low, high
-
-
-def _channels(which: Tensor) -> str:
-    numbers = [str(i) for i in torch.nonzero(which).flatten().tolist()]
-    return f"channel{'s' if len(numbers) > 1 else ''} {listed(numbers, 6)}"
+def channel_name(spec: DataSpec, place: int) -> str:
+    """The name of a channel, else its number."""
+    return spec.names[place] if place < len(spec.names) else str(place)
 
 
 @dataclasses.dataclass(frozen=True)
 class ChannelSummary:
     """The values of one channel in the units of the files, without what is missing. All NaN if nothing is left.
 
-    `low`, `median` and `high` are the quantiles 1 %, 50 % and 99 %. `unknown` is the share of NaN and infinity, `nodata`
-    the share of the values that stand for no data.
+    `low`, `median` and `high` are the quantiles 1 %, 50 % and 99 %. `unknown` is the share of NaN and infinity,
+    `nodata` the share of the values that stand for no data.
     """
 
     minimum: float
@@ -194,6 +80,8 @@ class ChannelSummary:
     deviation: float
     unknown: float
     nodata: float
+    some: np.ndarray = dataclasses.field(repr=False, compare=False)
+    """Some of the values, with the smallest and the largest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,30 +121,72 @@ def summarise(arrays: Iterable[np.ndarray], *, channels: int, nodata: Sequence[f
 def propose_scale(summary: Summary) -> dict[str, Any]:
     """The settings of `array` that suit these values, to paste below `data.modality`.
 
-    `standard` where no value lies beyond `FAR` deviations. Beyond, `log` where every value is above 0, else `arcsinh`.
-    `nodata` is there if values are missing.
+    The first of `standard`, `log` and `arcsinh` that lets every channel vary by about 1 and no value be large. `nodata`
+    is there if values are missing. Nothing is proposed where a channel has no value at all.
     """
-    seen = [one for one in summary.channels if math.isfinite(one.mean)]
-    if not seen:
+    seen = summary.channels
+    if not all(math.isfinite(one.mean) for one in seen):
         return {}
     missing = summary.nodata or any(one.unknown or one.nodata for one in seen)
     found: dict[str, Any] = {"nodata": [float(value) for value in summary.nodata]} if missing else {}
-    return {**found, "scale": _scale_for([one if one in seen else seen[0] for one in summary.channels])}
+    nodes = [node for way in (_standard, _log, _arcsinh) if (node := way(seen)) is not None]
+    return {**found, "scale": next((node for node in nodes if suits(_scale(node), summary)), nodes[0])}
 
 
-def _scale_for(seen: list[ChannelSummary]) -> dict[str, Any]:
-    far = any(max(c.maximum - c.mean, c.mean - c.minimum) > FAR * c.deviation for c in seen if c.deviation)
-    if not far:
-        deviations = [c.deviation or 1.0 for c in seen]
-        means = [_rounded(c.mean, d) for c, d in zip(seen, deviations)]
-        return {"kind": "standard", "mean": means, "std": [_rounded(d, d) for d in deviations]}
-    if all(c.minimum > 0 and c.high > c.low for c in seen):
-        lows, highs = [_rounded(c.low, c.low) for c in seen], [_rounded(c.high, c.high) for c in seen]
-        if all(low < high for low, high in zip(lows, highs)):
-            return {"kind": "log", "low": lows, "high": highs}
-    widths = [(c.high - c.low) / 4 or c.deviation or 1.0 for c in seen]
-    centres = [_rounded(c.median, w) for c, w in zip(seen, widths)]
-    return {"kind": "arcsinh", "centre": centres, "width": [_rounded(w, w) for w in widths]}
+def suits(scale: Scale, summary: Summary) -> bool:
+    """Does every channel that varies vary by about 1 under a scale, and is no value refused or large?
+
+    The answer keeps a margin from what `check` complains of.
+    """
+    if _refuses(scale, summary):
+        return False
+    x = scale.encode(_rows(summary))[[one.maximum > one.minimum for one in summary.channels]]
+    if not len(x):
+        return True
+    spread, centre, most = np.nanstd(x, axis=1), np.abs(np.nanmean(x, axis=1)), float(np.nanmax(np.abs(x)))
+    wide = spread.min() >= 2 * NARROW and spread.max() <= UNEQUAL / 2 * spread.min()
+    return bool(wide and (centre <= 2 * np.maximum(spread, 0.4)).all() and most <= LARGE / 2)
+
+
+def _refuses(scale: Scale, summary: Summary) -> bool:
+    rows = _rows(summary)
+    return bool(scale.outside(rows, ~np.isnan(rows))[0].any())
+
+
+def _rows(summary: Summary) -> np.ndarray:
+    """Some values of each channel `(channels, n)`, filled up with NaN."""
+    longest = max(len(one.some) for one in summary.channels)
+    rows = np.full((len(summary.channels), longest), np.nan)
+    for row, one in zip(rows, summary.channels):
+        row[: len(one.some)] = one.some
+    return rows
+
+
+def _scale(node: dict[str, Any]) -> Scale:
+    rows: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in node.items()
+    }
+    return Scale(**rows)
+
+
+def _standard(seen: Sequence[ChannelSummary]) -> dict[str, Any]:
+    deviations = [one.deviation or 1.0 for one in seen]
+    means = [_rounded(one.mean, deviation) for one, deviation in zip(seen, deviations)]
+    return {"kind": "standard", "mean": means, "std": [_rounded(d, d) for d in deviations]}
+
+
+def _log(seen: Sequence[ChannelSummary]) -> dict[str, Any] | None:
+    if not all(one.minimum > 0 for one in seen):
+        return None
+    lows, highs = [_rounded(c.low, c.low) for c in seen], [_rounded(c.high, c.high) for c in seen]
+    rising = all(0 < low < high for low, high in zip(lows, highs))
+    return {"kind": "log", "low": lows, "high": highs} if rising else None
+
+
+def _arcsinh(seen: Sequence[ChannelSummary]) -> dict[str, Any]:
+    widths = [(one.high - one.low) / 4 or one.deviation or 1.0 for one in seen]
+    centres = [_rounded(one.median, width) for one, width in zip(seen, widths)]
+    return {"kind": "arcsinh", "centre": centres, "width": [_rounded(width, width) for width in widths]}
 
 
 def _rounded(value: float, unit: float) -> float:
@@ -297,9 +227,119 @@ class _Channel:
         """What was added up."""
         shares = self.unknown / max(1, self.total), self.nodata / max(1, self.total)
         if not self.count:
-            return ChannelSummary(*[math.nan] * 7, *shares)
-        held = np.concatenate(self.held)
-        quantiles = np.quantile(held, (0.01, 0.5, 0.99)) if len(held) else [self.low, self.mean, self.high]
-        low, median, high = (float(value) for value in quantiles)
+            return ChannelSummary(*(math.nan,) * 7, *shares, np.empty(0))
+        some = np.concatenate([[self.low, self.high], *self.held])
+        low, median, high = (float(value) for value in np.quantile(some, (0.01, 0.5, 0.99)))
         deviation = math.sqrt(self.squares / self.count)
-        return ChannelSummary(self.low, low, median, high, self.high, self.mean, deviation, *shares)
+        return ChannelSummary(self.low, low, median, high, self.high, self.mean, deviation, *shares, some)
+
+
+def summary_of(declared: Declared, count: int) -> Summary | None:
+    """The values of `count` samples from all over the set, without the config's scale; None if none can be read.
+
+    Of `array` in the units of the files, of other modalities as the tokenizer sees them, or in units if they have
+    some. Samples that cannot be read are left out.
+    """
+    cfg, size = declared.modality, declared.spec.size
+    free: Any = registry().build("modality", _unscaled(cfg), size=size)
+    read = _raw if isinstance(cfg, Array.Config) else _seen
+    places = dict.fromkeys(i * len(declared.data) // count for i in range(count))
+    arrays = (array for i in places if (array := read(free, declared.data, i)) is not None)
+    nodata = cfg.nodata or () if isinstance(cfg, Array.Config) else ()
+    first = next(arrays, None)
+    if first is None:
+        return None
+    return summarise(itertools.chain([first], arrays), channels=len(first), nodata=nodata)
+
+
+def better(declared: Declared, *, refused: bool = False) -> str:
+    """What to set instead of the scale or the range of the config; an empty text if nothing better is known.
+
+    With `refused`, only if the config refuses some of the values.
+    """
+    if not declared.has_scale and getattr(declared.modality, "range", None) is None:
+        return ""
+    try:
+        summary = summary_of(declared, SAMPLES)
+    except (VqcoreError, TypeError, ValueError):  # such a modality needs its range
+        return ""
+    if summary is None or not all(math.isfinite(one.mean) for one in summary.channels):
+        return ""
+    low, high = min(c.minimum for c in summary.channels), max(c.maximum for c in summary.channels)
+    if declared.has_scale:
+        found = _better_scale(declared.modality, summary, (low, high), refused)
+    else:
+        found = _better_range(declared.modality, low, high, refused)
+    return found and f"The files hold {low:.4g} to {high:.4g}: {found}"
+
+
+def _better_scale(cfg: Any, summary: Summary, ends: tuple[float, float], refused: bool) -> str:
+    now, bounds, proposal = scale_of(cfg), _usual(*ends), propose_scale(summary)["scale"]
+    if now is not None and (suits(now, summary) or (refused and not _refuses(now, summary))):
+        return ""
+    if bounds and not cfg.scale and suits(Scale(kind="range", low=bounds[0], high=bounds[1]), summary):
+        return f"set data.modality.range=[{bounds[0]:g}, {bounds[1]:g}]."
+    if not suits(_scale(proposal), summary):
+        return "vqcore check CONFIG --values shows each channel."
+    if len(summary.channels) > WRITTEN or (cfg.scale is not None and cfg.scale.kind != proposal["kind"]):
+        return "vqcore check CONFIG --values prints a scale to paste."
+    first = "" if cfg.range is None else "data.modality.range=null "
+    return f"set {first}data.modality.scale='{flow(proposal)}'."
+
+
+def _better_range(cfg: Any, low: float, high: float, refused: bool) -> str:
+    """A range with a margin around all that could be read of the samples, whether the config's range fits or not."""
+    bottom, top = cfg.range
+    slack = SLACK * (top - bottom)
+    if refused and bottom - slack <= low <= high <= top + slack:
+        return ""
+    margin = MARGIN * (high - low)
+    better = _usual(low, high) or (low - margin, high + margin)
+    return "" if better == (bottom, top) else f"set data.modality.range=[{better[0]:.4g}, {better[1]:.4g}]."
+
+
+def _usual(low: float, high: float) -> tuple[float, float] | None:
+    """The narrowest customary range that holds these values, if they fill half of it."""
+    for bottom, top in _USUAL:
+        if bottom <= low and high <= top:
+            return (bottom, top) if high - low >= (top - bottom) / 2 else None
+    return None
+
+
+def flow(node: dict[str, Any]) -> str:
+    """A proposed scale as YAML on one line."""
+
+    def text(value: Any) -> str:
+        return (
+            f"[{', '.join(f'{number:.10g}' for number in value)}]" if isinstance(value, list) else str(value)
+        )
+
+    return "{" + ", ".join(f"{key}: {text(value)}" for key, value in node.items()) + "}"
+
+
+def _unscaled(cfg: Any) -> Any:
+    if isinstance(cfg, Array.Config) and cfg.kind == "continuous":
+        return dataclasses.replace(cfg, range=None, scale=None, nodata=())
+    return dataclasses.replace(cfg, range=None) if getattr(cfg, "range", None) is not None else cfg
+
+
+def _raw(modality: Any, data: Data, index: int) -> np.ndarray | None:
+    """The channels to learn of one sample, in the units of the files."""
+    try:
+        return modality.learnt(opened(modality, data.get(index)).raw)
+    except (VqcoreError, OSError):
+        return None
+
+
+def _seen(modality: Modality, data: Data, index: int) -> np.ndarray | None:
+    """One sample as the tokenizer sees it, in the units of the files if the modality has them."""
+    sample = Reader(data, modality, {}).try_read(index, modality.spec.size, None)
+    if isinstance(sample, tuple):
+        return None
+    x = sample.x.unsqueeze(0)
+    x = x.unsqueeze(0) if modality.spec.labels is not None else x
+    known = isinstance(modality, HasValues) and modality.spec.labels is None
+    array = (values(modality, x) if known else x)[0].numpy()
+    if sample.mask is None:
+        return array
+    return np.ma.masked_array(array, np.broadcast_to(~sample.mask.numpy(), array.shape))

@@ -6,21 +6,28 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from typing import Any
 
 from vqcore.artefacts.resolve import checkpoints
+from vqcore.assembly import open_data
 from vqcore.borrowed import Access
 from vqcore.check.checks import everything
 from vqcore.check.findings import Finding
+from vqcore.check.values import VALUES, Declared, channel_name, flow, propose_scale, summary_of
+from vqcore.commands.eval import print_table
 from vqcore.commands.loading import access
 from vqcore.compose.layers import load
 from vqcore.console import command
-from vqcore.errors import VqcoreError, printable
+from vqcore.errors import DataError, VqcoreError, printable
+from vqcore.registry import registry
 from vqcore.run.folder import check_folder
 from vqcore.schema import RunConfig
 
 
 def run(args: argparse.Namespace) -> int:
     """Print each finding as soon as it is known. Status 2 if there is an error."""
+    if args.values:
+        return _values(args)
     found = []
     # Messages that components print while they are built must not be mixed with the JSON.
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
@@ -38,6 +45,59 @@ def run(args: argparse.Namespace) -> int:
         if not counts["error"]:
             print(f"next      {command('train', args.config, *args.overrides)}")
     return 2 if counts["error"] else 0
+
+
+def _values(args: argparse.Namespace) -> int:
+    """Print what the channels of the training samples hold, and the settings that suit these values."""
+    config = load(args.config, args.overrides, schema=RunConfig).config
+    wanted = config.data.input_size or config.data.input_size_max
+    modality = registry().build("modality", config.data.modality, "data.modality", size=wanted)
+    data = open_data(config, modality, {}, "train")
+    declared = Declared(config.data.modality, modality.spec, data)
+    summary = summary_of(declared, VALUES)
+    if summary is None:
+        raise DataError(
+            f"data.path: none of the samples can be read. vqcore check {args.config} says why, sample by sample."
+        )
+    names = [channel_name(modality.spec, place) for place in range(len(summary.channels))]
+    settings = propose_scale(summary) if declared.has_scale else {}
+    if args.json:
+        found = {name: asdict(one) for name, one in zip(names, summary.channels)}
+        for one in found.values():
+            del one["some"]
+        print(
+            json.dumps(
+                {"config": args.config, "arrays": summary.arrays, "channels": found, "settings": settings}
+            )
+        )
+        return 0
+    head = ["channel", "minimum", "1 %", "median", "99 %", "maximum", "mean", "deviation", "NaN", "no data"]
+    lines = [
+        [
+            name,
+            *(
+                f"{value:.4g}"
+                for value in (c.minimum, c.low, c.median, c.high, c.maximum, c.mean, c.deviation)
+            ),
+            f"{c.unknown:.2%}",
+            f"{c.nodata:.2%}",
+        ]
+        for name, c in zip(names, summary.channels)
+    ]
+    print_table(f"{args.config}: {summary.arrays} of {len(data)} training samples", head, lines)
+    for line in _to_paste(declared, settings):
+        print(printable(line))
+    return 0
+
+
+def _to_paste(declared: Declared, settings: dict[str, Any]) -> Iterator[str]:
+    """What to write below `data.modality`, as lines of YAML."""
+    if not declared.has_scale:
+        yield f"\n{declared.where} has no scale to set."
+        return
+    yield "\nbelow data.modality, instead of range and scale:"
+    for key, value in settings.items():
+        yield f"  {key}: {flow(value) if isinstance(value, dict) else value}"
 
 
 def findings(path: str, overrides: list[str], given: Access | None = None) -> Iterator[Finding]:

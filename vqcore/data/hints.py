@@ -16,7 +16,11 @@ def readers_of(suffixes: Sequence[str]) -> str:
             except VqcoreError:
                 continue
             for suffix in getattr(cls, "suffixes", ()):
-                word = f"{found.name} (modality)" if kind == "modality" else f"array with the reader {found.name}"
+                word = (
+                    f"{found.name} (modality)"
+                    if kind == "modality"
+                    else f"array with the reader {found.name}"
+                )
                 known.setdefault(suffix, []).append(word)
     texts = [f"{suffix} is read by {listed(known[suffix], 6)}." for suffix in suffixes if suffix in known]
     strange = [suffix for suffix in suffixes if suffix.startswith(".") and suffix not in known]

@@ -30,7 +30,15 @@ MOST_SAMPLE = 4 << 30
 MOST_CHUNK = 256 << 20
 """Most bytes of a piece that is unpacked at once."""
 _NUMBERS = "biufc"
-_BUILT_IN = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
+_BUILT_IN = {
+    1: "deflate",
+    2: "shuffle",
+    3: "fletcher32",
+    4: "szip",
+    5: "nbit",
+    6: "scaleoffset",
+    32000: "lzf",
+}
 """The filters of HDF5 that h5py brings. Any other filter is a library that HDF5 would load from a folder."""
 _HOPS = 16
 _NODATA = 42113
@@ -117,7 +125,9 @@ class Tiff:
             raise DataError(f"{path}: {len(pages)} pages can be read and the file declares {declared}")
         number = self.cfg.page
         if number is not None and number >= len(pages):
-            raise DataError(f"{path}: has {len(pages)} pages, and data.modality.reader.page={number} counts from 0")
+            raise DataError(
+                f"{path}: has {len(pages)} pages, and data.modality.reader.page={number} counts from 0"
+            )
         pages = pages if number is None else [pages[number]]
         for place, page in enumerate(pages):
             if (page.shape, page.dtype) != (pages[0].shape, pages[0].dtype):
@@ -302,7 +312,9 @@ def _library(name: str, path: Path) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise DataError(f"{path}: to read this file, {package} is needed: pip install 'vqcore[files]'") from error
+        raise DataError(
+            f"{path}: to read this file, {package} is needed: pip install 'vqcore[files]'"
+        ) from error
 
 
 @contextmanager
@@ -315,7 +327,9 @@ def _explained(path: Path) -> Iterator[None]:
     except Exception as error:
         # The libraries raise errors of many kinds, some of their own, for files that are damaged.
         if "imagecodecs" in str(error):
-            raise DataError(f"{path}: is packed in a way that needs another package: pip install imagecodecs") from error
+            raise DataError(
+                f"{path}: is packed in a way that needs another package: pip install imagecodecs"
+            ) from error
         raise DataError(f"{path}: damaged or of another kind: {cause(error)}") from error
 
 
@@ -382,7 +396,9 @@ def _from_table(table: Any, wanted: Sequence[str] | None, path: Path) -> np.ndar
 def _numbers_of(table: Any) -> str:
     """The columns of numbers as a list for the command line, or an empty text."""
     kinds = {name: str(table.schema.field(name).type) for name in dict.fromkeys(table.column_names)}
-    good = [name for name, kind in kinds.items() if kind.startswith(("int", "uint", "float", "double", "bool"))]
+    good = [
+        name for name, kind in kinds.items() if kind.startswith(("int", "uint", "float", "double", "bool"))
+    ]
     return f"[{','.join(good)}]" if good else ""
 
 
@@ -403,7 +419,9 @@ def _without(array: np.ndarray, tag: Any, path: Path) -> np.ndarray:
     text = str(tag.value).strip().strip("\0")
     if not _is_number(text):
         raise DataError(f"{path}: declares {text!r} as no data, which is no number")
-    absent = np.isnan(array) if math.isnan(float(text)) else array == np.asarray(float(text)).astype(np.float64)
+    absent = (
+        np.isnan(array) if math.isnan(float(text)) else array == np.asarray(float(text)).astype(np.float64)
+    )
     if array.dtype == np.float32 and not math.isnan(float(text)):
         absent |= array == np.float32(text)  # GDAL writes more digits than the values have
     return np.ma.MaskedArray(array, absent) if absent.any() else array
@@ -430,7 +448,9 @@ def _followed(h5py: Any, file: Any, name: str, path: Path) -> Any:
             return None
         link = at.get(part, getlink=True)
         if isinstance(link, h5py.ExternalLink):
-            raise DataError(f"{path}: '{name}' is a link to another file, {link.filename}, which is not followed")
+            raise DataError(
+                f"{path}: '{name}' is a link to another file, {link.filename}, which is not followed"
+            )
         if isinstance(link, h5py.SoftLink):
             raise DataError(f"{path}: '{name}' is a link to {link.path}: name that place instead")
         at = at[part]

@@ -66,7 +66,9 @@ def _group(key: str, pattern: re.Pattern[str] | None) -> str:
         return name.lstrip("0") or "0" if name.isdigit() else name
     found = pattern.search(key)
     if found is None or found[1] is None:
-        raise DataError(f"data.group={pattern.pattern}: the key '{key}' does not match. Write one that matches all keys")
+        raise DataError(
+            f"data.group={pattern.pattern}: the key '{key}' does not match. Write one that matches all keys"
+        )
     return found[1]
 
 

@@ -1,13 +1,15 @@
-"""Metrics of values at positions: PSNR and mean absolute error."""
+"""Metrics of values at positions: PSNR, mean absolute error, and errors of each channel in the units of the files."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from vqcore.config import Config as BaseConfig
-from vqcore.metrics.sums import mean, per_sample, summed
+from vqcore.metrics.sums import mean, per_sample, position_weights, ratio, summed
 from vqcore.protocols import DataSpec
 
 
@@ -77,3 +79,51 @@ class MAE:
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """The mean over samples."""
         return mean(sums)
+
+
+class Channels:
+    """RMSE, mean absolute error and bias (reconstruction minus original) of each channel, in the units of the files.
+
+    The means are over all valid positions of the set, weighted if there are weights.
+    """
+
+    in_units = True
+    of_constant = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BaseConfig):
+        """No settings."""
+
+    def __init__(self, cfg: Config, *, spec: DataSpec):
+        if spec.kind != "continuous":
+            raise ValueError(f"channels is for measured quantities, not for {spec.kind} data")
+        self.names = spec.names
+
+    def measure(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        keys: Sequence[str] = (),
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Sums of squared, absolute and signed errors `(c,)`, and of the weights of positions."""
+        counts = position_weights(mask, weight)
+        counts = torch.ones_like(x[:, 0], dtype=torch.float64) if counts is None else counts
+        counts = counts.unsqueeze(1)
+        # What is missing may be NaN in units, and 0 times NaN is NaN.
+        off = torch.where(counts > 0, x_hat.double() - x, 0.0)
+        parts = {"rmse": off.square(), "mae": off.abs(), "bias": off}
+        sums = {name: reduce(each * counts, "b c ... -> c", "sum") for name, each in parts.items()}
+        return {**sums, "count": counts.sum()}
+
+    def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Errors by `rmse/CHANNEL`, `mae/CHANNEL`, `bias/CHANNEL`; a channel without a name has its number from 0."""
+        found = {}
+        for part in ("rmse", "mae", "bias"):
+            for place, total in enumerate(sums[part]):
+                name = self.names[place] if self.names else str(place)
+                value = ratio(total, sums["count"])
+                found[f"{part}/{name}"] = math.sqrt(value) if part == "rmse" else value
+        return found

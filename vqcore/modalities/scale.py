@@ -109,16 +109,16 @@ class Scale:
                 wide = (wide + 1) * ((second - first) / 2) + first
         return np.clip(wide, -_HUGE, _HUGE).astype(np.float32)
 
-    def outside(self, values: np.ndarray) -> tuple[np.ndarray, str]:
-        """Which values `(c, ...)` the scale refuses, and why: words that follow `the value 7`."""
+    def outside(self, values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, str]:
+        """Which known values `(c, ...)` the scale refuses, and why the first one: words that follow `the value 7`."""
         first, second = self._numbers(values.ndim)
         wide = values.astype(np.float64)
         if self.kind == "log":
-            return wide < _TINY, "has no logarithm; scale.kind=arcsinh takes all values"
+            return known & (wide < _TINY), "has no logarithm; scale.kind=arcsinh takes all values"
         if self.kind != "range":
             return np.zeros(values.shape, bool), ""
         slack = SLACK * (second - first)
-        wrong = (wide < first - slack) | (wide > second + slack)
+        wrong = known & ((wide < first - slack) | (wide > second + slack))
         if not wrong.any():
             return wrong, ""
         place = tuple(np.argwhere(wrong)[0])

@@ -35,6 +35,7 @@ from vqcore.protocols import (
     reading,
     ride,
     set_up,
+    shown_channels,
     weight,
     writer,
 )
@@ -212,12 +213,20 @@ def _check_show(modality: Any, raw: Any, view: View, tolerance: float, waived: M
     assert shown is not None, "show law: show returns nothing"
     if isinstance(modality, HasPicture):
         assert isinstance(modality.picture(x), Image.Image), "show law: picture does not return a PIL image"
+    beyond = [channel for channel in shown_channels(modality) if not 0 <= channel < len(x)]
+    assert not beyond, (
+        f"show law: shown_channels has {beyond[0] if beyond else ''}, but the tensor has {len(x)} channels"
+    )
     if isinstance(modality, HasValues):
         batch = _scores(x, spec) if spec.labels is not None else x.unsqueeze(0)
         values = modality.values(batch)
         good = values.is_floating_point() and values.ndim == batch.ndim and len(values) == 1
         assert good, (
             f"values law: values returns {values.dtype} {tuple(values.shape)}, not float (b, c, *size)"
+        )
+        named = not spec.names or len(spec.names) == values.shape[1]
+        assert named, (
+            f"names law: the spec names {len(spec.names)} channels, and values have {values.shape[1]}"
         )
         valid = mask(modality, raw, view)
         finite(values if valid is None else values[valid.expand_as(values)], "values at valid positions")
