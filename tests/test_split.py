@@ -32,7 +32,7 @@ def keys(config, split):
 
 
 def tree_of(folder, **changes):
-    return run_tree(folder / "run", data__name="folder", data__path=str(folder / "data"), **changes)
+    return run_tree(folder / "run", **{"data__name": "folder", "data__path": str(folder / "data"), **changes})
 
 
 def config_of(folder, **changes):
@@ -47,7 +47,7 @@ def write_config(folder, **changes):
 
 @pytest.fixture
 def many(tmp_path):
-    write(tmp_path / "data", [f"p{i // 10}/r{i:03}" for i in range(300)])
+    write(tmp_path / "data", [f"p{i // 10}/r{i:03}" for i in range(100)])
     return tmp_path
 
 
@@ -55,12 +55,12 @@ def test_both_sides_together_are_all_samples(toy, many):
     config = config_of(many, data__eval_share=0.2)
     train, held = keys(config, "train"), keys(config, "eval")
     assert sorted(train + held) == sorted(keys(config_of(many), "train"))
-    assert not set(train) & set(held) and 30 < len(held) < 90
+    assert not set(train) & set(held) and 8 < len(held) < 35
 
 
 def test_more_files_and_other_seeds_change_no_side(toy, many):
     before = set(keys(config_of(many, data__eval_share=0.2), "eval"))
-    write(many / "data", [f"a/{i}" for i in range(100)])
+    write(many / "data", [f"a/{i}" for i in range(50)])
     after = set(keys(config_of(many, data__eval_share=0.2, run__seed=7), "eval"))
     assert before == {key for key in after if not key.startswith("a/")}
     assert before < set(keys(config_of(many, data__eval_share=0.4), "eval")) | before
@@ -175,9 +175,7 @@ def test_equal_contents_under_other_names_are_a_warning(toy, many, capsys):
 def test_copies_within_a_divided_set_are_found(toy, many, capsys):
     config = config_of(many, data__eval_share=0.2)
     held = keys(config, "eval")[0]
-    shutil.copy(many / "data" / f"{held}.npy", many / "data" / "p0" / "r000.npy")
-    shutil.copy(many / "data" / f"{held}.npy", many / "data" / "p0" / "r001.npy")
-    train = keys(config, "train")
-    assert {"p0/r000", "p0/r001"} & set(train)
+    other = keys(config, "train")[0]
+    shutil.copy(many / "data" / f"{held}.npy", many / "data" / f"{other}.npy")
     assert main(["check", write_config(many, data__eval_share=0.2)]) == 0
-    assert f"{held} has the content of" in capsys.readouterr().out
+    assert f"{held} has the content of {other}" in capsys.readouterr().out

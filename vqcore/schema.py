@@ -81,12 +81,12 @@ class DataConfig(Config):
     """Share of the samples that are held out for evaluation, e.g. 0.1. A hash of the key decides, so more files change
     no sample's side. Instead of eval_path."""
     group: str | None = None
-    """With eval_share: a regular expression with one group, e.g. ^(patient[0-9]+). Samples whose keys have the same text
-    in this group stay on one side."""
+    """With eval_share: a regular expression with one group, e.g. ^(patient[0-9]+). Samples whose keys have the same
+    text in this group stay on one side."""
 
     @property
     def has_eval(self) -> bool:
-        """Whether the source itself has held-out samples. By default: whether a setting `eval_path` exists and is set."""
+        """Whether the source has held-out samples of its own. By default: whether a setting `eval_path` is set."""
         return getattr(self, "eval_path", None) is not None
 
     @property

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -44,18 +44,23 @@ def side(data: Data, cfg: DataConfig, split: Split) -> Data:
     """
     if cfg.eval_share is None:
         return data
-    pattern = re.compile(cfg.group) if cfg.group is not None else None
-    groups = [_group(data.key(index), pattern) for index in range(len(data))]
-    held = np.array([_draw(group) < cfg.eval_share for group in groups])
+    keys = [data.key(index) for index in range(len(data))]
+    held = np.array(held_out(keys, cfg.eval_share, cfg.group))
     places = np.flatnonzero(held if split == "eval" else ~held)
     if not len(places):
-        kinds = "groups" if pattern else "samples"
-        names = list(dict.fromkeys(groups))
+        kinds = "groups" if cfg.group else "samples"
+        names = list(dict.fromkeys(_group(key, re.compile(cfg.group)) for key in keys) if cfg.group else keys)
         raise DataError(
             f"data.eval_share={cfg.eval_share:g}: none of {len(names)} {kinds} ({listed(names, 4)}) is on the "
             f"{'held-out' if split == 'eval' else 'training'} side. Take another share, or give data.eval_path"
         )
     return Side(data, places)
+
+
+def held_out(keys: Iterable[str], share: float, group: str | None) -> list[bool]:
+    """Whether each key is on the held-out side. Raises `DataError` for a key without group."""
+    pattern = re.compile(group) if group is not None else None
+    return [_draw(_group(key, pattern)) < share for key in keys]
 
 
 def _group(key: str, pattern: re.Pattern[str] | None) -> str:
