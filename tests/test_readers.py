@@ -244,7 +244,7 @@ def test_addresses_are_refused(toy):
     tree = run_tree("runs/a", data__name="folder", data__path="https://example.org/data")
     config = from_tree(tree, schema=RunConfig)
     modality = registry().build("modality", config.data.modality, size=None)
-    with pytest.raises(DataError, match="data.path: https://example.org/data is an address"):
+    with pytest.raises(DataError, match=r"data\.path: https://example\.org/data is an address"):
         open_data(config, modality, {}, "train")
     with pytest.raises(DataError, match="no such file"):
         BySuffix().read(Path("https://example.org/a.h5"))
@@ -298,9 +298,15 @@ def test_a_filter_that_hdf5_would_load_from_a_library_is_refused(tmp_path):
     refused("hdf5", tmp_path / "a.h5", "HDF5 filter 32001")
 
 
-@pytest.mark.parametrize(("name", "file", "package"), [
-    ("tiff", "a.tif", "tifffile"), ("csv", "a.csv", "pyarrow"), ("parquet", "a.parquet", "pyarrow"), ("hdf5", "a.h5", "h5py"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "file", "package"),
+    [
+        ("tiff", "a.tif", "tifffile"),
+        ("csv", "a.csv", "pyarrow"),
+        ("parquet", "a.parquet", "pyarrow"),
+        ("hdf5", "a.h5", "h5py"),
+    ],
+)
 def test_a_missing_extra_is_named(tmp_path, monkeypatch, name, file, package):
     (tmp_path / file).write_text("1,2\n")
     real = readers.importlib.import_module

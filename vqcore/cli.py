@@ -176,7 +176,9 @@ def _show(parser: argparse.ArgumentParser) -> None:
 def _new(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["config"], help="what to write: a config for files of your own")
     parser.add_argument("folder", help="the folder of your files")
-    parser.add_argument("--out", metavar="FILE", help="the config to write (default: the folder's name with .yaml)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="the config to write (default: the folder's name with .yaml)"
+    )
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -277,7 +279,9 @@ VERBS = {
         "check a config and print all of its settings", "vqcore config cfgs/quickstart.yaml --origin", _config
     ),
     "new": Verb(
-        "look at your files and write a config for them", "vqcore new config ~/my-data --out my-data.yaml", _new
+        "look at your files and write a config for them",
+        "vqcore new config ~/my-data --out my-data.yaml",
+        _new,
     ),
     "plugins": Verb("list the installed plugins and their components", "vqcore plugins --check", _plugins),
     "show": Verb(

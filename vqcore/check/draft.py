@@ -80,7 +80,9 @@ def draft(folder: Path, answers: dict[str, Any], ask: Ask) -> Draft:
 
 def _sides(folder: Path) -> tuple[Path, Path | None]:
     """The folder of the training samples, and the folder of the held-out samples if there are two by name."""
-    names = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else {}
+    names = (
+        {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else {}
+    )
     train = next((names[name] for name in _TRAIN if name in names), None)
     held = next((names[name] for name in _HELD if name in names), None)
     return (train, held) if train and held else (folder, None)
@@ -96,14 +98,22 @@ def _modality(path: Path, answers: dict[str, Any], ask: Ask) -> tuple[str, str]:
     pictures = registry().load("modality", "rgb").suffixes  # type: ignore[attr-defined]
     arrays = sum(count for suffix, count in kinds.items() if suffix in CORE)
     plain = sum(count for suffix, count in kinds.items() if suffix in pictures and suffix not in CORE)
-    sounds = sum(count for suffix, count in kinds.items() if suffix in (".wav", ".flac", ".ogg", ".aif", ".aiff"))
+    sounds = sum(
+        count for suffix, count in kinds.items() if suffix in (".wav", ".flac", ".ogg", ".aif", ".aiff")
+    )
     said = counted({f"*{kind}": count for kind, count in kinds.most_common(3)})
     if sounds > max(arrays, plain):
         known = [found.name for found in registry().components("modality") if found.name.startswith("audio/")]
         if not known:
-            raise DataError(f"{path}: holds {said}. Sounds need the package vqcore-audio (plugins/vqcore_audio)")
+            raise DataError(
+                f"{path}: holds {said}. Sounds need the package vqcore-audio (plugins/vqcore_audio)"
+            )
         name, sure = ask("Sounds as spectrograms or as waveforms?", known, "audio/log-mel")
-        more = "" if sure else f"  # please check: spectrograms are easier to learn; the other way: {listed(set(known) - {name})}"
+        more = (
+            ""
+            if sure
+            else f"  # please check: spectrograms are easier to learn; the other way: {listed(set(known) - {name})}"
+        )
         return name, f"{said}{more}"
     if plain > arrays:
         return "rgb", said
@@ -135,8 +145,12 @@ def _other(name: str, path: Path) -> Draft:
         settings |= {"pad": True}
         size, patch, values = (64, 128), (8, 8), 64
     else:
-        raise ConfigError(f"modality={name}: a config is drafted for rgb, array and sounds. vqcore show {name} lists its settings")
-    modality: Modality = registry().build("modality", component("modality", settings, file="answer"), size=size)
+        raise ConfigError(
+            f"modality={name}: a config is drafted for rgb, array and sounds. vqcore show {name} lists its settings"
+        )
+    modality: Modality = registry().build(
+        "modality", component("modality", settings, file="answer"), size=size
+    )
     return Draft(settings, size, patch, values, len(Listing(str(path), modality.suffixes, str(path))))
 
 
@@ -150,7 +164,9 @@ def _array(path: Path, answers: dict[str, Any], ask: Ask) -> Draft:
     arrays = list(_read(reader, files))
     axes = Counter(array.ndim for array in arrays)
     if len(axes) > 1:
-        raise DataError(f"{path}: the files have different numbers of axes: {counted({f'{n} axes': c for n, c in axes.items()})}")
+        raise DataError(
+            f"{path}: the files have different numbers of axes: {counted({f'{n} axes': c for n, c in axes.items()})}"
+        )
     classes = _classes(arrays, answers, ask, notes)
     if classes:
         settings |= {"kind": "categorical", "labels": classes}
@@ -193,7 +209,10 @@ def _reader(
     files = Listing(str(path), reader.suffixes, str(path))
     names: Sequence[str] = ()
     first = files.path(0)
-    if CORE.get(first.suffix.lower()) in (CORE[".csv"], CORE[".parquet"]) and (node or {}).get("columns") is None:
+    if (
+        CORE.get(first.suffix.lower()) in (CORE[".csv"], CORE[".parquet"])
+        and (node or {}).get("columns") is None
+    ):
         try:
             reader.read(first)
         except DataError as error:
@@ -219,7 +238,9 @@ def _read(reader: SampleReader, files: Listing) -> Iterator[np.ndarray]:
             first = first or error
             continue
         if array.dtype.kind not in "biuf" or not array.ndim:
-            first = first or DataError(f"{files.path(int(place))}: {array.dtype} of shape {array.shape}; no real numbers")
+            first = first or DataError(
+                f"{files.path(int(place))}: {array.dtype} of shape {array.shape}; no real numbers"
+            )
             continue
         good += 1
         yield array
@@ -237,14 +258,22 @@ def _classes(arrays: Sequence[np.ndarray], answers: dict[str, Any], ask: Ask, no
             raise ConfigError("kind=categorical: class maps hold whole numbers from 0 to less than 64")
         return 0
     if kind is None:
-        kind, sure = ask(f"Whole numbers from 0 to {high}: class ids or quantities?", ["categorical", "continuous"], "categorical")
+        kind, sure = ask(
+            f"Whole numbers from 0 to {high}: class ids or quantities?",
+            ["categorical", "continuous"],
+            "categorical",
+        )
         if not sure:
             notes["kind"] = f"please check: whole numbers from 0 to {high} look like class ids"
     return high + 1 if kind == "categorical" else 0
 
 
 def _channels_first(
-    arrays: list[np.ndarray], answers: dict[str, Any], ask: Ask, settings: dict[str, Any], notes: dict[str, str]
+    arrays: list[np.ndarray],
+    answers: dict[str, Any],
+    ask: Ask,
+    settings: dict[str, Any],
+    notes: dict[str, str],
 ) -> tuple[list[np.ndarray], int, bool]:
     """The arrays with a channel axis in front, the number of channels, and whether they are vectors."""
     shapes = [array.shape for array in arrays]
@@ -258,7 +287,9 @@ def _channels_first(
         notes["channels"] = f"shapes {said}: a signal of one channel"
         return [array[None] for array in arrays], 1, False
     first, last = (_holds_channels(shapes, axis) for axis in (0, -1))
-    guess, doubt = ("last", False) if last and not first else ("first", False) if first and not last else ("none", False)
+    guess, doubt = (
+        ("last", False) if last and not first else ("first", False) if first and not last else ("none", False)
+    )
     if first and last:
         guess, doubt = ("last" if min(s[-1] for s in shapes) < min(s[0] for s in shapes) else "first"), True
     if len(shapes[0]) == 4 and guess == "none":
@@ -302,7 +333,12 @@ def _size(extents: Sequence[tuple[int, ...]], channels: int) -> tuple[tuple[int,
     best = {1: (16, 8, 4, 2), 2: (8, 4, 2), 3: (4, 2)}[rank]
     patches = []
     for side in sides:
-        fitting = [one for one in best if side >= 4 * one and (rank > 1 or channels * one <= 200 or one == best[-1])]
+        fitting = [
+            one
+            for one in best
+            if side >= (8 if rank == 1 else 4) * one
+            and (rank > 1 or channels * one <= 200 or one == best[-1])
+        ]
         patches.append(fitting[0] if fitting else 1)
     return tuple(max(one, side // one * one) for side, one in zip(sides, patches)), tuple(patches)
 
@@ -314,12 +350,16 @@ def _about(extents: Sequence[tuple[int, ...]], size: tuple[int, ...]) -> str:
     return f"the files have {_shapes(extents)}"
 
 
-def _scale(arrays: Sequence[np.ndarray], channels: int, answers: dict[str, Any], notes: dict[str, str]) -> dict[str, Any]:
+def _scale(
+    arrays: Sequence[np.ndarray], channels: int, answers: dict[str, Any], notes: dict[str, str]
+) -> dict[str, Any]:
     nodata = answers.get("nodata")
     if nodata is None:
         nodata = _fills(arrays)
         if nodata:
-            notes["nodata"] = f"please check: {listed(f'{one:g}' for one in nodata)} lies far from all other values"
+            notes["nodata"] = (
+                f"please check: {listed(f'{one:g}' for one in nodata)} lies far from all other values"
+            )
     nodata = [float(one) for one in (nodata if isinstance(nodata, (list, tuple)) else [nodata])]
     found = propose_scale(summarise(arrays, channels=channels, nodata=nodata))
     if nodata:
@@ -359,14 +399,20 @@ def _split(path: Path, held: Path | None, found: Draft, ask: Ask) -> dict[str, A
     if held is not None:
         found.notes["eval_path"] = "the folders say which samples are held out"
         return {"eval_path": str(held)}
-    modality: Any = registry().build("modality", component("modality", found.modality, file="draft"), size=found.size)
+    modality: Any = registry().build(
+        "modality", component("modality", found.modality, file="draft"), size=found.size
+    )
     files = Listing(str(path), modality.suffixes, str(path))
     keys = [files.key(index) for index in range(len(files))]
     settings: dict[str, Any] = {}
     tops = Counter(key.partition("/")[0] for key in keys if "/" in key)
     if len(tops) >= 10 and sum(tops.values()) == len(keys) and len(tops) < len(keys):
         example = next(iter(tops))
-        choice, sure = ask(f"Folders such as {example}: does each belong to one patient, scene or recording?", ["yes", "no"], "yes")
+        choice, sure = ask(
+            f"Folders such as {example}: does each belong to one patient, scene or recording?",
+            ["yes", "no"],
+            "yes",
+        )
         if choice == "yes":
             settings["group"] = "^([^/]+)/"
             note = f"{len(tops)} folders such as {example} each stay on one side"
@@ -374,9 +420,13 @@ def _split(path: Path, held: Path | None, found: Draft, ask: Ask) -> dict[str, A
     for share in (0.1, 0.15, 0.2, 0.3, 0.5):
         count = sum(held_out(keys, share, settings.get("group")))
         if min(8, len(keys) // 4) <= count < len(keys) and count:
-            found.notes["eval_share"] = f"{count} of {len(keys)} samples are held out, by a hash of their names"
+            found.notes["eval_share"] = (
+                f"{count} of {len(keys)} samples are held out, by a hash of their names"
+            )
             return {"eval_share": share, **settings}
-    raise DataError(f"{path}: {len(keys)} samples are too few to hold some out. Add files, or give a folder of each kind: train and val")
+    raise DataError(
+        f"{path}: {len(keys)} samples are too few to hold some out. Add files, or give a folder of each kind: train and val"
+    )
 
 
 def written(found: Draft, folder: Path) -> str:
@@ -402,9 +452,7 @@ def written(found: Draft, folder: Path) -> str:
         "  cache_mib: 256",
         "model:",
     ]
-    quantizer = (
-        f"  quantizer: {{name: quant/vq, codebook_size: {codes}, latent_dim: 8, normalize: false, decay: 0.97, commitment_weight: 0.1}}"
-    )
+    quantizer = f"  quantizer: {{name: quant/vq, codebook_size: {codes}, latent_dim: 8, normalize: false, decay: 0.97, commitment_weight: 0.1}}"
     why = f"  # {trained:,} training tokens of {found.values} numbers each, {codes} codes of {int(math.log2(codes))} bits"
     if found.vector:
         lines += [
