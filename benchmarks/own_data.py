@@ -16,7 +16,7 @@ Named = Iterator[tuple[str, np.ndarray]]
 
 
 def ecg(patients: int, each: int = 6, samples: int = 1024, rate: float = 250.0) -> Named:
-    """Beats of varying rate, height and shape on a wandering baseline, in three leads; float32, millivolts and worse."""
+    """Beats of varying rate, height and shape on a wandering baseline, in three leads, float32."""
     waves = (
         (-0.20, 0.12, 0.025),
         (-0.04, -0.14, 0.010),

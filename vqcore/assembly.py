@@ -68,8 +68,8 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
         with attempt("eval.best"):
             if config.eval.best is not None and not config.data.evaluates:
                 raise ConfigError(
-                    f"eval.best={config.eval.best} is set, but there is nothing to evaluate on. Set data.eval_share=0.1 or "
-                    "data.eval_path, or eval.best=null: then the last checkpoint counts."
+                    f"eval.best={config.eval.best} is set, but there is nothing to evaluate on. Set "
+                    "data.eval_share=0.1 or data.eval_path, or eval.best=null: then the last checkpoint counts."
                 )
             if config.eval.best is not None:
                 check_best(config.eval.best, build_metrics(config.eval.metrics, tokenizer))

@@ -184,7 +184,7 @@ def _new(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="name=value",
-        help="answers beforehand: modality, reader, kind, channels_last, nodata, e.g. reader='{name: hdf5, dataset: ecg}'",
+        help="answers beforehand: modality, reader, kind, channels_last or nodata, e.g. kind=continuous",
     )
 
 

@@ -69,10 +69,7 @@ def draft(folder: Path, answers: dict[str, Any], ask: Ask) -> Draft:
             raise ConfigError(f"{name}: there is no such question.{hint}")
     path, held = _sides(folder)
     name, reason = _modality(path, answers, ask)
-    if name == "array":
-        found = _array(path, answers, ask)
-    else:
-        found = _other(name, path)
+    found = _array(path, answers, ask) if name == "array" else _other(name, path)
     found.notes["modality"] = reason
     found.data = {"path": str(path), **_split(path, held, found, ask)}
     return found
@@ -135,12 +132,14 @@ def _kinds(path: Path) -> Counter[str]:
 def _other(name: str, path: Path) -> Draft:
     """Pictures and sounds: their modality knows how to read them."""
     settings: dict[str, Any] = {"name": name}
+    size: tuple[int, ...]
+    patch: tuple[int, ...]
     if name == "rgb":
         settings |= {"min_crop_scale": 0.45, "ratio": [1, 1]}
         size, patch, values = (128, 128), (8, 8), 192
     elif name == "audio/wave":
         settings |= {"pad": True}
-        size, patch, values = (16000,), (64,), 64
+        size, patch, values = (16000,), (80,), 80
     elif name == "audio/log-mel":
         settings |= {"pad": True}
         size, patch, values = (64, 128), (8, 8), 64
@@ -425,7 +424,7 @@ def _split(path: Path, held: Path | None, found: Draft, ask: Ask) -> dict[str, A
             )
             return {"eval_share": share, **settings}
     raise DataError(
-        f"{path}: {len(keys)} samples are too few to hold some out. Add files, or give a folder of each kind: train and val"
+        f"{path}: {len(keys)} samples are too few to hold some out. Add files, or make two folders, train and val"
     )
 
 
@@ -452,8 +451,12 @@ def written(found: Draft, folder: Path) -> str:
         "  cache_mib: 256",
         "model:",
     ]
-    quantizer = f"  quantizer: {{name: quant/vq, codebook_size: {codes}, latent_dim: 8, normalize: false, decay: 0.97, commitment_weight: 0.1}}"
-    why = f"  # {trained:,} training tokens of {found.values} numbers each, {codes} codes of {int(math.log2(codes))} bits"
+    quantizer = (
+        f"  quantizer: {{name: quant/vq, codebook_size: {codes}, latent_dim: 8, normalize: false, decay: 0.97, "
+        "commitment_weight: 0.1}"
+    )
+    bits = int(math.log2(codes))
+    why = f"  # {trained:,} training tokens of {found.values} numbers each; {codes} codes are {bits} bits a token"
     if found.vector:
         lines += [
             "  encoder: {name: vit/mlp-encoder, depth: 2, width: 160}",
@@ -464,7 +467,7 @@ def written(found: Draft, folder: Path) -> str:
     else:
         patch = _sides_text(found.patch)
         lines += [
-            f"  # {' x '.join(map(str, found.size))} becomes {tokens} tokens, one for each patch of {' x '.join(map(str, found.patch))}",
+            f"  # {by(found.size)} becomes {tokens} tokens, one for each patch of {by(found.patch)}",
             f"  encoder: {{name: vit/encoder, width: 160, depth: 0, num_heads: 4, patch_size: {patch}, grid_convs: 3}}",
             why,
             quantizer,
@@ -487,6 +490,11 @@ def written(found: Draft, folder: Path) -> str:
         *(["hooks: {report: {name: track/report}}"] if has_report else []),
     ]
     return "\n".join(lines) + "\n"
+
+
+def by(sides: Sequence[int]) -> str:
+    """Sides as text: `64 x 48`."""
+    return " x ".join(map(str, sides))
 
 
 def _line(indent: str, name: str, value: Any, note: str | None) -> str:

@@ -22,7 +22,6 @@ from vqcore.data.hints import readers_of
 from vqcore.data.listing import suffix_length
 from vqcore.data.npy import read_array, read_member
 from vqcore.errors import DataError, SettingError, VqcoreError, cause, did_you_mean, in_bytes, listed
-from vqcore.protocols import SampleReader
 from vqcore.reading import check_memory, size_of
 
 MOST_SAMPLE = 4 << 30
@@ -287,7 +286,7 @@ class Hdf5:
             raise DataError(f"{here}: nothing was ever written into this data set")
 
 
-CORE: dict[str, type[SampleReader]] = {
+CORE: dict[str, type[Any]] = {
     suffix: reader for reader in (Npy, Npz, Tiff, Csv, Parquet, Hdf5) for suffix in reader.suffixes
 }
 """The readers that are chosen by suffix."""

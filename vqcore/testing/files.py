@@ -45,8 +45,8 @@ def same_values(one: np.ndarray, other: np.ndarray) -> bool:
     hidden = np.ma.getmaskarray(one)
     if one.shape != other.shape or not np.array_equal(hidden, np.ma.getmaskarray(other)):
         return False
-    values = (np.ma.getdata(each)[~hidden] for each in (one, other))
-    return np.array_equal(*values, equal_nan=one.dtype.kind in "fc")
+    known, again = np.ma.getdata(one)[~hidden], np.ma.getdata(other)[~hidden]
+    return np.array_equal(known, again, equal_nan=one.dtype.kind in "fc")
 
 
 def check_store(store: Any) -> None:
