@@ -3,6 +3,7 @@
 import wave
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import yaml
@@ -35,10 +36,10 @@ def noise(*shape, count=24, dtype=np.float32, scale=1.0):
     return [(scale * DRAW.normal(size=shape)).astype(dtype) for _ in range(count)]
 
 
-def drafted(folder, *answers):
+def drafted(folder, *answers, out="mine.yaml"):
     """The config that is written without a terminal, as plain data and as text."""
-    assert main(["new", "config", str(folder), "--out", "mine.yaml", *answers]) == 0
-    text = Path("mine.yaml").read_text()
+    assert main(["new", "config", str(folder), "--out", out, *answers]) == 0
+    text = Path(out).read_text()
     return yaml.safe_load(text), text
 
 
@@ -140,6 +141,19 @@ def test_tables_choose_their_columns(tmp_path):
         "knee",
     ]
     assert "please check: the columns of numbers" in text
+
+
+def test_a_data_set_of_several_is_asked_for(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for number in range(20):
+        with h5py.File(folder / f"{number}.h5", "w") as file:
+            file["age"], file["signals/ecg"] = DRAW.normal(size=9), DRAW.normal(size=(3, 512))
+    found, text = draft(folder, {}, lambda question, options, likely: (options[-1], True)), drafted(folder)[1]
+    assert found.modality["reader"] == {"name": "hdf5", "dataset": "signals/ecg"} and found.modality["channels"] == 3
+    assert "please check: the files hold age, signals/ecg" in text
+    tree, _ = drafted(folder, "reader={name: hdf5, dataset: signals/ecg}", out="b.yaml")
+    assert tree["data"]["modality"]["channels"] == 3
 
 
 def test_a_stray_file_does_not_hide_the_others(tmp_path):

@@ -23,6 +23,7 @@ from vqcore.data import readers
 from vqcore.data.listing import Listing
 from vqcore.data.readers import BySuffix
 from vqcore.errors import DataError, UnknownName
+from vqcore.protocols import named_parts
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
 from vqcore.testing.conformance import ReaderConformance, configured
@@ -158,6 +159,21 @@ def test_several_data_sets_need_a_name(tmp_path):
     refused("hdf5", tmp_path / "a.h5", r"data sets deep/labels, ecg. Choose one, e.g. .*dataset=deep/labels")
     refused("hdf5", tmp_path / "a.h5", r"no data set 'ecgs'. Did you mean 'ecg'\?", dataset="ecgs")
     np.testing.assert_array_equal(read("hdf5", tmp_path / "a.h5", dataset="/deep/labels"), NUMBERS + 1)
+
+
+def test_parts_are_named(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["ecg"], file["deep/labels"], file["text"] = NUMBERS, NUMBERS, "words"
+        file["link"] = h5py.SoftLink("/ecg")
+    np.savez(tmp_path / "a.npz", x=NUMBERS, y=NUMBERS)
+    pyarrow.parquet.write_table(table(a=[1], b=["x"]), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("a,b,a\n1,2,x\n")
+    wanted = {"hdf5": ("deep/labels", "ecg"), "npz": ("x", "y"), "parquet": ("a",), "csv": ("b",)}
+    for name, parts in wanted.items():
+        reader = registry().build("reader", configured("reader", name, {}))
+        found = next(path for path in tmp_path.iterdir() if path.suffix in reader.suffixes)
+        assert named_parts(reader).parts(found) == parts
+    assert named_parts(BySuffix()) is None
 
 
 def test_other_byte_orders(tmp_path):

@@ -1066,6 +1066,10 @@ def crashing_reader(self, path):
     return np.load(path)
 
 
+PARTS = {"many": False, "parts": lambda self, path: ("a", "a"), "Config": Base}
+"""A reader that names one part twice."""
+
+
 def numbered(self, path, turn=[0]):  # noqa: B006
     turn[0] += 1
     return Reader.read(self, path) + turn[0]
@@ -1496,6 +1500,8 @@ BAD = [
     (reader, variant(Reader, read=lambda s, path: Reader.read(s, path)[:0]), "array law: read returns an empty array"),
     (reader, variant(Reader, read=numbered), "determinism law: two readings"),
     (reader, variant(Reader, read=shyly), "determinism law: two readings"),
+    (reader, variant(Reader, part="column", **PARTS), "parts law: 'column' is no setting"),
+    (reader, variant(Reader, part="name", **PARTS), "parts law: parts gives"),
     (reader, variant(Reader, read=crashing_reader), "damage law: a damaged file .* raises ValueError"),
     (reader, variant(Reader, read=lambda s, path: SAMPLE), "damage law: read takes a damaged file"),
     # store

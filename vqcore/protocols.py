@@ -952,6 +952,24 @@ class SampleReader(Protocol):
     def read(self, path: Path) -> np.ndarray: ...
 
 
+@runtime_checkable
+class NamesParts(Protocol):
+    """A reader of files that hold several things, of which its setting `part` names one, or a list of them (`many`).
+
+    `parts` are the names of those that hold numbers. It raises `DataError` as `read` does.
+    """
+
+    part: str
+    many: bool
+
+    def parts(self, path: Path) -> tuple[str, ...]: ...
+
+
+def named_parts(reader: Any) -> NamesParts | None:
+    """The reader as one that names parts. Default: None, a file is one array."""
+    return reader if isinstance(reader, NamesParts) else None
+
+
 # Metrics
 
 
@@ -1314,6 +1332,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         HasHoles,
         HasOwnBox,
     ),
+    "reader": (NamesParts,),
     "data": (LeavesOut,),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "format": (ReadsTokenizers, ReadsConfigs, WritesTokenizers, Publishes),

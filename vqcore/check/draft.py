@@ -6,7 +6,6 @@ from samples. It learns in minutes on two cores.
 
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from vqcore.data.listing import Listing, counted, suffix_length
 from vqcore.data.readers import CORE, BySuffix
 from vqcore.data.split import held_out
 from vqcore.errors import ConfigError, DataError, VqcoreError, did_you_mean, listed
-from vqcore.protocols import Modality, SampleReader
+from vqcore.protocols import Modality, SampleReader, named_parts
 from vqcore.registry import registry
 
 LOOKED_AT = 48
@@ -147,9 +146,7 @@ def _other(name: str, path: Path) -> Draft:
         raise ConfigError(
             f"modality={name}: a config is drafted for rgb, array and sounds. vqcore show {name} lists its settings"
         )
-    modality: Modality = registry().build(
-        "modality", component("modality", settings, file="answer"), size=size
-    )
+    modality: Modality = _made("modality", settings, size=size)
     return Draft(settings, size, patch, values, len(Listing(str(path), modality.suffixes, str(path))))
 
 
@@ -159,7 +156,7 @@ def _other(name: str, path: Path) -> Draft:
 def _array(path: Path, answers: dict[str, Any], ask: Ask) -> Draft:
     settings: dict[str, Any] = {"name": "array"}
     notes: dict[str, str] = {}
-    reader, files, names = _reader(path, answers, settings, notes)
+    reader, files, names = _reader(path, answers, ask, settings, notes)
     arrays = list(_read(reader, files))
     axes = Counter(array.ndim for array in arrays)
     if len(axes) > 1:
@@ -190,40 +187,51 @@ def _array(path: Path, answers: dict[str, Any], ask: Ask) -> Draft:
 
 
 def _reader(
-    path: Path, answers: dict[str, Any], settings: dict[str, Any], notes: dict[str, str]
+    path: Path, answers: dict[str, Any], ask: Ask, settings: dict[str, Any], notes: dict[str, str]
 ) -> tuple[SampleReader, Listing, Sequence[str]]:
     """The reader of most of the files, these files, and the names of the columns if the files are tables."""
-    reader: Any = BySuffix()
-    node = answers.get("reader")
     kinds = {suffix: count for suffix, count in _kinds(path).items() if suffix in CORE}
-    own = {cls.__name__.lower() for suffix, cls in CORE.items() if suffix in kinds}
-    if node is None and len(own) > 1:
+    node = answers.get("reader")
+    node = {"name": node} if isinstance(node, str) else node
+    if node is None and len({CORE[suffix] for suffix in kinds}) > 1:
         most = max(kinds, key=lambda suffix: kinds[suffix])
         node = {"name": CORE[most].__name__.lower()}
         notes["reader"] = f"please check: there are {counted({f'*{k}': c for k, c in kinds.items()})}"
-    if node is not None:
-        node = {"name": node} if isinstance(node, str) else node
-        reader = registry().build("reader", component("reader", node, file="answer"))
+    if node is None and kinds:
+        node = {"name": CORE[next(iter(kinds))].__name__.lower()}
+    elif node is not None:
         settings["reader"] = node
+    reader: Any = BySuffix() if node is None else _made("reader", node)
     files = Listing(str(path), reader.suffixes, str(path))
-    names: Sequence[str] = ()
-    first = files.path(0)
-    if (
-        CORE.get(first.suffix.lower()) in (CORE[".csv"], CORE[".parquet"])
-        and (node or {}).get("columns") is None
-    ):
-        try:
-            reader.read(first)
-        except DataError as error:
-            found = re.search(r"columns=\[([^\]]+)\]", str(error))
-            if not found or found[1] == "a,b":
-                raise
-            names = found[1].split(",")
-            node = {**(node or {"name": CORE[first.suffix.lower()].__name__.lower()}), "columns": names}
-            reader = registry().build("reader", component("reader", node, file="answer"))
-            settings["reader"] = node
-            notes["reader"] = "please check: the columns of numbers; others hold text"
-    return reader, files, names or tuple((node or {}).get("columns") or ())
+    naming = named_parts(reader)
+    if naming is None or node is None or node.get(naming.part) is not None:
+        return reader, files, (node or {}).get("columns") or ()
+    parts = naming.parts(files.path(0))
+    if naming.many:
+        chosen: Any = list(parts)
+        if not parts or _reads(reader, files.path(0)):
+            return reader, files, parts
+        notes["reader"] = "please check: the columns of numbers; others hold something else"
+    else:
+        if len(parts) < 2:
+            return reader, files, ()
+        chosen, sure = ask(f"{files.path(0).name} holds several arrays: which one?", parts, parts[0])
+        if not sure:
+            notes["reader"] = f"please check: the files hold {listed(parts)}"
+    settings["reader"] = {**node, naming.part: chosen}
+    return _made("reader", settings["reader"]), files, chosen if naming.many else ()
+
+
+def _reads(reader: SampleReader, path: Path) -> bool:
+    try:
+        reader.read(path)
+    except DataError:
+        return False
+    return True
+
+
+def _made(kind: str, node: dict[str, Any], **wiring: Any) -> Any:
+    return registry().build(kind, component(kind, node, file="answer"), **wiring)
 
 
 def _read(reader: SampleReader, files: Listing) -> Iterator[np.ndarray]:
@@ -398,9 +406,7 @@ def _split(path: Path, held: Path | None, found: Draft, ask: Ask) -> dict[str, A
     if held is not None:
         found.notes["eval_path"] = "the folders say which samples are held out"
         return {"eval_path": str(held)}
-    modality: Any = registry().build(
-        "modality", component("modality", found.modality, file="draft"), size=found.size
-    )
+    modality: Modality = _made("modality", found.modality, size=found.size)
     files = Listing(str(path), modality.suffixes, str(path))
     keys = [files.key(index) for index in range(len(files))]
     settings: dict[str, Any] = {}

@@ -8,6 +8,7 @@ import csv
 import gzip
 import importlib
 import math
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ class Npy:
 class Npz:
     """`.npz`: arrays of NumPy by name."""
 
-    suffixes = (".npz",)
+    suffixes, part, many = (".npz",), "key", False
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
@@ -79,6 +80,12 @@ class Npz:
     def read(self, path: Path) -> np.ndarray:
         """The array. Raises `DataError`."""
         return read_member(path, self.cfg.key, str(path), "data.modality.reader.key", most=MOST_SAMPLE)
+
+    def parts(self, path: Path) -> tuple[str, ...]:
+        """The names of the arrays. Raises `DataError`."""
+        size_of(path, DataError)
+        with _explained(path), zipfile.ZipFile(path) as archive:
+            return tuple(dict.fromkeys(name.removesuffix(".npy") for name in archive.namelist()))
 
 
 class Tiff:
@@ -152,7 +159,7 @@ class Csv:
     called 0, 1, 2 and so on. An empty cell becomes a mask.
     """
 
-    suffixes = (".csv", ".csv.gz")
+    suffixes, part, many = (".csv", ".csv.gz"), "columns", True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
@@ -172,6 +179,13 @@ class Csv:
 
     def read(self, path: Path) -> np.ndarray:
         """The columns. Raises `DataError`."""
+        return _from_table(self._table(path), self.cfg.columns, path)
+
+    def parts(self, path: Path) -> tuple[str, ...]:
+        """The columns of numbers. Raises `DataError`."""
+        return _numbers_of(self._table(path).schema)
+
+    def _table(self, path: Path) -> Any:
         _bounded(size_of(path, DataError), path)
         arrow, tables = _library("pyarrow", path), _library("pyarrow.csv", path)
         with _explained(path):
@@ -180,18 +194,17 @@ class Csv:
             cells = next(csv.reader([first.decode("utf-8-sig")], delimiter=self.cfg.delimiter), [])
             bare = bool(cells) and all(map(_is_number, cells))
             names = [str(number) for number in range(len(cells))] if bare else None
-            table = tables.read_csv(
+            return tables.read_csv(
                 arrow.BufferReader(text),
                 read_options=tables.ReadOptions(column_names=names, use_threads=False),
                 parse_options=tables.ParseOptions(delimiter=self.cfg.delimiter),
             )
-            return _from_table(table, self.cfg.columns, path)
 
 
 class Parquet:
     """`.parquet`: a row for each position of one axis, a column for each channel; `(columns, rows)`. Nulls: a mask."""
 
-    suffixes = (".parquet",)
+    suffixes, part, many = (".parquet",), "columns", True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
@@ -218,11 +231,18 @@ class Parquet:
             table = opened.read(columns=list(wanted), use_threads=False)
             return _from_table(table, self.cfg.columns, path)
 
+    def parts(self, path: Path) -> tuple[str, ...]:
+        """The columns of numbers. Raises `DataError`."""
+        size_of(path, DataError)
+        parquet = _library("pyarrow.parquet", path)
+        with _explained(path), path.open("rb") as file:
+            return _numbers_of(parquet.read_schema(file))
+
 
 class Hdf5:
     """`.h5`, `.hdf5`: one data set of an HDF5 file, by its path in the file."""
 
-    suffixes = (".h5", ".hdf5")
+    suffixes, part, many = (".h5", ".hdf5"), "dataset", False
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
@@ -242,6 +262,13 @@ class Hdf5:
             found = self._found(h5py, file, path)
             self._check(found, path)
             return found[()]
+
+    def parts(self, path: Path) -> tuple[str, ...]:
+        """The paths of the data sets of numbers. Raises `DataError`."""
+        size_of(path, DataError)
+        h5py = _library("h5py", path)
+        with _explained(path), path.open("rb") as raw, h5py.File(raw, "r") as file:
+            return tuple(n for n in _data_sets(h5py, file, path) if file[n].dtype.kind in _NUMBERS)
 
     def _found(self, h5py: Any, file: Any, path: Path) -> Any:
         name = self.cfg.dataset
@@ -377,11 +404,11 @@ def _from_table(table: Any, wanted: Sequence[str] | None, path: Path) -> np.ndar
     for name in _chosen(table.column_names, wanted, path):
         column = table.column(name)
         kind = str(column.type)
-        if not kind.startswith(("int", "uint", "float", "double", "halffloat", "bool")):
+        if not _is_numbers(kind):
             what = "is empty" if kind == "null" else f"holds values of type {kind}"
             raise DataError(
                 f"{path}: the column '{name}' {what}; only numbers can be read. Name the columns to read, e.g. "
-                f"data.modality.reader.columns={_numbers_of(table) or '[a,b]'}"
+                f"data.modality.reader.columns=[{','.join(_numbers_of(table.schema)) or 'a,b'}]"
             )
         missing = np.asarray(column.is_null().to_numpy(), dtype=bool)
         rows.append(np.where(missing, 0, column.to_numpy()) if missing.any() else column.to_numpy())
@@ -392,13 +419,14 @@ def _from_table(table: Any, wanted: Sequence[str] | None, path: Path) -> np.ndar
     return np.ma.MaskedArray(array, np.stack(hidden)) if np.any(hidden) else array
 
 
-def _numbers_of(table: Any) -> str:
-    """The columns of numbers as a list for the command line, or an empty text."""
-    kinds = {name: str(table.schema.field(name).type) for name in dict.fromkeys(table.column_names)}
-    good = [
-        name for name, kind in kinds.items() if kind.startswith(("int", "uint", "float", "double", "bool"))
-    ]
-    return f"[{','.join(good)}]" if good else ""
+def _is_numbers(kind: Any) -> bool:
+    return str(kind).startswith(("int", "uint", "float", "double", "halffloat", "bool"))
+
+
+def _numbers_of(schema: Any) -> tuple[str, ...]:
+    """The names of the columns of numbers; those that two columns have are left out."""
+    names = list(schema.names)
+    return tuple(one.name for one in schema if _is_numbers(one.type) and names.count(one.name) == 1)
 
 
 def _samples_first(page: Any, path: Path) -> np.ndarray:

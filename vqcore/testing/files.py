@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vqcore.errors import DataError
+from vqcore.protocols import named_parts
 from vqcore.testing.basics import check_members, check_waived
 
 TEXT_WAIVABLE = ("round-trip",)
@@ -32,12 +33,21 @@ def check_reader(reader: Any, path: Path) -> None:
     )
     assert found.size, "array law: read returns an empty array"
     assert same_values(found, reader.read(path)), "determinism law: two readings of a file differ"
+    if (naming := named_parts(reader)) is not None:
+        assert hasattr(type(reader).Config, naming.part), (
+            f"parts law: '{naming.part}' is no setting of the reader"
+        )
+        names = naming.parts(path)
+        good = bool(names) and len(set(names)) == len(names) and all(isinstance(one, str) for one in names)
+        assert good, f"parts law: parts gives {names}, not different names"
     with tempfile.TemporaryDirectory() as folder:
         for suffix in reader.suffixes:
             damaged = Path(folder) / f"damaged{suffix}"
             damaged.write_bytes(b"\x00damaged")
             _refuses(reader.read, damaged, f"a damaged file ({suffix})")
             _refuses(reader.read, damaged.with_stem("absent"), f"a missing file ({suffix})")
+            if naming is not None:
+                _refuses(naming.parts, damaged, f"a damaged file ({suffix})", "parts")
 
 
 def same_values(one: np.ndarray, other: np.ndarray) -> bool:
