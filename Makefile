@@ -47,7 +47,7 @@ quickstart: .venv/light
 	@echo "Now yours ($(BIN) is not on your PATH unless you activate it: . $(BIN)/activate):"
 	@echo "  vqcore tokenize runs/quickstart ~/Pictures tokens/pictures"
 	@echo "  vqcore decode runs/quickstart tokens/pictures rebuilt"
-	@echo "  vqcore train cfgs/quickstart.yaml run.dir=runs/mine data.path=~/Pictures data.eval_path=~/Pictures"
+	@echo "  vqcore train cfgs/quickstart.yaml run.dir=runs/mine data.path=~/Pictures data.eval_path=null data.eval_share=0.1"
 	@echo "  vqcore export runs/quickstart my-tokenizer"
 	@echo "  vqcore show quant/vq"
 

@@ -174,7 +174,7 @@ class TestFolder:
 
     def test_evaluation_needs_a_folder(self, tmp_path):
         touch(tmp_path, "rgb/a.png")
-        with pytest.raises(DataError, match=r"Set data\.eval_path, e\.g\. data\.eval_path="):
+        with pytest.raises(DataError, match=r"Set data\.eval_share=0\.1, or data\.eval_path="):
             self.open(self.config(tmp_path), "eval")
 
     def test_partners_are_found_by_name(self, tmp_path):

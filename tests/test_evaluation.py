@@ -461,7 +461,7 @@ def test_data_that_are_not_here(tmp_path, monkeypatch, capsys):
     assert json.loads(Path("mine.json").read_text())["data"]["path"] == "gone/train"
 
 
-NOTHING = "data.eval_path: no held-out data is given. Set data.eval_path, e.g. data.eval_path=my/photos"
+NOTHING = "data.eval_path: no held-out data is given. Set data.eval_path=my/photos, or data.eval_share=0.1"
 
 
 @pytest.mark.parametrize(

@@ -1066,9 +1066,19 @@ def crashing_reader(self, path):
     return np.load(path)
 
 
+PARTS = {"many": False, "parts": lambda self, path: ("a", "a"), "Config": Base}
+"""A reader that names one part twice."""
+
+
 def numbered(self, path, turn=[0]):  # noqa: B006
     turn[0] += 1
     return Reader.read(self, path) + turn[0]
+
+
+def shyly(self, path, turn=[0]):  # noqa: B006
+    turn[0] += 1
+    found = Reader.read(self, path)
+    return np.ma.MaskedArray(found, np.arange(found.size).reshape(found.shape) == turn[0])
 
 
 def measured(change):
@@ -1487,7 +1497,11 @@ BAD = [
     (reader, variant(Reader, suffixes=(".NPY",)), "suffix law: '.NPY' is not"),
     (reader, variant(Reader, suffixes=(".npz",)), "suffix law: a.npy ends in none"),
     (reader, variant(Reader, read=lambda s, path: Reader.read(s, path).astype(object)), "array law: read returns obj"),
+    (reader, variant(Reader, read=lambda s, path: Reader.read(s, path)[:0]), "array law: read returns an empty array"),
     (reader, variant(Reader, read=numbered), "determinism law: two readings"),
+    (reader, variant(Reader, read=shyly), "determinism law: two readings"),
+    (reader, variant(Reader, part="column", **PARTS), "parts law: 'column' is no setting"),
+    (reader, variant(Reader, part="name", **PARTS), "parts law: parts gives"),
     (reader, variant(Reader, read=crashing_reader), "damage law: a damaged file .* raises ValueError"),
     (reader, variant(Reader, read=lambda s, path: SAMPLE), "damage law: read takes a damaged file"),
     # store

@@ -12,6 +12,7 @@ from vqcore import dist
 from vqcore.borrowed import Lender, Loans
 from vqcore.data.reader import check_rides
 from vqcore.data.sizes import nominal_size, sizes
+from vqcore.data.split import Split, side
 from vqcore.errors import ConfigError, DataError, did_you_mean, in_bytes, listed
 from vqcore.evaluate.best import check_best
 from vqcore.evaluate.measure import Metrics, build_metrics
@@ -65,10 +66,10 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
             with attempt("model.encoder"):
                 check_size(tokenizer, size)
         with attempt("eval.best"):
-            if config.eval.best is not None and not config.data.has_eval:
+            if config.eval.best is not None and not config.data.evaluates:
                 raise ConfigError(
-                    f"eval.best={config.eval.best} is set, but there is nothing to evaluate on. Set data.eval_path, or "
-                    "eval.best=null: then the last checkpoint counts."
+                    f"eval.best={config.eval.best} is set, but there is nothing to evaluate on. Set "
+                    "data.eval_share=0.1 or data.eval_path, or eval.best=null: then the last checkpoint counts."
                 )
             if config.eval.best is not None:
                 check_best(config.eval.best, build_metrics(config.eval.metrics, tokenizer))
@@ -89,10 +90,12 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
     with attempt("data"):
         data = open_data(config, modality, extra, "train")
     with attempt("data"):
-        if config.data.has_eval:
+        if config.data.evaluates:
             eval_data = open_data(config, modality, extra, "eval")
         elif config.eval.every is not None:
-            raise DataError("eval.every is set, but there is nothing to evaluate on. Set data.eval_path.")
+            raise DataError(
+                "eval.every is set, but there is nothing to evaluate on. Set data.eval_share=0.1 or data.eval_path."
+            )
     if tokenizer is None or data is None:
         return None
     return Assembly(tokenizer, extra, data, eval_data, metrics)
@@ -161,9 +164,11 @@ def build_extra(config: RunConfig, size: tuple[int, ...]) -> dict[str, Modality]
     }
 
 
-def open_data(config: RunConfig, modality: Modality, extra: dict[str, Modality], split: str) -> Data:
+def open_data(config: RunConfig, modality: Modality, extra: dict[str, Modality], split: Split) -> Data:
     """The samples of a split, `train` or `eval`. Raises `DataError` where there are none."""
-    return registry().build("data", config.data, "data", split=split, modality=modality, extra=extra)
+    whole = "train" if config.data.eval_share is not None else split
+    data = registry().build("data", config.data, "data", split=whole, modality=modality, extra=extra)
+    return side(data, config.data, split)
 
 
 def eval_sizes(config: RunConfig, tokenizer: Tokenizer) -> list[tuple[int, ...]]:

@@ -174,6 +174,21 @@ def _show(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _new(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["config"], help="what to write: a config for files of your own")
+    parser.add_argument("folder", help="the folder of your files")
+    parser.add_argument(
+        "--out", metavar="FILE", help="the config to write (default: the folder's name with .yaml)"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="name=value",
+        help="answers beforehand: modality, reader, kind, channels_last or nodata, e.g. kind=continuous",
+    )
+
+
 def _weights(parser: argparse.ArgumentParser, *more: str) -> None:
     parser.add_argument(
         "--weights",
@@ -263,6 +278,11 @@ VERBS = {
     ),
     "config": Verb(
         "check a config and print all of its settings", "vqcore config cfgs/quickstart.yaml --origin", _config
+    ),
+    "new": Verb(
+        "look at your files and write a config for them",
+        "vqcore new config ~/my-data --out my-data.yaml",
+        _new,
     ),
     "plugins": Verb("list the installed plugins and their components", "vqcore plugins --check", _plugins),
     "show": Verb(

@@ -942,13 +942,32 @@ def left_out(data: Any) -> Mapping[str, int]:
 class SampleReader(Protocol):
     """Reads files of one or more suffixes as arrays. Built as `Class(cfg)`.
 
-    `suffixes` are lower case, with the dot. `read` returns numbers, never objects. It raises `DataError` for a file
-    that is missing or damaged.
+    `suffixes` are lower case, with the dot. `read` returns one sample as numbers, never objects; a masked array says
+    where nothing was measured. It raises `DataError` for a file that is missing or damaged. A file may come from
+    anywhere: compare what it declares with bounds before memory is taken, and follow no way out of it.
     """
 
     suffixes: tuple[str, ...]
 
     def read(self, path: Path) -> np.ndarray: ...
+
+
+@runtime_checkable
+class NamesParts(Protocol):
+    """A reader of files that hold several things, of which its setting `part` names one, or a list of them (`many`).
+
+    `parts` are the names of those that hold numbers. It raises `DataError` as `read` does.
+    """
+
+    part: str
+    many: bool
+
+    def parts(self, path: Path) -> tuple[str, ...]: ...
+
+
+def named_parts(reader: Any) -> NamesParts | None:
+    """The reader as one that names parts. Default: None, a file is one array."""
+    return reader if isinstance(reader, NamesParts) else None
 
 
 # Metrics
@@ -1313,6 +1332,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         HasHoles,
         HasOwnBox,
     ),
+    "reader": (NamesParts,),
     "data": (LeavesOut,),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "format": (ReadsTokenizers, ReadsConfigs, WritesTokenizers, Publishes),

@@ -4,6 +4,7 @@
 a component with its own settings; `vqcore show NAME` lists the settings.
 """
 
+import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -76,10 +77,22 @@ class DataConfig(Config):
     """The run stops if a larger share of the samples cannot be read. Up to this share, unreadable
     samples are skipped and logged."""
 
+    eval_share: float | None = None
+    """Share of the samples that are held out for evaluation, e.g. 0.1. A hash of the key decides, so more files change
+    no sample's side. Instead of eval_path."""
+    group: str | None = None
+    """With eval_share: a regular expression with one group, e.g. ^(patient[0-9]+). Samples whose keys have the same
+    text in this group stay on one side."""
+
     @property
     def has_eval(self) -> bool:
-        """Whether there are held-out samples. By default: whether the setting `eval_path` exists and is set."""
+        """Whether the source has held-out samples of its own. By default: whether a setting `eval_path` is set."""
         return getattr(self, "eval_path", None) is not None
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are held-out samples: the source's own, or a share of the samples for training."""
+        return self.has_eval or self.eval_share is not None
 
     def __post_init__(self) -> None:
         _positive(self, "batch_size", "resolution_step")
@@ -89,6 +102,7 @@ class DataConfig(Config):
         }
         if self.input_size_min is None:
             refuse_idle(self, "input_size_min=null", "resolution_step")
+        self._check_split()
         for label in taken.keys() & self.extra.keys():
             text = f"extra.{label}: this name is taken by {taken[label]}; rename the label"
             raise SettingError(("extra",), text)
@@ -119,6 +133,25 @@ class DataConfig(Config):
                 ("input_size_min", "input_size_max"),
                 f"input_size_min={low} is above input_size_max={high}",
             )
+
+    def _check_split(self) -> None:
+        if self.eval_share is None:
+            refuse_idle(self, "eval_share=null", "group")
+            return
+        if not 0 < self.eval_share < 1:
+            raise SettingError("eval_share", f"{self.eval_share:g} must lie between 0 and 1, e.g. 0.1")
+        if self.has_eval:
+            own = "eval_path" if hasattr(self, "eval_path") else "a source with held-out samples of its own"
+            raise SettingError(("eval_share",), f"give either eval_share or {own}; null takes a setting back")
+        if self.group is not None:
+            try:
+                groups = re.compile(self.group).groups
+            except re.error as error:
+                raise SettingError("group", f"{self.group} is no regular expression: {error}") from None
+            if groups != 1:
+                raise SettingError(
+                    "group", f"{self.group} has {groups} groups; write one, e.g. ^(patient[0-9]+)"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,9 +54,13 @@ def train(config: RunConfig, access: Access | None = None) -> Run:
             check_folder(config)
         run = build(config, device, access)
         with dist.together():
-            settle(cheap(run))
+            found = cheap(run)
+            settle(found)
         with opened(config, run.data):
             resume(run)
+            for finding in found if run.step == 0 else ():
+                if finding.grade == "warning":
+                    log_event(run.dir, 0, "warning", detail=str(finding))
             error: BaseException | None = None
             try:
                 _Loop(run).train()

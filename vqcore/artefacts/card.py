@@ -93,7 +93,8 @@ def _metrics(made: Mapping[str, Any]) -> str:
     metrics: Mapping[str, float] = made.get("metrics", {})
     if not metrics:
         return "Not evaluated.\n"
-    where = made.get("data", {}).get("eval_path")
+    data = made.get("data", {})
+    where = data.get("eval_path") or (data.get("path") if data.get("eval_share") else None)
     said = f"Measured after step {made['step']:,}" if "step" in made else "Measured"
     table = _table(("metric", "value"), ((name, f"{value:.4g}") for name, value in metrics.items()))
     return f"{said}{f', on `{where}`' if where else ''}.\n\n{table}"

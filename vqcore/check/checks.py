@@ -15,7 +15,7 @@ from vqcore.borrowed import Access
 from vqcore.check.findings import Finding
 from vqcore.check.model import learns, model_findings, whole_step
 from vqcore.check.plan import codebook, parameters, rates, tokens
-from vqcore.check.samples import FEW, declared, samples
+from vqcore.check.samples import FEW, both_sides, declared, samples
 from vqcore.check.suspicions import value_findings
 from vqcore.data.batches import TrainBatches
 from vqcore.data.sizes import sizes
@@ -37,6 +37,7 @@ def cheap(run: Run) -> list[Finding]:
         *model_findings(run, batch),
         *codebook(run),
         *rates(run),
+        *(both_sides(run) if dist.is_main() else ()),
     ]
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from vqcore.check.findings import Finding
+from vqcore.check.overlap import overlap
 from vqcore.check.suspicions import value_findings
 from vqcore.check.values import Declared, better
 from vqcore.data.listing import counted
@@ -29,7 +30,7 @@ def samples(run: Run) -> Iterator[Finding]:
     """Read samples of each set; name the unreadable ones, compare the values with what is declared."""
     sets = [("data.path", run.data)]
     if run.eval_data is not None:
-        sets.append(("data.eval_path", run.eval_data))
+        sets.append((held_out(run), run.eval_data))
     for where, data in sets:
         where = where if hasattr(run.config.data, where.partition(".")[2]) else "data"
         good, bad = _read(run, data)
@@ -43,12 +44,24 @@ def samples(run: Run) -> Iterator[Finding]:
         if good and data is run.data:
             yield from value_findings(declared(run), good, f"{sum(len(b.keys) for b in good)} samples")
             yield from _enlarged(run, good)
+    yield from both_sides(run)
     if run.total_batch > len(run.data):
         what = (
             f"a step takes {run.total_batch} samples and there are {len(run.data)}: "
             "a step sees some samples more than once"
         )
         yield Finding("warning", "data.batch_size", what, f"Set it to {len(run.data)} or less.")
+
+
+def held_out(run: Run) -> str:
+    """The setting of the held-out samples."""
+    return "data.eval_path" if run.config.data.eval_share is None else "data.eval_share"
+
+
+def both_sides(run: Run) -> Iterator[Finding]:
+    """A warning if a run is evaluated on samples that it is trained on."""
+    if run.eval_data is not None:
+        yield from overlap(run.data, run.eval_data, held_out(run))
 
 
 def _unreadable(run: Run, data: Data, where: str, bad: list[tuple[str, str]], asked: int) -> Finding:

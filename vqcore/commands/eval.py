@@ -201,9 +201,9 @@ def _processes(found: Subject) -> Iterator[torch.device]:
 
 
 def _opened(found: Subject, tokenizer: Tokenizer, extra: dict[str, Modality]) -> Data:
-    if not found.config.data.has_eval:
+    if not found.config.data.evaluates:
         raise DataError(
-            "data.eval_path: no held-out data is given. Set data.eval_path, e.g. data.eval_path=my/photos"
+            "data.eval_path: no held-out data is given. Set data.eval_path=my/photos, or data.eval_share=0.1"
         )
     try:
         return open_data(found.config, tokenizer.modality, extra, "eval")

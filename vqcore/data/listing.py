@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vqcore.data.hints import readers_of
 from vqcore.errors import DataError, cause, did_you_mean, listed
 
 _AGAIN = "folder listed under another name"
@@ -136,15 +137,17 @@ class Listing:
         one, two = sorted((first, second))
         return (
             f"{self.setting}: {folder}: {one} and {two} differ in their suffix only, "
-            "so their outputs would have the same name. Rename or move one of the two files"
+            "so their outputs would have the same name. Rename or move one of the two files, or read one kind of "
+            "files alone (modality array: data.modality.reader)"
         )
 
     def _nothing(self) -> str:
         found = counted(self.left_out)
-        return (
+        text = (
             f"{self.setting}: {self.root}: contains no file of a readable type "
-            f"({', '.join(self.suffixes)}). Found: {found or 'nothing'}"
+            f"({', '.join(self.suffixes)}). Found: {found or 'nothing'}."
         )
+        return f"{text} {readers_of(list(self.left_out))}".rstrip().rstrip(".")
 
 
 def suffix_length(name: str, suffixes: Sequence[str]) -> int:

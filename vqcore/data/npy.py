@@ -58,8 +58,13 @@ def map_array(path: Path, where: str) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def read_member(path: Path, name: str | None, where: str, setting: str = "data.key") -> np.ndarray:
-    """The array `name` of a `.npz` file, or the only array, read into memory. `setting` is the config key of `name`."""
+def read_member(
+    path: Path, name: str | None, where: str, setting: str = "data.key", most: int | None = None
+) -> np.ndarray:
+    """The array `name` of a `.npz` file, or the only array, read into memory. `setting` is the config key of `name`.
+
+    `most` is the largest number of bytes that the array may have.
+    """
     size_of(path, DataError, where)
     with _explained(where), path.open("rb") as file:
         if _begins(file, _MAGIC):
@@ -79,6 +84,8 @@ def read_member(path: Path, name: str | None, where: str, setting: str = "data.k
                 raise DataError(f"{where}: contains no array '{name}'.{hint} Arrays: {listed(names)}")
             member = members[name or names[0]]
             here = f"{where}: {member.filename}"
+            if most is not None and member.file_size > most:
+                raise DataError(f"{here}: declares {member.file_size:,} bytes; a sample has at most {most:,}")
             with archive.open(member) as inside:
                 if inside.read(len(_MAGIC)) != _MAGIC:
                     raise DataError(f"{here}: this member of the archive is no array")

@@ -3,18 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from vqcore.data.listing import Listing, nearest_sibling
 from vqcore.data.npy import map_array, read_member
+from vqcore.data.split import Split
 from vqcore.errors import DataError, SettingError, did_you_mean, listed
 from vqcore.files import local
 from vqcore.protocols import Modality
 from vqcore.schema import DataConfig
-
-Split = Literal["train", "eval"]
 
 
 class Folder:
@@ -151,11 +150,14 @@ class ArrayFile:
 
 def _path_of(path: str, eval_path: str | None, split: Split) -> tuple[str, str]:
     """The path of a split with `~` expanded (a shell does not expand `~` after `=`), and the setting with this path."""
+    for setting, given in (("data.path", path), ("data.eval_path", eval_path or "")):
+        if "://" in given:
+            raise DataError(f"{setting}: {given} is an address. Download the files, and give their folder")
     if split == "train":
         return _expanded(path), "data.path"
     if eval_path is None:
         raise DataError(
-            "data.eval_path: no held-out data is given. Set data.eval_path, e.g. data.eval_path=data/heldout"
+            "data.eval_path: no held-out data is given. Set data.eval_share=0.1, or data.eval_path=data/heldout"
         )
     return _expanded(eval_path), "data.eval_path"
 

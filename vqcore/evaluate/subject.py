@@ -130,6 +130,10 @@ def _alone(
 def _config(tree: dict[str, Any], overrides: Sequence[str], file: Path) -> RunConfig:
     """The config with overrides; another `data.name` replaces all of `data` except the modality."""
     data = tree.get("data")
+    given = {override.partition("=")[0] for override in overrides}
+    if isinstance(data, dict) and "data.eval_path" in given and "data.eval_share" not in given:
+        # Other samples than the held-out share of those for training.
+        tree = {**tree, "data": data | {"eval_share": None, "group": None}}
     kept = (
         [f"data.modality={inline(data['modality'])}"] if isinstance(data, dict) and "modality" in data else []
     )

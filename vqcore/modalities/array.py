@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqcore import config
-from vqcore.data.npy import read_array
+from vqcore.data.readers import BySuffix
 from vqcore.errors import DataError, SettingError, did_you_mean, listed
 from vqcore.modalities.scale import Scale, missing
 from vqcore.modalities.views import centred_box, pixels, scaled_box, view_of
-from vqcore.protocols import DataSpec, Kind, View, expand
+from vqcore.protocols import DataSpec, Kind, SampleReader, View, expand
+from vqcore.registry import registry
 
 CHANNELS = 16
 """With more channels, metrics of each channel are measured only if the config names them."""
@@ -44,7 +45,7 @@ class Array:
     missing and, where a resize mixes positions, if it comes from valid ones alone. Elsewhere the tensor is 0.
     """
 
-    suffixes = (".npy",)
+    suffixes = BySuffix.suffixes
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
@@ -72,6 +73,8 @@ class Array:
         """The channel that says how much each position counts (inverse variance); it is no value to learn."""
         tolerance: float = 0.01
         """Unit vectors only: files with a vector whose length is further from 1 are refused."""
+        reader: config.Config | None = config.slot("reader", default=None)
+        """What reads the files. Null: a reader of the core by suffix: .npy, .npz, .tif, .csv, .parquet or .h5."""
         channels_last: bool = False
         """The channel axis is the last axis in the files."""
         picture: tuple[str | int, ...] | None = None
@@ -98,6 +101,12 @@ class Array:
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None and cfg.size is None:
             raise ValueError("arrays need a size: set data.input_size or data.modality.size")
+        self.reader: SampleReader = (
+            BySuffix()
+            if cfg.reader is None
+            else registry().build("reader", cfg.reader, "data.modality.reader")
+        )
+        self.suffixes = self.reader.suffixes
         rank = cfg.rank or _rank_of(cfg.size) or _rank_of(size) or 2
         # An extra modality may have fewer axes than the main modality, whose size is given here.
         fits = size is not None and _rank_of(size) in (None, rank)
@@ -126,14 +135,14 @@ class Array:
         self.shown_channels = tuple(learnt.index(_place(one, names)) for one in cfg.picture or ())
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> np.ndarray:
-        """A `.npy` file, or anything that NumPy can turn into an array, as `(channels, *extent)`, values unchanged.
+        """A file, or what NumPy can turn into an array, as `(channels, *extent)`, values unchanged.
 
         What is missing becomes NaN, and integers beside it become floats; the masked values of a masked array are
         missing. Raises `DataError` when shape, type or values differ from the declared ones.
         """
         is_file = isinstance(source, (str, Path))
         name = str(source) if is_file else "array in memory"
-        array = read_array(Path(source), name) if is_file else np.asanyarray(source)
+        array = self.reader.read(Path(source)) if is_file else np.asanyarray(source)
         if array.dtype.kind not in "biuf":
             raise DataError(f"{name}: has values of type {array.dtype}; only real numbers can be read")
         if self.cfg.kind == "categorical" and array.dtype.kind == "f":

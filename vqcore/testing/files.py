@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vqcore.errors import DataError
+from vqcore.protocols import named_parts
 from vqcore.testing.basics import check_members, check_waived
 
 TEXT_WAIVABLE = ("round-trip",)
@@ -30,14 +31,32 @@ def check_reader(reader: Any, path: Path) -> None:
     assert good, (
         f"array law: read returns {getattr(found, 'dtype', type(found).__name__)}, not an array of numbers"
     )
-    same = np.array_equal(found, reader.read(path), equal_nan=found.dtype.kind in "fc")
-    assert same, "determinism law: two readings of a file differ"
+    assert found.size, "array law: read returns an empty array"
+    assert same_values(found, reader.read(path)), "determinism law: two readings of a file differ"
+    if (naming := named_parts(reader)) is not None:
+        assert hasattr(type(reader).Config, naming.part), (
+            f"parts law: '{naming.part}' is no setting of the reader"
+        )
+        names = naming.parts(path)
+        good = bool(names) and len(set(names)) == len(names) and all(isinstance(one, str) for one in names)
+        assert good, f"parts law: parts gives {names}, not different names"
     with tempfile.TemporaryDirectory() as folder:
         for suffix in reader.suffixes:
             damaged = Path(folder) / f"damaged{suffix}"
             damaged.write_bytes(b"\x00damaged")
             _refuses(reader.read, damaged, f"a damaged file ({suffix})")
             _refuses(reader.read, damaged.with_stem("absent"), f"a missing file ({suffix})")
+            if naming is not None:
+                _refuses(naming.parts, damaged, f"a damaged file ({suffix})", "parts")
+
+
+def same_values(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays have equal values and equal masks; what is masked has no value."""
+    hidden = np.ma.getmaskarray(one)
+    if one.shape != other.shape or not np.array_equal(hidden, np.ma.getmaskarray(other)):
+        return False
+    known, again = np.ma.getdata(one)[~hidden], np.ma.getdata(other)[~hidden]
+    return np.array_equal(known, again, equal_nan=one.dtype.kind in "fc")
 
 
 def check_store(store: Any) -> None:

@@ -83,7 +83,7 @@ def collect(record: Record, limit: int, access: Access | None = None) -> Gallery
     found = Gallery(parts=parts, grid=facts.grid)
     extra = build_extra(config, tokenizer.cfg.size)
     lend_riders(extra, access.lender(record.saved.get("borrowed", {})))
-    split, found.source = ("eval", "evaluation") if config.data.has_eval else ("train", "training")
+    split, found.source = ("eval", "evaluation") if config.data.evaluates else ("train", "training")
     data = open_data(config, tokenizer.modality, extra, split)
     limit = min(limit, decode_count(config, tokenizer, len(data)))
     passes = _Pass(tokenizer, config, data, extra, limit)

@@ -340,6 +340,8 @@ def _settings(record: Record) -> dict[str, str]:
         {
             "data": data.get("path"),
             "evaluation data": data.get("eval_path"),
+            "held-out share": data.get("eval_share"),
+            "groups that stay together": data.get("group"),
             "input size": size or record.section("data", "modality").get("size"),
             "batch size": data.get("batch_size"),
             "accumulated batches": optim.get("accumulate"),

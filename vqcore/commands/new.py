@@ -1,0 +1,62 @@
+"""`vqcore new config`: look at files and write a config for them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vqcore.check.draft import draft, written
+from vqcore.compose.layers import load
+from vqcore.console import command, say
+from vqcore.errors import ConfigError, first_line
+from vqcore.files import local, write_text
+from vqcore.schema import RunConfig
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the config and print it. Never overwrites a file."""
+    folder = local(args.folder)
+    out = local(args.out) if args.out else Path(f"{folder.resolve().name}.yaml")
+    if out.exists():
+        raise ConfigError(f"{out} exists already. Name another file with --out, or remove this one.")
+    asks = sys.stdin.isatty() and sys.stdout.isatty()
+    text = written(draft(folder, _answers(args.overrides), _ask if asks else _assume), folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, text)
+    load(str(out), [], schema=RunConfig)
+    say(text)
+    say(f"written   {out}")
+    if count := text.count("please check"):
+        say(f"          {count} line{'s' if count > 1 else ''} with 'please check'")
+    say(f"next      {command('check', out)}")
+    say(f"          {command('train', out)}")
+    return 0
+
+
+def _answers(given: Sequence[str]) -> dict[str, Any]:
+    found = {}
+    for one in given:
+        name, equals, text = one.partition("=")
+        try:
+            found[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{one}: not valid YAML: {first_line(error)}") from error
+        if not equals:
+            raise ConfigError(f"{one}: an answer is written name=value")
+    return found
+
+
+def _ask(question: str, options: Sequence[str], likely: str) -> tuple[str, bool]:
+    """The answer of the person at the terminal; an empty line takes the likely answer."""
+    while True:
+        text = input(f"{question} {' | '.join(options)} [{likely}] ").strip() or likely
+        fitting = [option for option in options if option.startswith(text)]
+        if len(fitting) == 1 or text in options:
+            return text if text in options else fitting[0], True
+
+
+def _assume(question: str, options: Sequence[str], likely: str) -> tuple[str, bool]:
+    return likely, False
