@@ -8,6 +8,8 @@ import torch
 
 from vqcore.evaluate import collisions
 from vqcore.evaluate.collisions import NAMES, Collisions
+from vqcore.evaluate.usage import reachable
+from vqcore.evaluate.verdict import verdicts
 
 HERE, ANYWHERE = NAMES
 
@@ -68,3 +70,51 @@ class TestCollisions:
     def test_no_equal_pair_is_a_bound(self):
         codes = torch.arange(2 * 8).reshape(2, 8, 1)
         assert told(codes, 16)[HERE] == pytest.approx(math.log2(8 * 2))
+
+
+# ------------------------------------------------------------------------------------------------------ verdicts
+
+
+def figures(error: float, **more: float) -> dict[str, float]:
+    return {"error": error, "metric/psnr": -10 * math.log10(error / 4), **more}
+
+
+class TestVerdicts:
+    def test_a_good_tokenizer_gets_no_sentence(self):
+        metrics = figures(0.1, **{HERE: 1.0, ANYWHERE: 8.0})  # codes may well follow places if they are good
+        assert verdicts(metrics, {"constant": figures(1.0), "k-means": figures(0.13)}) == []
+
+    def test_a_tokenizer_that_is_no_better_is_told_so_with_figures(self):
+        (said,) = verdicts(figures(0.12), {"constant": figures(1.0), "k-means": figures(0.13)})
+        assert "not clearly better than k-means on raw patches" in said and "92% of that of k-means" in said
+        assert "(psnr 15.23, k-means 14.88)" in said and "optim.lr" in said
+
+    @pytest.mark.parametrize(
+        ("error", "here", "anywhere", "warns"),
+        [(0.9, 1.0, 8.0, True), (0.9, 4.1, 8.0, False), (0.5, 1.0, 8.0, False), (0.9, None, None, False)],
+    )
+    def test_codes_that_say_only_where_they_are_are_named(self, error, here, anywhere, warns):
+        places = {} if here is None else {HERE: here, ANYWHERE: anywhere}
+        said = verdicts(figures(error, **places), {"constant": figures(1.0)})
+        assert any("where they are" in sentence and "1.0 bits" in sentence for sentence in said) == warns
+
+    def test_a_baseline_without_error_is_no_division_by_zero(self):
+        assert verdicts({"error": 0.0}, {"constant": {"error": 0.0}}) == []
+        assert "no error" in verdicts({"error": 0.1}, {"constant": {"error": 0.0}})[0]
+
+
+class TestReach:
+    @pytest.mark.parametrize(("tokens", "size"), [(100, 4096), (1792, 4096), (5000, 64), (1, 5), (3, 1)])
+    def test_it_is_what_even_draws_have(self, tokens, size):
+        rng = torch.Generator().manual_seed(0)
+        usage, entropy, tries = 0.0, 0.0, 200
+        for _ in range(tries):
+            counts = torch.randint(size, (tokens,), generator=rng).bincount().double()
+            share = counts[counts > 0] / tokens
+            usage += len(share) / size / tries
+            entropy -= float((share * share.log()).sum()) / tries
+        assert reachable(tokens, size) == pytest.approx((usage, math.exp(entropy)), rel=0.02)
+
+    def test_large_numbers_take_no_memory(self):
+        usage, perplexity = reachable(10**13, 2**18)
+        assert usage == 1.0 and perplexity == pytest.approx(2**18, rel=1e-3)

@@ -46,10 +46,29 @@ def learns_codes(quantizer: Quantizer) -> bool:
     return any(tensor.ndim >= 2 and quantizer.codebook_size in tensor.shape for tensor in tensors)
 
 
-def collapse(metrics: Mapping[str, float], codebook_size: int) -> str:
+def reachable(tokens: int, codebook_size: int) -> tuple[float, float]:
+    """Usage and perplexity that `tokens` codes, drawn evenly from the codebook, have on average.
+
+    The perplexity is e to the mean entropy. With M other draws of the same code, the entropy of N draws is on average
+    ln N - E[ln(1 + M)], where M is binomial with N - 1 draws.
+    """
+    tokens, share = max(1, tokens), 1 / codebook_size
+    usage = 1.0 if codebook_size == 1 else -math.expm1(tokens * math.log1p(-share))
+    others, mean = tokens - 1, (tokens - 1) * share
+    spread = 12 * math.sqrt(mean) + 12
+    low, high = max(0, math.floor(mean - spread)), min(others, math.ceil(mean + spread))
+    m = torch.linspace(low, high, min(high - low + 1, 20_001), dtype=torch.float64).round()
+    if codebook_size == 1:
+        return usage, 1.0
+    whole = torch.tensor(float(others), dtype=torch.float64)
+    logs = torch.lgamma(whole + 1) - torch.lgamma(m + 1) - torch.lgamma(whole - m + 1)
+    chances = (logs + m * math.log(share) + (whole - m) * math.log1p(-share)).softmax(0)
+    return usage, math.exp(math.log(tokens) - float((chances * m.log1p()).sum()))
+
+
+def collapse(metrics: Mapping[str, float]) -> str:
     """A warning if the codes of a whole evaluation set have collapsed, else an empty text."""
-    perplexity = metrics["codes/perplexity"]
-    possible = min(codebook_size, metrics["samples"] * metrics["codes/tokens_per_sample"])
+    perplexity, possible = metrics["codes/perplexity"], metrics["codes/perplexity_possible"]
     if perplexity >= EVEN * possible:
         return ""
     return (
