@@ -85,7 +85,9 @@ class TestFit:
 
     def test_a_value_far_from_zero_loses_no_digits(self):
         rows = torch.randn(500, 3, generator=torch.Generator().manual_seed(2))
-        near, far = (fit(rows + shift, Split(1, 8), generator(0, "c"))[0][0] - shift for shift in (0.0, 512.0))
+        near, far = (
+            fit(rows + shift, Split(1, 8), generator(0, "c"))[0][0] - shift for shift in (0.0, 512.0)
+        )
         assert error(rows, far) == pytest.approx(error(rows, near), rel=1e-2)
 
     def test_good_seeds_beat_drawn_rows(self):

@@ -50,8 +50,8 @@ AT_LEAST = 2**15
 """Patches that k-means is fitted to even if it has few centres."""
 MOST_VALUES = 2**26
 """Most values of all these patches (256 MiB)."""
-_BATCH = 16
-_SHAPE = Each({"scores": Each(Each(REAL)), "facts": Each(None), "note": str})
+_BATCH = 8
+_SHAPE = Each({"scores": Each(Each(Each(REAL))), "facts": Each(None), "note": str})
 
 
 class Constant:
@@ -73,12 +73,14 @@ class Constant:
         x = batch.x.detach().cpu()
         valid = torch.ones(len(x), *x.shape[-self.spec.rank :], dtype=torch.bool)
         valid = valid if batch.valid is None else batch.valid.cpu()
-        self.count += valid.sum()
         if self.spec.labels is not None:
-            self.sums += torch.bincount(x[valid].flatten(), minlength=self.spec.labels)
+            sums = torch.bincount(x[valid].flatten(), minlength=self.spec.labels)
         else:
             kept = x.double().where(rearrange(valid, "b ... -> b 1 ..."), 0.0)
-            self.sums += reduce(kept, "b c ... -> c", "sum")
+            sums = reduce(kept, "b c ... -> c", "sum")
+        if sums.isfinite().all():  # a run may leave out steps with broken samples
+            self.sums += sums
+            self.count += valid.sum()
 
     def everywhere(self) -> "Constant":
         """The sums of all processes, which call this method together."""
@@ -123,18 +125,18 @@ def constant_of(batches: Iterable[Batch], spec: DataSpec) -> Float[Tensor, " c"]
 class Baselines:
     """What is scored beside a tokenizer.
 
-    `constant` has one number for each channel of a decoder's output. `guesses` has k-means by input size, `scores` what
-    k-means scored before, by input size. `facts` say how k-means was fitted, `note` why it was not.
+    `constant` has one number for each channel of a decoder's output. `guesses` has k-means by input size. `scores` has
+    what was scored before, by input size and baseline. `facts` say how k-means was fitted, `note` why it was not.
     """
 
     constant: Float[Tensor, " c"] | None = None
     guesses: Mapping[tuple[int, ...], KMeans] = field(default_factory=dict)
-    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
     def at(self, size: tuple[int, ...]) -> dict[str, Predict]:
-        """The baselines to score at a size."""
+        """The baselines that are still to score at a size."""
         found: dict[str, Predict] = {}
         if self.constant is not None:
             constant = self.constant
@@ -143,10 +145,18 @@ class Baselines:
             found["k-means"] = self.guesses[size]
         return found
 
-    def known(self, size: tuple[int, ...]) -> dict[str, dict[str, float]]:
-        """What was scored before at a size."""
-        own = self.scores.get(_name(size))
-        return {} if own is None else {"k-means": dict(own)}
+    def joined(
+        self, size: tuple[int, ...], scores: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, dict[str, float]]:
+        """All scores at a size: new ones, and those from before."""
+        found = {**self.scores.get(_name(size), {}), **scores}
+        return {name: dict(found[name]) for name in sorted(found)}
+
+    def scored(self, scores: Mapping[tuple[int, ...], Mapping[str, Mapping[str, float]]]) -> "Baselines":
+        """The same baselines, with nothing left to score."""
+        return Baselines(
+            scores={_name(size): each for size, each in scores.items()}, facts=self.facts, note=self.note
+        )
 
 
 def _everywhere(values: Float[Tensor, " c"], batch: Batch, rank: int) -> Tensor:
@@ -225,11 +235,11 @@ def _plan(tokenizer: Tokenizer, sizes: Sequence[tuple[int, ...]]) -> _Plan:
     if tokenizer.spec.kind not in ("continuous", "binary"):
         return _Plan({}, note=f"no k-means: it is not for data of kind {tokenizer.spec.kind}")
     found = {size: patch for size in sizes if (patch := patch_of(tokenizer, size))}
-    fitting = {
-        size: patch for size, patch in found.items() if not any(n % p for n, p in zip(nominal, patch))
-    }
+    fitting = {size: patch for size, patch in found.items() if not any(n % p for n, p in zip(nominal, patch))}
     if not fitting:
-        what = f"the grid {_name(facts.grid)} does not divide samples of {_name(facts.size)} into equal patches"
+        what = (
+            f"the grid {_name(facts.grid)} does not divide samples of {_name(facts.size)} into equal patches"
+        )
         return _Plan({}, note=f"no k-means: {what}")
     values = tokenizer.spec.channels * max(map(math.prod, fitting.values()))
     how = kmeans.split(facts.bits_per_token, values, MOST_VALUES // values)
@@ -246,25 +256,26 @@ def fitted(
     sizes: Sequence[tuple[int, ...]],
     constant: Float[Tensor, " c"] | None,
     *,
-    seconds: float = SECONDS,
-    whole: bool = False,
+    budget: float | None = None,
 ) -> Baselines:
     """The baselines of a tokenizer, with k-means for these sizes. This process alone works.
 
-    A constant that is not known yet comes from the same crops. After `seconds` k-means has to do with fewer patches or
-    fewer steps. With `whole`, it is not begun unless all of it seems possible in this time.
+    A constant that is not known yet comes from the same crops. After `SECONDS` k-means has to do with fewer patches or
+    fewer steps. With a `budget` in seconds, it is left out if a first look says that it would take longer.
     """
     began = time.monotonic()
     plan = _plan(tokenizer, sizes)
     crops = max(plan.crops, SAMPLES if constant is None else 0)
     batches = list[Batch]()
-    for batch in first_crops(tokenizer, config, source, crops, until=began + seconds / 2):
+    for batch in first_crops(tokenizer, config, source, crops, until=began + SECONDS / 2):
         batches.append(batch.to(torch.device("cpu")))
-        if whole and len(batches) == 1:
+        if budget is not None and len(batches) == 1:
             reading = (time.monotonic() - began) / len(batch.x) * crops
             needed = reading + _fitting_seconds(tokenizer, plan)
-            if needed > seconds:
-                return Baselines(constant, note=f"k-means at equal bits takes about {needed:.0f} s")
+            if needed > budget:
+                return Baselines(
+                    constant, note=f"k-means at equal bits is left out: it takes about {needed:.2g} s"
+                )
     constant = constant_of(batches, tokenizer.spec) if constant is None else constant
     if constant is None:
         return Baselines(note=f"no baseline: no value of the {source.name} samples could be read")
@@ -275,7 +286,7 @@ def fitted(
         if how is None:
             continue
         rng = generator(config.run.seed, "baseline", "k-means")
-        centres, steps = kmeans.fit(rows, how, rng, until=began + seconds)
+        centres, steps = kmeans.fit(rows, how, rng, until=began + SECONDS)
         guess = KMeans(shape, tuple(each.cpu() for each in centres), constant, steps)
         guesses |= {size: guess for size, patch in plan.patches.items() if patch == shape}
         facts = facts or {"bits": how.bits, "patches": len(rows), "steps": steps}
@@ -319,31 +330,47 @@ def cache_key(
     total = min(len(data), config.eval.samples or len(data))
     same = identity(data, config.data.extra)
     how = protocol(
-        config, tokenizer, metrics, loans=loans, set_hash=json.dumps(same), total=total, count=total, sizes=sizes
+        config,
+        tokenizer,
+        metrics,
+        loans=loans,
+        set_hash=json.dumps(same),
+        total=total,
+        count=total,
+        sizes=sizes,
     )
     grids = [[list(size), list(tokenizer.grid(size))] for size in sizes]
     facts = tokenizer.facts()
-    rest = [to_tree(config.data), list(facts.size), facts.bits_per_token, grids, config.run.seed, kmeans.STEPS]
+    rest = [
+        to_tree(config.data),
+        list(facts.size),
+        facts.bits_per_token,
+        grids,
+        config.run.seed,
+        kmeans.STEPS,
+    ]
     return hashlib.sha256(json.dumps([how, rest], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def known(folder: Path, key: str) -> Baselines | None:
-    """What the file in a run's folder holds under a key; None if there is nothing, or a damaged file."""
-    try:
-        held = read_json(folder / FILE, CheckpointError, _SHAPE).get(key) if (folder / FILE).exists() else None
-    except CheckpointError:
-        return None
-    return None if held is None else Baselines(scores=held["scores"], facts=held["facts"], note=held["note"])
+def kept(folder: Path, key: str, constant: Float[Tensor, " c"] | None) -> Baselines | None:
+    """The baselines with what k-means scored before, from a run's folder; None if this is not known."""
+    found = _file(folder).get(key)
+    return None if found is None else Baselines(constant, {}, found["scores"], found["facts"], found["note"])
 
 
-def keep(folder: Path, key: str, found: Baselines, scores: Mapping[tuple[int, ...], Mapping[str, float]]) -> None:
-    """Add what k-means scored, by input size, to the file in a run's folder. Rank 0 writes."""
-    if not dist.is_main():
-        return
+def keep(folder: Path, key: str, found: Baselines) -> None:
+    """Add what k-means scored to the file in a run's folder; this process writes."""
+    scores = {
+        size: {name: dict(values) for name, values in each.items() if name == "k-means"}
+        for size, each in found.scores.items()
+    }
+    entry = {"scores": scores, "facts": dict(found.facts), "note": found.note}
+    write_text(folder / FILE, json.dumps({**_file(folder), key: entry}, indent=2) + "\n")
+
+
+def _file(folder: Path) -> dict[str, Any]:
+    """The file as it stands; empty if it is missing or damaged: then k-means is simply fitted again."""
     try:
-        held = read_json(folder / FILE, CheckpointError, _SHAPE) if (folder / FILE).exists() else {}
+        return dict(read_json(folder / FILE, CheckpointError, _SHAPE)) if (folder / FILE).exists() else {}
     except CheckpointError:
-        held = {}
-    named = {_name(size): dict(values) for size, values in scores.items()}
-    held[key] = {"scores": named, "facts": dict(found.facts), "note": found.note}
-    write_text(folder / FILE, json.dumps(held, indent=2) + "\n")
+        return {}

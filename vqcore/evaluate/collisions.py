@@ -29,7 +29,9 @@ class Collisions:
         self.size, self.books = codebook_size, num_codebooks
         self.places = torch.zeros(0, dtype=torch.int64)
         self.counts = torch.zeros(0, dtype=torch.int64)
-        self.within = torch.zeros(num_codebooks, dtype=torch.float64)  # pairs of equal codes inside one sample
+        self.within = torch.zeros(
+            num_codebooks, dtype=torch.float64
+        )  # pairs of equal codes inside one sample
         self.samples = 0
 
     @property

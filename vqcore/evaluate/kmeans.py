@@ -69,7 +69,9 @@ def joined(
 
 def _pattern(patch: Sequence[int]) -> tuple[str, str, str, dict[str, int]]:
     axes = range(len(patch))
-    whole, grid, inside = (" ".join(form.format(a=a) for a in axes) for form in ("(g{a} p{a})", "g{a}", "p{a}"))
+    whole, grid, inside = (
+        " ".join(form.format(a=a) for a in axes) for form in ("(g{a} p{a})", "g{a}", "p{a}")
+    )
     return whole, grid, inside, {f"p{axis}": side for axis, side in enumerate(patch)}
 
 

@@ -190,9 +190,7 @@ class _Totals:
     A metric stands at the place `metric/LABEL`, and at `NAME|metric/LABEL` with the baseline NAME.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, metrics: Mapping[str, Metric], baselines: Mapping[str, Predict]
-    ):
+    def __init__(self, tokenizer: Tokenizer, metrics: Mapping[str, Metric], baselines: Mapping[str, Predict]):
         self.tokenizer, self.baselines = tokenizer, baselines
         self.metrics = {f"metric/{label}": metric for label, metric in metrics.items()}
         suited = {place: metric for place, metric in self.metrics.items() if of_constant(metric)}
