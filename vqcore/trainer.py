@@ -20,7 +20,7 @@ from vqcore.assembly import eval_sizes, pick_device
 from vqcore.borrowed import Access
 from vqcore.check.checks import cheap
 from vqcore.check.findings import settle
-from vqcore.console import ProgressLine, command, in_words, say
+from vqcore.console import ProgressLine, in_words, say
 from vqcore.data.feed import Feed
 from vqcore.errors import ConfigError, RunError, cause, listed
 from vqcore.evaluate.baseline import SHARE, Baselines, Source, cache_key, fitted, keep, kept
@@ -189,7 +189,7 @@ class _Loop:
             for text in filter(None, said):
                 say(f"  warning: {text}")
         if last and baselines.note:
-            say(f"  {baselines.note}; {command('eval', run.dir)} measures all that can be measured")
+            say(f"  {baselines.note}")
         if last and baselines.guesses and dist.is_main():
             keep(run.dir, self.key, baselines.scored({s: got.baselines for s, got in measured.items()}))
 

@@ -273,8 +273,9 @@ def fitted(
             reading = (time.monotonic() - began) / len(batch.x) * crops
             needed = reading + _fitting_seconds(tokenizer, plan)
             if needed > budget:
+                long = f"about {needed:.2g} s are more than {SHARE:.0%} of the run"
                 return Baselines(
-                    constant, note=f"k-means at equal bits is left out: it takes about {needed:.2g} s"
+                    constant, note=f"k-means at equal bits is left out: {long}; vqcore eval measures it"
                 )
     constant = constant_of(batches, tokenizer.spec) if constant is None else constant
     if constant is None:
