@@ -309,11 +309,13 @@ def _fitting_seconds(tokenizer: Tokenizer, plan: _Plan) -> float:
     """About how long `kmeans.fit` takes: a small part of one step is made, and its time is multiplied."""
     width, centres = max(1, plan.values // plan.how.groups), min(plan.how.centres, 256)
     rows = torch.zeros(4096, width, device=tokenizer.device)
-    kmeans.nearest(rows, rows[:centres])  # the first call prepares more than a step needs
-    began = time.monotonic()
-    float(kmeans.nearest(rows, rows[:centres])[1].sum())  # reading a number waits for a GPU
+    took = []
+    for _ in range(3):  # the first one prepares more than a step needs, and a busy machine delays some
+        began = time.monotonic()
+        float(kmeans.nearest(rows, rows[:centres])[1].sum())  # reading a number waits for a GPU
+        took.append(time.monotonic() - began)
     part = plan.crops * tokenizer.facts().tokens / len(rows) * plan.how.centres / centres * plan.how.groups
-    return (time.monotonic() - began) * part * (kmeans.STEPS + 1)
+    return min(took) * part * (kmeans.STEPS + 1)
 
 
 def cache_key(
