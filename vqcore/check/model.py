@@ -215,7 +215,9 @@ def _learning(run: Run, rate: float, before: float, tried: list[float]) -> Findi
         return Finding("note", setting, f"{what}; the warm-up of {warmup} steps begins lower")
     lower = (run.config.optim.lr or run.config.optim.base_lr or 0.0) * factor
     remedy = f"Lower {setting}, e.g. {setting}={lower:.2g}"
-    begin = f", or begin with a warm-up, e.g. optim.warmup={max(1, run.steps // 20)}" if factor >= _WARMED else ""
+    begin = (
+        f", or begin with a warm-up, e.g. optim.warmup={max(1, run.steps // 20)}" if factor >= _WARMED else ""
+    )
     return Finding("warning", setting, what, f"{remedy}{begin}.")
 
 
