@@ -228,7 +228,7 @@ class _Loop:
         run.hooks.vqcore_evaluated(run=run, step=run.step, metrics=found)
 
 
-def evaluate_run(run: Run, baselines: Baselines) -> dict[tuple[int, ...], Measured]:
+def evaluate_run(run: Run, baselines: Baselines = Baselines()) -> dict[tuple[int, ...], Measured]:
     """The evaluation at each of its sizes, with the running averages if there are any."""
     assert run.eval_data is not None
     found = {}
