@@ -166,7 +166,7 @@ class _Loop:
         sizes, found = eval_sizes(run.config, run.tokenizer), Baselines(constant)
         with dist.together(), run.as_evaluated():
             if dist.is_main():
-                self.key = cache_key(run.tokenizer, run.config, run.eval_data, run.metrics, sizes, run.loans)
+                self.key = cache_key(run.tokenizer, run.config, run.eval_data, sizes, run.loans)
                 found = kept(run.dir, self.key, constant) or fitted(
                     run.tokenizer,
                     run.config,

@@ -91,7 +91,7 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
         if losses:
             lender.refuse_unused(("modality", "encoder", "quantizer", "decoder"))  # these are lent already
         if baselines is None:  # they do not depend on the weights
-            key = cache_key(tokenizer, config, data, metrics, sizes, tokenizer.loans | loans)
+            key = cache_key(tokenizer, config, data, sizes, tokenizer.loans | loans)
             baselines = _baselines(found, tokenizer, data, extra, sizes, key)
         scores = dict[tuple[int, ...], Any]()
         for size in sizes:
