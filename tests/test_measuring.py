@@ -486,6 +486,7 @@ def test_two_processes_measure_the_same_bits(tmp_path):
     for few in ("null", "4"):
         reports, sheets = [], []
         for launcher in ((), many):
+            (tmp_path / "run/baseline.json").unlink(missing_ok=True)  # k-means is fitted again
             command("eval", "run", f"eval.decode_samples={few}", launcher=launcher)
             reports.append(report_of(tmp_path / "run"))
             sheets.append((tmp_path / "run/samples/eval.png").read_bytes())
@@ -501,6 +502,7 @@ def test_two_processes_measure_the_same_bits(tmp_path):
             name: two["metrics"][name] for name in exact
         }
         assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-6)
-        assert one["baselines"] == two["baselines"] and "metric/each" in one["baselines"]["constant"]
+        assert one["baselines"] == two["baselines"] and list(one["baselines"]) == ["constant", "k-means"]
+        assert "metric/each" in one["baselines"]["constant"] and "codes/bits_at_position" in exact
         assert one["metrics"]["decoded"] == (11 if few == "null" else 4)
         assert sheets[0] == sheets[1]
