@@ -341,10 +341,22 @@ def test_a_rate_that_is_far_too_high(tmp_path, warmup):
     ("lr", "warmup", "losses", "grade", "says"),
     [
         ({"lr": 0.1}, 0, [0.9], "note", "takes the loss from 1 to 0.9 at a rate of 0.1"),
-        ({"lr": 0.1}, 0, [3.0, 0.9], "warning", "Lower optim.lr, e.g. optim.lr=0.01, or begin with a warm-up"),
+        (
+            {"lr": 0.1},
+            0,
+            [3.0, 0.9],
+            "warning",
+            "Lower optim.lr, e.g. optim.lr=0.01, or begin with a warm-up",
+        ),
         ({"lr": 0.1}, 3, [3.0, 0.9], "note", "the warm-up of 3 steps begins lower"),
         ({"lr": 0.1}, 3, [3.0, 2.0, 1.5, 0.9], "warning", "Lower optim.lr, e.g. optim.lr=0.0001."),
-        ({"base_lr": 6.4}, 0, [3.0, 2.0, 1.5, 0.9], "warning", "Lower optim.base_lr, e.g. optim.base_lr=0.0064."),
+        (
+            {"base_lr": 6.4},
+            0,
+            [3.0, 2.0, 1.5, 0.9],
+            "warning",
+            "Lower optim.base_lr, e.g. optim.base_lr=0.0064.",
+        ),
         ({"lr": 0.1}, 3, [3.0, 2.0, 1.5, 1.2, 1.1, 1.0], "error", "at any rate: check detach()"),
     ],
 )

@@ -263,7 +263,11 @@ def test_the_run_knows_what_its_codes_are(tmp_path):
 
 @pytest.mark.parametrize(
     ("perplexity", "samples", "says"),
-    [(1.01, 100, "perplexity is 1.01, as of 1.01 evenly used codes; it could be 251"), (20.0, 100, ""), (1.01, 10, "")],
+    [
+        (1.01, 100, "perplexity is 1.01, as of 1.01 evenly used codes; it could be 251"),
+        (20.0, 100, ""),
+        (1.01, 10, ""),
+    ],
 )
 def test_an_evaluation_whose_codes_say_nothing(perplexity, samples, says):
     """400 tokens, drawn evenly from 512 codes, have a perplexity of 251 on average, and 40 tokens one of 38."""
@@ -317,7 +321,9 @@ def test_eval_says_what_a_constant_scores(tmp_path, capsys):
     spec = DataSpec(channels=2, size=(8, 8))
     for name, metric in {"psnr": PSNR(PSNR.Config(), spec=spec), "mae": MAE(MAE.Config(), spec=spec)}.items():
         expected = metric.summary(metric.measure(mean, x))[""]
-        assert [r["baselines"]["constant"][f"metric/{name}"] for r in results] == pytest.approx([expected] * 2, abs=1e-4)
+        assert [r["baselines"]["constant"][f"metric/{name}"] for r in results] == pytest.approx(
+            [expected] * 2, abs=1e-4
+        )
     assert results[0]["baselines"]["k-means"]["error"] < results[0]["baselines"]["constant"]["error"]
     assert (
         shown.count("8x8 constant") == 1

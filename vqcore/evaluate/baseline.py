@@ -44,7 +44,7 @@ SECONDS = 60.0
 """Most time that k-means may take."""
 SHARE = 0.05
 """Most of the time of a run that k-means may take at its end."""
-WANTED = 40
+WANTED = 20
 """Patches for each centre that k-means is fitted to, where the memory and the training set have so many."""
 AT_LEAST = 2**15
 """Patches that k-means is fitted to even if it has few centres."""
