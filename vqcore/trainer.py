@@ -228,10 +228,10 @@ class _Loop:
         run.hooks.vqcore_evaluated(run=run, step=run.step, metrics=found)
 
 
-def evaluate_run(run: Run, baselines: Baselines = Baselines()) -> dict[tuple[int, ...], Measured]:
+def evaluate_run(run: Run, baselines: Baselines | None = None) -> dict[tuple[int, ...], Measured]:
     """The evaluation at each of its sizes, with the running averages if there are any."""
     assert run.eval_data is not None
-    found = {}
+    baselines, found = baselines or Baselines(), {}
     with run.as_evaluated():
         for size in eval_sizes(run.config, run.tokenizer):
             got = evaluate_data(
