@@ -35,11 +35,8 @@ quickstart: .venv/light
 	@echo "== Training on 37 files of photographs (data/photos/train), a fixed number of steps, about 2 to 3 minutes =="
 	$(BIN)/vqcore train cfgs/quickstart.yaml
 	@echo
-	@echo "== Measuring on 7 held-out photographs (data/photos/heldout) =="
+	@echo "== Measuring on 7 held-out photographs (data/photos/heldout), beside a constant and k-means with as many bits =="
 	$(BIN)/vqcore eval runs/quickstart
-	@echo
-	@echo "== For comparison: k-means on raw patches, as many codes of the same size, the same photographs =="
-	$(BIN)/python benchmarks/patch_kmeans.py runs/quickstart
 	@echo
 	@echo "Look at   runs/quickstart/samples/strip.png   reconstructions during training"
 	@echo "          runs/quickstart/samples/eval.png    original, reconstruction, token map"

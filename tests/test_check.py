@@ -14,7 +14,7 @@ from toys import run_config, run_tree, toy  # noqa: F401
 
 from vqcore.check.checks import cheap, first_batch, full
 from vqcore.check.findings import Finding, settle
-from vqcore.check.model import _still_parts, learns, memory_finding, model_findings, whole_step
+from vqcore.check.model import _learning, _still_parts, learns, memory_finding, model_findings, whole_step
 from vqcore.check.plan import codebook
 from vqcore.check.samples import samples
 from vqcore.check.suspicions import value_findings
@@ -25,6 +25,7 @@ from vqcore.modalities.rgb import RGB
 from vqcore.objectives import Reconstruction
 from vqcore.protocols import Batch, DataSpec
 from vqcore.rng import sample_generators
+from vqcore.run.optim import peak_rate
 from vqcore.run.state import build
 from vqcore.trainer import train
 
@@ -328,11 +329,43 @@ def test_a_part_without_gradient_is_named(tmp_path):
     assert [finding.where for finding in wrong] == ["model.encoder"]
 
 
-def test_too_high_a_rate_without_warmup(tmp_path):
-    high = {"optim__lr": 1000.0}
-    run = built(tmp_path / "run", **high)
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_a_rate_that_is_far_too_high(tmp_path, warmup):
+    """A loss that falls at a lower rate has a gradient: nothing is detached."""
+    run = built(tmp_path / "run", optim__lr=1000.0, optim__warmup=warmup)
     (finding,) = learns(run, first_batch(run))
-    assert finding.grade in ("warning", "error") and "from" in finding.what
+    assert finding.grade == "warning" and finding.where == "optim.lr"
+    assert "Lower optim.lr, e.g. optim.lr=" in finding.remedy and "detach" not in str(finding)
+
+
+@pytest.mark.parametrize(
+    ("lr", "warmup", "losses", "grade", "says"),
+    [
+        ({"lr": 0.1}, 0, [0.9], "note", "takes the loss from 1 to 0.9 at a rate of 0.1"),
+        (
+            {"lr": 0.1},
+            0,
+            [3.0, 0.9],
+            "warning",
+            "Lower optim.lr, e.g. optim.lr=0.01, or begin with a warm-up",
+        ),
+        ({"lr": 0.1}, 3, [3.0, 0.9], "note", "the warm-up of 3 steps begins lower"),
+        ({"lr": 0.1}, 3, [3.0, 2.0, 1.5, 0.9], "warning", "Lower optim.lr, e.g. optim.lr=0.0001."),
+        (
+            {"base_lr": 6.4},
+            0,
+            [3.0, 2.0, 1.5, 0.9],
+            "warning",
+            "Lower optim.base_lr, e.g. optim.base_lr=0.0064.",
+        ),
+        ({"lr": 0.1}, 3, [3.0, 2.0, 1.5, 1.2, 1.1, 1.0], "error", "at any rate: check detach()"),
+    ],
+)
+def test_what_a_step_at_several_rates_says(tmp_path, lr, warmup, losses, grade, says):
+    rates = {f"optim__{name}": value for name, value in ({"lr": None, "base_lr": None} | lr).items()}
+    run = built(tmp_path / "run", optim__warmup=warmup, **rates)
+    finding = _learning(run, peak_rate(run.config.optim, run.total_batch), 1.0, losses)
+    assert finding.grade == grade and says in str(finding)
 
 
 def test_players_and_denoisers_are_checked_too(tmp_path):

@@ -434,25 +434,31 @@ class TestCodebookHealth:
         assert figures["codes/perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
 
     def test_a_collapse_is_said_once_with_a_remedy_until_it_recovers(self):
-        from vqcore.evaluate.usage import CodeWindow
+        from vqcore.evaluate.usage import COLLAPSED, RECOVERED, CodeWindow
 
         window = CodeWindow(64, 1, window=256)
         for step in range(2):
             window.add(torch.zeros(1, 16, 16, 1, dtype=torch.int64), step)
-        text = window.warning(window.metrics(2))
-        assert "collapsed: 1.6% of 64 codes" in text and "quant/fsq" in text
-        assert window.warning(window.metrics(2)) == ""
-        window.add(torch.arange(256).reshape(1, 16, 16, 1) % 64, 3)
-        assert window.warning(window.metrics(4)) == ""
+        event, text = window.change(window.metrics(2))
+        assert event == COLLAPSED and "collapsed: 1.6% of 64 codes" in text and "quant/fsq" in text
+        assert window.change(window.metrics(2)) is None
+        again = CodeWindow(64, 1, window=256)
+        again.load_state(window.state())
+        assert again.change(again.metrics(2)) is None  # a resumed run has said it already
+        for one in (window, again):
+            one.add(torch.arange(256).reshape(1, 16, 16, 1) % 64, 3)
+            event, text = one.change(one.metrics(4))
+            assert event == RECOVERED and "in use again: 100.0% of 64 codes" in text
+            assert one.change(one.metrics(4)) is None
         window.add(torch.zeros(1, 16, 16, 1, dtype=torch.int64), 4)
-        assert window.warning(window.metrics(5)) != ""
+        assert window.change(window.metrics(5))[0] == COLLAPSED
 
     def test_a_window_that_is_not_full_says_nothing(self):
         from vqcore.evaluate.usage import CodeWindow
 
         window = CodeWindow(64, 1, window=256)
         window.add(torch.zeros(1, 2, 2, 1, dtype=torch.int64))
-        assert window.warning(window.metrics(1)) == ""
+        assert window.change(window.metrics(1)) is None
 
     def test_a_huge_codebook_costs_no_memory(self):
         from vqcore.evaluate.usage import CodeCounts, CodeWindow

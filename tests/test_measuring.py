@@ -321,15 +321,16 @@ def test_few_samples_are_decoded_and_all_are_measured(tmp_path, monkeypatch):
         return decode(self, tokenizer, codes, **more)
 
     run = build(run_config(tmp_path / "run", data__length=11, eval__pictures=1), torch.device("cpu"))
-    whole = evaluate_run(run)
+    (whole,) = evaluate_run(run).values()
     monkeypatch.setattr(Reconstruction, "decode", counting)
     few = replace(run, config=replace(run.config, eval=replace(run.config.eval, decode_samples=4)))
-    found = evaluate_run(few)
+    (part,) = evaluate_run(few).values()
     assert sum(counts) == 4
-    assert (found["eval/samples"], found["eval/decoded"]) == (11, 4) and whole["eval/decoded"] == 11
-    same = [name for name in whole if name.startswith(("eval/loss", "eval/codes"))]
-    assert {name: found[name] for name in same} == {name: whole[name] for name in same}
-    assert found["eval/metric/psnr"] != whole["eval/metric/psnr"]
+    found, all_ = part.metrics, whole.metrics
+    assert (found["samples"], found["decoded"]) == (11, 4) and all_["decoded"] == 11
+    same = [name for name in all_ if name.startswith(("loss", "codes"))]
+    assert {name: found[name] for name in same} == {name: all_[name] for name in same}
+    assert found["metric/psnr"] != all_["metric/psnr"] and found["error"] != all_["error"]
 
 
 def test_decoded_samples_are_spread_over_the_measured_ones(tmp_path):
@@ -485,6 +486,7 @@ def test_two_processes_measure_the_same_bits(tmp_path):
     for few in ("null", "4"):
         reports, sheets = [], []
         for launcher in ((), many):
+            (tmp_path / "run/baseline.json").unlink(missing_ok=True)  # k-means is fitted again
             command("eval", "run", f"eval.decode_samples={few}", launcher=launcher)
             reports.append(report_of(tmp_path / "run"))
             sheets.append((tmp_path / "run/samples/eval.png").read_bytes())
@@ -500,6 +502,7 @@ def test_two_processes_measure_the_same_bits(tmp_path):
             name: two["metrics"][name] for name in exact
         }
         assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-6)
-        assert one["constant"] == two["constant"] and "metric/each" in one["constant"]
+        assert one["baselines"] == two["baselines"] and list(one["baselines"]) == ["constant", "k-means"]
+        assert "metric/each" in one["baselines"]["constant"] and "codes/bits_at_position" in exact
         assert one["metrics"]["decoded"] == (11 if few == "null" else 4)
         assert sheets[0] == sheets[1]

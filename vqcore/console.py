@@ -4,27 +4,27 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TextColumn
+from rich.table import Column
 
 from vqcore import dist
 from vqcore.errors import printable
 from vqcore.registry import registry
 from vqcore.streams import put
 
+PLAIN = 100
+"""Letters of a line that does not go to a terminal, and of the metrics of an evaluation."""
+_BAR = 20
+_FIRST = ("loss", "metric/psnr", "codes/perplexity", "codes/usage", "lr")
+"""What is shown first of many metrics; the others follow in their order."""
+
 
 class ProgressLine:
-    """Shows the progress of `total` units of work with rate, time left and a few metrics.
+    """Shows the progress of `total` units of work with the time left, the loss, the rate, and what else has room.
 
     On a terminal the progress line is updated in place. Elsewhere a plain line is printed at the first update, at the
     last one, and between them at most every `interval_s` seconds.
@@ -37,20 +37,12 @@ class ProgressLine:
         self.start, self.spoke = done, 0.0
         self.started: float | None = None
         self.silent = not dist.is_main()
-        self.shown = ""
+        self.metrics: Mapping[str, float] = {}
         self.live = None
         if not self.silent and sys.stderr.isatty():
-            self.live = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(elapsed_when_finished=True),
-                TextColumn("{task.fields[shown]}"),
-                console=Console(stderr=True),
-            )
-            self.task = self.live.add_task(label, total=total, completed=done, rate="", shown="")
+            column = TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True))
+            self.live = Progress(column, console=Console(stderr=True))
+            self.task = self.live.add_task(label, line=self.line(self.live.console.width, done))
 
     def __enter__(self) -> "ProgressLine":
         if self.live:
@@ -71,17 +63,58 @@ class ProgressLine:
         first = self.started is None
         if self.started is None:  # without the time before, in which workers start and memory is allocated
             self.start, self.started = done, now
-        if metrics is not None:
-            self.shown = printable("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        rate = (done - self.start) / max(now - self.started, 1e-9)
-        pace = f"{rate:.1f} {self.unit}/s" if rate else ""
+        self.metrics = self.metrics if metrics is None else metrics
         if self.live:
-            self.live.update(self.task, completed=done, rate=pace, shown=self.shown)
+            self.live.update(self.task, line=self.line(self.live.console.width, done))
         elif first or done >= self.total or now - self.spoke >= self.interval_s:
             self.spoke = now
-            left = f"{_clock((self.total - done) / rate)} left" if rate else ""
-            parts = (f"{self.label} {done}/{self.total}", pace, left, self.shown)
-            put("  ".join(part for part in parts if part), error=True)
+            put(self.line(PLAIN, done, bar=False), error=True)
+
+    def line(self, width: int, done: int, *, bar: bool = True) -> str:
+        """The line in at most `width` letters: what is done, a bar, the time left; then metrics and the rate."""
+        spent = time.monotonic() - self.started if self.started is not None else 0.0
+        rate = (done - self.start) / max(spent, 1e-9)
+        # Shorter bars, and then none, where the line is narrow.
+        letters = "#-" if self.live and self.live.console.options.ascii_only else "━─"
+        drawn = [_bar(done, self.total, min(_BAR, width // 4), letters)] if bar and width >= 40 else []
+        times = []
+        if done >= self.total and rate:
+            times = [_clock(spent)]
+        elif rate:
+            times = [f"{_clock((self.total - done) / rate)} left"]
+        shown = _ordered(self.metrics)
+        pace = [f"{rate:.3g} {self.unit}/s"] if rate else []
+        return _fitting(
+            [f"{self.label} {done}/{self.total}", *drawn, *times, *shown[:1], *pace, *shown[1:]], width
+        )
+
+
+def in_words(metrics: Mapping[str, float], width: int = PLAIN) -> str:
+    """The most important metrics of an evaluation in about `width` letters, on one line."""
+    left_out = ("/low", "/high", "_possible", "codes/bits", "codes/tokens", "samples", "decoded")
+    kept = {name: value for name, value in metrics.items() if not any(part in name for part in left_out)}
+    return _fitting(_ordered(kept), width)
+
+
+def _ordered(metrics: Mapping[str, float]) -> list[str]:
+    """Metrics as words; those of `_FIRST` come first."""
+    names = sorted(metrics, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    return [f"{name.removeprefix('metric/')} {metrics[name]:.4g}" for name in names]
+
+
+def _fitting(parts: Sequence[str], width: int) -> str:
+    """The first parts that fit into `width` letters; the very first one is cut if it is longer."""
+    line = printable(parts[0])[:width] if parts else ""
+    for part in map(printable, parts[1:]):
+        if len(line) + 2 + len(part) > width:
+            break
+        line += f"  {part}"
+    return line
+
+
+def _bar(done: int, total: int, width: int, letters: str) -> str:
+    full = round(width * min(done, total) / max(1, total))
+    return letters[0] * full + letters[1] * (width - full)
 
 
 def command(*words: object) -> str:

@@ -1072,13 +1072,13 @@ def in_units(metric: Any) -> bool:
 
 @runtime_checkable
 class OfConstant(Protocol):
-    """A metric for which a constant prediction is a useful baseline: `vqcore eval` shows both."""
+    """A metric for which a constant prediction is a useful baseline: `vqcore eval` shows both, and k-means."""
 
     of_constant: Literal[True]
 
 
 def of_constant(metric: Any) -> bool:
-    """Is a constant prediction measured as well? Default: no."""
+    """Are the baselines of an evaluation measured as well? Default: no."""
     return bool(getattr(metric, "of_constant", False))
 
 

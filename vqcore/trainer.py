@@ -20,12 +20,15 @@ from vqcore.assembly import eval_sizes, pick_device
 from vqcore.borrowed import Access
 from vqcore.check.checks import cheap
 from vqcore.check.findings import settle
-from vqcore.console import ProgressLine, say
+from vqcore.console import ProgressLine, in_words, say
 from vqcore.data.feed import Feed
 from vqcore.errors import ConfigError, RunError, cause, listed
+from vqcore.evaluate.baseline import SHARE, Baselines, Source, cache_key, fitted, keep, kept
 from vqcore.evaluate.best import direction
 from vqcore.evaluate.compare import keys_sha256, protocol
-from vqcore.evaluate.measure import evaluate_data, sample_pictures, sampling_options
+from vqcore.evaluate.measure import Measured, evaluate_data, sample_pictures, sampling_options
+from vqcore.evaluate.usage import collapse
+from vqcore.evaluate.verdict import verdicts
 from vqcore.network import asking
 from vqcore.protocols import Batch
 from vqcore.run.checkpoints import add_evaluation, is_evaluated, resume, roll_back, save
@@ -79,6 +82,7 @@ class _Loop:
     def __init__(self, run: Run):
         self.run = run
         self.averages, self.troubles = Averages(), Troubles()
+        self.began, self.first, self.key = time.monotonic(), run.step, ""
 
     def train(self) -> None:
         """Make the steps that are left."""
@@ -147,11 +151,51 @@ class _Loop:
         if run.progress.skipped:
             shown["skipped_steps"] = float(run.progress.skipped)
         log_metrics(run.dir, run.step, shown)
-        if warning := run.window.warning(shown):
-            say(f"\nstep {run.step}: {warning}")
-            log_event(run.dir, run.step, "codebook collapse", detail=warning)
+        if run.step > (run.config.optim.warmup or 0) and (change := run.window.change(shown)):
+            event, text = change
+            say(f"\nstep {run.step}: {text}")
+            log_event(run.dir, run.step, event, detail=text)
         run.hooks.vqcore_step_ended(run=run, step=run.step, metrics=shown)
         return shown
+
+    def baselines(self) -> Baselines:
+        """The baselines of an evaluation: the constant; after the last step k-means, if it costs little of the run."""
+        run = self.run
+        constant = run.constant.everywhere().value()
+        if run.step < run.steps:
+            return Baselines(constant)
+        assert run.eval_data is not None
+        here = max(1, run.step - self.first)  # steps that this process has made
+        budget = SHARE * (time.monotonic() - self.began) / here * run.steps
+        sizes, found = eval_sizes(run.config, run.tokenizer), Baselines(constant)
+        with dist.together(), run.as_evaluated():
+            if dist.is_main():
+                self.key = cache_key(run.tokenizer, run.config, run.eval_data, sizes, run.loans)
+                found = kept(run.dir, self.key, constant) or fitted(
+                    run.tokenizer,
+                    run.config,
+                    Source(run.data, run.extra),
+                    sizes,
+                    constant,
+                    budget=budget,
+                )
+        return dist.from_main(found)
+
+    def tell(self, measured: Mapping[tuple[int, ...], Measured], baselines: Baselines) -> None:
+        """Print an evaluation on one line for each size; after the last step also baselines and verdicts."""
+        run, last = self.run, self.run.step == self.run.steps
+        for size, got in measured.items():
+            where = "" if len(measured) == 1 else f" {'x'.join(map(str, size))}"
+            say(f"\nstep {run.step}: evaluation{where}  {in_words(got.metrics)}")
+            for name, scores in got.baselines.items() if last else ():
+                say(f"  {name}  {in_words(scores)}")
+            said = [collapse(got.metrics), *verdicts(got.metrics, got.baselines)] if last else []
+            for text in filter(None, said):
+                say(f"  warning: {text}")
+        if last and baselines.note:
+            say(f"  {baselines.note}")
+        if last and baselines.guesses and dist.is_main():
+            keep(run.dir, self.key, baselines.scored({s: got.baselines for s, got in measured.items()}))
 
     def pictured(self, name: str, path: Path) -> None:
         """Tell the hooks of a picture; rank 0 does, if it could write one."""
@@ -170,9 +214,15 @@ class _Loop:
     def evaluate(self) -> None:
         """Evaluate, after the checkpoint of this step was saved: nothing that fails here takes training with it."""
         run = self.run
-        found = run.progress.evaluation = evaluate_run(run)
+        baselines = self.baselines()
+        measured = evaluate_run(run, baselines)
+        sizes = list(measured)
+        found = run.progress.evaluation = {
+            name: value for size in sizes for name, value in _logged(sizes, size, measured[size]).items()
+        }
         log_metrics(run.dir, run.step, found)
-        add_evaluation(run, record_of(run, found))
+        add_evaluation(run, record_of(run, found) | _judged(measured, baselines))
+        self.tell(measured, baselines)
         sampling = sampling_options(run.config, run.tokenizer)
         with run.as_evaluated():
             sheet = pictures.contact_sheet(run.tokenizer, _fixed_samples(run), sampling)
@@ -182,19 +232,44 @@ class _Loop:
         run.hooks.vqcore_evaluated(run=run, step=run.step, metrics=found)
 
 
-def evaluate_run(run: Run) -> dict[str, float]:
-    """Metrics on the evaluation data at each of its sizes, with the running averages if there are any."""
-    found: dict[str, float] = {}
+def evaluate_run(run: Run, baselines: Baselines | None = None) -> dict[tuple[int, ...], Measured]:
+    """The evaluation at each of its sizes, with the running averages if there are any."""
     assert run.eval_data is not None
-    sizes = eval_sizes(run.config, run.tokenizer)
+    baselines, found = baselines or Baselines(), {}
     with run.as_evaluated():
-        for size in sizes:
-            prefix = _prefix(sizes, size)
+        for size in eval_sizes(run.config, run.tokenizer):
             got = evaluate_data(
-                run.tokenizer, run.config, run.eval_data, run.extra, size, metrics=run.metrics, step=run.step
+                run.tokenizer,
+                run.config,
+                run.eval_data,
+                run.extra,
+                size,
+                metrics=run.metrics,
+                step=run.step,
+                baselines=baselines.at(size),
             )
-            found |= {prefix + name: value for name, value in got.metrics.items()}
+            found[size] = Measured(got.metrics, baselines.joined(size, got.baselines))
     return found
+
+
+def _logged(sizes: Sequence[tuple[int, ...]], size: tuple[int, ...], got: Measured) -> dict[str, float]:
+    """What metrics.jsonl holds of an evaluation. K-means is not among it: time decides whether it is measured."""
+    constant = {f"constant/{name}": value for name, value in got.baselines.get("constant", {}).items()}
+    return {_prefix(sizes, size) + name: value for name, value in (got.metrics | constant).items()}
+
+
+def _judged(measured: Mapping[tuple[int, ...], Measured], baselines: Baselines) -> dict[str, Any]:
+    """What `eval.json` of a checkpoint holds besides the metrics: results by size with their baselines and verdict."""
+    results = [
+        {
+            "size": list(size),
+            "metrics": got.metrics,
+            "baselines": got.baselines,
+            "verdict": verdicts(got.metrics, got.baselines),
+        }
+        for size, got in measured.items()
+    ]
+    return {"results": results, "kmeans": {**baselines.facts, "note": baselines.note}}
 
 
 def record_of(run: Run, found: Mapping[str, float]) -> dict[str, Any]:

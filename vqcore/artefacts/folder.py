@@ -52,6 +52,15 @@ _MADE = {
     "origin?": Each(None),
 }
 """The shape of the provenance."""
+BASELINES = {
+    "baselines?": Each(Each(REAL)),
+    "verdict?": [str],
+}
+"""What a result of an evaluation says about baselines: what each one scores, and sentences about what is wrong."""
+
+KMEANS = {"bits?": REAL, "of_bits?": REAL, "patches?": int, "crops?": int, "source?": str, "note?": str}
+"""How k-means was fitted, or why it was not."""
+
 _EVALUATED = {
     "step?": int,
     "best?": (str, type(None)),
@@ -59,6 +68,8 @@ _EVALUATED = {
     "better?": (str, type(None)),
     "protocol?": Each(None),
     "metrics": Each(REAL),
+    "results?": [{"size": [int], "metrics": Each(REAL), **BASELINES}],
+    "kmeans?": KMEANS,
 }
 """The shape of the evaluation of a checkpoint."""
 

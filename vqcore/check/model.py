@@ -144,6 +144,12 @@ def _weight(weight: float | dict[int, float]) -> str:
     return f"{weight:g}"
 
 
+_FACTORS = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)
+"""Shares of the learning rate at which a step is tried, until the loss falls."""
+_WARMED = 0.01
+"""A warm-up is enough where the loss falls at this share of the rate."""
+
+
 def learns(run: Run, batch: Batch) -> Iterator[Finding]:
     """One optimizer step on one batch must lower that batch's loss."""
     player, rate = run.player("model"), peak_rate(run.config.optim, run.total_batch)
@@ -168,7 +174,7 @@ def learns(run: Run, batch: Batch) -> Iterator[Finding]:
     before, saved = _loss(run, batch), [p.detach().clone() for p in player.trained]
     gradients = [p.grad for p in player.trained]
     tried: list[float] = []
-    for factor in (1.0, 0.1, 0.01):
+    for factor in _FACTORS:
         with torch.no_grad():
             for p, value, gradient in zip(player.trained, saved, gradients):
                 p.copy_(value)
@@ -191,24 +197,28 @@ def learns(run: Run, batch: Batch) -> Iterator[Finding]:
 
 
 def _learning(run: Run, rate: float, before: float, tried: list[float]) -> Finding:
-    told = ", ".join(f"{after:.4g} at a rate of {rate * 0.1**i:.3g}" for i, after in enumerate(tried))
+    """What the losses `tried` mean; the last one is at the highest rate at which the loss falls, if there is one."""
+    told = ", ".join(f"{after:.4g} at a rate of {rate * _FACTORS[i]:.3g}" for i, after in enumerate(tried))
     what = f"one step on one batch takes the loss from {before:.4g} to {told}"
     if not tried[-1] < before:
         return Finding(
             "error",
             "objective",
             what,
-            "The gradient does not lower the loss: check detach(), signs and weights.",
+            "The gradient does not lower the loss at any rate: check detach(), signs and weights.",
         )
-    if len(tried) > 1 and not run.config.optim.warmup:
-        return Finding(
-            "warning",
-            "optim.lr",
-            what,
-            f"Set a lower rate or a warm-up, e.g. optim.warmup={run.steps // 20}.",
-        )
-    covered = f"; the warm-up of {run.config.optim.warmup} steps begins lower" if len(tried) > 1 else ""
-    return Finding("note", "optim.lr", what + covered)
+    setting = "optim.lr" if run.config.optim.lr is not None else "optim.base_lr"
+    factor, warmup = _FACTORS[len(tried) - 1], run.config.optim.warmup
+    if factor == 1:
+        return Finding("note", setting, what)
+    if factor >= _WARMED and warmup:
+        return Finding("note", setting, f"{what}; the warm-up of {warmup} steps begins lower")
+    lower = (run.config.optim.lr or run.config.optim.base_lr or 0.0) * factor
+    remedy = f"Lower {setting}, e.g. {setting}={lower:.2g}"
+    begin = (
+        f", or begin with a warm-up, e.g. optim.warmup={max(1, run.steps // 20)}" if factor >= _WARMED else ""
+    )
+    return Finding("warning", setting, what, f"{remedy}{begin}.")
 
 
 def _still_parts(run: Run) -> set[str]:

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from vqcore import dist, pictures
 from vqcore.artefacts.folder import EMA
@@ -24,9 +23,8 @@ from vqcore.config import to_tree
 from vqcore.console import say
 from vqcore.errors import ConfigError, DataError, RunError, cause, printable
 from vqcore.evaluate import compare as comparison
-from vqcore.evaluate.baseline import SAMPLES, constant
+from vqcore.evaluate.baseline import SAMPLES, Baselines, Source, cache_key, fitted, keep, kept
 from vqcore.evaluate.measure import (
-    Measured,
     Metrics,
     build_metrics,
     evaluate_data,
@@ -36,9 +34,10 @@ from vqcore.evaluate.measure import (
 )
 from vqcore.evaluate.subject import Subject, subject
 from vqcore.evaluate.usage import collapse
+from vqcore.evaluate.verdict import verdicts
 from vqcore.files import local, write_text
-from vqcore.protocols import Data, Modality, of_constant
-from vqcore.run.checkpoints import load_training
+from vqcore.protocols import Data, Modality
+from vqcore.run.checkpoints import constant_in, load_training
 from vqcore.streams import put
 from vqcore.tokenizer import Tokenizer
 
@@ -78,7 +77,7 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
     """
     config, losses, results = found.config, found.run is not None, list[dict[str, Any]]()
     step = found.made.get("step", 0)
-    baseline: tuple[Tensor | None, str] | None = None
+    baselines: Baselines | None = None
     metrics = Metrics()  # built once, for all weights
     for kind in weights:
         tokenizer = found.load(device, kind)
@@ -92,9 +91,10 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
         losses = losses and _with_training_parts(found, tokenizer, lender)
         if losses:
             lender.refuse_unused(("modality", "encoder", "quantizer", "decoder"))  # these are lent already
-        if baseline is None:  # it does not depend on the weights
-            baseline = _baseline(found, tokenizer, data, extra, metrics)
-        predicted, source = baseline
+        if baselines is None:  # they do not depend on the weights
+            key = cache_key(tokenizer, config, data, sizes, tokenizer.loans | loans)
+            baselines = _baselines(found, tokenizer, data, extra, sizes, key)
+        scores = dict[tuple[int, ...], Any]()
         for size in sizes:
             got = evaluate_data(
                 tokenizer,
@@ -105,11 +105,18 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
                 metrics=metrics,
                 step=step,
                 losses=losses,
-                constant=predicted,
+                baselines=baselines.at(size),
             )
-            results.append(_result(tokenizer, kind, size, got))
+            scores[size] = baselines.joined(size, got.baselines)
+            results.append(_result(tokenizer, kind, size, got.metrics, scores[size]))
+        baselines = baselines.scored(scores)
+    assert baselines is not None
+    if found.run is not None and dist.is_main():
+        with contextlib.suppress(OSError):  # a folder of somebody else
+            keep(found.run, key, baselines)
     how = _how(found, tokenizer, data, metrics, sizes, got.metrics, tokenizer.loans | loans)
-    return {"checkpoint": found.weights.name, "step": step, "results": results, "constant_of": source, **how}
+    fit = {"kmeans": {**baselines.facts, "note": baselines.note}}
+    return {"checkpoint": found.weights.name, "step": step, "results": results, **fit, **how}
 
 
 def _riders(found: Subject, tokenizer: Tokenizer, lender: Lender) -> tuple[dict[str, Modality], Loans]:
@@ -129,20 +136,33 @@ def _with_training_parts(found: Subject, tokenizer: Tokenizer, lender: Lender) -
     return True
 
 
-def _baseline(
-    found: Subject, tokenizer: Tokenizer, data: Data, extra: dict[str, Modality], metrics: Metrics
-) -> tuple[Tensor | None, str]:
-    """The constant prediction (the mean of training samples, or else of held-out samples) and the name of the set.
+def _baselines(
+    found: Subject,
+    tokenizer: Tokenizer,
+    data: Data,
+    extra: dict[str, Modality],
+    sizes: Sequence[tuple[int, ...]],
+    key: str,
+) -> Baselines:
+    """The constant of the run, and k-means: its scores if they are known, else it is fitted to training crops.
 
-    No sample is read if no metric scores a constant prediction.
+    Where there is no training set on this machine, held-out samples take its place. Rank 0 works, and tells the others.
     """
-    if not any(of_constant(metric) for metric in metrics.values()):
-        return None, ""
-    try:
-        train, source = open_data(found.config, tokenizer.modality, extra, "train"), "training"
-    except DataError:
-        train, source = data, "evaluation"
-    return constant(tokenizer, found.config, train, extra), source
+    baselines = Baselines()
+    with dist.together():
+        if dist.is_main():
+            constant = None if found.named.format else constant_in(found.weights, tokenizer.spec)
+            before = None if found.run is None else kept(found.run, key, constant)
+            if before is not None:
+                baselines = before
+            else:
+                try:
+                    train = open_data(found.config, tokenizer.modality, extra, "train")
+                    source = Source(train, extra, "training")
+                except DataError:
+                    source = Source(data, extra, "evaluation")
+                baselines = fitted(tokenizer, found.config, source, sizes, constant)
+    return dist.from_main(baselines)
 
 
 def _how(
@@ -180,13 +200,15 @@ def _result(
     tokenizer: Tokenizer,
     weights: str,
     size: tuple[int, ...],
-    got: Measured,
+    metrics: dict[str, float],
+    baselines: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """The stored result of one evaluation. Logs a warning if the codes have collapsed."""
-    if (warning := collapse(got.metrics, tokenizer.codebook_size)) and dist.is_main():
+    """The stored result of one evaluation. Logs a warning if the codes have collapsed, and what the verdict is."""
+    said = [text for text in (collapse(metrics), *verdicts(metrics, baselines)) if text]
+    for warning in said if dist.is_main() else ():
         log.warning("warning: %s %s: %s", "x".join(map(str, size)), weights, warning)
     made = {"weights": weights, "size": list(size), "fingerprint": tokenizer.fingerprint}
-    return {**made, "metrics": got.metrics, "constant": got.constant}
+    return {**made, "metrics": metrics, "baselines": baselines, "verdict": said}
 
 
 @contextlib.contextmanager
@@ -278,16 +300,34 @@ def _show(report: dict[str, Any], title: str) -> None:
         size = "x".join(map(str, result["size"]))
         columns[f"{size} {result['weights']}"] = result["metrics"]
     for result in report["results"]:
-        if result["constant"]:
-            columns[f"{'x'.join(map(str, result['size']))} constant"] = result["constant"]
+        for name, scores in result["baselines"].items():
+            columns.setdefault(f"{'x'.join(map(str, result['size']))} {name}", scores)
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     lines = [[name, *(_number(column.get(name)) for column in columns.values())] for name in names]
     print_table(title, ["", *columns], lines)
-    if any(result["constant"] for result in report["results"]):
-        say(
-            "  constant: a baseline that predicts one value everywhere: each channel's mean (class maps: the most"
-            f" frequent class) over at most {SAMPLES} {report['constant_of']} samples"
+    for line in _explained(report):
+        say(f"  {line}")
+
+
+def _explained(report: Mapping[str, Any]) -> Iterator[str]:
+    """What the columns of the baselines are."""
+    known = {name for result in report["results"] for name in result["baselines"]}
+    if "constant" in known:
+        yield (
+            "constant: predicts one value everywhere: each channel's mean (class maps: the most frequent class) over "
+            f"about {SAMPLES} samples, those of training where they are known"
         )
+    facts = report["kmeans"]
+    if "k-means" in known:
+        less = (
+            "" if facts["bits"] > facts["of_bits"] - 0.1 else f" (of {facts['of_bits']:.4g}: too few patches)"
+        )
+        yield (
+            f"k-means: the nearest of as many raw patches as {facts['bits']:.4g} bits{less} can name, fitted to "
+            f"{facts['patches']:,} patches of {facts['crops']:,} {facts['source']} crops in {facts['steps']} steps"
+        )
+    elif facts["note"]:
+        yield facts["note"]
 
 
 def _compare(args: argparse.Namespace) -> int:

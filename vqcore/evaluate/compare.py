@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqcore import __version__, dist
+from vqcore.artefacts.folder import BASELINES, KMEANS
 from vqcore.config import Config, deciding
 from vqcore.errors import CheckpointError, DataError, VqcoreError
 from vqcore.evaluate.measure import decode_count, metric_configs, sampling_options
@@ -43,7 +44,8 @@ _REPORT = {
     "protocol": {"set": {"sha256": str}},
     "environment": {"versions?": Each(str)},
     "better?": Each(str),
-    "results": [{"weights": str, "size": [int], "fingerprint?": str, "metrics": Each(REAL)}],
+    "results": [{"weights": str, "size": [int], "fingerprint?": str, "metrics": Each(REAL), **BASELINES}],
+    "kmeans?": KMEANS,
 }
 """The shape of what `vqcore eval` writes."""
 
@@ -178,7 +180,7 @@ def environment(
 def directions(metrics: Mapping[str, Metric], names: Iterable[str]) -> dict[str, str]:
     """Which values are better, "higher" or "lower", for those of the `names` of an evaluation where this is known."""
     known = {f"metric/{label}": way for label, metric in metrics.items() if (way := better(metric))}
-    losses = {name: "lower" for name in names if name == "loss" or name.startswith("loss/")}
+    losses = {name: "lower" for name in names if name in ("loss", "error") or name.startswith("loss/")}
     return {**losses, **known}
 
 

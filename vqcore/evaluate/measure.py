@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from vqcore import dist
@@ -14,8 +13,10 @@ from vqcore.config import Config
 from vqcore.console import ProgressLine
 from vqcore.data.batches import BadSamples, EvalBatches
 from vqcore.errors import DataError
+from vqcore.evaluate.collisions import Collisions
 from vqcore.evaluate.rows import Rows, for_summary, intervals
-from vqcore.evaluate.usage import CodeCounts
+from vqcore.evaluate.usage import CodeCounts, reachable
+from vqcore.metrics.sums import per_sample
 from vqcore.network import closed_unless_asked
 from vqcore.protocols import (
     Batch,
@@ -35,6 +36,9 @@ from vqcore.rng import sample_generators, seeded
 from vqcore.sampling import resolved
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
+
+Predict = Callable[[Batch], Tensor]
+"""A baseline: from a prepared batch to what a decoder would return for it."""
 
 DENOISED = 256
 """Number of samples that are decoded by default if the decoder is a denoiser: decoding takes many passes."""
@@ -93,10 +97,10 @@ def decode_count(config: RunConfig, tokenizer: Tokenizer, total: int) -> int:
 
 @dataclass(frozen=True)
 class Measured:
-    """The metrics of a tokenizer on a data set at one size, and those of the constant prediction if there is one."""
+    """The metrics of a tokenizer on a data set at one size, and those of each baseline by its name."""
 
     metrics: dict[str, float]
-    constant: dict[str, float]
+    baselines: dict[str, dict[str, float]]
 
 
 @torch.no_grad()
@@ -112,19 +116,20 @@ def evaluate(
     decoded: Iterable[Batch] | None = None,
     sampling: Mapping[str, Any] | None = None,
     extra: Mapping[str, Modality] | None = None,
-    constant: Tensor | None = None,
+    baselines: Mapping[str, Predict] | None = None,
     watch: Callable[[int], None] = lambda samples: None,
 ) -> Measured:
     """Metrics over all samples of all processes, by name; the number of processes does not matter.
 
     `loss` is the sum of the model's losses, each times `weights(name, step)`; `loss/NAME` is one of them alone. With
     `weights=None` no losses are measured, and the objective needs no setup. `metric/LABEL` is a metric, and
-    `metric/LABEL/PART` a part of it. `codes/usage` and `codes/perplexity` are over the whole set. The metrics are
+    `metric/LABEL/PART` a part of it. `error` is the mean squared error of the values that the tokenizer sees (class
+    maps: the share of wrong positions), mean over samples. `codes/...` are over the whole set. Error and metrics are
     measured on `decoded`, by default on `batches` as well; they must be set up. `sampling` are the objective's options.
-    `constant` is one number for each channel of a decoder's output (`vqcore.evaluate.baseline`). The tokenizer must be
-    in eval mode; its parts run in its precision. Raises `DataError` when there is no sample.
+    `baselines` are scored by their error, and by the metrics that suit them (`vqcore.evaluate.baseline`). The tokenizer
+    must be in eval mode; its parts run in its precision. Raises `DataError` when there is no sample.
     """
-    totals = _Totals(tokenizer, metrics, constant)
+    totals = _Totals(tokenizer, metrics, baselines or {})
 
     def decode(batch: Batch, codes: Tensor) -> None:
         rng = sample_generators(batch.keys, seed, "eval-decode")
@@ -157,9 +162,18 @@ def _add_losses(totals: "_Totals", tokenizer: Tokenizer, batch: Batch, seed: int
     return out.codes
 
 
-def _everywhere(values: Float[Tensor, " c"], like: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
-    """One value a channel at every position."""
-    return values.to(like).view(1, -1, *[1] * (like.ndim - 2)).expand_as(like)
+def errors(tokenizer: Tokenizer, x_hat: Tensor, batch: Batch) -> Tensor:
+    """The error of each sample: the mean square over valid positions, for class maps the share of wrong positions.
+
+    Values outside the declared range count as its ends.
+    """
+    spec = tokenizer.spec
+    if spec.labels is not None:
+        each = (x_hat.argmax(1, keepdim=True) != batch.x.unsqueeze(1)).double()
+    else:
+        x_hat = x_hat.double() if spec.range is None else x_hat.double().clamp(*spec.range)
+        each = (x_hat - batch.x).square()
+    return per_sample(each, batch.mask, batch.weight)
 
 
 def measured(metric: Metric, tokenizer: Tokenizer, x_hat: Tensor, batch: Batch) -> Mapping[str, Tensor]:
@@ -173,17 +187,19 @@ def measured(metric: Metric, tokenizer: Tokenizer, x_hat: Tensor, batch: Batch) 
 class _Totals:
     """What this process has measured: sums in double precision, rows, and counts of each code of each codebook.
 
-    A metric stands at the place `metric/LABEL`, and at `constant/LABEL` with the constant prediction.
+    A metric stands at the place `metric/LABEL`, and at `NAME|metric/LABEL` with the baseline NAME.
     """
 
-    def __init__(self, tokenizer: Tokenizer, metrics: Mapping[str, Metric], constant: Tensor | None):
-        self.tokenizer, self.constant = tokenizer, constant
+    def __init__(self, tokenizer: Tokenizer, metrics: Mapping[str, Metric], baselines: Mapping[str, Predict]):
+        self.tokenizer, self.baselines = tokenizer, baselines
         self.metrics = {f"metric/{label}": metric for label, metric in metrics.items()}
-        if constant is not None:
-            self.metrics |= {f"constant/{label}": m for label, m in metrics.items() if of_constant(m)}
+        suited = {place: metric for place, metric in self.metrics.items() if of_constant(metric)}
+        for name in baselines:
+            self.metrics |= {f"{name}|{place}": metric for place, metric in suited.items()}
         self.sums: dict[str, Tensor] = {}
         self.rows = {place: Rows() for place, metric in self.metrics.items() if gives_rows(metric)}
         self.codes = CodeCounts(tokenizer.codebook_size, tokenizer.num_codebooks)
+        self.collisions = Collisions(tokenizer.codebook_size, tokenizer.num_codebooks)
         self.samples = self.decoded = 0
 
     def add(self, name: str, value: Tensor) -> None:
@@ -197,21 +213,23 @@ class _Totals:
     def count(self, batch: Batch, codes: Tensor) -> None:
         """Add the codes of a batch."""
         self.codes.add(codes)
+        self.collisions.add(codes)
         self.samples += len(batch.x)
 
     def decode(self, batch: Batch, x_hat: Tensor) -> None:
-        """Measure the reconstructions of a batch, and the constant prediction."""
+        """Measure the reconstructions of a batch, and the baselines."""
         self.decoded += len(batch.x)
+        guessed = {"": x_hat, **{name: predict(batch) for name, predict in self.baselines.items()}}
+        for name, y in guessed.items():
+            self.add(f"{name}|error".lstrip("|"), errors(self.tokenizer, y, batch).sum())
         for place, metric in self.metrics.items():
-            y = x_hat
-            if self.constant is not None and place.startswith("constant/"):
-                y = _everywhere(self.constant, x_hat)
-            found = measured(metric, self.tokenizer, y, batch)
+            name = place.rpartition("|")[0]
+            found = measured(metric, self.tokenizer, guessed[name], batch)
             if place in self.rows:
                 self.rows[place].add(batch.keys, found)
                 continue
-            for name, value in found.items():
-                self.add(f"{place}:{name}", value)
+            for part, value in found.items():
+                self.add(f"{place}:{part}", value)
 
     def measured(self, weights: Callable[[str], float] | None, size: tuple[int, ...]) -> Measured:
         """The metrics of all processes, which call this method together. Rank 0 makes them and tells the others."""
@@ -220,18 +238,20 @@ class _Totals:
         sums = dist.sum_dicts(self.sums)
         if not (sums["samples"] and sums["decoded"]):
             raise DataError("no sample could be read for evaluation; the files are named above.")
-        codes = self.codes.summed()
+        codes, places = self.codes.summed().metrics(), self.collisions.metrics()
         rows = {place: own.joined() for place, own in self.rows.items()}
-        found = None
+        found: dict[str, float] = {}
         with dist.together():
             if dist.rank() == 0:
-                found = self._values(sums, rows)
-                found = _losses(sums, weights) | found | codes.metrics() | self._facts(sums, size)
+                values = _losses(sums, weights) | self._values(sums, rows)
+                values |= {k: float(v / sums["decoded"]) for k, v in sums.items() if k.endswith("error")}
+                found = values | codes | places | self._facts(sums, size)
         found = dist.from_main(found)
-        constant = {
-            k.replace("constant", "metric", 1): found.pop(k) for k in list(found) if k.startswith("constant/")
+        baselines = {
+            name: {k.removeprefix(f"{name}|"): found.pop(k) for k in list(found) if k.startswith(f"{name}|")}
+            for name in self.baselines
         }
-        return Measured(found, constant)
+        return Measured(found, baselines)
 
     def _values(
         self, sums: Mapping[str, Tensor], rows: Mapping[str, Mapping[str, Tensor]]
@@ -255,9 +275,12 @@ class _Totals:
         return found
 
     def _facts(self, sums: Mapping[str, Tensor], size: tuple[int, ...]) -> dict[str, float]:
-        """The cost of a sample, and how many were measured."""
+        """The cost of a sample, how many were measured, and what so many tokens can reach."""
         facts = self.tokenizer.facts(size)
+        usage, perplexity = reachable(round(float(sums["samples"])) * facts.tokens, facts.codebook_size)
         return {
+            "codes/usage_possible": usage,
+            "codes/perplexity_possible": perplexity,
             "codes/tokens_per_sample": float(facts.tokens),
             "codes/bits_per_token": facts.bits_per_token,
             "codes/bits_per_pixel": facts.bits_per_position,
@@ -319,7 +342,7 @@ def evaluate_data(
     metrics: Metrics,
     step: int,
     losses: bool = True,
-    constant: Tensor | None = None,
+    baselines: Mapping[str, Predict] | None = None,
 ) -> Measured:
     """Measure a tokenizer on one data set at one size. Unreadable samples are skipped, named and counted.
 
@@ -347,7 +370,7 @@ def evaluate_data(
             decoded=None if few == total else batches(limit=few, among=total),
             sampling=sampling_options(config, tokenizer),
             extra=extra,
-            constant=constant,
+            baselines=baselines,
             watch=line.update,
         )
 

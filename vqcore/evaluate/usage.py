@@ -27,6 +27,9 @@ FILL = 4
 EVEN = 0.02
 """The codes of an evaluation have collapsed when their perplexity is below this share of the largest possible one."""
 
+COLLAPSED, RECOVERED = "codebook collapse", "codebook recovered"
+"""Events of a run; the second one ends the first."""
+
 _REMEDY = (
     "Try another optim.lr (a low learning rate can be the cause, too), a smaller codebook, dead-code replacement, a "
     "smaller latent_dim, or quant/fsq;"
@@ -46,10 +49,29 @@ def learns_codes(quantizer: Quantizer) -> bool:
     return any(tensor.ndim >= 2 and quantizer.codebook_size in tensor.shape for tensor in tensors)
 
 
-def collapse(metrics: Mapping[str, float], codebook_size: int) -> str:
+def reachable(tokens: int, codebook_size: int) -> tuple[float, float]:
+    """Usage and perplexity that `tokens` codes, drawn evenly from the codebook, have on average.
+
+    The perplexity is e to the mean entropy. With M other draws of the same code, the entropy of N draws is on average
+    ln N - E[ln(1 + M)], where M is binomial with N - 1 draws.
+    """
+    tokens, share = max(1, tokens), 1 / codebook_size
+    usage = 1.0 if codebook_size == 1 else -math.expm1(tokens * math.log1p(-share))
+    others, mean = tokens - 1, (tokens - 1) * share
+    spread = 12 * math.sqrt(mean) + 12
+    low, high = max(0, math.floor(mean - spread)), min(others, math.ceil(mean + spread))
+    m = torch.linspace(low, high, min(high - low + 1, 20_001), dtype=torch.float64).round()
+    if codebook_size == 1:
+        return usage, 1.0
+    whole = torch.tensor(float(others), dtype=torch.float64)
+    logs = torch.lgamma(whole + 1) - torch.lgamma(m + 1) - torch.lgamma(whole - m + 1)
+    chances = (logs + m * math.log(share) + (whole - m) * math.log1p(-share)).softmax(0)
+    return usage, math.exp(math.log(tokens) - float((chances * m.log1p()).sum()))
+
+
+def collapse(metrics: Mapping[str, float]) -> str:
     """A warning if the codes of a whole evaluation set have collapsed, else an empty text."""
-    perplexity = metrics["codes/perplexity"]
-    possible = min(codebook_size, metrics["samples"] * metrics["codes/tokens_per_sample"])
+    perplexity, possible = metrics["codes/perplexity"], metrics["codes/perplexity_possible"]
     if perplexity >= EVEN * possible:
         return ""
     return (
@@ -120,10 +142,10 @@ class CodeWindow:
             found["codes/dead_age"] = float(ages[dead].median()) if dead.any() else 0.0
         return found
 
-    def warning(self, metrics: Mapping[str, float]) -> str:
-        """One line with a remedy when a full window uses too little of the codebook; once, until the use recovers.
+    def change(self, metrics: Mapping[str, float]) -> tuple[str, str] | None:
+        """Event and sentence when a full window begins to use too little of the codebook, or no longer does.
 
-        There is no warning before training had `FILL` tokens for each code. Small data sets are expected to use less.
+        There is no collapse before training had `FILL` tokens for each code. Small data sets are expected to use less.
         """
         usage, size = metrics["codes/usage"], self.codebook_size
         full = bool((self.codes[-1] >= 0).all())
@@ -132,17 +154,21 @@ class CodeWindow:
         enough = min(1.0, self.window / size, in_data / size)
         was, limit = self.collapsed, 2 * COLLAPSE if self.collapsed else COLLAPSE
         self.collapsed = ripe and usage < limit * enough
-        if was or not self.collapsed:
-            return ""
+        if was == self.collapsed:
+            return None
+        seen = f"{usage:.1%} of {size:,} codes occur in the last {self.held:,} tokens"
+        seen = f"{seen} (perplexity {metrics['codes/perplexity']:.0f})"
+        if was:
+            return RECOVERED, f"the codebook is in use again: {seen}."
         remedy = _REMEDY if self.learned else _REMEDY_IMPLICIT
-        return (
-            f"the codebook has collapsed: {usage:.1%} of {size:,} codes occur in the last {self.held:,} "
-            f"tokens (perplexity {metrics['codes/perplexity']:.0f}). {remedy} docs/quantizers.md says how to choose."
+        return COLLAPSED, (
+            f"the codebook has collapsed: {seen}. {remedy} docs/quantizers.md says how to choose."
         )
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
-        counters = {"position": torch.tensor(self.position), "taken": torch.tensor(self.taken)}
+        numbers = {"position": self.position, "taken": self.taken, "collapsed": int(self.collapsed)}
+        counters = {name: torch.tensor(value) for name, value in numbers.items()}
         return {"codes": self.codes, "last_seen": self.last_seen, **counters}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -158,7 +184,7 @@ class CodeWindow:
                 )
             self.codes, self.last_seen = state["codes"].clone(), state["last_seen"].clone()
             self.position = int(state["position"])
-            self.taken = int(state.get("taken", (self.codes[:, 0] >= 0).sum()))
+            self.taken, self.collapsed = int(state["taken"]), bool(state["collapsed"])
 
     def counts(self) -> list[Int[Tensor, " k"]]:
         """Counts of each code of each codebook in this process's window; above `DENSE` only of codes that occur."""

@@ -34,8 +34,9 @@ from vqcore.artefacts.resolve import best_step, checkpoints
 from vqcore.borrowed import Lender, compare_loans
 from vqcore.console import say
 from vqcore.errors import CheckpointError, listed, reason
+from vqcore.evaluate.baseline import Constant
 from vqcore.files import sweep, write_text
-from vqcore.protocols import Objective
+from vqcore.protocols import DataSpec, Objective
 from vqcore.reading import REAL, Each, read_json
 from vqcore.run.folder import METRICS, cut_metrics, log_event, set_aside
 from vqcore.run.players import check_held, fill_held, held
@@ -65,14 +66,14 @@ def save(run: Run) -> Path:
     check_held(run.config, run.objective, run.player_names, run.tokenizer, run.held)
     with run.as_evaluated():
         fingerprint = run.tokenizer.fingerprint
-    path = checkpoint_of(run)
+    path, constant = checkpoint_of(run), run.constant.everywhere()
     if dist.is_main():
         with staged(path, provenance_of(run.config, step=run.step)) as staging:
             run.tokenizer.write(staging, fingerprint)
             note(staging, borrowed=run.loans)
             if run.ema:
                 save_tensors(staging / EMA, run.ema.averages)
-            _write_state(run, staging)
+            _write_state(run, constant, staging)
         _drop_old(run)
     dist.barrier()
     run.progress.saved = run.step
@@ -144,7 +145,18 @@ def load_training(tokenizer: Tokenizer, checkpoint: Path, config: RunConfig, len
     _fill_held(objective, state["players"], tokenizer, tensors, checkpoint)
 
 
-def _write_state(run: Run, folder: Path) -> None:
+def constant_in(checkpoint: Path, spec: DataSpec) -> Tensor | None:
+    """The constant prediction that a run has added up until a checkpoint; None for weights without such a state."""
+    if not (checkpoint / STATE).is_file():
+        return None
+    _, tensors = _state_of(checkpoint)
+    found = Constant(spec)
+    with _fitting(checkpoint):
+        found.load_state(_below("constant/", tensors))
+    return found.value()
+
+
+def _write_state(run: Run, constant: Constant, folder: Path) -> None:
     tensors = {
         f"players/{name}/{key}": value
         for name, player in run.players.items()
@@ -152,6 +164,7 @@ def _write_state(run: Run, folder: Path) -> None:
     }
     tensors |= held(run.objective, run.players, run.tokenizer)
     tensors |= {f"window/{key}": value for key, value in run.window.state().items()}
+    tensors |= {f"constant/{key}": value for key, value in constant.state().items()}
     save_tensors(folder / STATE_TENSORS, tensors)
     state = {
         "step": run.step,
@@ -180,6 +193,7 @@ def _read_state(run: Run, folder: Path) -> None:
             player = run.player(name)
             player.load_state(_below(f"players/{name}/", tensors), state["loss_scales"].get(name, {}))
             player.first = state["first_steps"][name]
+        run.constant.load_state(_below("constant/", tensors))
     if run.ema:
         averages, own = load_tensors(folder / EMA), run.ema.averages
         refuse_nonfinite(averages, folder / EMA)

@@ -20,6 +20,7 @@ from vqcore.assembly import Assembly, assemble, lend_riders
 from vqcore.borrowed import Access, Lender, Loans, own_buffers
 from vqcore.data.sizes import sizes
 from vqcore.errors import ConfigError, PluginLoadError, SettingError, listed
+from vqcore.evaluate.baseline import Constant
 from vqcore.evaluate.measure import Metrics
 from vqcore.evaluate.usage import CodeWindow, learns_codes
 from vqcore.protocols import Data, Modality, Objective
@@ -55,10 +56,11 @@ class Progress:
 class Run:
     """The parts of a run, and its progress.
 
-    `steps` is the step at which the run ends. `window` holds the codes of the last training tokens. `metrics` are those
-    of evaluations, empty without evaluation data. `player_names` are all players, `players` those that were built so
-    far. `held` names what only training has (`vqcore.run.players.held`). `loans` has hash and source of all borrowed
-    weights. Hooks read a run as `vqcore.protocols.RunLike`.
+    `steps` is the step at which the run ends. `window` holds the codes of the last training tokens, `constant` adds up
+    the baseline of evaluations from the first training samples. `metrics` are those of evaluations, empty without
+    evaluation data. `player_names` are all players, `players` those that were built so far. `held` names what only
+    training has (`vqcore.run.players.held`). `loans` has hash and source of all borrowed weights. Hooks read a run as
+    `vqcore.protocols.RunLike`.
     """
 
     config: RunConfig
@@ -70,6 +72,7 @@ class Run:
     extra: dict[str, Modality]
     ema: Ema | None
     window: CodeWindow
+    constant: Constant
     hooks: GuardedHooks
     player_names: tuple[str, ...] = ("model",)
     held: tuple[str, ...] = ()
@@ -213,6 +216,7 @@ def build_from(
             learned=learns_codes(tokenizer.quantizer),
             tokens=len(data) * math.prod(tokenizer.grid(batch_sizes[-1])),
         ),
+        constant=Constant(tokenizer.spec, shared=True),
         hooks=build_hooks(config),
         player_names=names,
         held=tuple(held(tokenizer.objective, names, tokenizer)),

@@ -95,6 +95,8 @@ def _backward(
         player.scaler.scale(total / parts).backward()
     if player.name == "model" and out.codes is not None:
         run.window.add(out.codes, run.step)
+    if player.name == "model":
+        run.constant.add(batch)
     found = {f"loss{player.suffix}": total} | {f"loss/{name}": term for name, term in out.terms.items()}
     found |= {f"factor/{name}": torch.as_tensor(factor) for name, factor in out.factors.items()}
     found |= {f"metric/{name}": value for name, value in out.metrics.items()}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vqcore import __version__
 from vqcore.console import command
+from vqcore.evaluate.usage import COLLAPSED, RECOVERED, reachable
 from vqcore.pictures import heat, read_picture, strip_rows
 from vqcore_track.charts import Chart, Event, Series, bar_chart, line_chart, rank_chart, short, with_unit
 from vqcore_track.gallery import Gallery, Shown
@@ -36,6 +37,11 @@ NAMES = {
     "codes/bits_per_token": "bits per token",
     "codes/bits_per_pixel": "bits per position",
     "decoded": "decoded samples",
+    "error": "mean squared error, or share of wrong classes",
+    "codes/usage_possible": "codebook usage that so few tokens can reach",
+    "codes/perplexity_possible": "codebook perplexity that so few tokens can reach",
+    "codes/bits_at_position": "bits between two samples' codes at one position",
+    "codes/bits_anywhere": "bits between two samples' codes at random positions",
 }
 UNITS = {
     "metric/psnr": "dB",
@@ -43,13 +49,16 @@ UNITS = {
     "codes/bits_per_pixel": "bit",
     "codes/dead_age": "steps",
     "codes/usage": "%",
+    "codes/usage_possible": "%",
+    "codes/bits_at_position": "bit",
+    "codes/bits_anywhere": "bit",
 }
 """Units of metrics; the other metrics have none."""
 SIDE = 256
 """Longest side of a sample's picture, in pixels."""
 STRIP_ROWS = 7
 MOST_EVENTS = 50
-_HARMLESS = ("resumed",)
+_HARMLESS = ("resumed", RECOVERED)
 _RAMP = np.tile(np.linspace(0, 1, 180), (12, 1))
 
 
@@ -80,6 +89,8 @@ def render(record: Record, gallery: Gallery) -> str:
         resumed=sum(event.get("event") in _HARMLESS for event in record.events),
         MOST_EVENTS=MOST_EVENTS,
         tiles=_tiles(record, tables),
+        reach=_reach(tables),
+        verdicts=_verdicts(record),
         groups=[
             (group, [_card(shown) for shown in gallery.shown if shown.group == group])
             for group in ("best", "median", "worst")
@@ -131,10 +142,46 @@ def _tiles(record: Record, tables: Sequence[Mapping[str, float]]) -> dict[str, f
     return {name: metrics[name] for name in wanted if name in metrics}
 
 
+def _reach(tables: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """What so few tokens can reach at most, by metric, where this is clearly less than the codebook offers."""
+    metrics = tables[0] if tables else {}
+    if metrics.get("codes/usage_possible", 1.0) > 0.99:
+        return {}
+    reach = {name: metrics.get(f"{name}_possible") for name in ("codes/usage", "codes/perplexity")}
+    return {
+        name: with_unit(_number(most, name), UNITS.get(name, ""))
+        for name, most in reach.items()
+        if most is not None
+    }
+
+
+def _verdicts(record: Record) -> list[dict[str, Any]]:
+    """For each size and kind of weights: scores of tokenizer and baselines, and sentences about what is wrong."""
+    facts, found = record.judged.get("kmeans") or {}, []
+    for result in record.judged.get("results") or []:
+        baselines = result.get("baselines") or {}
+        if not baselines:
+            continue
+        shared = [name for name in result["metrics"] if any(name in scores for scores in baselines.values())]
+        found.append(
+            {
+                "head": f"{TIMES.join(map(str, result['size']))} {result.get('weights', '')}".strip(),
+                "names": shared,
+                "rows": {"this tokenizer": result["metrics"], **baselines},
+                "sentences": result.get("verdict") or [],
+                "facts": facts if "k-means" in baselines and "bits" in facts else {},
+                "note": facts.get("note", ""),
+            }
+        )
+    return found
+
+
 def _events(record: Record) -> list[tuple[int, str, str]]:
-    """Step, name and detail of each event that is a problem."""
-    found = []
+    """Step, name and detail of each event that is a problem; no collapse from which the codebook has recovered."""
+    found: list[tuple[int, str, str]] = []
     for event in record.events:
+        if event.get("event") == RECOVERED:
+            found = [one for one in found if one[1] != COLLAPSED]
         if event.get("event") not in _HARMLESS:
             rest = [f"{k} {v}" for k, v in event.items() if k not in ("step", "event", "time", "detail")]
             detail = " ".join([str(event.get("detail", "")), *rest]).strip()
@@ -246,7 +293,9 @@ def _use_of_codes(gallery: Gallery) -> dict[str, Any]:
     books = len(gallery.counts)
     labels = [f"codebook {index + 1}" for index in range(books)] if books > 1 else ["codes"]
     every = [count for book in gallery.counts for count in book]
+    share, _ = reachable(sum(every) // books, len(every) // books)
     return {
+        "reach": round(share * len(every)) if share < 0.99 else None,
         "codes": sum(every),
         "used": sum(count > 0 for count in every),
         "size": len(every),
@@ -383,6 +432,7 @@ TEMPLATES.filters |= {
     "label": lambda name: NAMES.get(name, name),
     "unit": lambda name: UNITS.get(name, ""),
     "heading": _heading,
+    "sentence": lambda text: text[:1].upper() + text[1:],
     "number": _number,
     "exact": _exact,
     "names": lambda tables: dict.fromkeys(name for table in tables for name in table),

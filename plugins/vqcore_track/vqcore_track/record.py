@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vqcore.artefacts.folder import CONFIG, PROVENANCE
+from vqcore.artefacts.folder import CONFIG, PROVENANCE, read_evaluation
 from vqcore.artefacts.resolve import checkpoints, resolve
 from vqcore.console import command
 from vqcore.errors import CheckpointError, RunError
@@ -19,7 +19,10 @@ TIMES = " \N{MULTIPLICATION SIGN} "
 
 @dataclass
 class Record:
-    """The contents of a run's files. A missing or damaged file gives an empty value and a sentence in `notes`."""
+    """The contents of a run's files. A missing or damaged file gives an empty value and a sentence in `notes`.
+
+    `evaluation` is what `vqcore eval` wrote. `judged` has results with baselines: this, else the one of training.
+    """
 
     folder: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -28,6 +31,7 @@ class Record:
     curves: dict[str, Curve] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    judged: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
     taken: str = ""
     saved: dict[str, Any] = field(default_factory=dict)
@@ -92,6 +96,7 @@ def read(folder: Path) -> Record:
             )
             record.evaluation = {}
         record.saved = _mapping(record, record.checkpoint / PROVENANCE)
+        record.judged = record.evaluation or read_evaluation(record.checkpoint)
     except CheckpointError as error:
         record.notes.append(str(error))
     record.notes += [

@@ -1,0 +1,120 @@
+"""Verdicts on a tokenizer: codes that say only where they are, few tokens, and whether a baseline is as good."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from vqcore.evaluate import collisions
+from vqcore.evaluate.collisions import NAMES, Collisions
+from vqcore.evaluate.usage import reachable
+from vqcore.evaluate.verdict import verdicts
+
+HERE, ANYWHERE = NAMES
+
+
+def told(codes: torch.Tensor, size: int) -> dict[str, float]:
+    """What the codes of some samples say, added in two batches."""
+    counted = Collisions(size, codes.shape[-1])
+    for part in codes.split(max(1, len(codes) // 2)):
+        counted.add(part)
+    return counted.metrics()
+
+
+class TestCollisions:
+    def test_the_chances_are_those_of_pairs_of_different_samples(self):
+        codes = torch.randint(5, (7, 2, 3, 1), generator=torch.Generator().manual_seed(0))
+        flat = codes.reshape(7, 6)
+        pairs = list(itertools.permutations(range(7), 2))
+        here = sum(float((flat[a] == flat[b]).float().mean()) for a, b in pairs) / len(pairs)
+        anywhere = sum(float((flat[a][:, None] == flat[b]).float().mean()) for a, b in pairs) / len(pairs)
+        expected = {HERE: -math.log2(here), ANYWHERE: -math.log2(anywhere)}
+        assert told(codes, 5) == pytest.approx(expected, abs=1e-6)
+
+    def test_codes_that_say_only_where_they_are(self):
+        codes = torch.arange(256).reshape(1, 256, 1).expand(20, 256, 1)
+        assert told(codes, 256) == pytest.approx({HERE: 0.0, ANYWHERE: 8.0}, abs=1e-6)
+
+    def test_codes_that_know_nothing_of_their_place(self):
+        codes = torch.randint(64, (200, 16, 1), generator=torch.Generator().manual_seed(1))
+        assert told(codes, 64) == pytest.approx({HERE: 6.0, ANYWHERE: 6.0}, abs=0.05)
+
+    def test_the_estimate_has_no_bias_for_few_samples(self):
+        rng = torch.Generator().manual_seed(2)
+        chances = [2 ** -told(torch.randint(8, (3, 64, 1), generator=rng), 8)[HERE] for _ in range(200)]
+        assert sum(chances) / len(chances) == pytest.approx(1 / 8, rel=0.03)
+
+    def test_codebooks_are_averaged(self):
+        rng = torch.Generator().manual_seed(3)
+        free = torch.randint(16, (300, 16, 1), generator=rng)
+        fixed = torch.zeros(300, 16, 1, dtype=torch.int64)
+        assert told(torch.cat([free, fixed], -1), 16)[HERE] == pytest.approx(2.0, abs=0.05)
+
+    def test_counters_that_codes_share_change_little(self, monkeypatch):
+        codes = torch.randint(40_000, (60, 16, 1), generator=torch.Generator().manual_seed(4)) // 100
+        exact = told(codes, 40_000)
+        monkeypatch.setattr(collisions, "CELLS", 16 * 2048)
+        assert told(codes, 40_000) == pytest.approx(exact, abs=0.3)
+
+    def test_a_long_grid_is_looked_at_in_places(self, monkeypatch):
+        codes = torch.randint(4, (50, 300, 1), generator=torch.Generator().manual_seed(5))
+        exact = told(codes, 4)
+        monkeypatch.setattr(collisions, "POSITIONS", 100)
+        assert told(codes, 4) == pytest.approx(exact, abs=0.02)
+
+    @pytest.mark.parametrize("shape", [(1, 16, 1), (9, 1, 1)])
+    def test_one_sample_or_one_position_says_nothing(self, shape):
+        assert told(torch.zeros(shape, dtype=torch.int64), 4) == {}
+
+    def test_no_equal_pair_is_a_bound(self):
+        codes = torch.arange(2 * 8).reshape(2, 8, 1)
+        assert told(codes, 16)[HERE] == pytest.approx(math.log2(8 * 2))
+
+
+# ------------------------------------------------------------------------------------------------------ verdicts
+
+
+def figures(error: float, **more: float) -> dict[str, float]:
+    return {"error": error, "metric/psnr": -10 * math.log10(error / 4), **more}
+
+
+class TestVerdicts:
+    def test_a_good_tokenizer_gets_no_sentence(self):
+        metrics = figures(0.1, **{HERE: 1.0, ANYWHERE: 8.0})  # codes may well follow places if they are good
+        assert verdicts(metrics, {"constant": figures(1.0), "k-means": figures(0.13)}) == []
+
+    def test_a_tokenizer_that_is_no_better_is_told_so_with_figures(self):
+        (said,) = verdicts(figures(0.12), {"constant": figures(1.0), "k-means": figures(0.13)})
+        assert "not clearly better than k-means on raw patches" in said and "92% of that of k-means" in said
+        assert "(psnr 15.23, k-means 14.88)" in said and "optim.lr" in said
+
+    @pytest.mark.parametrize(
+        ("error", "here", "anywhere", "warns"),
+        [(0.9, 1.0, 8.0, True), (0.9, 4.1, 8.0, False), (0.5, 1.0, 8.0, False), (0.9, None, None, False)],
+    )
+    def test_codes_that_say_only_where_they_are_are_named(self, error, here, anywhere, warns):
+        places = {} if here is None else {HERE: here, ANYWHERE: anywhere}
+        said = verdicts(figures(error, **places), {"constant": figures(1.0)})
+        assert any("where they are" in sentence and "1.0 bits" in sentence for sentence in said) == warns
+
+    def test_a_baseline_without_error_is_no_division_by_zero(self):
+        assert verdicts({"error": 0.0}, {"constant": {"error": 0.0}}) == []
+        assert "no error" in verdicts({"error": 0.1}, {"constant": {"error": 0.0}})[0]
+
+
+class TestReach:
+    @pytest.mark.parametrize(("tokens", "size"), [(100, 4096), (1792, 4096), (5000, 64), (1, 5), (3, 1)])
+    def test_it_is_what_even_draws_have(self, tokens, size):
+        rng = torch.Generator().manual_seed(0)
+        usage, entropy, tries = 0.0, 0.0, 200
+        for _ in range(tries):
+            counts = torch.randint(size, (tokens,), generator=rng).bincount().double()
+            share = counts[counts > 0] / tokens
+            usage += len(share) / size / tries
+            entropy -= float((share * share.log()).sum()) / tries
+        assert reachable(tokens, size) == pytest.approx((usage, math.exp(entropy)), rel=0.02)
+
+    def test_large_numbers_take_no_memory(self):
+        usage, perplexity = reachable(10**13, 2**18)
+        assert usage == 1.0 and perplexity == pytest.approx(2**18, rel=1e-3)
