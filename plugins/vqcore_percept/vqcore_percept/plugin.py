@@ -1,0 +1,20 @@
+"""The manifest of vqcore-percept. Light layer: imports vqcore.plugin and nothing else."""
+
+from vqcore.plugin import Component, Plugin, hookimpl
+
+
+@hookimpl
+def vqcore_plugin() -> Plugin:
+    """The components whose names start with `percept/`."""
+    return Plugin(
+        api=1,
+        summary="Networks that judge reconstructions: perceptual losses, teachers, a GAN's adversary",
+        components=(
+            Component(
+                "adversary", "gan", "vqcore_percept.gan:Gan", "a discriminator, its losses and what keeps them in balance"
+            ),
+            Component(
+                "discriminator", "patchgan", "vqcore_percept.patchgan:PatchGAN", "strided convolutions judge patches"
+            ),
+        ),
+    )
