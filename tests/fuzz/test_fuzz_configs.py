@@ -133,12 +133,12 @@ def checked(one: Case) -> str:
 
 def test_mutated_configs(here):
     found = run(range(40), here, composed)
-    assert found["refused"] > 30 and found["built"] > 10, found
+    assert found["refused"] > 15 and found["built"] > 5, found
 
 
 def test_mutated_configs_on_the_command_line(here):
     found = run(range(1000, 1003), here, checked)
-    assert sum(found.values()) == 6
+    assert sum(found.values()) == 3
 
 
 @pytest.mark.slow
