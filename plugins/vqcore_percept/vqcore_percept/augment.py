@@ -40,7 +40,9 @@ def augmented(
 
 def _coloured(x: Tensor, rng: Sequence[torch.Generator], width: float) -> Tensor:
     """Brightness by up to a quarter of the range, saturation 0 to 2, contrast 0.5 to 1.5."""
-    bright, saturation, contrast = rand(rng, 3, device=x.device).to(x.dtype).reshape(len(x), 3, *[1] * (x.ndim - 1)).unbind(1)
+    bright, saturation, contrast = (
+        rand(rng, 3, device=x.device).to(x.dtype).reshape(len(x), 3, *[1] * (x.ndim - 1)).unbind(1)
+    )
     x = x + (bright - 0.5) * width / 2
     grey = reduce(x, "b c ... -> b 1 ...", "mean")
     x = (x - grey) * (2 * saturation) + grey

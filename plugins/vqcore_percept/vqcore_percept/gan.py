@@ -17,7 +17,6 @@ from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec, Losses
 from vqcore.registry import registry
 from vqcore.rng import forked
-
 from vqcore_percept.augment import Augmentation, augmented
 
 log = logging.getLogger(__name__)
@@ -87,7 +86,9 @@ class Gan(nn.Module):
         super().__init__()
         self.cfg, self.start = cfg, cfg.start
         self.judge = registry().build("discriminator", cfg.discriminator, "discriminator", spec=spec)
-        self.adaptive = AdaptiveWeight(least=cfg.clamp[0], most=cfg.clamp[1]) if cfg.weight == "adaptive" else None
+        self.adaptive = (
+            AdaptiveWeight(least=cfg.clamp[0], most=cfg.clamp[1]) if cfg.weight == "adaptive" else None
+        )
         self.span = spec.range or (-0.5, 0.5)
         self.register_buffer("real_mean", torch.zeros(()))
         self.register_buffer("fake_mean", torch.zeros(()))

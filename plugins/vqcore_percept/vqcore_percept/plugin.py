@@ -11,10 +11,28 @@ def vqcore_plugin() -> Plugin:
         summary="Networks that judge reconstructions: perceptual losses, teachers, a GAN's adversary",
         components=(
             Component(
-                "adversary", "gan", "vqcore_percept.gan:Gan", "a discriminator, its losses and what keeps them in balance"
+                "percept",
+                "lpips",
+                "vqcore_percept.lpips:LPIPS",
+                "features of VGG, AlexNet or SqueezeNet, weighed by people",
             ),
             Component(
-                "discriminator", "patchgan", "vqcore_percept.patchgan:PatchGAN", "strided convolutions judge patches"
+                "percept",
+                "timm",
+                "vqcore_percept.timm:Timm",
+                "features or logits of any picture model of timm",
+            ),
+            Component(
+                "adversary",
+                "gan",
+                "vqcore_percept.gan:Gan",
+                "a discriminator, its losses and what keeps them in balance",
+            ),
+            Component(
+                "discriminator",
+                "patchgan",
+                "vqcore_percept.patchgan:PatchGAN",
+                "strided convolutions judge patches",
             ),
         ),
     )
