@@ -24,7 +24,7 @@ def augmented(
     *,
     span: tuple[float, float],
 ) -> Float[Tensor, "b c *size"]:
-    """`x`, changed by numbers of each sample's own generator. `span` is the range of the data; its middle fills holes."""
+    """`x`, changed by numbers of each sample's own generator. The middle of `span`, the data's range, fills holes."""
     middle, width = (span[0] + span[1]) / 2, span[1] - span[0]
     x = x - middle
     for name in which:

@@ -172,13 +172,13 @@ class Gan(nn.Module):
 
 
 OVERPOWERING = (
-    "step %d: the discriminator sorts %.0f %% of the data and %.0f %% of the reconstructions right: it has won, and the "
-    "tokenizer learns nothing from it. Lower optim.players.adversary.lr, set objective.adversary.lecam=true, or let it "
+    "step %d: the discriminator sorts %.0f %% of the data and %.0f %% of the reconstructions right: it has won, and "
+    "the tokenizer learns nothing from it. Lower optim.players.adversary.lr, set objective.adversary.lecam=true, or let it "
     "see less (augment=[colour,translation,cutout], a smaller discriminator)."
 )
 BLIND = (
-    "step %d: the discriminator sorts %.0f %% of the data and %.0f %% of the reconstructions right: it says the same of "
-    "everything. Raise optim.players.adversary.lr, lower the weight of gan/generator, or let gan/generator weigh in "
+    "step %d: the discriminator sorts %.0f %% of the data and %.0f %% of the reconstructions right: it says the same "
+    "of everything. Raise optim.players.adversary.lr, lower the weight of gan/generator, or let gan/generator weigh in "
     "later (objective.weights by step)."
 )
 

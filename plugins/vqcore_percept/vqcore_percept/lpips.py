@@ -43,7 +43,7 @@ class LPIPS(nn.Module):
         net: Literal["alex", "vgg", "squeeze"] = "vgg"
         """The network. `vgg` is what most papers train with, `alex` what most of them report."""
         heads: bool = True
-        """Weigh channels as people judged (calibrated on torchvision's weights). False: all alike, for other weights."""
+        """Weigh channels as people judged, for torchvision's weights. False: all alike, for other weights."""
 
     def __init__(self, cfg: Config, *, spec: DataSpec):
         super().__init__()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqcore import config
-from vqcore.borrowed import read, sha256
+from vqcore.borrowed import sha256
 from vqcore.errors import CheckpointError, SettingError, listed
 from vqcore.protocols import DataSpec
 from vqcore.rng import seeded
@@ -72,8 +72,8 @@ class Seen(nn.Module):
         if cfg.rgb is None and spec.channels != 3:
             grey = "[0, 0, 0]" if spec.channels == 1 else "[2, 1, 0]"
             raise ValueError(
-                f"the network takes red, green and blue, and the data has {spec.channels} channels: say which they are, "
-                f"e.g. rgb: {grey}"
+                f"the network takes red, green and blue, and the data has {spec.channels} channels: say which they "
+                f"are, e.g. rgb: {grey}"
             )
         if cfg.rgb is not None and max(cfg.rgb) >= spec.channels:
             raise ValueError(
@@ -164,17 +164,3 @@ def random_weights(net: nn.Module, make: Callable[[], nn.Module], who: str) -> s
     with seeded(0, who):
         net.load_state_dict(make().state_dict())
     return sha256(net.state_dict())
-
-
-__all__ = [
-    "Distance",
-    "NetConfig",
-    "Seen",
-    "as_tokens",
-    "distance",
-    "fill_like",
-    "random_weights",
-    "read",
-    "tapped",
-    "unit",
-]

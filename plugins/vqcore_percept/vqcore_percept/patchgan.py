@@ -18,8 +18,8 @@ KERNEL = 4
 class PatchGAN(nn.Module):
     """Strided convolutions; a logit for each patch. Takes `(b, c, *size)` of 1 to 3 axes, gives `(b, 1, *patches)`.
 
-    `norm: spectral` divides each weight by its largest singular value (arXiv 1802.05957). `batch` is the paper's choice:
-    a sample's logits then depend on its batch in training, and on running averages in the tokenizer's turn.
+    `norm: spectral` divides each weight by its largest singular value (arXiv 1802.05957). `batch` is what the paper
+    has: a sample's logits then depend on its batch in training, and on running averages in the tokenizer's turn.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,8 @@ def opened(cfg: TimmConfig, spec: DataSpec) -> tuple[Any, Seen]:
                 net(torch.zeros(1, 3, *spec.size, dtype=seen.dtype))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ValueError(
-                f"{cfg.model} does not take pictures of {list(spec.size)}: leave resize out, and they are resized to {list(side)}"
+                f"{cfg.model} does not take pictures of {list(spec.size)}: leave resize out, and they are "
+                f"resized to {list(side)}"
             ) from error
     return net, seen
 
