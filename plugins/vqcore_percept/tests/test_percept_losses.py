@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from vqcore.errors import ConfigError, VqcoreError
 from vqcore.protocols import DataSpec
 from vqcore.testing.checks import check_borrowed
-from vqcore.testing.conformance import PerceptConformance, build
+from vqcore.testing.conformance import DiscriminatorConformance, PerceptConformance, TeacherConformance, build
 
 RGB = DataSpec(channels=3, size=(64, 64), range=(-1.0, 1.0))
 TINY = {"model": "test_vit", "blocks": ["blocks.0", "blocks.2"]}
@@ -177,3 +177,81 @@ def test_missing_weights_are_named(tmp_path, monkeypatch):
         made({"net": "alex"}, "percept/lpips").borrow({})
     with pytest.raises(VqcoreError, match="no such file"):
         made({"net": "alex", "weights": str(tmp_path / "no.pth")}, "percept/lpips").borrow({})
+
+
+# CLIP and teachers
+
+
+@pytest.fixture(scope="module")
+def tower():
+    """A small model of open_clip, under a name of its own."""
+    library = pytest.importorskip("open_clip")
+    import json
+    import tempfile
+    from pathlib import Path
+
+    sizes = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+    words = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "ViT-Tiny-Test.json").write_text(
+            json.dumps({"embed_dim": 24, "vision_cfg": sizes, "text_cfg": words})
+        )
+        library.add_model_config(folder)
+    return {"model": "ViT-Tiny-Test", "weights": "random", "blocks": ["transformer.resblocks.0"]}
+
+
+def test_clip_obeys_the_laws_and_borrows(tower, tmp_path):
+    from vqcore.testing.checks import check_percept
+
+    percept = made(tower, "percept/clip")
+    check_percept(percept, *two())
+    whole = {f"visual.{name}": value.clone() for name, value in percept.net.state_dict().items()}
+    save_file({**whole, "logit_scale": torch.ones(1)}, tmp_path / "clip.safetensors")
+    place = str(tmp_path / "clip.safetensors")
+    check_borrowed(lambda: made({**tower, "weights": "elsewhere"}, "percept/clip"), {"net": place})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"model": "imagebind_huge", "weights": "x"}, "not for commercial use"),
+        ({"model": "ViT-B-61", "weights": "x"}, "open_clip has no model 'ViT-B-61'. Did you mean 'ViT-B-16'"),
+        (
+            {"model": "ViT-B-16", "pretrained": "opnai"},
+            "ViT-B-16 has no weights 'opnai'. Did you mean 'openai'",
+        ),
+        ({"model": "ViT-B-16"}, "name the weights, e.g. openai"),
+    ],
+)
+def test_what_clip_does_not_have_is_one_line(settings, says):
+    pytest.importorskip("open_clip")
+    with pytest.raises(ConfigError, match=says):
+        made(settings, "percept/clip")
+
+
+class TestTeacherLaws(TeacherConformance):
+    component = "percept/timm"
+    spec = RGB
+    configs = (
+        {"model": "test_vit"},
+        {"model": "test_vit", "output": "global"},
+        {"model": "test_convnext", "resize": False},
+    )
+
+
+def test_a_teacher_gives_maps_without_class_tokens():
+    teacher = build("teacher", "percept/timm", {"model": "test_vit"}, spec=RGB)
+    _, x = two()
+    side = teacher.net.pretrained_cfg["input_size"][-1] // teacher.net.patch_embed.patch_size[0]
+    assert teacher(x).shape == (3, teacher.dim, side, side)
+    tokens = teacher.net.forward_features(teacher.seen(x))[:, teacher.net.num_prefix_tokens :]
+    assert torch.allclose(teacher(x).flatten(2).mT, tokens, atol=1e-5)
+
+
+class TestDinoLaws(DiscriminatorConformance):
+    component = "percept/dino"
+    spec = RGB
+    configs = (
+        {"trunk": {"name": "percept/timm", "model": "test_vit"}, "blocks": ["net.blocks.0", "net.blocks.2"]},
+        {"trunk": {"name": "percept/timm", "model": "test_vit"}, "kernel": 1},
+    )

@@ -23,6 +23,14 @@ def vqcore_plugin() -> Plugin:
                 "features or logits of any picture model of timm",
             ),
             Component(
+                "percept",
+                "clip",
+                "vqcore_percept.clip:Clip",
+                "features or embedding of a tower of CLIP",
+            ),
+            Component("teacher", "timm", "vqcore_percept.timm:TimmTeacher", "a frozen picture model of timm"),
+            Component("discriminator", "dino", "vqcore_percept.dino:Dino", "light heads on a frozen teacher"),
+            Component(
                 "adversary",
                 "gan",
                 "vqcore_percept.gan:Gan",

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -90,6 +90,47 @@ class Timm(nn.Module):
             out = self.net(self.seen(x))
         features = [as_tokens(found[name], channels_last=self.last) for name in self.cfg.blocks]
         return [*features, as_tokens(out, channels_last=self.last)] if self.cfg.logits else features
+
+
+class TimmTeacher(nn.Module):
+    """Features of a frozen picture model of timm: a map of its last layer, or one vector a picture.
+
+    Takes samples in the data's range `(b, c, h, w)`; gives `(b, dim, rows, columns)`, or `(b, dim)` for
+    `output: global`.
+    """
+
+    borrowed = ("net",)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TimmConfig):
+        """Settings of the teacher `percept/timm`."""
+
+        output: Literal["patches", "global"] = "patches"
+        """`patches`: a vector for each patch, normalized as the model's head sees it. `global`: the head's input."""
+
+    def __init__(self, cfg: Config, *, spec: DataSpec):
+        super().__init__()
+        self.cfg = cfg
+        self.net, self.seen = opened(cfg, spec)
+        with torch.no_grad():
+            self.dim: int = self(torch.zeros(1, spec.channels, *spec.size)).shape[1]
+        self.requires_grad_(False)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d ..."]:
+        """Features in fp32."""
+        with torch.autocast(x.device.type, enabled=False):
+            seen = self.seen(x)
+            if self.cfg.output == "global":
+                return self.net.forward_head(self.net.forward_features(seen), pre_logits=True).float()
+            taken = {"indices": 1, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
+            try:
+                return self.net.forward_intermediates(seen, **taken)[-1].float()
+            except AssertionError:  # models without a norm to apply
+                return self.net.forward_intermediates(seen, **{**taken, "norm": False})[-1].float()
+
+    def borrow(self, places: Any) -> dict[str, str]:
+        """Fill the model: from a file, from timm's cache, or with `--download`."""
+        return {"net": filled(self.net, self.cfg, places.get("net", self.cfg.weights), logits=False)}
 
 
 def opened(cfg: TimmConfig, spec: DataSpec) -> tuple[Any, Seen]:
