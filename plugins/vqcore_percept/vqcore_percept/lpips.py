@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vqcore.borrowed import read, sha256
 from vqcore.errors import CheckpointError
+from vqcore.network import asked
 from vqcore.protocols import DataSpec
 from vqcore_percept.nets import RANDOM, NetConfig, Seen, fill_like, random_weights, unit
 
