@@ -81,13 +81,13 @@ class AdaptiveWeight(nn.Module):
     """The weight of an adversary's term that gives its gradient the size of the other terms' gradient.
 
     VQGAN (arXiv 2012.09841, eq. 7): |gradient of `against`| / (|gradient of `term`| + `eps`) at the decoder's last
-    layer, at most `most`. Differs from the paper: gradients of the step before, see the module's text; the first
+    layer, at least `least` and at most `most`. Differs from the paper: gradients of the step before, see the module's text; the first
     factor is 1.
     """
 
-    def __init__(self, *, eps: float = 1e-4, most: float = 1e4):
+    def __init__(self, *, eps: float = 1e-4, least: float = 0.0, most: float = 1e4):
         super().__init__()
-        self.eps, self.most = eps, most
+        self.eps, self.least, self.most = eps, least, most
         self.norms = GradientNorms(("against", "term"))
 
     def forward(self, term: Tensor, against: Tensor, at: Tensor, step: int) -> Tensor:
@@ -95,4 +95,4 @@ class AdaptiveWeight(nn.Module):
         found = self.norms({"against": against, "term": term}, at, step)
         if not found:
             return torch.ones((), device=term.device)
-        return (found["against"] / (found["term"] + self.eps)).clamp(max=self.most)
+        return (found["against"] / (found["term"] + self.eps)).clamp(self.least, self.most)

@@ -1,0 +1,1 @@
+"""Networks that judge reconstructions: perceptual losses, teachers, discriminators, the adversary of a GAN."""

@@ -1,0 +1,152 @@
+"""Distances in the picture towers of CLIP (arXiv 2103.00020) and its kin, as open_clip builds them."""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vqcore.borrowed import read, sha256
+from vqcore.errors import CheckpointError, SettingError, did_you_mean
+from vqcore.protocols import DataSpec
+from vqcore_percept.nets import (
+    RANDOM,
+    Distance,
+    NetConfig,
+    Seen,
+    as_tokens,
+    distance,
+    fill_like,
+    random_weights,
+    tapped,
+)
+from vqcore_percept.timm import check_blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig(NetConfig):
+    """Settings of a picture tower of open_clip."""
+
+    model: str
+    """open_clip's name of the model, e.g. ViT-B-16."""
+    pretrained: str | None = None
+    """open_clip's name of the weights, e.g. openai or laion2b_s34b_b88k; it also says how pictures are normalized.
+    Null: `weights` says where they lie."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "imagebind" in self.model.lower():
+            raise SettingError(
+                "model",
+                f"{self.model}: ImageBind's weights are for its own code, and not for commercial use; take a tower "
+                "of open_clip, e.g. ViT-H-14",
+            )
+        if self.pretrained is None and self.weights is None:
+            raise SettingError(
+                "pretrained", "null: name the weights, e.g. openai, or give a file with weights"
+            )
+
+
+class Clip(nn.Module):
+    """The sum over blocks of the distance of two samples' features there, plus the distance of their embeddings."""
+
+    borrowed = ("net",)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ClipConfig):
+        """Settings of `percept/clip`."""
+
+        blocks: tuple[str, ...] = ()
+        """Submodules of the tower whose output is compared, e.g. [transformer.resblocks.5]."""
+        embedding: bool = True
+        """Compare the picture's embedding as well."""
+        distance: Distance = "cosine"
+        """As in `percept/timm`."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not (self.blocks or self.embedding):
+                raise SettingError("blocks", "[]: name blocks to compare, or set embedding: true")
+
+    def __init__(self, cfg: Config, *, spec: DataSpec):
+        super().__init__()
+        self.cfg = cfg
+        self.net, self.seen = opened(cfg, spec)
+        check_blocks(self.net, cfg.blocks, cfg.model)
+        self.requires_grad_(False)
+
+    def forward(self, x_hat: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+        """One distance a sample. No gradient is kept for `x`."""
+        with torch.autocast(x.device.type, enabled=False):
+            with torch.no_grad():
+                wanted = self._features(x)
+            found = self._features(x_hat)
+            return torch.stack([distance(self.cfg.distance, a, b) for a, b in zip(found, wanted)]).sum(0)
+
+    def borrow(self, places: Any) -> dict[str, str]:
+        """Fill the tower: from a file of it or of the whole model, from open_clip's cache, or with `--download`."""
+        return {"net": filled(self.net, self.cfg, places.get("net", self.cfg.weights))}
+
+    def _features(self, x: Tensor) -> list[Float[Tensor, "b n d"]]:
+        with tapped(self.net, self.cfg.blocks) as found:
+            out = self.net(self.seen(x))
+        features = [as_tokens(found[name], channels_last=False) for name in self.cfg.blocks]
+        return [*features, as_tokens(out, channels_last=False)] if self.cfg.embedding else features
+
+
+def opened(cfg: ClipConfig, spec: DataSpec) -> tuple[Any, Seen]:
+    """A tower with random weights, and what makes its input. Raises `ValueError` with what does not fit."""
+    net = _create(cfg)
+    library = _library()
+    own = (library.get_pretrained_cfg(cfg.model, cfg.pretrained) if cfg.pretrained else None) or {}
+    side = net.image_size if isinstance(net.image_size, tuple) else (net.image_size, net.image_size)
+    mean, std = own.get("mean") or library.OPENAI_DATASET_MEAN, own.get("std") or library.OPENAI_DATASET_STD
+    seen = Seen(cfg, spec, mean=mean, std=std, size=tuple(side))
+    net.eval().requires_grad_(False).to(seen.dtype)
+    return net, seen
+
+
+def _create(cfg: ClipConfig, *, pretrained: str | None = None) -> Any:
+    library = _library()
+    if cfg.model not in library.list_models():
+        raise ValueError(
+            f"open_clip has no model '{cfg.model}'.{did_you_mean(cfg.model, library.list_models())}"
+        )
+    known = library.list_pretrained_tags_by_model(cfg.model)
+    if cfg.pretrained is not None and cfg.pretrained not in known:
+        raise ValueError(
+            f"{cfg.model} has no weights '{cfg.pretrained}'.{did_you_mean(cfg.pretrained, known)}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        return library.create_model(cfg.model, pretrained=pretrained).visual
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("open_clip")
+    except ImportError as error:
+        raise ValueError(
+            "the package 'open_clip' is not installed; run: pip install open_clip_torch"
+        ) from error
+
+
+def filled(net: Any, cfg: ClipConfig, place: str | None) -> str:
+    """Fill a tower; returns the hash of its weights."""
+    if place == RANDOM:
+        return random_weights(net, lambda: _create(cfg), cfg.model)
+    if place is None:
+        try:
+            tensors = _create(cfg, pretrained=cfg.pretrained).state_dict()
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the weights {cfg.pretrained} of open_clip's {cfg.model} are not here: give a file with weights=FILE"
+            ) from error
+        digest, place = sha256(tensors), cfg.model
+    else:
+        tensors, digest = read(place)
+    if any(name.startswith("visual.") for name in tensors):
+        tensors = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("visual.")}
+    fill_like(net, tensors, place)
+    return digest
