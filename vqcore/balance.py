@@ -81,8 +81,8 @@ class AdaptiveWeight(nn.Module):
     """The weight of an adversary's term that gives its gradient the size of the other terms' gradient.
 
     VQGAN (arXiv 2012.09841, eq. 7): |gradient of `against`| / (|gradient of `term`| + `eps`) at the decoder's last
-    layer, at least `least` and at most `most`. Differs from the paper: gradients of the step before, see the module's text; the first
-    factor is 1.
+    layer, at least `least` and at most `most`. Differs from the paper: gradients of the step before, see the module's
+    text; the first factor is 1.
     """
 
     def __init__(self, *, eps: float = 1e-4, least: float = 0.0, most: float = 1e4):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from vqcore.borrowed import read, sha256
 from vqcore.errors import CheckpointError
-from vqcore.network import asked
 from vqcore.protocols import DataSpec
 from vqcore_percept.nets import RANDOM, NetConfig, Seen, fill_like, random_weights, unit
 

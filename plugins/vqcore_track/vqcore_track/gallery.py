@@ -16,6 +16,7 @@ from vqcore import pictures
 from vqcore.assembly import build_extra, lend_riders, open_data, pick_device
 from vqcore.borrowed import Access
 from vqcore.compose.build import from_tree
+from vqcore.data.split import Split
 from vqcore.errors import DataError
 from vqcore.evaluate.measure import build_metrics, decode_count, eval_batches, measured, sampling_options
 from vqcore.evaluate.rows import for_summary
@@ -83,7 +84,8 @@ def collect(record: Record, limit: int, access: Access | None = None) -> Gallery
     found = Gallery(parts=parts, grid=facts.grid)
     extra = build_extra(config, tokenizer.cfg.size)
     lend_riders(extra, access.lender(record.saved.get("borrowed", {})))
-    split, found.source = ("eval", "evaluation") if config.data.evaluates else ("train", "training")
+    split: Split = "eval" if config.data.evaluates else "train"
+    found.source = "evaluation" if split == "eval" else "training"
     data = open_data(config, tokenizer.modality, extra, split)
     limit = min(limit, decode_count(config, tokenizer, len(data)))
     passes = _Pass(tokenizer, config, data, extra, limit)
