@@ -173,7 +173,11 @@ WRONG = {
         ".txt",
     ),
     "eval missing": ([], lambda p: (p / "heldout").rename(p / "other"), "data.eval_path"),
-    "eval not given": (["data.eval_path=null", "eval.every=1"], None, "Set data.eval_share=0.1 or data.eval_path."),
+    "eval not given": (
+        ["data.eval_path=null", "eval.every=1"],
+        None,
+        "Set data.eval_share=0.1 or data.eval_path.",
+    ),
     "size": (
         ["data.input_size=18"],
         None,

@@ -150,7 +150,10 @@ def test_a_data_set_of_several_is_asked_for(tmp_path):
         with h5py.File(folder / f"{number}.h5", "w") as file:
             file["age"], file["signals/ecg"] = DRAW.normal(size=9), DRAW.normal(size=(3, 512))
     found, text = draft(folder, {}, lambda question, options, likely: (options[-1], True)), drafted(folder)[1]
-    assert found.modality["reader"] == {"name": "hdf5", "dataset": "signals/ecg"} and found.modality["channels"] == 3
+    assert (
+        found.modality["reader"] == {"name": "hdf5", "dataset": "signals/ecg"}
+        and found.modality["channels"] == 3
+    )
     assert "please check: the files hold age, signals/ecg" in text
     tree, _ = drafted(folder, "reader={name: hdf5, dataset: signals/ecg}", out="b.yaml")
     assert tree["data"]["modality"]["channels"] == 3
