@@ -193,11 +193,17 @@ def test_what_cannot_be_read_says_why(tmp_path, capsys):
     assert "mine.yaml exists already. Name another file with --out" in capsys.readouterr().err
 
 
-def test_questions_at_a_terminal(monkeypatch, capsys):
+def test_questions_at_a_terminal(monkeypatch):
     lines = iter(["nonsense", "", "l"])
     monkeypatch.setattr("builtins.input", lambda text: next(lines))
     assert new._ask("Which?", ["first", "last"], "first") == ("first", True)
     assert new._ask("Which?", ["first", "last"], "first") == ("last", True)
+
+    def ended(text):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", ended)
+    assert new._ask("Which?", ["first", "last"], "first") == ("first", False)
 
 
 @pytest.mark.parametrize("trains", [False, pytest.param(True, marks=pytest.mark.slow)])

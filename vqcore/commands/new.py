@@ -50,9 +50,12 @@ def _answers(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _ask(question: str, options: Sequence[str], likely: str) -> tuple[str, bool]:
-    """The answer of the person at the terminal; an empty line takes the likely answer."""
+    """The answer of the person at the terminal. An empty line takes the likely answer; so does the end of the input."""
     while True:
-        text = input(f"{question} {' | '.join(options)} [{likely}] ").strip() or likely
+        try:
+            text = input(f"{question} {' | '.join(options)} [{likely}] ").strip() or likely
+        except EOFError:
+            return _assume(question, options, likely)
         fitting = [option for option in options if option.startswith(text)]
         if len(fitting) == 1 or text in options:
             return text if text in options else fitting[0], True
