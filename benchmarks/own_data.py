@@ -1,4 +1,7 @@
-"""Data sets that nobody here collected, as somebody's own files would be: `python benchmarks/own_data.py make FOLDER`.
+"""Data sets that nobody here collected, as somebody's own files would be.
+
+    python benchmarks/own_data.py make FOLDER        the files
+    python benchmarks/own_data.py measure FOLDER     the files; for each set new config, check, train, eval; a table
 
 Four folders below FOLDER, always with the same bytes: `ecg` (three leads of 1,024 samples, with an offset and a unit of
 their own), `bands` (five bands of 64 x 64 pixels on different scales, -9999 where the scene has no data), `volumes`
@@ -7,6 +10,11 @@ steps). Names begin with the patient, scene, scan or episode, so that data.group
 """
 
 import argparse
+import json
+import math
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -139,15 +147,48 @@ def make(folder: Path, names: list[str], share: float = 1.0) -> None:
         print(f"{folder / name}: {len(list((folder / name).rglob('*.npy')))} files")
 
 
+def measure(folder: Path, names: list[str], overrides: list[str]) -> None:
+    """The way that docs/own-data.md shows, for each set; prints a table of squared errors and of times."""
+    rows = []
+    for name in names:
+        config, run, found = folder / f"{name}.yaml", folder / "runs" / name, folder / f"{name}.json"
+        if not config.exists():
+            _vqcore("new", "config", str(folder / name), "--out", str(config))
+        _vqcore("check", str(config), *overrides)
+        began = time.monotonic()
+        _vqcore("train", str(config), f"run.dir={run}", *overrides)
+        spent = time.monotonic() - began
+        _vqcore("eval", str(run), "--json", str(found))
+        made = json.loads(found.read_text())["results"][0]
+        metrics, others = made["metrics"], made["baselines"]
+
+        def gain(other: str) -> float:
+            return 10 * math.log10(others[other]["error"] / metrics["error"])  # noqa: B023
+
+        rows.append(
+            f"| {name} | {' x '.join(map(str, made['size']))} | {metrics['codes/bits']:g} | {spent / 60:.1f} min "
+            f"| {gain('constant'):+.1f} dB | {gain('k-means'):+.1f} dB | {len(made['verdict']) or 'none'} |"
+        )
+    print("| data | size | bits a sample | training | over a constant | over k-means | warnings |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", *rows, sep="\n")
+
+
+def _vqcore(*words: str) -> None:
+    print("$ vqcore", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "vqcore", *words], check=True, stdin=subprocess.DEVNULL)
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("verb", choices=["make"])
+    parser.add_argument("verb", choices=["make", "measure"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
     parser.add_argument("--share", type=float, default=1.0, help="a smaller set, e.g. 0.1")
-    args = parser.parse_args()
+    args, overrides = parser.parse_known_args()
     make(args.folder, args.sets, args.share)
+    if args.verb == "measure":
+        measure(args.folder, args.sets, overrides)
 
 
 if __name__ == "__main__":
