@@ -1,5 +1,6 @@
 """The tokenizer on grids of every rank, its artefact, its fingerprint, and what it says about wrong inputs."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -408,3 +409,50 @@ def test_no_samples_have_no_codes(tokenizer):
     codes = tokenizer.encode(torch.rand(0, 2, 8, 8), torch.ones(0, 8, 8, dtype=torch.bool))
     assert codes.shape == (0, 2, 2, 1) and codes.dtype == torch.int64
     assert tokenizer.decode(codes).shape == (0, 2, 8, 8)
+
+
+# Other types of numbers
+
+_VQ = {"name": "quant/vq", "codebook_size": 32, "latent_dim": 4}
+QUANTIZERS = {
+    "vq": _VQ,
+    "euclidean": {**_VQ, "normalize": False},
+    "code-dim": {**_VQ, "code_dim": 2},
+    "fsq": {"name": "quant/fsq", "levels": [5, 5, 5]},
+    "lfq": {"name": "quant/lfq", "codebook_size": 64},
+    "bsq": {"name": "quant/bsq", "codebook_size": 64},
+    "simvq": {"name": "quant/simvq", "codebook_size": 32, "latent_dim": 4},
+    "ibq": {"name": "quant/ibq", "codebook_size": 32, "latent_dim": 4},
+    "memcodes": {"name": "quant/memcodes", "codebook_size": 32, "latent_dim": 8},
+    "residual": {"name": "quant/residual", "depth": 2, "quantizer": _VQ},
+    "product": {"name": "quant/product", "groups": 2, "quantizer": _VQ},
+    "vqp": {"name": "quant/vqp", "method": "vq", "codebook_size": 32, "latent_dim": 4},
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_a_cast_tokenizer_encodes_and_decodes(name):
+    """The quantizer keeps its numbers, so the codes are those of its latents in fp32."""
+    part = {"width": 16, "depth": 0, "num_heads": 2, "patch_size": 8, "grid_convs": 1}
+    tree = {
+        "modality": {"name": "rgb"},
+        "size": [32, 32],
+        "objective": {"name": "reconstruction"},
+        "model": {
+            "encoder": {"name": "vit/encoder", **part},
+            "quantizer": QUANTIZERS[name],
+            "decoder": {"name": "vit/decoder", **part},
+        },
+    }
+    whole = Tokenizer(from_tree(tree, schema=TokenizerConfig, file="test")).eval()
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    for kind in (torch.bfloat16, torch.half, torch.double):
+        cast = copy.deepcopy(whole).to(kind)
+        for before, after in zip(whole.quantizer.state_dict().values(), cast.quantizer.state_dict().values()):
+            assert torch.equal(before, after) and before.dtype == after.dtype
+        with torch.no_grad():
+            z = cast.latents(x.to(kind))
+            assert z.dtype == kind
+            codes = cast.encode(x.to(kind))
+            assert torch.equal(codes, whole.quantizer(z.float()).codes)
+            assert torch.allclose(cast.decode(codes).float(), whole.decode(codes), atol=0.05)

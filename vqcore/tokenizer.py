@@ -232,6 +232,17 @@ class Tokenizer(nn.Module):
                 extras[label] = finish(each, extras[label])
         return replace(batch, x=finish(self.modality, batch.x), extras=extras, finished=True)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "Tokenizer":
+        """Move or cast all parts. A cast such as `.bfloat16()` leaves the quantizer in fp32, where codes are chosen."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            return made if made.dtype == tensor.dtype else tensor.to(made.device)
+
+        for child in self.children() if recurse else ():
+            child._apply(moved if child is self.quantizer else fn)
+        return super()._apply(fn, recurse=False)
+
     def latents(self, x: Tensor) -> Float[Tensor, "b *grid d"]:
         """The input of the quantizer. `x` is float `(b, c, *size)`, or a class map `(b, *size)` of integers."""
         with self.autocast():
@@ -267,7 +278,7 @@ class Tokenizer(nn.Module):
 
     def lookup(self, codes: Tensor | np.ndarray) -> Float[Tensor, "b *grid d"]:
         """The quantized latents of codes `(b, *grid, q)`. Raises `ValueError` for what cannot be such codes."""
-        return self.quantizer.decode(self._as_codes(codes))
+        return self.quantizer.decode(self._as_codes(codes)).to(self.proj.weight.dtype)
 
     @torch.no_grad()
     def decode(
