@@ -67,12 +67,14 @@ def run(command: str) -> int:
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """A folder with `photos` and `base.yaml` is the working directory; the registry is fresh."""
+    """A folder with `photos`, `heldout` and `base.yaml` is the working directory; the registry is fresh."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    for number in range(4):
-        pixels = np.random.default_rng(number).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((24, 20), Image.Resampling.BICUBIC).save(f"photos/{number}.png")
+    for first, folder in enumerate(("photos", "heldout")):
+        (tmp_path / folder).mkdir()
+        for number in range(4):
+            pixels = np.random.default_rng((first, number)).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+            picture = Image.fromarray(pixels).resize((24, 20), Image.Resampling.BICUBIC)
+            picture.save(f"{folder}/{number}.png")
     registry.cache_clear()
     write(BEFORE.blocks)
     yield tmp_path

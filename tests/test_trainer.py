@@ -347,7 +347,7 @@ def test_evaluation_needs_data(tmp_path):
     waves = run_config(tmp_path / "run").data
     assert waves.name == "toy/waves"
     config = run_config(tmp_path / "run", data__evaluate=False, eval={"every": 2})
-    with pytest.raises(DataError, match=r"Set data.eval_path"):
+    with pytest.raises(DataError, match=r"Set data\.eval_share=0\.1 or data\.eval_path"):
         train(config)
     run = train(run_config(tmp_path / "none", data__evaluate=False))
     assert run.progress.evaluation == {} and resolve(tmp_path / "none").path.name == "step_6"

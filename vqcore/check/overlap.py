@@ -46,7 +46,8 @@ def overlap(trained: Data, held: Data, setting: str) -> Iterator[Finding]:
         f"{len(twice)} of {len(found)} held-out samples that were compared with {compared} training samples"
     )
     key, other_key = twice[0]
-    what = f"the held-out samples are training samples too ({counts}): {key} has the content of {other_key}"
+    example = f"{key} is one of both" if key == other_key else f"{key} has the content of {other_key}"
+    what = f"the held-out samples are training samples too ({counts}): {example}"
     remedy = "Metrics say nothing about new samples then. " + (
         "Remove the copies, or keep them on one side with data.group."
         if setting == "data.eval_share"
