@@ -415,7 +415,7 @@ def test_a_verdict_with_k_means(run, capsys):
     ("sentences", "shown"),
     [
         ([], "Clearly better than each of these baselines."),
-        (["the codes say <b>little</b>"], "The codes say <b>little"),
+        (["codes say <b>little</b>"], "Codes say <b>little"),
     ],
 )
 def test_the_sentences_of_a_verdict(run, sentences, shown):
