@@ -3,13 +3,17 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from toys import run_config, toy  # noqa: F401
 
+from vqcore.cli import main
 from vqcore.evaluate import collisions
 from vqcore.evaluate.collisions import NAMES, Collisions
-from vqcore.evaluate.usage import reachable
+from vqcore.evaluate.usage import CodeWindow, reachable
 from vqcore.evaluate.verdict import verdicts
+from vqcore.trainer import train
 
 HERE, ANYWHERE = NAMES
 
@@ -118,3 +122,37 @@ class TestReach:
     def test_large_numbers_take_no_memory(self):
         usage, perplexity = reachable(10**13, 2**18)
         assert usage == 1.0 and perplexity == pytest.approx(2**18, rel=1e-3)
+
+
+# ----------------------------------------------------------------------------------------------- a run, end to end
+
+
+@pytest.mark.usefixtures("toy")
+class TestTrained:
+    def test_codes_that_follow_a_large_offset_warn(self, tmp_path, capsys, caplog):
+        """Each position has its own large value, and what differs between samples is small."""
+        rng = np.random.default_rng(0)
+        places = np.linspace(-0.9, 0.9, 64).reshape(1, 1, 8, 8)
+        np.save(tmp_path / "x.npy", (places + rng.normal(0, 0.005, (40, 2, 8, 8))).astype(np.float32))
+        tree = run_config(
+            tmp_path / "run",
+            data__name="array",
+            data__path=str(tmp_path / "x.npy"),
+            data__eval_path=str(tmp_path / "x.npy"),
+            optim__lr=1e-6,
+        )
+        run = train(tree)
+        # The toy tokenizer has learned nothing: its constant is better, but a mean over places is not.
+        found = run.progress.evaluation
+        assert found["eval/codes/bits_at_position"] < 0.5 * found["eval/codes/bits_anywhere"]
+        said = capsys.readouterr().out
+        assert "warning: the tokenizer is not clearly better than a constant" in said
+        assert "warning: the codes say little but where they are" in said
+        assert main(["eval", str(tmp_path / "run")]) == 0
+        assert "the codes say little but where they are" in caplog.text
+
+    def test_a_collapse_waits_for_the_end_of_the_warm_up(self, tmp_path, monkeypatch):
+        calls = []
+        monkeypatch.setattr(CodeWindow, "change", lambda self, metrics: calls.append(1))
+        train(run_config(tmp_path / "run", optim__warmup=4))
+        assert len(calls) == 2  # after steps 5 and 6

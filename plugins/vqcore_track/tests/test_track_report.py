@@ -386,3 +386,65 @@ def test_a_page_that_fails_is_a_warning_with_the_command(tmp_path, monkeypatch, 
 def test_samples_must_be_a_number():
     with pytest.raises(ValueError, match="samples=0 must be at least 1"):
         Report.Config(samples=0)
+
+
+# The verdict
+
+
+def said(run):
+    return " ".join(written(run).said.split())
+
+
+def test_a_verdict_without_vqcore_eval_has_the_constant(run):
+    """The evaluation of training is enough."""
+    text = said(run)
+    assert "Verdict" in text and "this tokenizer" in text and "constant" in text
+    assert "k-means at equal bits is left out" in text.replace("K-means", "k-means")
+
+
+def test_a_verdict_with_k_means(run, capsys):
+    assert main(["eval", str(run)]) == 0
+    capsys.readouterr()
+    text = said(run)
+    facts = json.loads((run / "eval.json").read_text())["kmeans"]
+    assert f"fitted to {facts['patches']} patches of {facts['crops']} training crops" in text
+    assert "(a token of this tokenizer has 4)" in text
+
+
+@pytest.mark.parametrize(
+    ("sentences", "shown"),
+    [
+        ([], "Clearly better than each of these baselines."),
+        (["codes say <b>little</b>"], "Codes say <b>little"),
+    ],
+)
+def test_the_sentences_of_a_verdict(run, sentences, shown):
+    assert main(["eval", str(run)]) == 0
+    report = json.loads((run / "eval.json").read_text())
+    report["results"][0]["verdict"] = sentences
+    (run / "eval.json").write_text(json.dumps(report))
+    text = said(run)
+    assert shown in text and ("Clearly better" in text) == (not sentences)
+
+
+def test_few_tokens_are_held_against_what_they_can_show(run):
+    assert main(["eval", str(run)]) == 0
+    report = json.loads((run / "eval.json").read_text())
+    report["results"][0]["metrics"] |= {"codes/usage": 0.2, "codes/usage_possible": 0.231}
+    (run / "eval.json").write_text(json.dumps(report))
+    tile = re.compile(r"20\.0 % of 23\.1 ?% that so few tokens can reach")
+    assert tile.search(said(run))
+    report["results"][0]["metrics"] |= {"codes/usage_possible": 0.999, "codes/perplexity_possible": 15.9}
+    (run / "eval.json").write_text(json.dumps(report))
+    assert not re.search(r"of [0-9.]+ ?%? that so few tokens can reach", said(run))
+
+
+def test_a_collapse_that_is_over_is_no_problem(run):
+    collapse = {"step": 2, "event": "codebook collapse", "detail": "the codebook has collapsed"}
+    (run / "events.jsonl").write_text(json.dumps(collapse) + "\n")
+    assert "the codebook has collapsed" in said(run)
+    over = {"step": 4, "event": "codebook recovered", "detail": "in use again"}
+    (run / "events.jsonl").write_text(json.dumps(collapse) + "\n" + json.dumps(over) + "\n")
+    text = said(run)
+    assert "the codebook has collapsed" not in text and "The run recorded no problems." in text
+    assert "interrupted" not in text

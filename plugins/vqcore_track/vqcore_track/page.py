@@ -86,7 +86,7 @@ def render(record: Record, gallery: Gallery) -> str:
         parts=[part for part in parts if part],
         events=_events(record),
         problems=_problems(record),
-        resumed=sum(event.get("event") in _HARMLESS for event in record.events),
+        resumed=sum(event.get("event") == "resumed" for event in record.events),
         MOST_EVENTS=MOST_EVENTS,
         tiles=_tiles(record, tables),
         reach=_reach(tables),
