@@ -439,9 +439,11 @@ def written(found: Draft, folder: Path) -> str:
     tokens = math.prod(side // one for side, one in zip(found.size, found.patch))
     trained = tokens * found.samples
     codes = next((n for n in (4096, 1024, 256) if trained >= 16 * n), 64)
-    batch = max(4, min(64, 1024 // tokens, found.samples // 4 or 1))
-    steps = 2000
-    minutes = max(1, round(steps * batch * tokens * _SECONDS / 60))
+    solid = len(found.size) == 3
+    batch = max(2 if solid else 4, min(64, 1024 // tokens, found.samples // 4 or 1))
+    steps = 1000 if solid else 2000
+    # A convolution on a grid of three axes multiplies 27 neighbours, one of two axes 9.
+    minutes = max(1, round(steps * batch * tokens * (3 if solid else 1) * _SECONDS / 60))
     has_report = any(one.name == "track/report" for one in registry().components("hook"))
     lines = [
         f"# Drafted by `vqcore new config {folder}`. Lines with 'please check' are guesses.",
