@@ -67,7 +67,7 @@ def _settings(cls: type) -> None:
         default = REQUIRED if setting.default == REQUIRED else f"default {setting.default}"
         _explain(setting.name, setting.type, default, setting.text)
         for inner in typing.get_args(typing.get_type_hints(cls)[setting.name]):
-            if dataclasses.is_dataclass(inner) and inner.__module__.startswith("vqcore.modalities"):
+            if isinstance(inner, type) and inner.__module__ == "vqcore.modalities.scale":
                 for own in settings(inner):
                     _explain(f"{setting.name}.{own.name}", own.type, f"default {own.default}", own.text)
 
