@@ -63,15 +63,14 @@ def _section(name: str) -> None:
             _settings(inner[0])
 
 
-def _settings(cls: type) -> None:
+def _settings(cls: type, above: str = "") -> None:
+    """Print the settings of a class, those of a mapping of settings after the mapping itself."""
     for setting in settings(cls):
         default = REQUIRED if setting.default == REQUIRED else f"default {setting.default}"
-        _explain(setting.name, setting.type, default, setting.text)
+        _explain(f"{above}{setting.name}", setting.type, default, setting.text)
         for inner in typing.get_args(typing.get_type_hints(cls)[setting.name]):
-            known = isinstance(inner, type) and dataclasses.is_dataclass(inner)
-            if known and inner.__module__.startswith("vqcore.modalities"):
-                for own in settings(inner):
-                    _explain(f"{setting.name}.{own.name}", own.type, f"default {own.default}", own.text)
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                _settings(inner, f"{setting.name}.")
 
 
 def _sampling(objective_cls: type) -> None:

@@ -88,7 +88,6 @@ class Channels:
     """
 
     in_units = True
-    of_constant = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(BaseConfig):

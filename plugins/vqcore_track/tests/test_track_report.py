@@ -136,6 +136,9 @@ def test_what_vqcore_eval_measured_is_shown(run):
     shown = json.loads((run / "eval.json").read_text())
     assert shown["protocol"]["set"]["sha256"] in found.said and "trained weights" in found.said
     assert f"{shown['results'][0]['metrics']['metric/psnr']:.5g} dB" in found.said
+    assert "Errors of each channel in the units of the files" in found.said
+    assert f"{shown['results'][0]['metrics']['metric/channels/rmse/1']:.5g}" in found.said
+    assert "metric/channels" not in found.said  # a row for each would be long
 
     shown["checkpoint"] = "step_2"
     (run / "eval.json").write_text(json.dumps(shown))

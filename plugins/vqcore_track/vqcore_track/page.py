@@ -99,7 +99,8 @@ def render(record: Record, gallery: Gallery) -> str:
         curves=_curves(record),
         use=_use_of_codes(gallery),
         heads=heads,
-        tables=tables,
+        tables=[_without_channels(table) for table in tables],
+        channels=[(head, found) for head, table in zip(heads, tables) if (found := _channels(table))],
         protocol=_protocol(record),
         progress=_progress(record),
         provenance=_provenance(record, gallery),
@@ -176,6 +177,25 @@ def _verdicts(record: Record) -> list[dict[str, Any]]:
     return found
 
 
+def _channels(table: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The errors of each channel, by channel and by kind of error: of `metric/LABEL/rmse/B02` and the like."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in table.items():
+        if _is_of_channel(name):
+            _, _, part, channel = name.split("/")
+            found.setdefault(channel, {})[part] = value
+    return found
+
+
+def _without_channels(table: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in table.items() if not _is_of_channel(name)}
+
+
+def _is_of_channel(name: str) -> bool:
+    family, _, rest = name.partition("/")
+    return family == "metric" and rest.count("/") == 2 and rest.split("/")[1] in ("rmse", "mae", "bias")
+
+
 def _events(record: Record) -> list[tuple[int, str, str]]:
     """Step, name and detail of each event that is a problem; no collapse from which the codebook has recovered."""
     found: list[tuple[int, str, str]] = []
@@ -238,7 +258,7 @@ def _curves(record: Record) -> dict[str, list[Chart]]:
     quality = [
         name
         for name in eval_names(record.curves)
-        if _family(name) == "metric" and not name.endswith(("/low", "/high"))
+        if _family(name) == "metric" and not name.endswith(("/low", "/high")) and not _is_of_channel(name)
     ]
     rest = [name for name in names if name not in (*losses, *codes, *metrics)]
     groups = {
