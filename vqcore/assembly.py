@@ -12,6 +12,7 @@ from vqcore import dist
 from vqcore.borrowed import Lender, Loans
 from vqcore.data.reader import check_rides
 from vqcore.data.sizes import nominal_size, sizes
+from vqcore.data.windows import windowed
 from vqcore.errors import ConfigError, DataError, did_you_mean, in_bytes, listed
 from vqcore.evaluate.best import check_best
 from vqcore.evaluate.measure import Metrics, build_metrics
@@ -162,8 +163,12 @@ def build_extra(config: RunConfig, size: tuple[int, ...]) -> dict[str, Modality]
 
 
 def open_data(config: RunConfig, modality: Modality, extra: dict[str, Modality], split: str) -> Data:
-    """The samples of a split, `train` or `eval`. Raises `DataError` where there are none."""
-    return registry().build("data", config.data, "data", split=split, modality=modality, extra=extra)
+    """The samples of a split, `train` or `eval`; an evaluation goes over all windows of a sample that is longer.
+
+    Raises `DataError` where there are none.
+    """
+    data = registry().build("data", config.data, "data", split=split, modality=modality, extra=extra)
+    return windowed(data, modality, modality.spec.size) if split == "eval" else data
 
 
 def eval_sizes(config: RunConfig, tokenizer: Tokenizer) -> list[tuple[int, ...]]:

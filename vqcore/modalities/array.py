@@ -4,6 +4,7 @@ A file has the shape `(channels, *size)`, or `(*size, channels)` with `channels_
 no channel axis, and a vector (nominal size 1) needs no other axis; `show` leaves these axes out.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqcore import config
-from vqcore.data.npy import read_array
+from vqcore.data.npy import map_array, read_array
 from vqcore.errors import DataError, SettingError
-from vqcore.modalities.views import centred_box, pixels, scaled_box, view_of
-from vqcore.protocols import DataSpec, Kind, View, expand
+from vqcore.modalities.views import pixels, sized_box, view_of
+from vqcore.protocols import DataSpec, Kind, Sizing, View, expand
 
 SLACK = 0.01
 """Values may lie outside the declared range by this share of the range; such values are clipped."""
@@ -65,10 +66,14 @@ class Array:
         """Unit vectors only: files with a vector whose length is further from 1 are refused."""
         channels_last: bool = False
         """The channel axis is the last axis in the files."""
+        sizing: Sizing | tuple[Sizing, ...] | None = None
+        """How a sample gets the size, one word or one per axis: window (parts of this length; evaluation and tokenize
+        go over all of the sample), pad (all of the sample, filled up and masked), crop (the middle, in the proportions
+        of the size, resized), resize (all, resized). Null: window for one axis, crop for more."""
         hflip: float = 0.0
         """Share of the training samples whose last axis is mirrored; the components of vectors stay unchanged."""
         min_crop_scale: float = 1.0
-        """Smallest share of the sample that a training crop keeps; 1 means no random crops."""
+        """Smallest share of the sample that a training crop keeps; 1 means no random crops. Windows are never scaled."""
 
         def __post_init__(self) -> None:
             _check_channels(self)
@@ -95,6 +100,7 @@ class Array:
         fits = size is not None and _rank_of(size) in (None, rank)
         nominal = size if fits or cfg.size is None else cfg.size
         assert nominal is not None
+        self.sizing = _sizing_of(cfg, expand(nominal, rank))
         bounded = cfg.range is not None or cfg.kind not in ("continuous", "categorical")
         self.cfg = cfg
         self.spec = DataSpec(
@@ -125,13 +131,17 @@ class Array:
         """Lengths of the axes besides channels."""
         return raw.shape[1:]
 
+    def extent_of(self, source: Any) -> tuple[int, ...]:
+        """The extent of a file, from its header, or of an array."""
+        is_file = isinstance(source, (str, Path))
+        name = str(source) if is_file else "array in memory"
+        array = map_array(Path(source), name) if is_file else np.asarray(source)
+        return self._with_channels_first(array, name).shape[1:]
+
     def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
-        """The largest centred box with the aspect ratio of `size`, or in training a part of it, sometimes mirrored."""
-        if rng is None:
-            return view_of(centred_box(extent, size), extent, size)
-        crops = self.cfg.min_crop_scale < 1
-        box = scaled_box(extent, size, rng, self.cfg.min_crop_scale) if crops else centred_box(extent, size)
-        return view_of(box, extent, size, flip=bool(rng.random() < self.cfg.hflip))
+        """The part that `sizing` says: the middle, or in training a part from anywhere, sometimes mirrored."""
+        box = sized_box(extent, size, self.sizing, rng, self.cfg.min_crop_scale)
+        return view_of(box, extent, size, flip=rng is not None and bool(rng.random() < self.cfg.hflip))
 
     def ride(self, view: View, main: DataSpec) -> View:
         """Beside samples with another number of axes: the whole array, at its own nominal size."""
@@ -283,6 +293,23 @@ def _rank_of(size: int | tuple[int, ...] | None) -> int | None:
     return 1 if size == 1 else None
 
 
+def _sizing_of(cfg: Array.Config, size: tuple[int, ...]) -> tuple[Sizing, ...]:
+    """What happens along each axis. Raises `SettingError` for a wrong number of words, and for words that do nothing."""
+    if cfg.sizing is None:
+        # A vector has nothing to draw windows from.
+        return ("window",) if len(size) == 1 and size != (1,) else ("crop",) * len(size)
+    given = (cfg.sizing,) * len(size) if isinstance(cfg.sizing, str) else cfg.sizing
+    if len(given) != len(size):
+        raise SettingError("sizing", f"{list(given)} has {len(given)} words, but samples have {len(size)} axes")
+    if given.count("crop") == 1:
+        raise SettingError(
+            "sizing", "crop keeps the proportions of two axes or more; for one axis take window, resize or pad"
+        )
+    if not {"crop", "resize"} & set(given):
+        config.refuse_idle(cfg, f"sizing={given[0]}", "min_crop_scale")
+    return given
+
+
 def _check_channels(cfg: Array.Config) -> None:
     if (cfg.kind == "categorical") != (cfg.labels is not None):
         raise SettingError(
@@ -318,8 +345,18 @@ def _nearest(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _linear(x: Float[Tensor, "c *extent"], size: tuple[int, ...]) -> Float[Tensor, "c *size"]:
-    mode = ("linear", "bilinear", "trilinear")[len(size) - 1]
+    """Linear interpolation; where an axis gets shorter, each new value is a mean, so that nothing is aliased."""
+    if len(size) == 2:
+        return _filtered(x, size)
+    # `interpolate` filters two axes only, so each axis takes a turn as the first of two.
+    for axis, side in enumerate(size, start=1):
+        if x.shape[axis] != side:
+            planes = x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)
+            x = _filtered(planes, (side, planes.shape[2])).reshape(*x.shape[:axis], side, *x.shape[axis + 1 :])
+    return x
+
+
+def _filtered(x: Float[Tensor, "c h w"], size: tuple[int, ...]) -> Float[Tensor, "c *size"]:
     batch = rearrange(x, "... -> 1 ...")
-    # `interpolate` has antialiasing for two axes only.
-    batch = F.interpolate(batch, size, mode=mode, align_corners=False, antialias=len(size) == 2)
+    batch = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
     return rearrange(batch, "1 ... -> ...")

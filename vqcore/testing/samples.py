@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vqcore.data.reader import opened
+from vqcore.data.reader import opened, sized
 from vqcore.errors import DataError, VqcoreError
 from vqcore.evaluate.rows import for_summary
 from vqcore.protocols import (
@@ -367,10 +367,10 @@ def _raw(data: Any, index: int, label: str, reader: Any) -> Tensor:
     given = data.get(index, label) if label else data.get(index)
     try:
         found = opened(reader, given)
-        extent = found.extent
+        found.extent
     except (DataError, OSError) as error:
         raise AssertionError(f"reading law: sample {index} ('{label}') cannot be read: {error}") from error
-    return reader.tensor(found.raw, found.within(reader.view(extent, reader.spec.size, None)))
+    return reader.tensor(found.raw, found.within(sized(reader, found, reader.spec.size)))
 
 
 def _same(one: Any, other: Any) -> bool:
