@@ -291,3 +291,16 @@ def test_a_folder_of_files_is_read_whole(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no \.safetensors file"):
         (tmp_path / "empty").mkdir()
         read(tmp_path / "empty")
+
+
+def test_a_home_folder_that_nobody_knows_costs_only_time(tmp_path, monkeypatch):
+    save_file({"a": torch.zeros(2)}, tmp_path / "net.safetensors")
+
+    def unknown(path):
+        if not str(path).startswith("~"):
+            return path
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    assert read(str(tmp_path / "net.safetensors"))[1] == sha256({"a": torch.zeros(2)})

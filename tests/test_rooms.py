@@ -8,7 +8,19 @@ import pytest
 CORE = Path(__file__).parents[1] / "vqcore"
 PLUGINS = Path(__file__).parents[1] / "plugins"
 ROOMS = (
-    ("errors", "streams", "files", "reading", "plugin", "config", "schema", "rng", "protocols", "memory"),
+    (
+        "errors",
+        "streams",
+        "files",
+        "reading",
+        "plugin",
+        "config",
+        "schema",
+        "rng",
+        "protocols",
+        "memory",
+        "network",
+    ),
     ("registry", "builtin", "dist"),
     ("console",),
     ("compose",),

@@ -151,9 +151,6 @@ IDLE = {
     (
         "model.encoder={name: vit/mlp-encoder, kind: plain, expansion: 2}",
     ): r"expansion=2 does nothing with kind=plain",
-    (
-        "model.encoder={name: vit/timm-encoder, model: x, frozen: true, drop_path: 0.1}",
-    ): r"drop_path=0.1 does nothing",
     ("model.quantizer.kmeans_iters=3",): r"kmeans_iters=3 does nothing with kmeans_init=false",
     (
         "model.quantizer.dead_code=null",

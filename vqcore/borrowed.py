@@ -16,8 +16,7 @@ import os
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,9 @@ from vqcore.artefacts.folder import load_tensors
 from vqcore.artefacts.formats import read_pickle
 from vqcore.errors import CheckpointError, PluginLoadError, VqcoreError, did_you_mean, listed
 from vqcore.files import local, write_text
+from vqcore.network import asked, asking, closed_unless_asked
 from vqcore.protocols import Borrows, borrowed
 
-_DOWNLOAD: ContextVar[bool] = ContextVar("vqcore_download", default=False)
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HUB = "hf://"
@@ -117,7 +116,7 @@ def _found(place: str) -> Path:
             f"{place}: write hf://user/name, hf://user/name@revision or hf://user/name#path/in/it"
         )
     patterns = (inside,) if inside else ("*.safetensors",)
-    folder = hub.download(*named, patterns, cached=not _DOWNLOAD.get())
+    folder = hub.download(*named, patterns, cached=not asked())
     path = folder / inside
     if not path.exists() or not Path(os.path.normpath(path)).is_relative_to(folder):
         raise CheckpointError(f"{place}: {named[0]} has no file '{inside}'")
@@ -155,14 +154,15 @@ def _sha256(tensors: Mapping[str, Tensor], files: list[Path]) -> str:
     found = [(file.resolve(), file.stat()) for file in files]
     status = [(str(path), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in found]
     key = hashlib.sha256(json.dumps(status).encode()).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqcore" / "borrowed.json"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vqcore" / "borrowed.json"
     known: dict[str, str] = {}
-    with suppress(OSError, ValueError, TypeError):
-        known = dict(json.loads(cache.read_text(encoding="utf-8")))
+    # A cache that cannot be read or written, or a home folder that nobody knows, only costs time.
+    with suppress(OSError, ValueError, TypeError, VqcoreError):
+        known = dict(json.loads(local(cache).read_text(encoding="utf-8")))
     if key not in known:
         known[key] = sha256(tensors)
-        with suppress(OSError):  # a cache that cannot be written only costs time
-            write_text(cache, json.dumps(known))
+        with suppress(OSError, VqcoreError):
+            write_text(local(cache), json.dumps(known))
     return known[key]
 
 
@@ -248,7 +248,7 @@ class Lender:
     def _lend(self, path: str, module: Borrows, keys: list[str]) -> Loans:
         names = borrowed(module)
         places = {name: place for name in names if (place := self._place(f"{path}.{name}", keys)) is not None}
-        with _downloading(self.download):
+        with asking(self.download or asked()), closed_unless_asked():
             try:
                 hashes = dict(module.borrow(places))
             except VqcoreError as error:
@@ -322,15 +322,6 @@ def compare_loans(
                 f"{folder}: {key} has the SHA-256 {loan['sha256'][:16]}, but this run was trained with {wanted[:16]}. "
                 f"Give the weights of this run: --borrow {key}=PATH."
             )
-
-
-@contextmanager
-def _downloading(allowed: bool) -> Iterator[None]:
-    token = _DOWNLOAD.set(allowed)
-    try:
-        yield
-    finally:
-        _DOWNLOAD.reset(token)
 
 
 def _borrowers(root: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Borrows]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from vqcore import __version__
+from vqcore import __version__, network
 from vqcore.errors import VqcoreError, cause, no_memory, printable
 from vqcore.registry import Registry, registry
 from vqcore.streams import INTERRUPTED, interruptible
@@ -202,7 +202,9 @@ def _borrowing(parser: argparse.ArgumentParser) -> None:
         help="where weights lie that a part borrows, e.g. decoder.base=weights/base.safetensors",
     )
     parser.add_argument(
-        "--download", action="store_true", help="fetch borrowed weights from the hub if they are not here"
+        "--download",
+        action="store_true",
+        help="fetch published and borrowed weights that are not here from their hub",
     )
 
 
@@ -291,7 +293,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             registry().add_file(args.plugin)
         verb = importlib.import_module(f"vqcore.commands.{_module(args.verb)}")
         interruptible()
-        return verb.run(args)
+        with network.asking(getattr(args, "download", False)):
+            return verb.run(args)
     except VqcoreError as error:
         if args.debug:
             traceback.print_exc()

@@ -6,7 +6,7 @@ a component with its own settings; `vqcore show NAME` lists the settings.
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vqcore.config import Config, refuse_idle, slot, slots
 from vqcore.errors import SettingError
@@ -44,7 +44,13 @@ FormatArg = OptimArg | tuple[OptimArg, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """Settings of every component of kind `data`. A component adds its own settings."""
+    """Settings of every component of kind `data`. A component adds its own settings.
+
+    `locations` lists the settings that say where the samples lie, and nothing else: a run may go on with other values
+    of them, if the samples are the same as at its first start.
+    """
+
+    locations: ClassVar[tuple[str, ...]] = ()
 
     modality: Config = slot("modality")
     """What a sample is, and how a sample is read, cropped, resized, normalised and shown."""

@@ -49,6 +49,7 @@ from vqcore.data.reader import opened
 from vqcore.errors import CheckpointError, ConfigError, SettingError, VqcoreError, listed
 from vqcore.files import local, write_text
 from vqcore.memory import TooLarge, within_memory
+from vqcore.network import asked, asking, closed_unless_asked
 from vqcore.protocols import (
     Batch,
     DataSpec,
@@ -108,7 +109,7 @@ class Tokenizer(nn.Module):
         catalogue = registry_ or registry()
 
         def build(kind: str, path: str, cfg: Config, **wiring: Any) -> Any:
-            with seeded(seed, "init", kind):
+            with seeded(seed, "init", kind), closed_unless_asked():
                 return catalogue.build(kind, cfg, path, **wiring)
 
         self.cfg, self.registry = cfg, catalogue
@@ -146,7 +147,7 @@ class Tokenizer(nn.Module):
 
     def build_objective(self, cfg: ObjectiveConfig, seed: int) -> None:
         """Build how the decoder is trained and sampled; `seed` fixes initial weights that an objective may have."""
-        with seeded(seed, "init", "objective"):
+        with seeded(seed, "init", "objective"), closed_unless_asked():
             made = self.registry.build("objective", cfg, "objective", spec=self.spec)
         # Not registered as a child: discriminators and teachers of an objective are no part of a tokenizer.
         self.__dict__["objective"] = made
@@ -158,10 +159,14 @@ class Tokenizer(nn.Module):
         self.loans = lender.lend({"modality": self.modality, **roots})
 
     def fetch(self, parts: Sequence[str] = ("encoder", "quantizer", "decoder")) -> None:
-        """Load the published weights of parts that start from them (`fetch` in `vqcore.protocols`)."""
+        """Load the published weights of parts that start from them (`fetch` in `vqcore.protocols`).
+
+        What is missing on this machine is downloaded only where the user asked for it (`vqcore.network`).
+        """
         for name in parts:
             try:
-                fetch(getattr(self, name))
+                with closed_unless_asked():
+                    fetch(getattr(self, name))
             except CheckpointError as error:
                 raise error.at(f"model.{name}") from error
 
@@ -510,7 +515,8 @@ class Tokenizer(nn.Module):
             foreign = read_foreign(
                 named.path, named.format, source=named.source, allow_pickle=allow_pickle, registry_=registry_
             )
-            tokenizer = cls(foreign.config, encoder_only=encoder_only, fetch=False, registry_=registry_)
+            with asking(download or asked()):
+                tokenizer = cls(foreign.config, encoder_only=encoder_only, fetch=False, registry_=registry_)
             tokenizer.precision = precision
             tokenizer._borrow_all(borrowed, {}, download)
             tokenizer.fill(foreign.tensors, str(named))
@@ -521,7 +527,8 @@ class Tokenizer(nn.Module):
         cfg = read_config(folder, registry_)
         if named.run is not None:
             cfg = with_places(cfg, named.run, registry_)
-        tokenizer = cls(cfg, encoder_only=encoder_only, fetch=False, registry_=registry_)
+        with asking(download or asked()):
+            tokenizer = cls(cfg, encoder_only=encoder_only, fetch=False, registry_=registry_)
         tokenizer._borrow_all(borrowed, made.get("borrowed", {}), download)
         tokenizer.precision = precision
         tokenizer.load_weights(folder, weights)

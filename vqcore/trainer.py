@@ -26,6 +26,7 @@ from vqcore.errors import ConfigError, RunError, cause, listed
 from vqcore.evaluate.best import direction
 from vqcore.evaluate.compare import keys_sha256, protocol
 from vqcore.evaluate.measure import evaluate_data, sample_pictures, sampling_options
+from vqcore.network import asking
 from vqcore.protocols import Batch
 from vqcore.run.checkpoints import add_evaluation, is_evaluated, resume, roll_back, save
 from vqcore.run.folder import check_folder, log_event, log_metrics, opened
@@ -48,13 +49,13 @@ def train(config: RunConfig, access: Access | None = None) -> Run:
         torch.set_num_threads(config.run.threads)
     torch.use_deterministic_algorithms(config.run.deterministic)
     device = pick_device(config.run.device)
-    with dist.process_group(device):
+    with dist.process_group(device), asking(bool(access and access.download)):
         with dist.together():
             check_folder(config)
         run = build(config, device, access)
         with dist.together():
             settle(cheap(run))
-        with opened(config):
+        with opened(config, run.data):
             resume(run)
             error: BaseException | None = None
             try:

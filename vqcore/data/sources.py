@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Folder:
     @dataclass(frozen=True, kw_only=True)
     class Config(DataConfig):
         """Settings of a folder of files."""
+
+        locations: ClassVar[tuple[str, ...]] = ("path", "extra_path")
 
         path: str
         """Folder of the training samples."""
@@ -91,6 +93,8 @@ class ArrayFile:
     @dataclass(frozen=True, kw_only=True)
     class Config(DataConfig):
         """Settings of an array file."""
+
+        locations: ClassVar[tuple[str, ...]] = ("path",)
 
         path: str
         """File of the training samples: .npy or .npz."""

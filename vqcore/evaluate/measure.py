@@ -17,6 +17,7 @@ from vqcore.data.windows import at_size
 from vqcore.errors import DataError
 from vqcore.evaluate.rows import Rows, for_summary, intervals
 from vqcore.evaluate.usage import CodeCounts
+from vqcore.network import closed_unless_asked
 from vqcore.protocols import (
     Batch,
     Data,
@@ -49,7 +50,7 @@ class Metrics(dict[str, Metric]):
         """These metrics, set up on a device. They are set up before their first use only."""
         if self.device != device:
             for label, metric in self.items():
-                with seeded(0, "metric", label):
+                with seeded(0, "metric", label), closed_unless_asked():
                     set_up(metric, device)
             self.device = device
         return self

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vqcore import dist
@@ -53,6 +54,7 @@ _STATE = {
     "skipped": int,
     "ema_updates": int,
     "world_size": int,
+    "threads": int,
     "tensors": Each([int]),
 }
 """The shape of `state.json`; `tensors` has the shape of each tensor of `state.safetensors`."""
@@ -160,6 +162,7 @@ def _write_state(run: Run, folder: Path) -> None:
         "skipped": run.progress.skipped,
         "ema_updates": run.ema.updates if run.ema else 0,
         "world_size": dist.world_size(),
+        "threads": torch.get_num_threads(),
         "tensors": {name: list(value.shape) for name, value in sorted(tensors.items())},
     }
     write_text(folder / STATE, json.dumps(state, indent=2) + "\n")
@@ -192,6 +195,14 @@ def _read_state(run: Run, folder: Path) -> None:
             dist.world_size(),
         )
         return
+    if run.device.type == "cpu" and state["threads"] != torch.get_num_threads():
+        log.warning(
+            "%s was saved with %d threads and goes on with %d: it will not end with the same bits. run.threads sets "
+            "their number.",
+            folder,
+            state["threads"],
+            torch.get_num_threads(),
+        )
     with _fitting(folder):
         run.window.load_state(_below("window/", tensors))
 

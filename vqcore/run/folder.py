@@ -9,6 +9,7 @@ import fcntl
 import glob
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,10 +24,14 @@ from vqcore.compose.build import check_readable, from_tree, saved_tree
 from vqcore.compose.describe import dump, inline
 from vqcore.config import leaves, place_keys, to_tree
 from vqcore.console import say
+from vqcore.data.identity import difference, identity
 from vqcore.errors import ConfigError, RunError, VqcoreError, cause, listed
 from vqcore.files import is_beside, write_text
-from vqcore.reading import misfit, parsed
+from vqcore.protocols import Data
+from vqcore.reading import Each, misfit, parsed, read_json
 from vqcore.schema import FREE_ON_RESUME, RunConfig
+
+log = logging.getLogger(__name__)
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
@@ -36,22 +41,22 @@ SHOWN = 5
 """How many settings are shown, with their values, if a folder holds another run."""
 
 
-def check_folder(config: RunConfig) -> None:
+def check_folder(config: RunConfig) -> list[str]:
     """Raise `RunError` unless `run.dir` is empty or holds this very run. Writes nothing.
 
-    Raises `ConfigError` for a config that could not be read back from the folder.
+    Returns the settings by which the samples lie elsewhere than when the run began. Raises `ConfigError` for a config
+    that could not be read back from the folder.
     """
     check_readable(config, dump(config))
     folder = config.run.folder
     if folder.exists() and not folder.is_dir():
         raise RunError(f"run.dir={folder} is a file, not a folder.")
-    if folder.is_dir():
-        _refuse_another_run(folder, config)
+    return _refuse_another_run(folder, config) if folder.is_dir() else []
 
 
 @contextlib.contextmanager
-def opened(config: RunConfig) -> Iterator[None]:
-    """Make the folder, lock it, and write config and provenance; rank 0 does."""
+def opened(config: RunConfig, data: Data) -> Iterator[None]:
+    """Make the folder, lock it, and write config and provenance; rank 0 does. `data` are the training samples."""
     folder = config.run.folder
     with contextlib.ExitStack() as stack:
         with dist.together():
@@ -59,13 +64,16 @@ def opened(config: RunConfig) -> Iterator[None]:
                 try:
                     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
                     stack.enter_context(_locked(folder))
-                    check_folder(config)  # again, now that nobody else can have begun
+                    moved = check_folder(config)  # again, now that nobody else can have begun
                     _clear(folder)
+                    _check_samples(config, data, moved)
                     write_text(folder / CONFIG, dump(config))
                     if not (folder / PROVENANCE).exists():
                         made = provenance_of(
                             config, world_size=dist.world_size(), threads=torch.get_num_threads()
                         )
+                        if config.data.locations:
+                            made["samples"] = identity(data, config.data.extra)
                         write_text(folder / PROVENANCE, json.dumps(made, indent=2) + "\n")
                 except OSError as error:
                     raise RunError(f"run.dir={folder} cannot be written: {cause(error)}.") from error
@@ -87,7 +95,35 @@ def log_event(folder: Path, step: int, event: str, **more: Any) -> None:
             file.write(json.dumps({"step": step, "event": event, "time": when, **more}) + "\n")
 
 
-def _refuse_another_run(folder: Path, config: RunConfig) -> None:
+def _check_samples(config: RunConfig, data: Data, moved: list[str]) -> None:
+    """Raise `RunError` if the samples lie elsewhere now and are not those of the run's first start.
+
+    A set that has grown or shrunk in its place is only said: the run goes on with the samples that are there.
+    """
+    path = config.run.folder / PROVENANCE
+    if not config.data.locations or not path.is_file():
+        there = {}
+    else:
+        there = read_json(path, RunError, {"samples?": Each(None)}).get("samples", {})
+    if moved:
+        differ = difference(there, identity(data, config.data.extra)) if there else "no record of its samples"
+        if differ:
+            raise RunError(
+                f"run.dir={config.run.dir} was trained on other samples than those of {listed(moved)}: {differ}. Give "
+                "the samples of that run, or choose another run.dir (model.full_ckpt starts from its weights)."
+            )
+        say(f"{config.run.dir}: the samples lie elsewhere now and are the same ({listed(moved)}).")
+    elif there and there["samples"] != len(data):
+        log.warning(
+            "%s: there were %s samples when the run began, and there are %d now: it will not end with the same bits.",
+            config.run.dir,
+            there["samples"],
+            len(data),
+        )
+
+
+def _refuse_another_run(folder: Path, config: RunConfig) -> list[str]:
+    """Raise `RunError` for another run in the folder; returns the settings by which its samples have moved."""
     path = folder / CONFIG
     if not path.exists():
         names = sorted(p.name for p in folder.iterdir() if not _is_beginning(p))
@@ -95,13 +131,16 @@ def _refuse_another_run(folder: Path, config: RunConfig) -> None:
             raise RunError(
                 f"run.dir={folder} holds something else ({listed(names, 3)}). Choose another folder."
             )
-        return
+        return []
     try:
         theirs = _with_defaults(saved_tree(path))
     except ConfigError as error:
         raise RunError(str(error)) from error
     # Where borrowed weights lie may differ: another machine has them elsewhere. Their hashes are compared instead.
-    if differ := config_differences(config, theirs, (*FREE_ON_RESUME, *place_keys(config))):
+    free = (*FREE_ON_RESUME, *place_keys(config))
+    differ = config_differences(config, theirs, free)
+    moved = [key for key in differ if key.split(".")[1] in config.data.locations and key.startswith("data.")]
+    if differ := [key for key in differ if key not in moved]:
         there, here = dict(leaves(theirs)), dict(leaves(to_tree(config)))
         told = [f"{key} {_value(there, key)} there, {_value(here, key)} here" for key in differ[:SHOWN]]
         more = len(differ) - len(told)
@@ -110,6 +149,7 @@ def _refuse_another_run(folder: Path, config: RunConfig) -> None:
             f"run.dir={folder} holds another run: {'; '.join(told)}{rest}. "
             f"Choose another run.dir, e.g. run.dir={_free(folder)}, or give the same settings as that run to resume it."
         )
+    return moved
 
 
 def _value(tree: dict[str, Any], key: str) -> str:

@@ -212,7 +212,7 @@ def test_weights_are_asked_for_by_fetch_alone(asked):
     assert not asked
     with pytest.raises(
         CheckpointError,
-        match=r"test_vit cannot be loaded \(cannot find .* cache\). Connect to the internet once",
+        match=r"test_vit cannot be loaded \(cannot find .* cache\). Add --download to fetch",
     ):
         encoder.fetch()
     assert asked == ["test_vit"]

@@ -33,7 +33,8 @@ class TimmEncoder(nn.Module):
         model: str
         """The name of the model in timm, e.g. vit_small_patch14_dinov2.lvd142m, convnext_tiny, hf-hub:owner/name."""
         pretrained: bool = True
-        """Start from timm's weights, downloaded once (a saved tokenizer has its own). False: from random weights."""
+        """Start from timm's weights (a saved tokenizer has its own); --download fetches them once. False: from random
+        weights."""
         frozen: bool = False
         """Keep the model fixed: no gradient, and evaluation mode even while the tokenizer trains."""
         layer: int = -1
@@ -79,8 +80,8 @@ class TimmEncoder(nn.Module):
                 theirs = self._pretrained().state_dict()
         except OSError as error:
             raise CheckpointError(
-                f"the weights of timm's {self.name} cannot be loaded ({_reason(error)}). Connect to the internet "
-                "once, or start from random weights: pretrained=false."
+                f"the weights of timm's {self.name} cannot be loaded ({_reason(error)}). Add --download to fetch "
+                "them once, or start from random weights: pretrained=false."
             ) from error
         self.model.load_state_dict({name: theirs[name] for name in self.model.state_dict()})
 
@@ -149,7 +150,8 @@ def _create(cfg: TimmEncoder.Config, spec: DataSpec, *, pretrained: bool) -> Any
     except OSError as error:
         if pretrained:
             raise
-        raise ValueError(f"timm's {cfg.model} cannot be read: {_reason(error)}") from error
+        more = ". Add --download to fetch it once" if cfg.model.startswith("hf-hub:") else ""
+        raise ValueError(f"timm's {cfg.model} cannot be read: {_reason(error)}{more}") from error
 
 
 def _reason(error: OSError) -> str:

@@ -1,0 +1,78 @@
+"""Which samples a run trains on, so that the run can go on where the same samples lie elsewhere now."""
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqcore.errors import DataError
+from vqcore.protocols import Data, Window
+
+CHOSEN = 64
+"""So many samples are compared byte by byte: those whose keys have the lowest hashes."""
+
+
+def identity(data: Data, labels: Iterable[str]) -> dict[str, Any]:
+    """Plain facts that are equal for equal samples: their number, a hash of names and sizes, a hash of some contents.
+
+    `labels` are the extra modalities, whose files count, too. A file that is missing or cannot be read is a fact as
+    well: such samples are skipped in training. Every file is asked for its size; `CHOSEN` samples are read.
+    """
+    names, labels = hashlib.sha256(), ("", *labels)
+    for index in range(len(data)):
+        sizes = [_size(data, index, label) for label in labels]
+        names.update(_line(data.key(index), *sizes))
+    contents = hashlib.sha256()
+    for _, index in heapq.nsmallest(CHOSEN, ((_hash(data.key(i)), i) for i in range(len(data)))):
+        contents.update(_line(data.key(index), *(_content(data, index, label) for label in labels)))
+    return {"samples": len(data), "names": names.hexdigest(), "contents": contents.hexdigest()}
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """What differs between two sets of samples, in words; None if the sets are equal."""
+    if there == here:
+        return None
+    if there.get("samples") != here["samples"]:
+        return f"{there.get('samples')} samples there, {here['samples']} here"
+    if there.get("names") != here["names"]:
+        return "samples have other names or sizes"
+    return f"the files have other contents ({min(CHOSEN, here['samples'])} samples were compared)"
+
+
+def _size(data: Data, index: int, label: str) -> Any:
+    try:
+        source = _source(data, index, label)
+        if isinstance(source, Path):
+            return source.stat().st_size
+    except (DataError, OSError):
+        return None
+    return (str(source.dtype), source.shape) if isinstance(source, np.ndarray) else ""
+
+
+def _content(data: Data, index: int, label: str) -> Any:
+    try:
+        source = _source(data, index, label)
+        if isinstance(source, Path):
+            with source.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    except (DataError, OSError):
+        return None
+    return _hash(np.ascontiguousarray(source).tobytes()) if isinstance(source, np.ndarray) else ""
+
+
+def _source(data: Data, index: int, label: str) -> Any:
+    given = data.get(index, label)
+    source = given.source if isinstance(given, Window) else given
+    return Path(source) if isinstance(source, str) else source
+
+
+def _line(*facts: Any) -> bytes:
+    return repr(facts).encode("utf-8", "surrogateescape")
+
+
+def _hash(text: str | bytes) -> str:
+    raw = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+    return hashlib.sha256(raw).hexdigest()
