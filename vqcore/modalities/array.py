@@ -4,7 +4,6 @@ A file has the shape `(channels, *size)`, or `(*size, channels)` with `channels_
 no channel axis, and a vector (nominal size 1) needs no other axis; `show` leaves these axes out.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -347,16 +346,15 @@ def _nearest(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 def _linear(x: Float[Tensor, "c *extent"], size: tuple[int, ...]) -> Float[Tensor, "c *size"]:
     """Linear interpolation; where an axis gets shorter, each new value is a mean, so that nothing is aliased."""
     if len(size) == 2:
-        return _filtered(x, size)
-    # `interpolate` filters two axes only, so each axis takes a turn as the first of two.
+        return _filtered(rearrange(x, "c h w -> 1 c h w"), size)[0]
+    # `interpolate` filters two axes only, so each axis takes a turn as the last of two.
     for axis, side in enumerate(size, start=1):
         if x.shape[axis] != side:
-            planes = x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)
-            x = _filtered(planes, (side, planes.shape[2])).reshape(*x.shape[:axis], side, *x.shape[axis + 1 :])
+            rows = x.movedim(axis, -1)
+            made = _filtered(rows.reshape(1, 1, -1, rows.shape[-1]), (rows[..., 0].numel(), side))
+            x = made.view(*rows.shape[:-1], side).movedim(-1, axis)
     return x
 
 
-def _filtered(x: Float[Tensor, "c h w"], size: tuple[int, ...]) -> Float[Tensor, "c *size"]:
-    batch = rearrange(x, "... -> 1 ...")
-    batch = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
-    return rearrange(batch, "1 ... -> ...")
+def _filtered(x: Float[Tensor, "1 c h w"], size: tuple[int, ...]) -> Float[Tensor, "1 c *size"]:
+    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
