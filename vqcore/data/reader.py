@@ -1,5 +1,6 @@
 """Reads one sample: the main modality and all extra modalities with the same view; masks become part of the sample."""
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from vqcore.data.cache import Cache
-from vqcore.data.windows import filled, marked, within
+from vqcore.data.windows import Cover, cut, filled, marked, within
 from vqcore.errors import ConfigError, DataError
 from vqcore.protocols import (
     Data,
@@ -31,6 +32,7 @@ from vqcore.protocols import (
     mask,
     reading,
     ride,
+    sizing,
     weight,
 )
 
@@ -95,13 +97,52 @@ def sized(
 ) -> View:
     """The view of a sample. Where the modality fills up, it has no more than there is, and may be below `size`."""
     extent = found.extent
-    return modality.view(extent, within(modality, extent, size), rng)
+    return modality.view(extent, within(sizing(modality), extent, size), rng)
 
 
 def opened(modality: Modality, given: Any) -> Opened:
     """What a modality reads of the answer of `Data.get`: a source, or a window of one."""
     window = given if isinstance(given, Window) else None
     return Opened(modality.read(given if window is None else window.source), modality, window)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample as an encoder takes it: its evaluation view, or the windows that cover it, each made when asked for."""
+
+    found: Opened
+    size: tuple[int, ...]
+    cover: Cover | None = None
+
+    def __len__(self) -> int:
+        return 1 if self.cover is None else math.prod(self.cover.counts(self.found.extent))
+
+    def part(self, place: int) -> tuple[Tensor, Bool[Tensor, "*size"] | None]:
+        """A window, filled up to the size, and where it is valid: None if everywhere."""
+        found, how = self.found, sizing(self.modality)
+        if self.cover is not None:
+            window = cut(found.window or found.raw, *self.cover.part(place, found.extent))
+            found = replace(found, window=window)
+            how = tuple("window" if step else each for step, each in zip(self.cover.stride, how))
+        asked = within(how, found.extent, self.size)
+        view = found.within(self.modality.view(found.extent, asked, None))
+        x, valid = self.modality.tensor(found.raw, view), mask(self.modality, found.raw, view)
+        if asked != self.size:
+            x, valid = filled(self.modality, x, asked, self.size), marked(valid, asked, self.size)
+        return x, valid
+
+    @property
+    def modality(self) -> Modality:
+        """What reads the sample."""
+        return self.found.modality
+
+    @property
+    def left_out(self) -> float:
+        """The share of the sample that lies in no part."""
+        if self.cover is not None or has_own_box(self.modality):
+            return 0.0
+        view = sized(self.modality, self.found, self.size)
+        return 1 - math.prod(high - low for low, high in zip(view.start, view.stop))
 
 
 class Files:
@@ -216,7 +257,11 @@ class Reader:
 
         `views` are those of the main sample, of all that was read and inside its window; `size` is that of the batch.
         """
-        if modality.spec.rank != len(size) and isinstance(modality, HasSizing) and not isinstance(modality, Rides):
+        if (
+            modality.spec.rank != len(size)
+            and isinstance(modality, HasSizing)
+            and not isinstance(modality, Rides)
+        ):
             return rider.within(sized(modality, rider, modality.spec.size)), modality.spec.size
         # Beside a window, a file is a whole beside the whole file, unless it has a window of its own.
         drawn = views[0] if rider.window is None else views[1]

@@ -5,29 +5,110 @@ A part that is shorter than the wanted size is filled up at its end, and the fil
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from vqcore.errors import DataError
-from vqcore.protocols import Data, Modality, Sizing, Window, extent_of, fill, left_out, sizing
+from vqcore.errors import ConfigError, DataError
+from vqcore.protocols import (
+    Data,
+    Modality,
+    Sizing,
+    Window,
+    extent_of,
+    fill,
+    finishes,
+    has_own_box,
+    left_out,
+    sizing,
+)
 
-Stride = Sequence[int | None]
-"""Positions from one window to the next along each axis; None where all of the axis is taken."""
+Extent = tuple[int, ...]
 
 
-def within(modality: Modality, extent: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
-    """The size to ask a modality for: along axes that are filled up, no more than there is."""
+@dataclass(frozen=True)
+class Cover:
+    """How windows of `size` cover a sample: `stride` positions from one to the next, None where an axis stays whole."""
+
+    size: Extent
+    stride: tuple[int | None, ...]
+
+    def counts(self, extent: Sequence[int]) -> Extent:
+        """How many windows lie along each axis. The last one may reach beyond the end."""
+        axes = zip(extent, self.size, self.stride)
+        return tuple(1 + -(-max(0, n - side) // step) if step else 1 for n, side, step in axes)
+
+    def part(self, place: int, extent: Sequence[int]) -> tuple[Extent, Extent]:
+        """Start and stop of a window inside a sample, from its place in the order of the axes."""
+        where = np.unravel_index(place, self.counts(extent))
+        start = tuple(int(at) * (step or 0) for at, step in zip(where, self.stride))
+        axes = zip(start, self.size, extent, self.stride)
+        return start, tuple(min(low + side, n) if step else n for low, side, n, step in axes)
+
+    def starts(self, extent: Sequence[int]) -> Int[np.ndarray, "w r"]:
+        """Where each window begins."""
+        many = self.counts(extent)
+        places = np.stack(np.unravel_index(np.arange(np.prod(many)), many), axis=1)
+        return places * np.array([step or 0 for step in self.stride])
+
+    def whole(self, extent: Sequence[int]) -> Extent:
+        """The extent of the sample that its windows give: along an axis that stays whole, that of a window."""
+        return tuple(n if step else side for n, side, step in zip(extent, self.size, self.stride))
+
+
+def cover(
+    modality: Modality, size: Extent, stride: Sequence[int] | None = None, *, tiles: bool = False
+) -> Cover | None:
+    """The windows of a modality's samples, without overlap or with a `stride`; None if it does not cut samples.
+
+    `tiles` cuts also what a modality would crop. Raises `ConfigError` for a stride that means nothing, and for
+    a modality whose samples cannot be cut.
+    """
     how = sizing(modality)
+    if tiles and "window" in how:
+        raise ConfigError(
+            "--tiles is for samples that are cropped; those of this tokenizer are cut into windows without it."
+        )
+    if tiles and (has_own_box(modality) or finishes(modality)):
+        raise ConfigError("--tiles: samples of this tokenizer are not simply a part of a file.")
+    if not tiles and "window" not in how:
+        if stride is None:
+            return None
+        raise ConfigError(
+            "--stride belongs to windows, and this tokenizer takes one part of each sample. Add --tiles."
+        )
+    free = [tiles or each == "window" for each in how]
+    steps = [side if loose else None for side, loose in zip(size, free)]
+    if stride is None:
+        return Cover(size, tuple(steps))
+    places = [axis for axis, loose in enumerate(free) if loose]
+    given = list(stride) * len(places) if len(stride) == 1 else list(stride)
+    if len(given) != len(places):
+        raise ConfigError(f"--stride has {len(given)} numbers, but samples are cut along {len(places)} axes.")
+    for axis, step in zip(places, given):
+        if not 1 <= step <= size[axis]:
+            raise ConfigError(
+                f"--stride {step} must lie between 1 and {size[axis]}, the length of a window: beyond it, something "
+                "would be left out."
+            )
+        steps[axis] = step
+    return Cover(size, tuple(steps))
+
+
+def within(how: Sequence[Sizing], extent: Extent, size: Extent) -> Extent:
+    """The size to ask a modality for: along axes that are filled up, no more than there is."""
     if len(how) != len(extent):
         return size
-    return tuple(min(n, side) if each in ("window", "pad") else side for n, side, each in zip(extent, size, how))
+    return tuple(
+        min(n, side) if each in ("window", "pad") else side for n, side, each in zip(extent, size, how)
+    )
 
 
-def filled(modality: Modality, x: Any, have: tuple[int, ...], size: tuple[int, ...]) -> Any:
+def filled(modality: Modality, x: Any, have: Extent, size: Extent) -> Any:
     """A tensor of a sample of size `have`, filled up to `size` at the end of each axis; what is no tensor, as it is."""
     if have == size or not isinstance(x, Tensor):
         return x
@@ -42,53 +123,38 @@ def filled(modality: Modality, x: Any, have: tuple[int, ...], size: tuple[int, .
     return x
 
 
-def marked(valid: Tensor | None, have: tuple[int, ...], size: tuple[int, ...]) -> Bool[Tensor, "*size"]:
+def marked(valid: Tensor | None, have: Extent, size: Extent) -> Bool[Tensor, "*size"]:
     """The mask of a sample that is filled up; None stands for a sample whose positions are all valid."""
     whole = torch.zeros(size, dtype=torch.bool)
     whole[tuple(slice(side) for side in have)] = True if valid is None else valid
     return whole
 
 
-def counts(extent: Sequence[int], size: Sequence[int], stride: Stride) -> tuple[int, ...]:
-    """How many windows cover a sample along each axis."""
-    axes = zip(extent, size, stride)
-    return tuple(1 + -(-max(0, n - side) // step) if step else 1 for n, side, step in axes)
-
-
-def start_of(place: int, many: tuple[int, ...], stride: Stride) -> tuple[int, ...]:
-    """Where a window begins, from its place in the order of axes."""
-    return tuple(int(at) * (step or 0) for at, step in zip(np.unravel_index(place, many), stride))
-
-
-def windows_along(modality: Modality, size: tuple[int, ...]) -> tuple[int | None, ...]:
-    """The stride of windows without overlap along each axis; None where a modality has no windows."""
-    how = sizing(modality)
-    return tuple(side if each == "window" else None for side, each in zip(size, how))
-
-
-def window_at(
-    start: tuple[int, ...], extent: tuple[int, ...], size: tuple[int, ...], stride: Stride
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Start and stop of a window inside a sample; along axes without windows, all of it."""
-    ends = (min(low + side, n) if step else n for low, side, n, step in zip(start, size, extent, stride))
-    return start, tuple(ends)
-
-
-def whole(
-    parts: Sequence[Tensor], start: Sequence[Sequence[int]], extent: tuple[int, ...]
-) -> Tensor:
+class Whole:
     """One tensor `(c, *extent)` from its windows `(c, *size)`: where windows overlap, their mean."""
-    rank = len(extent)
-    size = parts[0].shape[-rank:]
-    reach = [max(n, *(int(low[axis]) + size[axis] for low in start)) for axis, n in enumerate(extent)]
-    total = parts[0].new_zeros(*parts[0].shape[:-rank], *reach)
-    count = parts[0].new_zeros(reach)
-    for part, low in zip(parts, start, strict=True):
-        here = tuple(slice(int(a), int(a) + side) for a, side in zip(low, size))
-        total[(..., *here)] += part
-        count[here] += 1
-    inside = (..., *(slice(n) for n in extent))
-    return total[inside] / count[inside]
+
+    def __init__(self, extent: Extent):
+        self.extent = extent
+        self.total: Tensor | None = None
+        self.count: Tensor | None = None
+
+    def add(self, part: Tensor, start: Sequence[int]) -> None:
+        """Add a window; what reaches beyond the end is left out."""
+        rank = len(self.extent)
+        if self.total is None or self.count is None:
+            self.total = part.new_zeros(*part.shape[:-rank], *self.extent)
+            self.count = part.new_zeros(self.extent)
+        ends = [min(int(low) + side, n) for low, side, n in zip(start, part.shape[-rank:], self.extent)]
+        here = tuple(slice(int(low), end) for low, end in zip(start, ends))
+        there = tuple(slice(end - int(low)) for low, end in zip(start, ends))
+        self.total[(..., *here)] += part[(..., *there)]
+        self.count[here] += 1
+
+    @property
+    def mean(self) -> Tensor:
+        """The whole. All of it must be covered."""
+        assert self.total is not None and self.count is not None
+        return self.total / self.count
 
 
 class Windowed:
@@ -98,18 +164,20 @@ class Windowed:
     is one window, which cannot be read.
     """
 
-    def __init__(self, records: Data, how: tuple[Sizing, ...], extents: np.ndarray, size: tuple[int, ...]):
-        self.records, self.how, self.extents, self.size = records, how, extents, size
-        self.stride = tuple(side if each == "window" else None for side, each in zip(size, how))
+    def __init__(self, records: Data, extents: Int[np.ndarray, "n r"], cover: Cover):
+        self.records, self.extents, self.cover = records, extents, cover
         many = np.ones(len(extents), dtype=np.int64)
-        for axis, step in enumerate(self.stride):
+        for axis, (side, step) in enumerate(zip(cover.size, cover.stride)):
             if step:
-                many *= np.maximum(1, -(-extents[:, axis] // step))
+                many *= 1 + np.maximum(0, -(-(extents[:, axis] - side) // step))
         self.ends = np.cumsum(many)
 
-    def at(self, size: tuple[int, ...]) -> "Windowed":
+    def at(self, size: Extent) -> "Windowed":
         """The windows of another size."""
-        return self if size == self.size else Windowed(self.records, self.how, self.extents, size)
+        if size == self.cover.size:
+            return self
+        steps = tuple(side if step else None for side, step in zip(size, self.cover.stride))
+        return Windowed(self.records, self.extents, Cover(size, steps))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -121,32 +189,37 @@ class Windowed:
 
     def key(self, index: int) -> str:
         """The key of the record, and where the window begins."""
-        record, start = self._place(index)
+        record, place = self._place(index)
+        start, _ = self.cover.part(place, self.extents[record].tolist())
         return f"{self.records.key(record)}#{named(start)}"
 
     def get(self, index: int, label: str = "") -> Any:
         """The window, or the whole source of an extra modality."""
-        record, start = self._place(index)
+        record, place = self._place(index)
         given = self.records.get(record, label)
-        extent = tuple(self.extents[record].tolist())
+        extent = self.extents[record].tolist()
         if label or not all(extent):
             return given
-        low, high = window_at(start, extent, self.size, self.stride)
-        if isinstance(given, Window):
-            low, high = (tuple(a + b for a, b in zip(each, given.start)) for each in (low, high))
-            given = given.source
-        return Window(given, low, high)
+        return cut(given, *self.cover.part(place, extent))
 
-    def _place(self, index: int) -> tuple[int, tuple[int, ...]]:
+    def _place(self, index: int) -> tuple[int, int]:
         record = int(np.searchsorted(self.ends, index, side="right"))
-        first = int(self.ends[record - 1]) if record else 0
-        many = counts(self.extents[record].tolist(), self.size, self.stride)
-        return record, start_of(index - first, many, self.stride)
+        return record, index - (int(self.ends[record - 1]) if record else 0)
 
 
-def windowed(data: Data, modality: Modality, size: tuple[int, ...]) -> Data:
+def cut(given: Any, start: Extent, stop: Extent) -> Window:
+    """The window of what a data source gives, which may be a window itself."""
+    if not isinstance(given, Window):
+        return Window(given, start, stop)
+    first = given.start
+    low, high = (tuple(a + b for a, b in zip(each, first)) for each in (start, stop))
+    return replace(given, start=low, stop=high)
+
+
+def windowed(data: Data, modality: Modality, size: Extent) -> Data:
     """The windows of a data source for this size; the source itself if the modality has no windows."""
-    if not any(windows_along(modality, size)):
+    covering = cover(modality, size)
+    if covering is None:
         return data
     extents = np.zeros((len(data), len(size)), dtype=np.int64)
     for index in range(len(data)):
@@ -154,10 +227,10 @@ def windowed(data: Data, modality: Modality, size: tuple[int, ...]) -> Data:
             given = data.get(index)
             is_part = isinstance(given, Window)
             extents[index] = np.subtract(given.stop, given.start) if is_part else extent_of(modality, given)
-    return Windowed(data, sizing(modality), extents, size)
+    return Windowed(data, extents, covering)
 
 
-def at_size(data: Data, size: tuple[int, ...]) -> Data:
+def at_size(data: Data, size: Extent) -> Data:
     """The samples of an evaluation at another size: the same, or other windows of the same records."""
     return data.at(size) if isinstance(data, Windowed) else data
 

@@ -72,7 +72,7 @@ class Array:
         hflip: float = 0.0
         """Share of the training samples whose last axis is mirrored; the components of vectors stay unchanged."""
         min_crop_scale: float = 1.0
-        """Smallest share of the sample that a training crop keeps; 1 means no random crops. Windows are never scaled."""
+        """Smallest share of the sample that a training crop keeps; 1: no random crops. Windows are never scaled."""
 
         def __post_init__(self) -> None:
             _check_channels(self)
@@ -293,16 +293,19 @@ def _rank_of(size: int | tuple[int, ...] | None) -> int | None:
 
 
 def _sizing_of(cfg: Array.Config, size: tuple[int, ...]) -> tuple[Sizing, ...]:
-    """What happens along each axis. Raises `SettingError` for a wrong number of words, and for words that do nothing."""
+    """What happens along each axis. Raises `SettingError` for a wrong number of words, and for idle ones."""
     if cfg.sizing is None:
         # A vector has nothing to draw windows from.
         return ("window",) if len(size) == 1 and size != (1,) else ("crop",) * len(size)
     given = (cfg.sizing,) * len(size) if isinstance(cfg.sizing, str) else cfg.sizing
     if len(given) != len(size):
-        raise SettingError("sizing", f"{list(given)} has {len(given)} words, but samples have {len(size)} axes")
+        raise SettingError(
+            "sizing", f"{list(given)} has {len(given)} words, but samples have {len(size)} axes"
+        )
     if given.count("crop") == 1:
         raise SettingError(
-            "sizing", "crop keeps the proportions of two axes or more; for one axis take window, resize or pad"
+            "sizing",
+            "crop keeps the proportions of two axes or more; for one axis take window, resize or pad",
         )
     if not {"crop", "resize"} & set(given):
         config.refuse_idle(cfg, f"sizing={given[0]}", "min_crop_scale")

@@ -367,10 +367,10 @@ def _raw(data: Any, index: int, label: str, reader: Any) -> Tensor:
     given = data.get(index, label) if label else data.get(index)
     try:
         found = opened(reader, given)
-        found.extent
+        view = found.within(sized(reader, found, reader.spec.size))
     except (DataError, OSError) as error:
         raise AssertionError(f"reading law: sample {index} ('{label}') cannot be read: {error}") from error
-    return reader.tensor(found.raw, found.within(sized(reader, found, reader.spec.size)))
+    return reader.tensor(found.raw, view)
 
 
 def _same(one: Any, other: Any) -> bool:
