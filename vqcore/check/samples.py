@@ -86,9 +86,9 @@ def _sized(run: Run, batches: list[Batch]) -> Iterator[Finding]:
     short = sum(any(extent[axis] < size[axis] for axis in filled) for extent in extents)
     if short:
         what = f"{short} of {len(extents)} samples are shorter than {shown}: filled up at the end, which is masked"
-        grade = "warning" if short > len(extents) // 2 else "note"
-        remedy = "A smaller input_size spends no tokens on what is not there." if grade == "warning" else ""
-        yield Finding(grade, "data.input_size", what, remedy)
+        many = short > len(extents) // 2
+        remedy = "A smaller input_size spends no tokens on what is not there." if many else ""
+        yield Finding("warning" if many else "note", "data.input_size", what, remedy)
     elastic = [axis for axis in range(len(size)) if axis not in filled]
     small = sum(any(extent[axis] < size[axis] for axis in elastic) for extent in extents)
     if small > len(extents) // 10:

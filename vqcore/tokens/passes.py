@@ -328,9 +328,9 @@ def _save_codes(key: str, rows: Sequence[np.ndarray], sample: Prepared, several:
     if covering is None or exact:
         save_array(stem.with_name(f"{stem.name}.npy"), codes if several else codes[0])
         return
-    like = RecordCodes(codes, covering.starts(extent), covering.whole(extent), sample.size)
     codes = codes.reshape(-1, len(sample), *codes.shape[1:]) if several else codes
-    save_windows(stem.with_name(f"{stem.name}.npz"), codes, like)
+    where = covering.starts(extent), covering.whole(extent), sample.size
+    save_windows(stem.with_name(f"{stem.name}.npz"), codes, *where)
 
 
 def _codes(

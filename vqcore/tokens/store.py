@@ -14,7 +14,6 @@ import numpy as np
 from vqcore.artefacts.codes import MANIFEST, read_manifest
 from vqcore.errors import RunError, listed
 from vqcore.files import aside, write_text
-from vqcore.protocols import RecordCodes
 
 
 def code_dtype(codebook_size: int) -> np.dtype:
@@ -28,10 +27,12 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.save(temporary, array)
 
 
-def save_windows(path: Path, codes: np.ndarray, like: RecordCodes) -> None:
-    """Write the codes of one record `(w, *grid, q)`, or of n records, with the places of `like`, as `.npz`."""
+def save_windows(
+    path: Path, codes: np.ndarray, start: np.ndarray, extent: tuple[int, ...], size: tuple[int, ...]
+) -> None:
+    """Write the codes of the windows of one record `(w, *grid, q)`, or of n records, and their places, as `.npz`."""
     with aside(path) as temporary:
-        np.savez(temporary, codes=codes, start=like.start, extent=like.extent, size=like.size)
+        np.savez(temporary, codes=codes, start=start, extent=extent, size=size)
 
 
 class Claims:
