@@ -211,13 +211,12 @@ class TestEvaluation:
             assert round((view.stop[0] - view.start[0]) * 20) == 16
             starts.add(round(view.start[0] * 20))
         assert starts == {0, 1, 2, 3, 4}
-        train(config(tmp_path / "one", records, optim__horizon=6))
-        train(config(tmp_path / "two", records, run__steps=4, optim__horizon=6))
-        train(config(tmp_path / "two", records, run__steps=6, optim__horizon=6))
-        last = "checkpoints/step_6/model.safetensors"
+        train(config(tmp_path / "one", records, run__steps=4, optim__horizon=4))
+        train(config(tmp_path / "two", records, run__steps=2, optim__horizon=4))
+        train(config(tmp_path / "two", records, run__steps=4, optim__horizon=4))
+        last = "checkpoints/step_4/model.safetensors"
         assert (tmp_path / "one" / last).read_bytes() == (tmp_path / "two" / last).read_bytes()
-        lines = (tmp_path / "one/metrics.jsonl").read_text().splitlines()
-        assert any(json.loads(line).get("samples") == 12 for line in lines)
+        assert '"eval/samples": 12' in (tmp_path / "one/checkpoints/step_4/eval.json").read_text()
 
 
 class TestFiles:
@@ -253,7 +252,8 @@ class TestFiles:
             part = x[..., 16 * place : 16 * place + 16]
             assert torch.equal(tokenizer.encode(part)[0], torch.from_numpy(codes[place]).long())
             back = tokenizer.modality.show(tokenizer.reconstruct(part)[0])
-            assert np.array_equal(np.load(tmp_path / "out/a.npy")[:, 16 * place : 16 * place + 16], back)
+            found = np.load(tmp_path / "out/a.npy")[:, 16 * place : 16 * place + 16]
+            assert np.allclose(found, back[:, : found.shape[1]], atol=1e-6)
 
     def test_batches_do_not_matter_and_a_pass_goes_on(self, tokenizer, records, tmp_path):
         for count in (1, 3, 64):
@@ -338,13 +338,14 @@ class TestTiles:
             at = found["start"].tolist().index([8, 16])
             assert np.array_equal(tokenizer.encode(tile)[0].numpy(), found["codes"][at])
         decode_folder(tokenizer, tmp_path / "tok", tmp_path / "out")
-        assert Image.open(tmp_path / "out/a.png").size == (30, 20)
+        with Image.open(tmp_path / "out/a.png") as back:
+            assert back.size == (30, 20)
 
     def test_without_them_tokenize_says_what_is_left_out(self, tmp_path, capsys):
         run, pics = tmp_path / "run", tmp_path / "in"
         pics.mkdir()
         for name in "ab":
-            Image.fromarray(np.full((8, 20, 3), 99, np.uint8)).save(pics / f"{name}.png")
+            Image.fromarray(np.arange(480, dtype=np.uint8).reshape(8, 20, 3)).save(pics / f"{name}.png")
         data = {"name": "folder", "path": str(pics), "modality": {"name": "rgb"}, "input_size": [8, 8]}
         train(run_config(run, data=data | {"batch_size": 2, "workers": 0}, run__steps=1))
         capsys.readouterr()

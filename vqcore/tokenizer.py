@@ -392,7 +392,7 @@ class Tokenizer(nn.Module):
         """
         whole = Whole(codes.extent)
         for first in range(0, len(codes.codes), batch_size):
-            start = codes.start[first : first + batch_size]
+            start = codes.start[first : first + batch_size].tolist()
             rng = [generator(seed, "decode", named(low)) for low in start]
             x_hat = self.decode(codes.codes[first : first + batch_size], size=codes.size, rng=rng, **sampling)
             for part, low in zip(x_hat, start):

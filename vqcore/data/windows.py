@@ -4,7 +4,7 @@ A part that is shorter than the wanted size is filled up at its end, and the fil
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,15 +138,15 @@ class Whole:
         self.total: Tensor | None = None
         self.count: Tensor | None = None
 
-    def add(self, part: Tensor, start: Iterable[int]) -> None:
+    def add(self, part: Tensor, start: Sequence[int]) -> None:
         """Add a window; what reaches beyond the end is left out."""
         rank = len(self.extent)
         if self.total is None or self.count is None:
             self.total = part.new_zeros(*part.shape[:-rank], *self.extent)
             self.count = part.new_zeros(self.extent)
         places = [(int(low), side, n) for low, side, n in zip(start, part.shape[-rank:], self.extent)]
-        here = tuple(slice(low, min(low + side, n)) for low, side, n in places)
-        there = tuple(slice(min(side, n - low)) for low, side, n in places)
+        here: Any = tuple(slice(low, min(low + side, n)) for low, side, n in places)
+        there: Any = tuple(slice(min(side, n - low)) for low, side, n in places)
         self.total[(..., *here)] += part[(..., *there)]
         self.count[here] += 1
 
@@ -235,6 +235,6 @@ def at_size(data: Data, size: Extent) -> Data:
     return data.at(size) if isinstance(data, Windowed) else data
 
 
-def named(start: Iterable[int]) -> str:
+def named(start: Sequence[int]) -> str:
     """The place of a window in a key: `1024`, or `0x256` for two axes."""
     return "x".join(str(int(each)) for each in start)

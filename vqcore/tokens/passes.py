@@ -380,14 +380,14 @@ def _parts(
     if not isinstance(sample, RecordCodes):
         yield sample, size, name, lambda x: done(tokenizer.show(x))
         return
-    whole, count = Whole(sample.extent), len(sample.codes)
+    whole, count, starts = Whole(sample.extent), len(sample.codes), sample.start.tolist()
 
     def take(place: int, x: Tensor) -> None:
-        whole.add(x, sample.start[place])
+        whole.add(x, starts[place])
         if place == count - 1:
             done(tokenizer.show(whole.mean))
 
-    for place, (row, start) in enumerate(zip(sample.codes, sample.start)):
+    for place, (row, start) in enumerate(zip(sample.codes, starts)):
         yield row, sample.size, f"{name}#{named(start)}", partial(take, place)
 
 
