@@ -294,15 +294,15 @@ def _rank_of(size: int | tuple[int, ...] | None) -> int | None:
 
 def _sizing_of(cfg: Array.Config, size: tuple[int, ...]) -> tuple[Sizing, ...]:
     """What happens along each axis. Raises `SettingError` for a wrong number of words, and for idle ones."""
-    if cfg.sizing is None:
-        # A vector has nothing to draw windows from.
-        return ("window",) if len(size) == 1 and size != (1,) else ("crop",) * len(size)
-    given = (cfg.sizing,) * len(size) if isinstance(cfg.sizing, str) else cfg.sizing
+    # A vector has nothing to draw windows from.
+    usual: Sizing = "window" if len(size) == 1 and size != (1,) else "crop"
+    asked = cfg.sizing or usual
+    given: tuple[Sizing, ...] = asked if isinstance(asked, tuple) else (asked,) * len(size)
     if len(given) != len(size):
         raise SettingError(
             "sizing", f"{list(given)} has {len(given)} words, but samples have {len(size)} axes"
         )
-    if given.count("crop") == 1:
+    if cfg.sizing and given.count("crop") == 1:
         raise SettingError(
             "sizing",
             "crop keeps the proportions of two axes or more; for one axis take window, resize or pad",
