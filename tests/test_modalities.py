@@ -685,9 +685,10 @@ class TestArrays:
 
     def test_laws_for_every_kind_and_rank(self):
         rng = np.random.default_rng(0)
-        for size in ((8,), (8, 6), (4, 4, 6)):
+        for size, how in (((8,), "resize"), ((8,), "window"), ((8, 6), "crop"), ((4, 4, 6), "crop")):
             extent = tuple(n + 3 for n in size)
-            crops = {"hflip": 0.5, "min_crop_scale": 0.5, "size": size}
+            crops = {"hflip": 0.5, "sizing": how, "size": size}
+            crops |= {} if how == "window" else {"min_crop_scale": 0.5}
             check_modality(array(channels=2, range=(-9.0, 9.0), **crops), rng.normal(size=(2, *extent)))
             check_modality(array(channels=2, kind="angle", **crops), rng.normal(size=(2, *extent)))
             directions = rng.normal(size=(3, *extent))

@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     )
     say(done.said)
     if done.windows > done.seen:
-        say(f"windows   {done.windows:,} of {' x '.join(map(str, size))}, for {done.seen:,} samples")
+        samples = f"{done.seen:,} sample{'' if done.seen == 1 else 's'}"
+        say(f"windows   {done.windows:,} of {' x '.join(map(str, size))}, for {samples}")
     if done.share_lost >= 0.005:
         what = "area" if len(size) == 2 else "samples"
         say(f"left out  {done.share_lost:.0%} of the {what}: each is cropped; --tiles takes all of it")

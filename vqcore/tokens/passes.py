@@ -171,7 +171,8 @@ def tokenize_folder(
                 finish(target)
                 done.written += 1
             line.update(done.written + done.skipped + len(done.failed))
-        line.update(done.written + done.skipped + len(done.failed))
+        if done.failed or done.skipped:
+            line.update(done.written + done.skipped + len(done.failed))
     if done.failed and not done.written and not done.skipped:
         raise DataError(f"{source}: none of the {len(files)} files can be read. The first: {done.failed[0]}")
     return done
@@ -217,7 +218,8 @@ def decode_folder(
                 finish(target)
                 done.written += 1
             line.update(done.written + done.skipped + len(done.failed))
-        line.update(done.written + done.skipped + len(done.failed))
+        if done.failed or done.skipped:
+            line.update(done.written + done.skipped + len(done.failed))
     if done.failed and not done.written and not done.skipped:
         raise DataError(
             f"{source}: none of the {len(files)} files can be decoded. The first: {done.failed[0]}"
