@@ -45,7 +45,7 @@ class SoundConfig(config.Config):
 
 
 class Wave:
-    """Waveforms. Training takes a window of a sound from anywhere; evaluation and `vqcore tokenize` go over all of it."""
+    """Waveforms. Training takes windows from anywhere; evaluation and `vqcore tokenize` go over all of a sound."""
 
     suffixes = SUFFIXES
     sizing: tuple[Sizing, ...] = ("window",)
