@@ -252,7 +252,7 @@ class TestWindows:
             np.save(folder / f"{number}.npy", np.arange(5000.0)[None] + 10_000 * number)
             np.save(folder / f"{number}-slow.npy", np.arange(0.0, 5000.0, 4)[None] + 10_000 * number)
         cls = counted(Array)
-        modality = cls(Array.Config(channels=1, size=(256,), min_crop_scale=0.5), size=None)
+        modality = cls(Array.Config(channels=1, size=(256,)), size=None)
         slow = Array(Array.Config(channels=1, size=(256,)), size=None)
         return Recordings(folder, rider), modality, {"slow": slow}
 

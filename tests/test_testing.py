@@ -30,6 +30,7 @@ from vqcore.config import to_tree
 from vqcore.errors import CheckpointError, DataError
 from vqcore.metrics.pixels import MAE
 from vqcore.metrics.sums import per_sample
+from vqcore.modalities.views import pixels, sized_box, view_of
 from vqcore.objectives import Reconstruction
 from vqcore.plugin import KINDS, hookimpl
 from vqcore.protocols import Batch, DataSpec, Losses, Quantized, View, Window
@@ -336,6 +337,26 @@ class Riding(Modality):
 
     def weight(self, raw, view):
         return torch.ones(view.size)
+
+
+class Cutting(Modality):
+    """Takes windows of 4 rows and 8 columns, and knows its extent from the shape."""
+
+    sizing = ("window", "window")
+    fill = -1.0
+
+    def __init__(self, **changes):
+        super().__init__(**{"size": (4, 8), **changes})
+
+    def extent_of(self, source):
+        return source.shape[1:]
+
+    def view(self, extent, size, rng):
+        return view_of(sized_box(extent, size, self.sizing, rng), extent, size)
+
+    def tensor(self, raw, view):
+        (top, left), (bottom, right) = pixels(view, raw.shape[1:])
+        return torch.from_numpy(raw[:, round(top) : round(bottom), round(left) : round(right)].copy()).float()
 
 
 class Halving(Modality):
@@ -1477,6 +1498,12 @@ BAD = [
     (modality, finished(lambda y, x: y - y.mean(0) * (len(y) > 1)), "batch law: a finished sample"),
     (modality, finished(lambda y, x: y + 0 * x.clamp_(-0.5, 0.5).sum()), "purity law: finish changes its input"),
     (modality, finished(lambda y, x: y[:1]), "finish law: 1 samples come out, 5 went in"),
+    (modality, variant(Riding, sizing=("crop",)), "sizing law: 1 words for 2 axes"),
+    (modality, variant(Cutting, view=Modality.view, tensor=Modality.tensor),
+     "sizing law: axis 0 is 'window', but 16 of 16 positions become 4"),
+    (modality, variant(Cutting, extent_of=lambda s, source: source.shape),
+     "extent law: extent_of says \\(2, 16, 16\\)"),
+    (modality, variant(Cutting, fill=7.0), "fill law: 7.0"),
     # data
     (data, variant(Windows, get=lambda s, i, label="": Window(s.samples[i // 2], (0, 4), (8, 12))),
      "reading law: .* the window \\[0, 4\\] to \\[8, 12\\] does not lie inside the file, whose extent is \\[8, 8\\]"),
@@ -1589,6 +1616,7 @@ def test_a_modality_that_reads_less_for_training_passes():
 def test_a_modality_that_finishes_or_rides_in_its_own_way_passes():
     checks.check_modality(Finishing(), SAMPLE, waived={"round-trip": "shows features, reads pictures"})
     checks.check_modality(Riding(), SAMPLE)
+    checks.check_modality(Cutting(), SAMPLE, waived={"round-trip": "shows a window"})
 
 
 def test_a_data_source_of_windows_passes():

@@ -392,7 +392,7 @@ def test_codes_of_every_integer_type_decode(tokenizer, dtype):
 
 
 @pytest.mark.parametrize("wrong", [
-    lambda c: c[..., 0], lambda c: c.flatten(1), lambda c: c.flatten(1, 2), lambda c: c[0],
+    lambda c: c[..., 0], lambda c: c.flatten(1), lambda c: c.flatten(1, 2), lambda c: c[0, 0],
     lambda c: c.movedim(-1, 1), lambda c: c.float(), lambda c: c > 0, lambda c: c.numpy()[..., 0],
     lambda c: c.numpy().astype("f4"), lambda c: c[..., :0], lambda c: c.repeat(1, 1, 1, 2),
 ])  # fmt: skip

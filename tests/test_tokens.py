@@ -134,7 +134,7 @@ def test_a_sample_that_the_tokenizer_refuses_costs_itself_alone(made, tmp_path, 
     samples(tmp_path / "in", "a", "b", "c")
     real, broken = made.encode, made.read_raw(tmp_path / "in/b.npy", (8, 8))
 
-    def encode(x):
+    def encode(x, mask=None):
         if any(bool((one == broken[0]).all()) for one in x):
             raise ValueError("strange values")
         return real(x)
@@ -239,9 +239,9 @@ class TestTheSystemSaysNo:
 
     def test_a_file_that_vanishes_costs_itself_alone(self, made, tmp_path, monkeypatch):
         pics = samples(tmp_path / "in", "a", "b")
-        real = made.read_raw
+        real = made.prepared
         monkeypatch.setattr(
-            made, "read_raw", lambda p, size: (pics / "b.npy").unlink(missing_ok=True) or real(p, size)
+            made, "prepared", lambda p, *how: (pics / "b.npy").unlink(missing_ok=True) or real(p, *how)
         )
         done = tokenize_folder(made, pics, tmp_path / "tok", size=(8, 8))
         assert done.written == 1 and "b.npy" in done.failed[0]

@@ -13,6 +13,7 @@ from vqcore.borrowed import Lender, Loans
 from vqcore.data.reader import check_rides
 from vqcore.data.sizes import nominal_size, sizes
 from vqcore.data.split import Split, side
+from vqcore.data.windows import windowed
 from vqcore.errors import ConfigError, DataError, did_you_mean, in_bytes, listed
 from vqcore.evaluate.best import check_best
 from vqcore.evaluate.measure import Metrics, build_metrics
@@ -165,10 +166,14 @@ def build_extra(config: RunConfig, size: tuple[int, ...]) -> dict[str, Modality]
 
 
 def open_data(config: RunConfig, modality: Modality, extra: dict[str, Modality], split: Split) -> Data:
-    """The samples of a split, `train` or `eval`. Raises `DataError` where there are none."""
+    """The samples of a split, `train` or `eval`; an evaluation goes over all windows of a sample that is longer.
+
+    Raises `DataError` where there are none.
+    """
     whole = "train" if config.data.eval_share is not None else split
     data = registry().build("data", config.data, "data", split=whole, modality=modality, extra=extra)
-    return side(data, config.data, split)
+    data = side(data, config.data, split)
+    return windowed(data, modality, modality.spec.size) if split == "eval" else data
 
 
 def eval_sizes(config: RunConfig, tokenizer: Tokenizer) -> list[tuple[int, ...]]:

@@ -83,15 +83,22 @@ def _report(parser: argparse.ArgumentParser) -> None:
 def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument("input", help="a folder (searched at any depth) or one file")
-    parser.add_argument("output", help="folder for the codes: one .npy file per sample, and tokens.json")
+    parser.add_argument("output", help="folder for the codes: one file per sample, and tokens.json")
     parser.add_argument("--size", help="size to tokenize at, e.g. 256 or 256x192 (default: the nominal size)")
+    parser.add_argument(
+        "--stride",
+        help="positions from one window of a record to the next, e.g. 512 (default: the window, without overlap)",
+    )
+    parser.add_argument(
+        "--tiles", action="store_true", help="cover all of a picture with tiles; do not crop it"
+    )
     _batches(parser)
     _borrowing(parser)
 
 
 def _decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help=RUN_HELP)
-    parser.add_argument("tokens", help="a folder that `vqcore tokenize` wrote, or one .npy file of codes")
+    parser.add_argument("tokens", help="a folder that `vqcore tokenize` wrote, or one file of codes")
     parser.add_argument("output", help="folder for the decoded files")
     parser.add_argument(
         "overrides",

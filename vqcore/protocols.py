@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from vqcore.schema import RunConfig, TokenizerConfig
 
 Kind = Literal["continuous", "categorical", "angle", "unit-vector", "binary"]
+Sizing = Literal["resize", "crop", "window", "pad"]
 
 
 # Records
@@ -252,6 +253,20 @@ class Window:
     source: Any
     start: tuple[int, ...]
     stop: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RecordCodes:
+    """The codes of a whole record: one row for each window. `start` is where a window begins, in positions.
+
+    `extent` is the size of the whole, as decoded; `size` is the size of a window. The last windows may reach beyond the
+    whole: there they were filled up.
+    """
+
+    codes: Int[np.ndarray, "w *grid q"]
+    start: Int[np.ndarray, "w r"]
+    extent: tuple[int, ...]
+    size: tuple[int, ...]
 
 
 # Every part of a tokenizer
@@ -910,6 +925,55 @@ def has_own_box(modality: Any) -> bool:
 
 
 @runtime_checkable
+class HasSizing(Protocol):
+    """A modality that says, for each axis, how a sample of any extent gets the wanted size.
+
+    `resize`: the whole axis, resized. `crop`: the largest centred part in the proportions of the size, resized.
+    `window`: a part of the wanted length, as it is; training draws it, evaluation and `vqcore tokenize` go over all of
+    the sample. `pad`: the whole axis, as it is. Along `window` and `pad`, `view` and `tensor` are never asked for more
+    than there is: vqcore fills up the end. Then batches have a mask, also where `spec.mask` is False.
+    """
+
+    sizing: tuple[Sizing, ...]
+
+
+def sizing(modality: Any) -> tuple[Sizing, ...]:
+    """How a sample gets its size, for each axis. Default: the modality crops, in its own way."""
+    return modality.sizing if isinstance(modality, HasSizing) else ("crop",) * modality.spec.rank
+
+
+def fills_up(modality: Any) -> bool:
+    """Whether samples may be shorter than the wanted size, so that vqcore fills them up and batches have a mask."""
+    return any(each in ("window", "pad") for each in sizing(modality))
+
+
+@runtime_checkable
+class HasFill(Protocol):
+    """A modality that says with which value a tensor is filled up, for example silence."""
+
+    fill: float
+
+
+def fill(modality: Any) -> float | None:
+    """The value of what is filled up. Default: None, the last values are repeated."""
+    return modality.fill if isinstance(modality, HasFill) else None
+
+
+@runtime_checkable
+class KnowsExtent(Protocol):
+    """A modality that knows the extent of a source without reading all of it. Raises what `read` raises."""
+
+    def extent_of(self, source: Any) -> tuple[int, ...]: ...
+
+
+def extent_of(modality: Any, source: Any) -> tuple[int, ...]:
+    """The extent of a source. Default: the source is read."""
+    if isinstance(modality, KnowsExtent):
+        return modality.extent_of(source)
+    return modality.extent(modality.read(source))
+
+
+@runtime_checkable
 class Data(Protocol):
     """A finite set of samples. Built as `Class(cfg, *, split, modality, extra)`, split `train` or `eval`.
 
@@ -1331,6 +1395,9 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         Mask,
         HasHoles,
         HasOwnBox,
+        HasSizing,
+        HasFill,
+        KnowsExtent,
     ),
     "reader": (NamesParts,),
     "data": (LeavesOut,),

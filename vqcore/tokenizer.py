@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from vqcore.artefacts import hub
 from vqcore.artefacts.card import model_card
+from vqcore.artefacts.codes import CodeShape, TokenFiles
 from vqcore.artefacts.folder import (
     CARD,
     CONFIG,
@@ -45,7 +46,8 @@ from vqcore.artefacts.resolve import resolve
 from vqcore.borrowed import Lender, borrowed_prefixes, weights_of
 from vqcore.compose.describe import dump
 from vqcore.config import Config, deciding, portable
-from vqcore.data.reader import opened
+from vqcore.data.reader import Prepared, opened
+from vqcore.data.windows import Cover, Whole, cover, named
 from vqcore.errors import CheckpointError, ConfigError, SettingError, VqcoreError, listed
 from vqcore.files import local, write_text
 from vqcore.memory import TooLarge, within_memory
@@ -60,12 +62,15 @@ from vqcore.protocols import (
     Part,
     Quantized,
     Quantizer,
+    RecordCodes,
+    expand,
     fetch,
     finish,
     finishes,
     grid_out,
     is_denoiser,
     needs_denoiser,
+    sizing,
     token_state,
 )
 from vqcore.registry import Registry, registry
@@ -114,7 +119,7 @@ class Tokenizer(nn.Module):
 
         self.cfg, self.registry = cfg, catalogue
         self._frozen: tuple[str, ...] = ()
-        self._has_warned_of_range = False
+        self._has_warned_of_range = self._has_warned_of_length = False
         self.origin: dict[str, Any] = {}
         self.loans: dict[str, dict[str, Any]] = {}
         self.taken = ""
@@ -261,12 +266,15 @@ class Tokenizer(nn.Module):
         return self.quantizer(z, None if mask is None else _to_grid(mask, z.shape[1:-1]))
 
     @torch.no_grad()
-    def encode(self, x: Tensor, mask: Tensor | None = None) -> Int[Tensor, "b *grid q"]:
+    def encode(self, x: Any, mask: Tensor | None = None) -> Int[Tensor, "b *grid q"]:
         """The codes of a batch of inputs. Raises `ValueError` when `x` does not look like `spec`, or `mask` like `x`.
 
+        `x` is a tensor as `read` returns it; anything else (a path, a picture, an array) is one sample, which is read.
         `mask` is bool `(b, *size)`, True where `x` is valid. The encoder sees all of `x`: values must be
         finite also where `mask` is False.
         """
+        if not isinstance(x, Tensor):
+            return self.encode_parts([self._one(x)])
         self.check_input(x)
         wanted = (len(x), *x.shape[-self.spec.rank :])
         if mask is not None and (tuple(mask.shape) != wanted or mask.dtype != torch.bool):
@@ -293,8 +301,9 @@ class Tokenizer(nn.Module):
     ) -> Tensor:
         """Reconstructions from codes, float `(b, c, *size)`; logits `(b, labels, *size)` for class maps.
 
-        The codes `(b, *grid, q)` are integers of any type, in a tensor or in an array as `vqcore tokenize` writes it
-        with an axis for samples in front. Raises `ValueError` for what cannot be codes of this tokenizer.
+        The codes `(b, *grid, q)` are integers of any type, in a tensor or in an array; those of one sample, as
+        `vqcore tokenize` writes them, need no axis for samples. Raises `ValueError` for what cannot be codes of this
+        tokenizer.
 
         `size` defaults to the size with this grid. Decoders that draw noise use `rng`, one generator per sample (by
         default made from `seed` and the sample's place in the batch); decoders with more inputs than the codes use
@@ -304,7 +313,7 @@ class Tokenizer(nn.Module):
         if self.decoder is None:
             raise CheckpointError("this tokenizer cannot decode: it was loaded with encoder_only=True.")
         chosen = resolved(type(self.objective), sampling, "decode")
-        codes = self._as_codes(codes)
+        codes = self._as_codes(codes, size)
         rng = rng or [generator(seed, "decode", index) for index in range(len(codes))]
         size = size or self.size_of(tuple(codes.shape[1:-1]))
         with _evaluating(self), self.autocast():
@@ -324,16 +333,97 @@ class Tokenizer(nn.Module):
             return tuple(self.cfg.size)
         return tuple(side * have // base for side, have, base in zip(self.cfg.size, grid, nominal))
 
-    def read(self, source: Any, size: tuple[int, ...] | None = None) -> Tensor:
-        """A batch of one sample `(1, c, *size)` from a path or an object in memory, prepared as for evaluation."""
+    def read(self, source: Any, size: int | tuple[int, ...] | None = None) -> Tensor:
+        """A batch of one sample `(1, c, *size)` from a path or an object in memory, prepared as for evaluation.
+
+        Of a record that is longer than the window this is the middle window, with a warning: `encode_record` takes
+        all of it. Raises `ValueError` for a size with another number of axes.
+        """
         x = self.read_raw(source, size)
         return finish(self.modality, x.to(self.device)).cpu() if finishes(self.modality) else x
 
-    def read_raw(self, source: Any, size: tuple[int, ...] | None = None) -> Tensor:
+    def read_raw(self, source: Any, size: int | tuple[int, ...] | None = None) -> Tensor:
         """A batch of one sample as `prepare` takes it. For most modalities this is what `read` returns."""
-        found = opened(self.modality, local(source) if isinstance(source, (str, Path)) else source)
-        view = self.modality.view(found.extent, tuple(size or self.cfg.size), None)
-        return self.modality.tensor(found.raw, found.within(view)).unsqueeze(0)
+        return self._one(source, size)[0].unsqueeze(0)
+
+    def _one(self, source: Any, size: int | tuple[int, ...] | None = None) -> tuple[Tensor, Tensor | None]:
+        """The evaluation view of a sample, and where it is valid."""
+        found = self.prepared(source, expand(size or self.cfg.size, self.spec.rank))
+        if "window" in sizing(self.modality) and found.left_out:
+            self._warn_of_length(found)
+        return found.part(0)
+
+    def prepared(self, source: Any, size: tuple[int, ...], cover: Cover | None = None) -> Prepared:
+        """A sample, read, with the parts that an encoder takes: as `prepare` takes them."""
+        return Prepared(
+            opened(self.modality, local(source) if isinstance(source, (str, Path)) else source), size, cover
+        )
+
+    def encode_record(
+        self,
+        source: Any,
+        *,
+        size: int | tuple[int, ...] | None = None,
+        stride: int | tuple[int, ...] | None = None,
+        batch_size: int = 16,
+    ) -> RecordCodes:
+        """The codes of a whole record, window by window, or of a whole picture, tile by tile.
+
+        `source` is what `read` takes. `stride` is the number of positions from one window to the next, by default that
+        of a window. Raises `ConfigError` for a stride that leaves something out, or for samples that cannot be cut.
+        """
+        size = expand(size or self.cfg.size, self.spec.rank)
+        steps = (stride,) if isinstance(stride, int) else stride
+        covering = cover(self.modality, size, steps, tiles="window" not in sizing(self.modality))
+        assert covering is not None
+        found = self.prepared(source, size, covering)
+        extent, rows = found.found.extent, []
+        for first in range(0, len(found), batch_size):
+            parts = [found.part(place) for place in range(first, min(first + batch_size, len(found)))]
+            rows.append(self.encode_parts(parts).cpu().numpy())
+        return RecordCodes(np.concatenate(rows), covering.starts(extent), covering.whole(extent), size)
+
+    def encode_parts(self, parts: Sequence[tuple[Tensor, Tensor | None]]) -> Int[Tensor, "b *grid q"]:
+        """The codes of parts of one size and where each is valid, as `Prepared.part` gives them."""
+        masks = [valid for _, valid in parts]
+        known = next((valid for valid in masks if valid is not None), None)
+        mask = None
+        if known is not None:
+            mask = torch.stack([torch.ones_like(known) if each is None else each for each in masks])
+        x = torch.stack([x for x, _ in parts])
+        batch = self.prepare(Batch(x, tuple(map(str, range(len(x)))), mask))
+        return self.encode(batch.x, batch.mask)
+
+    def decode_record(
+        self, codes: RecordCodes, *, seed: int = 0, batch_size: int = 16, **sampling: Any
+    ) -> Tensor:
+        """The record `(1, c, *extent)` of its codes. Where windows overlap it is their mean.
+
+        `seed` and `sampling` are those of `decode`; every window draws its noise from the place where it begins.
+        """
+        whole = Whole(codes.extent)
+        for first in range(0, len(codes.codes), batch_size):
+            start = codes.start[first : first + batch_size].tolist()
+            rng = [generator(seed, "decode", named(low)) for low in start]
+            x_hat = self.decode(codes.codes[first : first + batch_size], size=codes.size, rng=rng, **sampling)
+            for part, low in zip(x_hat, start):
+                whole.add(part, low)
+        return whole.mean.unsqueeze(0)
+
+    def load_tokens(self, folder: str | Path) -> TokenFiles:
+        """The codes that `vqcore tokenize` wrote into a folder, by key; each file is read when asked for.
+
+        A value is `(*grid, q)` int64, or `RecordCodes` where records were cut into windows. Raises `DataError` if
+        another tokenizer made them.
+        """
+        found = TokenFiles(local(folder), self.code_shape)
+        found.check_maker(self.fingerprint)
+        return found
+
+    @property
+    def code_shape(self) -> CodeShape:
+        """What codes of this tokenizer look like."""
+        return CodeShape(len(self.grid()), self.num_codebooks, self.codebook_size)
 
     def show(self, x_hat: Tensor) -> Any:
         """One sample in the form of the files: a PIL image, or an array in the modality's own units. Undoes `read`."""
@@ -353,7 +443,11 @@ class Tokenizer(nn.Module):
         if spec.labels is None:
             wants = ("b", str(spec.channels), *wants[1:])
         if x.ndim != len(wants) or (spec.labels is None and x.shape[1] != spec.channels):
-            raise ValueError(f"an input of this tokenizer is ({', '.join(wants)}), not {tuple(x.shape)}")
+            single = x.ndim == len(wants) - 1
+            hint = "; a batch of one sample is x[None]" if single else ""
+            raise ValueError(
+                f"an input of this tokenizer is ({', '.join(wants)}), not {tuple(x.shape)}{hint}"
+            )
         self.encoder.grid(tuple(x.shape[-spec.rank :]))
         if (spec.labels is None) != x.is_floating_point():
             raise ValueError(
@@ -377,22 +471,38 @@ class Tokenizer(nn.Module):
                 f"a mask of {tuple(mask.shape)} belongs to a grid of {list(grid)}, but the latents have {list(found)}"
             )
 
-    def _as_codes(self, codes: Tensor | np.ndarray) -> Int[Tensor, "b *grid q"]:
-        """Codes of any integer type as int64, on the device. Raises `ValueError` if shape or type cannot be codes."""
+    def _as_codes(
+        self, codes: Tensor | np.ndarray, size: tuple[int, ...] | None = None
+    ) -> Int[Tensor, "b *grid q"]:
+        """Codes of any integer type as int64, on the device. Raises `ValueError` if shape or type cannot be codes.
+
+        Codes that have the grid of this size (default: the nominal one) and no axis for samples are one sample.
+        """
         if isinstance(codes, np.ndarray):
             integer = codes.dtype.kind in "iu"
         else:
             integer = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
+        codes = codes[None] if codes.shape[:-1] == self.grid(size) else codes
         axes, count = len(self.grid()), self.num_codebooks
         # Some quantizers decode fewer codes than they give, e.g. the first levels; they refuse what they cannot.
         if not integer or codes.ndim != axes + 2 or not 1 <= codes.shape[-1] <= count:
-            wanted = ", ".join(("b", *(f"grid{i}" for i in range(axes)), str(count)))
+            wanted = ", ".join((*(f"grid{i}" for i in range(axes)), str(count)))
             raise ValueError(
-                f"codes of this tokenizer are integers ({wanted}), not {codes.dtype} {tuple(codes.shape)}"
+                f"codes of this tokenizer are integers (b, {wanted}), not {codes.dtype} {tuple(codes.shape)}"
             )
         if isinstance(codes, np.ndarray):
             codes = torch.from_numpy(codes.astype(np.int64))
         return codes.long().to(self.device)
+
+    def _warn_of_length(self, found: Prepared) -> None:
+        """Warn once of a record of which only a part is read."""
+        if not self._has_warned_of_length:
+            self._has_warned_of_length = True
+            extent, size = (" x ".join(map(str, sides)) for sides in (found.found.extent, found.size))
+            log.warning(
+                f"a record of {extent} positions is longer than the window of {size}: its middle is read. "
+                "Tokenizer.encode_record encodes all of it."
+            )
 
     def _check_range(self, x: Tensor, mask: Bool[Tensor, "b *size"] | None) -> None:
         """Warn once of values that exceed the declared range by more than its width, such as 0..255 in -1..1."""

@@ -1,18 +1,18 @@
 """Reads samples from all over each data set and compares them with what the config declares."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
-
-import torch
 
 from vqcore.check.findings import Finding
 from vqcore.check.overlap import overlap
 from vqcore.check.suspicions import value_findings
 from vqcore.check.values import Declared, better
 from vqcore.data.listing import counted
+from vqcore.data.windows import within
 from vqcore.errors import listed
 from vqcore.evaluate.measure import eval_batches
-from vqcore.protocols import Batch, Data, left_out
+from vqcore.protocols import Batch, Data, Modality, Sizing, has_own_box, left_out, sizing
 from vqcore.run.state import Run
 
 SAMPLES = 32
@@ -43,7 +43,7 @@ def samples(run: Run) -> Iterator[Finding]:
             yield Finding("note", where, f"left out: {counted(rest)}")
         if good and data is run.data:
             yield from value_findings(declared(run), good, f"{sum(len(b.keys) for b in good)} samples")
-            yield from _enlarged(run, good)
+            yield from _sized(run, good)
     yield from both_sides(run)
     if run.total_batch > len(run.data):
         what = (
@@ -87,11 +87,47 @@ def _read(run: Run, data: Data) -> tuple[list[Batch], list[tuple[str, str]]]:
     return good, [bad for one in loaded for bad in one.bad]
 
 
-def _enlarged(run: Run, batches: list[Batch]) -> Iterator[Finding]:
-    size = torch.tensor(run.tokenizer.cfg.size)
-    extents = [extent for batch in batches if batch.size is not None for extent in batch.size]
-    small = sum(len(extent) == len(size) and bool((extent < size).any()) for extent in extents)
+def _sized(run: Run, batches: list[Batch]) -> Iterator[Finding]:
+    """What happens along each axis, and how much of the samples an evaluation leaves out, enlarges or fills up."""
+    modality, size = run.tokenizer.modality, tuple(run.tokenizer.cfg.size)
+    extents = [tuple(each.tolist()) for batch in batches if batch.size is not None for each in batch.size]
+    extents = [extent for extent in extents if len(extent) == len(size)]
+    if not extents:
+        return
+    words, shown = sizing(modality), " x ".join(map(str, size))
+    if not has_own_box(modality):
+        yield Finding("note", "data.modality", _in_words(modality, words, extents, size))
+    filled = [axis for axis, word in enumerate(words) if word in ("window", "pad")]
+    short = sum(any(extent[axis] < size[axis] for axis in filled) for extent in extents)
+    if short:
+        what = f"{short} of {len(extents)} samples are shorter than {shown}: filled up at the end, which is masked"
+        many = short > len(extents) // 2
+        remedy = "A smaller input_size spends no tokens on what is not there." if many else ""
+        yield Finding("warning" if many else "note", "data.input_size", what, remedy)
+    elastic = [axis for axis in range(len(size)) if axis not in filled]
+    small = sum(any(extent[axis] < size[axis] for axis in elastic) for extent in extents)
     if small > len(extents) // 10:
-        what = f"{small} of {len(extents)} samples are smaller than {' x '.join(map(str, size.tolist()))}: enlarged"
+        what = f"{small} of {len(extents)} samples are smaller than {shown}: enlarged"
         remedy = "A smaller input_size wastes no tokens on blur."
         yield Finding("warning", "data.input_size", what, remedy)
+
+
+def _in_words(
+    modality: Modality,
+    words: tuple[Sizing, ...],
+    extents: list[tuple[int, ...]],
+    size: tuple[int, ...],
+) -> str:
+    sides = [sorted(axis) for axis in zip(*extents)]
+    spans = " x ".join(f"{a[0]}" if a[0] == a[-1] else f"{a[0]} to {a[-1]}" for a in sides)
+    how = words[0] if len(set(words)) == 1 else " x ".join(words)
+    text = f"sizing {how}: samples of {spans} become {' x '.join(map(str, size))}"
+    if "window" in words:
+        return f"{text}; training draws one window of a sample, evaluation and tokenize go over all of it"
+    lost = 0.0
+    for extent in extents:
+        view = modality.view(extent, within(words, extent, size), None)
+        lost += 1 - math.prod(high - low for low, high in zip(view.start, view.stop))
+    share = lost / len(extents)
+    what = "area" if len(size) == 2 else "samples"
+    return text if share < 0.005 else f"{text}; {share:.0%} of the {what} is left out"

@@ -1,5 +1,6 @@
 """Reads one sample: the main modality and all extra modalities with the same view; masks become part of the sample."""
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,14 +13,18 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from vqcore.data.cache import Cache
+from vqcore.data.windows import Cover, cut, filled, marked, within
 from vqcore.errors import ConfigError, DataError
 from vqcore.protocols import (
     Data,
     DataSpec,
+    HasSizing,
     Mask,
     Modality,
+    Rides,
     View,
     Window,
+    fills_up,
     finishes,
     has_own_box,
     hole_value,
@@ -27,6 +32,7 @@ from vqcore.protocols import (
     mask,
     reading,
     ride,
+    sizing,
     weight,
 )
 
@@ -86,10 +92,57 @@ class Opened:
         return replace(view, start=mapped(view.start), stop=mapped(view.stop), extent=extent)
 
 
+def sized(
+    modality: Modality, found: Opened, size: tuple[int, ...], rng: np.random.Generator | None = None
+) -> View:
+    """The view of a sample. Where the modality fills up, it has no more than there is, and may be below `size`."""
+    extent = found.extent
+    return modality.view(extent, within(sizing(modality), extent, size), rng)
+
+
 def opened(modality: Modality, given: Any) -> Opened:
     """What a modality reads of the answer of `Data.get`: a source, or a window of one."""
     window = given if isinstance(given, Window) else None
     return Opened(modality.read(given if window is None else window.source), modality, window)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample as an encoder takes it: its evaluation view, or the windows that cover it, each made when asked for."""
+
+    found: Opened
+    size: tuple[int, ...]
+    cover: Cover | None = None
+
+    def __len__(self) -> int:
+        return 1 if self.cover is None else math.prod(self.cover.counts(self.found.extent))
+
+    def part(self, place: int) -> tuple[Tensor, Bool[Tensor, "*size"] | None]:
+        """A window, filled up to the size, and where it is valid: None if everywhere."""
+        found, how = self.found, sizing(self.modality)
+        if self.cover is not None:
+            window = cut(found.window or found.raw, *self.cover.part(place, found.extent))
+            found = replace(found, window=window)
+            how = tuple("window" if step else each for step, each in zip(self.cover.stride, how))
+        asked = within(how, found.extent, self.size)
+        view = found.within(self.modality.view(found.extent, asked, None))
+        x, valid = self.modality.tensor(found.raw, view), mask(self.modality, found.raw, view)
+        if asked != self.size:
+            x, valid = filled(self.modality, x, asked, self.size), marked(valid, asked, self.size)
+        return x, valid
+
+    @property
+    def modality(self) -> Modality:
+        """What reads the sample."""
+        return self.found.modality
+
+    @property
+    def left_out(self) -> float:
+        """The share of the sample that lies in no part."""
+        if self.cover is not None or has_own_box(self.modality):
+            return 0.0
+        view = sized(self.modality, self.found, self.size)
+        return 1 - math.prod(high - low for low, high in zip(view.start, view.stop))
 
 
 class Files:
@@ -173,17 +226,15 @@ class Reader:
         """The sample at `size`; a random view if `rng` is given, else the evaluation view."""
         found = self.files.open(index, {"": self.modality, **self.extra, **self.masks}, self.most)
         main = found[""]
-        inside = self.modality.view(main.extent, size, rng)
+        inside = sized(self.modality, main, size, rng)
         view = main.within(inside)
         extras, masks = {}, {}
         for label, each in self.extra.items():
             rider = found[label]
-            # Beside a window, a file is a whole beside the whole file, unless it has a window of its own.
-            drawn = view if rider.window is None else inside
-            own = rider.within(ridden(label, each, drawn, self.modality.spec))
-            extras[label] = each.tensor(rider.raw, own)
+            own, full = self._ridden(label, each, rider, (view, inside), size)
+            extras[label] = filled(each, each.tensor(rider.raw, own), own.size, full)
             if (known := mask(each, rider.raw, own)) is not None:
-                masks[label] = known
+                masks[label] = marked(known, own.size, full)
         valid = mask(self.modality, main.raw, view)
         x = self.modality.tensor(main.raw, view)
         for label, each in self.masks.items():
@@ -194,7 +245,32 @@ class Reader:
             if hole_value(self.modality) is None:
                 valid = shown if valid is None else valid & shown
         counts = weight(self.modality, main.raw, view)
+        if fills_up(self.modality):
+            x, valid = filled(self.modality, x, view.size, size), marked(valid, view.size, size)
+            counts = None if counts is None else filled(self.modality, counts, view.size, size)
         return Sample(x, self.data.key(index), main.extent, valid, masks, counts, extras)
+
+    def _ridden(
+        self, label: str, modality: Modality, rider: Opened, views: tuple[View, View], size: tuple[int, ...]
+    ) -> tuple[View, tuple[int, ...]]:
+        """The view of an extra modality, and the size up to which it is filled up.
+
+        `views` are those of the main sample, of all that was read and inside its window; `size` is that of the batch.
+        """
+        if (
+            modality.spec.rank != len(size)
+            and isinstance(modality, HasSizing)
+            and not isinstance(modality, Rides)
+        ):
+            return rider.within(sized(modality, rider, modality.spec.size)), modality.spec.size
+        # Beside a window, a file is a whole beside the whole file, unless it has a window of its own.
+        drawn = views[0] if rider.window is None else views[1]
+        own = ridden(label, modality, replace(drawn, size=size), self.modality.spec)
+        full = own.size
+        if drawn.size != size and len(full) == len(size):
+            parts = zip(full, drawn.size, size)
+            own = replace(own, size=tuple(max(1, round(side * have / of)) for side, have, of in parts))
+        return rider.within(own), full
 
     def try_read(self, index: int, size: tuple[int, ...], rng: np.random.Generator | None) -> Sample | Bad:
         """The sample, or its key and the reason why it cannot be read. Other exceptions are bugs and are raised."""

@@ -12,6 +12,7 @@ from vqcore import dist
 from vqcore.config import Config
 from vqcore.console import ProgressLine
 from vqcore.data.batches import BadSamples, EvalBatches
+from vqcore.data.windows import at_size
 from vqcore.errors import DataError
 from vqcore.evaluate.collisions import Collisions
 from vqcore.evaluate.rows import Rows, for_summary, intervals
@@ -317,12 +318,13 @@ def eval_batches(
     Without `shared` every process has all these samples and reads them itself, which suits a look at a few. With
     `shared` every process has its share, read by `data.workers` processes.
     """
+    size = size or tuple(tokenizer.cfg.size)
     return EvalBatches(
-        data,
+        at_size(data, size),
         tokenizer.modality,
         extra,
         config.data,
-        size=size or tuple(tokenizer.cfg.size),
+        size=size,
         batch_size=batch_size or config.eval.batch_size or config.data.batch_size,
         rank=dist.rank() if shared else 0,
         world=dist.world_size() if shared else 1,
@@ -348,6 +350,7 @@ def evaluate_data(
 
     If fewer samples are decoded than measured, a second pass reads and decodes them.
     """
+    data = at_size(data, size)
     bad = BadSamples(data, config.data)
     total = min(len(data), config.eval.samples or len(data))
     few = decode_count(config, tokenizer, total)

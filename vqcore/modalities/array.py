@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqcore import config
+from vqcore.data.npy import map_array
 from vqcore.data.readers import BySuffix
 from vqcore.errors import DataError, SettingError, did_you_mean, listed
 from vqcore.modalities.scale import Scale, missing
-from vqcore.modalities.views import centred_box, pixels, scaled_box, view_of
-from vqcore.protocols import DataSpec, Kind, SampleReader, View, expand
+from vqcore.modalities.views import pixels, sized_box, view_of
+from vqcore.protocols import DataSpec, Kind, SampleReader, Sizing, View, expand
 from vqcore.registry import registry
 
 CHANNELS = 16
@@ -79,10 +80,14 @@ class Array:
         """The channel axis is the last axis in the files."""
         picture: tuple[str | int, ...] | None = None
         """The channels of pictures for people: three become red, green and blue. Null: the first ones."""
+        sizing: Sizing | tuple[Sizing, ...] | None = None
+        """How a sample gets the size, one word or one per axis: window (parts of this length; evaluation and tokenize
+        go over all of the sample), pad (all of the sample, filled up and masked), crop (the middle, in the proportions
+        of the size, resized), resize (all, resized). Null: window for one axis, crop for more."""
         hflip: float = 0.0
         """Share of the training samples whose last axis is mirrored; the components of vectors stay unchanged."""
         min_crop_scale: float = 1.0
-        """Smallest share of the sample that a training crop keeps; 1 means no random crops."""
+        """Smallest share of the sample that a training crop keeps; 1: no random crops. Windows are never scaled."""
 
         def __post_init__(self) -> None:
             _check_channels(self)
@@ -114,6 +119,7 @@ class Array:
         assert nominal is not None
         names, self._in_files = _channels(cfg)
         self.cfg, self.scale = cfg, scale_of(cfg)
+        self.sizing = _sizing_of(cfg, expand(nominal, rank))
         # One of the channels in the files may hold weights; the tokenizer sees the others.
         self._weight_place = None if cfg.weight is None else _place(cfg.weight, names)
         learnt = [place for place in range(self._in_files) if place != self._weight_place]
@@ -161,13 +167,22 @@ class Array:
         """Lengths of the axes besides channels."""
         return raw.shape[1:]
 
+    def extent_of(self, source: Any) -> tuple[int, ...]:
+        """The extent of a file, from its header, or of an array."""
+        is_file = isinstance(source, (str, Path))
+        name = str(source) if is_file else "array in memory"
+        if not is_file:
+            array = np.asarray(source)
+        elif Path(source).suffix.lower() == ".npy":
+            array = map_array(Path(source), name)
+        else:
+            array = self.reader.read(Path(source))
+        return self._with_channels_first(array, name).shape[1:]
+
     def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
-        """The largest centred box with the aspect ratio of `size`, or in training a part of it, sometimes mirrored."""
-        if rng is None:
-            return view_of(centred_box(extent, size), extent, size)
-        crops = self.cfg.min_crop_scale < 1
-        box = scaled_box(extent, size, rng, self.cfg.min_crop_scale) if crops else centred_box(extent, size)
-        return view_of(box, extent, size, flip=bool(rng.random() < self.cfg.hflip))
+        """The part that `sizing` says: the middle, or in training a part from anywhere, sometimes mirrored."""
+        box = sized_box(extent, size, self.sizing, rng, self.cfg.min_crop_scale)
+        return view_of(box, extent, size, flip=rng is not None and bool(rng.random() < self.cfg.hflip))
 
     def ride(self, view: View, main: DataSpec) -> View:
         """Beside samples with another number of axes: the whole array, at its own nominal size."""
@@ -375,6 +390,26 @@ def _rank_of(size: int | tuple[int, ...] | None) -> int | None:
     return 1 if size == 1 else None
 
 
+def _sizing_of(cfg: Array.Config, size: tuple[int, ...]) -> tuple[Sizing, ...]:
+    """What happens along each axis. Raises `SettingError` for a wrong number of words, and for idle ones."""
+    # A vector has nothing to draw windows from.
+    usual: Sizing = "window" if len(size) == 1 and size != (1,) else "crop"
+    asked = cfg.sizing or usual
+    given: tuple[Sizing, ...] = asked if isinstance(asked, tuple) else (asked,) * len(size)
+    if len(given) != len(size):
+        raise SettingError(
+            "sizing", f"{list(given)} has {len(given)} words, but samples have {len(size)} axes"
+        )
+    if cfg.sizing and given.count("crop") == 1:
+        raise SettingError(
+            "sizing",
+            "crop keeps the proportions of two axes or more; for one axis take window, resize or pad",
+        )
+    if not {"crop", "resize"} & set(given):
+        config.refuse_idle(cfg, f"sizing={given[0]}", "min_crop_scale")
+    return given
+
+
 def _check_channels(cfg: Array.Config) -> None:
     if (cfg.kind == "categorical") != (cfg.labels is not None):
         raise SettingError(
@@ -487,8 +522,17 @@ def _nearest(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _linear(x: Float[Tensor, "c *extent"], size: tuple[int, ...]) -> Float[Tensor, "c *size"]:
-    mode = ("linear", "bilinear", "trilinear")[len(size) - 1]
-    batch = rearrange(x, "... -> 1 ...")
-    # `interpolate` has antialiasing for two axes only.
-    batch = F.interpolate(batch, size, mode=mode, align_corners=False, antialias=len(size) == 2)
-    return rearrange(batch, "1 ... -> ...")
+    """Linear interpolation; where an axis gets shorter, each new value is a mean, so that nothing is aliased."""
+    if len(size) == 2:
+        return _filtered(rearrange(x, "c h w -> 1 c h w"), size)[0]
+    # `interpolate` filters two axes only, so each axis takes a turn as the last of two.
+    for axis, side in enumerate(size, start=1):
+        if x.shape[axis] != side:
+            rows = x.movedim(axis, -1)
+            made = _filtered(rows.reshape(1, 1, -1, rows.shape[-1]), (rows[..., 0].numel(), side))
+            x = made.view(*rows.shape[:-1], side).movedim(-1, axis)
+    return x
+
+
+def _filtered(x: Float[Tensor, "1 c h w"], size: tuple[int, ...]) -> Float[Tensor, "1 c *size"]:
+    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)

@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from vqcore.config import Config
-from vqcore.errors import SettingError
-from vqcore.protocols import View
+from vqcore.errors import DataError, SettingError
+from vqcore.protocols import Sizing, View
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 TRIES = 10
@@ -86,6 +86,41 @@ def scaled_box(
     """A box with the aspect ratio of `size` at a random place; its volume is `min_scale` to 1 of the largest box."""
     scale = rng.uniform(min_scale, 1.0) ** (1 / len(extent))
     return _anywhere(extent, _largest(extent, size, scale), rng)
+
+
+def sized_box(
+    extent: tuple[int, ...],
+    size: tuple[int, ...],
+    how: tuple[Sizing, ...],
+    rng: np.random.Generator | None,
+    min_scale: float = 1.0,
+) -> Box:
+    """The part of a sample that `how` names for each axis; `rng` draws windows, and crops of `min_scale` to 1.
+
+    Without `rng`, all parts are centred. Raises `DataError` for a sample that is too long for `pad`.
+    """
+    elastic = [axis for axis, each in enumerate(how) if each in ("resize", "crop")]
+    scales = rng is not None and min_scale < 1 and bool(elastic)
+    scale = rng.uniform(min_scale, 1.0) ** (1 / len(elastic)) if rng is not None and scales else 1.0
+    cropped = [axis for axis, each in enumerate(how) if each == "crop"]
+    sides = [min(pair) for pair in zip(extent, size)]
+    for axis in elastic:
+        sides[axis] = max(1, round(extent[axis] * scale))
+    if cropped:
+        box = _largest(tuple(extent[a] for a in cropped), tuple(size[a] for a in cropped), scale)
+        sides = [box[cropped.index(axis)] if axis in cropped else side for axis, side in enumerate(sides)]
+    for n, side, each in zip(extent, size, how):
+        if each == "pad" and n > side:
+            raise DataError(
+                f"{n} positions are more than the {side} of data.input_size, and sizing=pad takes all of a sample. "
+                "Take a larger input_size, or data.modality.sizing=window"
+            )
+    centre = tuple((n - side) // 2 for n, side in zip(extent, sides))
+    if rng is None or not (scales or "window" in how):
+        return centre, tuple(sides)
+    places, _ = _anywhere(extent, tuple(sides), rng)
+    free = tuple(each == "window" or (scales and axis in elastic) for axis, each in enumerate(how))
+    return tuple(a if loose else b for a, b, loose in zip(places, centre, free)), tuple(sides)
 
 
 def resized_crop_box(

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vqcore.data.reader import opened
+from vqcore.data.reader import opened, sized
+from vqcore.data.windows import within
 from vqcore.errors import DataError, VqcoreError
 from vqcore.evaluate.rows import for_summary
 from vqcore.protocols import (
@@ -25,6 +26,8 @@ from vqcore.protocols import (
     View,
     Writes,
     better,
+    extent_of,
+    fill,
     finish,
     finishes,
     gathers,
@@ -36,6 +39,7 @@ from vqcore.protocols import (
     ride,
     set_up,
     shown_channels,
+    sizing,
     weight,
     writer,
 )
@@ -83,6 +87,7 @@ def check_modality(
         _check_view(view, spec.size)
         _check_tensor(modality, raw, view)
     _check_ride(modality, raw, drawn[0])
+    _check_sizing(modality, source, raw)
     if finishes(modality):
         _check_finish(modality, raw, (fixed, *drawn))
     half = tuple(max(1, side // 2) for side in spec.size)
@@ -115,6 +120,29 @@ def _check_ride(modality: Any, raw: Any, view: View) -> None:
     assert len(own.size) == modality.spec.rank, f"ride law: the size {own.size} has {len(own.size)} axes"
     _check_view(own, own.size)
     _check_tensor(modality, raw, own)
+
+
+def _check_sizing(modality: Any, source: Any, raw: Any) -> None:
+    """Words for axes, windows of the wanted length, a known extent, a value to fill up with."""
+    how, extent, size = sizing(modality), modality.extent(raw), modality.spec.size
+    assert len(how) == modality.spec.rank, (
+        f"sizing law: {len(how)} words for {modality.spec.rank} axes, not one per axis"
+    )
+    for rng in (None, np.random.default_rng(0)):
+        view = modality.view(extent, within(how, extent, size), rng)
+        for axis, (low, high, n) in enumerate(zip(view.start, view.stop, extent)):
+            taken = round((high - low) * n, 3)
+            if how[axis] in ("window", "pad"):
+                assert taken == view.size[axis], (
+                    f"sizing law: axis {axis} is '{how[axis]}', but {taken:g} of {n} positions become {view.size[axis]}"
+                )
+    known = extent_of(modality, source)
+    assert known == extent, f"extent law: extent_of says {known}, extent {extent}"
+    value, spec = fill(modality), modality.spec
+    low, high = spec.range or (-math.inf, math.inf)
+    assert value is None or (math.isfinite(value) and low <= value <= high), (
+        f"fill law: {value} is no value of the samples"
+    )
 
 
 def _check_finish(modality: Any, raw: Any, views: Sequence[View]) -> None:
@@ -376,10 +404,10 @@ def _raw(data: Any, index: int, label: str, reader: Any) -> Tensor:
     given = data.get(index, label) if label else data.get(index)
     try:
         found = opened(reader, given)
-        extent = found.extent
+        view = found.within(sized(reader, found, reader.spec.size))
     except (DataError, OSError) as error:
         raise AssertionError(f"reading law: sample {index} ('{label}') cannot be read: {error}") from error
-    return reader.tensor(found.raw, found.within(reader.view(extent, reader.spec.size, None)))
+    return reader.tensor(found.raw, view)
 
 
 def _same(one: Any, other: Any) -> bool:

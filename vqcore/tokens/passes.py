@@ -4,36 +4,46 @@ import contextlib
 import errno
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
+from torch import Tensor
 
+from vqcore.artefacts.codes import MANIFEST, SUFFIXES, other_maker, read_codes, read_manifest
 from vqcore.console import ProgressLine
 from vqcore.data.listing import Listing, counted, suffix_length
+from vqcore.data.npy import map_array
+from vqcore.data.reader import Prepared
+from vqcore.data.windows import Cover, Whole, cover, named
 from vqcore.errors import ConfigError, DataError, RunError, cause, listed
 from vqcore.files import aside
-from vqcore.protocols import Batch, Modality, writer
+from vqcore.protocols import KnowsExtent, Modality, RecordCodes, writer
 from vqcore.rng import sample_generators
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens.store import MANIFEST, Claims, code_dtype, read_codes, read_manifest, save_array
+from vqcore.tokens.store import Claims, code_dtype, save_array, save_windows
 
 log = logging.getLogger(__name__)
-Item = TypeVar("Item")
 
 
 @dataclass
 class Done:
-    """What a pass over a folder did. `left_out`: how many entries are no samples, by kind."""
+    """What a pass over a folder did. `left_out`: how many entries are no samples, by kind.
+
+    `lost` is the share of each sample that is in no code, added up over `seen` samples; `windows` is their number.
+    """
 
     written: int = 0
     skipped: int = 0
     failed: list[str] = field(default_factory=list)
     left_out: Mapping[str, int] = field(default_factory=dict)
+    lost: float = 0.0
+    seen: int = 0
+    windows: int = 0
 
     def fail(self, path: Path, error: Exception) -> None:
         """Note, and say, that a file cannot be used."""
@@ -47,20 +57,54 @@ class Done:
         rest = f"\nleft out: {counted(self.left_out)}" if self.left_out else ""
         return f"{self.written} written, {self.skipped} existed already, {len(self.failed)} unreadable{rest}"
 
+    @property
+    def share_lost(self) -> float:
+        """The mean share of a sample that is in no code."""
+        return self.lost / max(1, self.seen)
+
+
+@dataclass
+class File:
+    """A file in work."""
+
+    path: Path
+    key: str
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Item:
+    """One part of a file. Parts that are `alike` go through the network together; `take` takes what comes out.
+
+    The last part of a file has `finish`, which writes the file's output below a folder.
+    """
+
+    file: File
+    alike: Any
+    given: Any
+    take: Callable[[Any], None]
+    finish: Callable[[Path], None] | None = None
+
 
 def parse_size(text: str | None, nominal: Sequence[int]) -> tuple[int, ...]:
     """`256` (every axis) or `256x192`; None is the nominal size. Raises `ConfigError`."""
     if text is None:
         return tuple(nominal)
+    sides = _sides("--size", text, len(nominal))
+    return sides * len(nominal) if len(sides) == 1 else sides
+
+
+def parse_stride(text: str | None, axes: int) -> tuple[int, ...] | None:
+    """`256` (every axis) or `256x192`; None is no stride. Raises `ConfigError`."""
+    return None if text is None else _sides("--stride", text, axes)
+
+
+def _sides(flag: str, text: str, axes: int) -> tuple[int, ...]:
     parts = text.split("x")
-    if not all(re.fullmatch("[1-9][0-9]{0,11}", part) for part in parts) or len(parts) not in (
-        1,
-        len(nominal),
-    ):
-        several = f", or {len(nominal)} numbers joined by x" if len(nominal) > 1 else ""
-        raise ConfigError(f"--size {text}: write one number{several}.")
-    sides = [int(part) for part in parts]
-    return tuple(sides * len(nominal) if len(sides) == 1 else sides)
+    if not all(re.fullmatch("[1-9][0-9]{0,11}", part) for part in parts) or len(parts) not in (1, axes):
+        several = f", or {axes} numbers joined by x" if axes > 1 else ""
+        raise ConfigError(f"{flag} {text}: write one number{several}.")
+    return tuple(int(part) for part in parts)
 
 
 def tokenize_folder(
@@ -71,16 +115,21 @@ def tokenize_folder(
     size: tuple[int, ...],
     batch_size: int = 16,
     overwrite: bool = False,
+    stride: tuple[int, ...] | None = None,
+    tiles: bool = False,
 ) -> Done:
     """Write the codes of every file below `source` (or of one file) below `target`, under the same relative names.
 
-    Files whose codes exist already are skipped, so that an interrupted pass can be resumed. A file that cannot be read
+    A record of a modality with windows is covered by them, `stride` positions from one to the next; `tiles` covers a
+    sample that would be cropped. An `.npy` file of n samples gives one file of codes. Files whose codes exist already
+    are skipped, so that an interrupted pass can be resumed. A file that cannot be read
     is named in the result and costs itself alone. Raises `DataError` if no file can be read, `ConfigError` for a size
     that the encoder cannot take, `RunError` if `target` holds the codes of another tokenizer or takes no more data.
     """
     _refuse_file(target)
     if ".npy" in tokenizer.modality.suffixes:
         _refuse_overlap(source, target)
+    covering = cover(tokenizer.modality, size, stride, tiles=tiles)
     files, left_out = _files(source, tokenizer.modality.suffixes, "tokenize")
     try:
         grid = tokenizer.grid(size)
@@ -95,6 +144,8 @@ def tokenize_folder(
         "size": list(size),
         "dtype": str(code_dtype(tokenizer.codebook_size)),
     }
+    if covering is not None:
+        manifest["stride"] = list(covering.stride)
     if tokenizer.precision != "fp32":  # a folder holds no mixture of precisions
         manifest["precision"] = tokenizer.precision
     done = Done(left_out=left_out)
@@ -102,14 +153,25 @@ def tokenize_folder(
         todo = []
         claims.check(target)
         for path, key in files:
-            codes = target / f"{key}.npy"
-            there = codes.is_file() and not overwrite
-            claims.check(codes.parent, codes if there else None)
-            done.skipped += there
-            if not there:
-                todo.append((path, codes))
-        for group in _groups(todo, batch_size):
-            _tokenize(tokenizer, group, size, done, (claims, target))
+            there = None if overwrite else _written(target, key, SUFFIXES)
+            claims.check((target / key).parent, there)
+            done.skipped += there is not None
+            if there is None:
+                todo.append((path, key))
+
+        def encoded(items: Sequence[Item]) -> Sequence[Any]:
+            codes = tokenizer.encode_parts([item.given for item in items]).cpu().numpy()
+            return list(codes.astype(code_dtype(tokenizer.codebook_size)))
+
+        parts = _inputs(tokenizer, todo, size, covering, done)
+        for file, finish in _through(parts, encoded, batch_size, done):
+            with _writing(file.path, done):
+                claims.write(target)
+                claims.write((target / file.key).parent)
+                finish(target)
+                done.written += 1
+            line.update(done.written + done.skipped + len(done.failed))
+        if done.failed or done.skipped:
             line.update(done.written + done.skipped + len(done.failed))
     if done.failed and not done.written and not done.skipped:
         raise DataError(f"{source}: none of the {len(files)} files can be read. The first: {done.failed[0]}")
@@ -136,17 +198,27 @@ def decode_folder(
     """
     _refuse_file(target)
     _refuse_overlap(source, target)
-    files, left_out = _files(source, (".npy",), "decode")
+    files, left_out = _files(source, SUFFIXES, "decode")
     manifests = {folder: read_manifest(folder) for folder in {path.parent for path, _ in files}}
     _check_makers(tokenizer, source, manifests, force)
     done = Done(left_out=left_out)
     own = writer(tokenizer.modality)
     kinds = (".png", ".npy", own.written if own else ".npy")
+    fresh = [(path, key) for path, key in files if overwrite or not _written(target, key, kinds)]
+    done.skipped = len(files) - len(fresh)
+
+    def decoded(items: Sequence[Item]) -> Sequence[Any]:
+        rng = sample_generators([item.given[1] for item in items], seed, "decode")
+        codes = np.stack([item.given[0] for item in items])
+        return list(tokenizer.decode(codes, size=items[0].alike[1], rng=rng, **(sampling or {})))
+
     with ProgressLine("decode", len(files), unit="file") as line:
-        for group in _groups(files, batch_size):
-            fresh = [(path, key) for path, key in group if overwrite or not _written(target, key, kinds)]
-            done.skipped += len(group) - len(fresh)
-            _decode(tokenizer, fresh, target, manifests, done, seed, sampling or {})
+        for file, finish in _through(_codes(tokenizer, fresh, manifests, done), decoded, batch_size, done):
+            with _writing(file.path, done):
+                finish(target)
+                done.written += 1
+            line.update(done.written + done.skipped + len(done.failed))
+        if done.failed or done.skipped:
             line.update(done.written + done.skipped + len(done.failed))
     if done.failed and not done.written and not done.skipped:
         raise DataError(
@@ -162,12 +234,9 @@ def _check_makers(
     if force:
         return
     for folder in sorted(manifests):
-        maker = (manifests[folder] or {}).get("fingerprint", tokenizer.fingerprint)
-        if maker != tokenizer.fingerprint:
+        if maker := other_maker(manifests[folder], tokenizer.fingerprint):
             raise DataError(
-                f"{folder}: these codes were made by another tokenizer: their fingerprint is {str(maker)[:16]}, that "
-                f"of this tokenizer is {tokenizer.fingerprint[:16]}. Decode the codes with the tokenizer that made "
-                "them, or add --force."
+                f"{folder}: {maker}. Decode the codes with the tokenizer that made them, or add --force."
             )
     if without := [str(folder) for folder in sorted(manifests) if manifests[folder] is None]:
         log.warning(
@@ -179,92 +248,205 @@ def _check_makers(
         )
 
 
-def _tokenize(
+def _inputs(
     tokenizer: Tokenizer,
-    group: list[tuple[Path, Path]],
+    files: Iterable[tuple[Path, str]],
     size: tuple[int, ...],
+    covering: Cover | None,
     done: Done,
-    claimed: tuple[Claims, Path],
-) -> None:
-    inputs = []
-    for path, codes in group:
+) -> Iterator[Item]:
+    """The parts of all files as an encoder takes them. A sample is read when its turn comes."""
+    for path, key in files:
+        file = File(path, key)
+        rows: list[np.ndarray] = []
         try:
-            inputs.append((path, (tokenizer.read_raw(path, size), codes)))
+            samples = _samples(tokenizer, path, size, covering)
+            for place in range(len(samples)):
+                sample = samples.at(place)
+                done.lost += sample.left_out
+                done.seen += 1
+                done.windows += len(sample)
+                for part in range(len(sample)):
+                    is_last = place == len(samples) - 1 and part == len(sample) - 1
+                    finish = partial(_save_codes, key, rows, sample, samples.several) if is_last else None
+                    if not file.failed:
+                        yield Item(file, size, sample.part(part), rows.append, finish)
         except (DataError, OSError) as error:
+            file.failed = True
             done.fail(path, error)
 
-    def encoded(members: Sequence[tuple[torch.Tensor, Path]]) -> list[np.ndarray]:
-        raw = torch.cat([x for x, _ in members])
-        batch = tokenizer.prepare(Batch(raw, tuple(str(codes) for _, codes in members)))
-        codes = tokenizer.encode(batch.x).cpu().numpy()
-        return list(codes.astype(code_dtype(tokenizer.codebook_size)))
 
-    claims, target = claimed
-    for path, (_, codes), made in _apart(encoded, inputs, done):
-        with _writing(path, done):
-            claims.write(target)
-            claims.write(codes.parent)
-            save_array(codes, made)
-            done.written += 1
+@dataclass(frozen=True)
+class _Samples:
+    """The samples in a file: the file itself, or the rows of an array."""
+
+    tokenizer: Tokenizer
+    path: Path
+    size: tuple[int, ...]
+    covering: Cover | None
+    whole: Prepared | None
+    rows: Any = ()
+
+    @property
+    def several(self) -> bool:
+        """Whether the file is an array of samples."""
+        return self.whole is None
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.several else 1
+
+    def at(self, place: int) -> Prepared:
+        """A sample, read."""
+        if self.whole is not None:
+            return self.whole
+        try:
+            return self.tokenizer.prepared(self.rows[place], self.size, self.covering)
+        except DataError as error:
+            raise DataError(f"{self.path}: sample {place}: {error}") from error
 
 
-def _decode(
+def _samples(tokenizer: Tokenizer, path: Path, size: tuple[int, ...], covering: Cover | None) -> _Samples:
+    """What a file holds: a sample, or, where only that fits, n samples in an `.npy` file."""
+    try:
+        if path.suffix.lower() == ".npy" and isinstance(tokenizer.modality, KnowsExtent):
+            tokenizer.modality.extent_of(path)  # many samples are not read only to be refused
+        return _Samples(tokenizer, path, size, covering, tokenizer.prepared(path, size, covering))
+    except DataError:
+        if path.suffix.lower() != ".npy":
+            raise
+        rows = map_array(path, str(path))
+        with contextlib.suppress(DataError):
+            if rows.ndim > 1:
+                tokenizer.prepared(rows[0], size, covering)
+                return _Samples(tokenizer, path, size, covering, None, rows)
+        raise
+
+
+def _save_codes(key: str, rows: Sequence[np.ndarray], sample: Prepared, several: bool, target: Path) -> None:
+    """Write the codes of a file: plain where a sample is one part, else with the places of the windows."""
+    stem, codes = target / key, np.stack(rows)
+    covering, extent = sample.cover, sample.found.extent
+    exact = several and len(sample) == 1 and extent == sample.size
+    if covering is None or exact:
+        save_array(stem.with_name(f"{stem.name}.npy"), codes if several else codes[0])
+        return
+    codes = codes.reshape(-1, len(sample), *codes.shape[1:]) if several else codes
+    where = covering.starts(extent), covering.whole(extent), sample.size
+    save_windows(stem.with_name(f"{stem.name}.npz"), codes, *where)
+
+
+def _codes(
     tokenizer: Tokenizer,
-    group: list[tuple[Path, str]],
-    target: Path,
+    files: Iterable[tuple[Path, str]],
     manifests: Mapping[Path, Mapping[str, Any] | None],
     done: Done,
-    seed: int,
-    sampling: Mapping[str, Any],
-) -> None:
-    alike: dict[Any, list[tuple[Path, tuple[np.ndarray, str]]]] = {}
-    for path, key in group:
+) -> Iterator[Item]:
+    """The codes of all files, as a decoder takes them; `given` also has a name, from which noise is drawn."""
+    for path, key in files:
         manifest = manifests[path.parent]
         try:
-            codes = read_codes(path, tokenizer)
-            if manifest and list(codes.shape[:-1]) != manifest["grid"]:
-                raise DataError(
-                    f"{path}: its grid is {list(codes.shape[:-1])}, but {MANIFEST} says {manifest['grid']}."
-                )
+            codes = read_codes(path, tokenizer.code_shape)
         except DataError as error:
             done.fail(path, error)
             continue
+        several = isinstance(codes, list) or (
+            isinstance(codes, np.ndarray) and codes.ndim == tokenizer.code_shape.axes + 2
+        )
+        samples: Sequence[Any] = codes if several else [codes]  # type: ignore[assignment]
+        first = samples[0].codes[0] if isinstance(samples[0], RecordCodes) else samples[0]
+        if manifest and list(first.shape[:-1]) != manifest["grid"]:
+            grids = f"its grid is {list(first.shape[:-1])}, but {MANIFEST} says {manifest['grid']}."
+            done.fail(path, DataError(f"{path}: {grids}"))
+            continue
+        file = File(path, key)
+        shown: list[Any] = []
         size = tuple(manifest["size"]) if manifest else None
-        alike.setdefault((codes.shape, size), []).append((path, (codes, key)))
-    for (_, size), members in alike.items():
+        for place, sample in enumerate(samples):
+            name = f"{key}/{place}" if several else key
+            parts = list(_parts(tokenizer, sample, size, name, shown.append))
+            finish = partial(_save_decoded, tokenizer.modality, key, shown, several)
+            for part, (row, each_size, label, take) in enumerate(parts):
+                is_last = place == len(samples) - 1 and part == len(parts) - 1
+                alike = row.shape, each_size
+                yield Item(file, alike, (row, label), take, finish if is_last else None)
 
-        def decoded(
-            members: Sequence[tuple[np.ndarray, str]], size: tuple[int, ...] | None = size
-        ) -> Sequence[Any]:
-            rng = sample_generators([key for _, key in members], seed, "decode")
-            x_hat = tokenizer.decode(
-                np.stack([codes for codes, _ in members]), size=size, rng=rng, **sampling
-            )
-            return [tokenizer.show(one) for one in x_hat]
 
-        for path, (_, key), shown in _apart(decoded, members, done):
-            with _writing(path, done):
-                _save_shown(tokenizer.modality, target / key, shown)
-                done.written += 1
+def _parts(
+    tokenizer: Tokenizer,
+    sample: Any,
+    size: tuple[int, ...] | None,
+    name: str,
+    done: Callable[[Any], None],
+) -> Iterator[tuple[np.ndarray, tuple[int, ...] | None, str, Callable[[Tensor], None]]]:
+    """The parts of one sample: codes, size, a name, and what takes the decoded part; `done` gets the whole, shown."""
+    if not isinstance(sample, RecordCodes):
+        yield sample, size, name, lambda x: done(tokenizer.show(x))
+        return
+    whole, count, starts = Whole(sample.extent), len(sample.codes), sample.start.tolist()
+
+    def take(place: int, x: Tensor) -> None:
+        whole.add(x, starts[place])
+        if place == count - 1:
+            done(tokenizer.show(whole.mean))
+
+    for place, (row, start) in enumerate(zip(sample.codes, starts)):
+        yield row, sample.size, f"{name}#{named(start)}", partial(take, place)
+
+
+def _save_decoded(modality: Modality, key: str, shown: Sequence[Any], several: bool, target: Path) -> None:
+    """Write one sample as its modality writes it, and n samples as the array that they were."""
+    stem = target / key
+    if several:
+        save_array(stem.with_name(f"{stem.name}.npy"), np.stack([np.asarray(one) for one in shown]))
+    else:
+        _save_shown(modality, stem, shown[0])
+
+
+def _through(
+    items: Iterable[Item], work: Callable[[Sequence[Item]], Sequence[Any]], batch_size: int, done: Done
+) -> Iterator[tuple[File, Callable[[Path], None]]]:
+    """Do the parts in batches; yields each file whose parts are all done. A bad file costs itself alone."""
+    for batch in _batches(items, batch_size):
+        for item, made in _apart(work, batch, done):
+            try:
+                item.take(made)
+            except (ValueError, DataError) as error:
+                item.file.failed = True
+                done.fail(item.file.path, error)
+            if item.finish is not None and not item.file.failed:
+                yield item.file, item.finish
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Items in a row that are alike, at most `size` together."""
+    batch: list[Item] = []
+    for item in items:
+        if batch and (len(batch) == size or item.alike != batch[0].alike):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
 
 
 def _apart(
-    work: Callable[[Sequence[Item]], Sequence[Any]], members: list[tuple[Path, Item]], done: Done
-) -> Iterator[tuple[Path, Item, Any]]:
+    work: Callable[[Sequence[Item]], Sequence[Any]], items: Sequence[Item], done: Done
+) -> Iterator[tuple[Item, Any]]:
     """Do a batch; if it is refused, one by one, so that a bad file is named and costs itself alone."""
-    if not members:
+    items = [item for item in items if not item.file.failed]
+    if not items:
         return
     try:
-        made = work([item for _, item in members])
+        made = work(items)
     except (ValueError, DataError) as error:
-        if len(members) == 1:
-            done.fail(members[0][0], error)
+        if len(items) == 1:
+            items[0].file.failed = True
+            done.fail(items[0].file.path, error)
         else:
-            for one in members:
+            for one in items:
                 yield from _apart(work, [one], done)
         return
-    for (path, item), result in zip(members, made, strict=True):
-        yield path, item, result
+    yield from zip(items, made, strict=True)
 
 
 @contextlib.contextmanager
@@ -295,8 +477,9 @@ def _save_shown(modality: Modality, stem: Path, shown: Any) -> None:
             shown.save(temporary)
 
 
-def _written(target: Path, key: str, suffixes: Sequence[str]) -> bool:
-    return any((target / f"{key}{suffix}").is_file() for suffix in suffixes)
+def _written(target: Path, key: str, suffixes: Sequence[str]) -> Path | None:
+    """The output of a file that is there already."""
+    return next((path for suffix in suffixes if (path := target / f"{key}{suffix}").is_file()), None)
 
 
 def _files(
@@ -324,8 +507,3 @@ def _refuse_overlap(source: Path, target: Path) -> None:
         raise RunError(
             f"{target} and {source} overlap, so that files could be overwritten. Choose another output folder."
         )
-
-
-def _groups(items: list, size: int) -> Iterator[list]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -1,4 +1,4 @@
-"""Codes on disk: `<key>.npy` of shape (*grid, q) for every sample, and `tokens.json` in every folder that holds codes.
+"""Writes codes, in the files that `vqcore.artefacts.codes` describes, and the manifest of every folder that holds them.
 
 The manifest says which tokenizer made the codes of its own folder, at which size.
 """
@@ -11,13 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from vqcore.data.npy import read_array
-from vqcore.errors import DataError, RunError, listed
+from vqcore.artefacts.codes import MANIFEST, read_manifest
+from vqcore.errors import RunError, listed
 from vqcore.files import aside, write_text
-from vqcore.reading import Each, read_json
-from vqcore.tokenizer import Tokenizer
-
-MANIFEST = "tokens.json"
 
 
 def code_dtype(codebook_size: int) -> np.dtype:
@@ -25,27 +21,18 @@ def code_dtype(codebook_size: int) -> np.dtype:
     return np.min_scalar_type(codebook_size - 1)
 
 
-def read_codes(path: Path, tokenizer: Tokenizer) -> np.ndarray:
-    """The codes in a file as int64 `(*grid, q)`. Raises `DataError` for what cannot be codes of this tokenizer."""
-    codes = read_array(path, str(path))
-    rank = len(tokenizer.grid())
-    if codes.dtype.kind not in "iu" or codes.ndim != rank + 1 or codes.shape[-1] != tokenizer.num_codebooks:
-        raise DataError(
-            f"{path}: codes of this tokenizer are integers with {rank} grid axes and a last axis of "
-            f"{tokenizer.num_codebooks}, not {codes.dtype} of shape {list(codes.shape)}."
-        )
-    outside = codes[(codes < 0) | (codes >= tokenizer.codebook_size)]
-    if outside.size:
-        raise DataError(
-            f"{path}: code {outside[0]} is out of range: codes lie in [0, {tokenizer.codebook_size})."
-        )
-    return codes.astype(np.int64)
-
-
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write a `.npy` file."""
     with aside(path) as temporary:
         np.save(temporary, array)
+
+
+def save_windows(
+    path: Path, codes: np.ndarray, start: np.ndarray, extent: tuple[int, ...], size: tuple[int, ...]
+) -> None:
+    """Write the codes of the windows of one record `(w, *grid, q)`, or of n records, and their places, as `.npz`."""
+    with aside(path) as temporary:
+        np.savez(temporary, codes=codes, start=start, extent=extent, size=size)
 
 
 class Claims:
@@ -100,32 +87,3 @@ class Claims:
             with contextlib.suppress(FileExistsError):
                 write_text(folder / MANIFEST, json.dumps(self.manifest, indent=2) + "\n", new=True)
         self.check(folder)
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of the codes in a folder; None if the folder has none. Manifests of other folders do not count.
-
-    Raises `DataError` if the file is damaged, or is not a manifest of codes.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        found = read_json(path, DataError, Each(None))
-    except DataError as error:
-        raise DataError(f"{error} Remove the file, or tokenize again.") from error
-    if not isinstance(found.get("fingerprint"), str) or not _has_sizes(found):
-        raise DataError(
-            f"{path} is not a manifest that vqcore tokenize wrote: it lacks fingerprint, grid or size. Move the file "
-            "away, or choose another folder."
-        )
-    return found
-
-
-def _has_sizes(manifest: Mapping[str, Any]) -> bool:
-    return all(
-        isinstance(sides := manifest.get(key), list)
-        and sides
-        and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
-        for key in ("grid", "size")
-    )

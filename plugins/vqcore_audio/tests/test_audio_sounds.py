@@ -1,4 +1,4 @@
-"""Sounds: WAV of every width, stretches, padding, resampling; mel bands and SI-SNR against NumPy; the manifest."""
+"""Sounds: WAV of every width, windows, lengths from headers; mel bands and SI-SNR against NumPy; the manifest."""
 
 import wave
 from pathlib import Path
@@ -11,6 +11,7 @@ from scipy.io import wavfile
 from vqcore_audio.metrics import SISNR
 from vqcore_audio.sounds import LogMel, Wave, mel_filters
 
+from vqcore.data.reader import Reader
 from vqcore.errors import DataError
 from vqcore.protocols import DataSpec
 from vqcore.registry import registry
@@ -47,6 +48,16 @@ def write(path, sound, width=2, rate=16000):
     return path
 
 
+class FewSounds(list):
+    """Sounds in memory as a data source."""
+
+    def key(self, index):
+        return str(index)
+
+    def get(self, index, label=""):
+        return self[index]
+
+
 def write_shown(modality, shown, folder):
     modality.write(shown, folder / "a.wav")
     return folder / "a.wav"
@@ -59,7 +70,7 @@ def tensor(modality, source, rng=None):
 
 class TestWave(ModalityConformance):
     component = "audio/wave"
-    configs = ({}, {"channels": 2}, {"pad": True})
+    configs = ({}, {"channels": 2})
     size = (4096,)
 
     def source(self):
@@ -70,7 +81,7 @@ class TestLogMel(ModalityConformance):
     component = "audio/log-mel"
     configs = (
         {"window": 512, "hop": 128},
-        {"window": 512, "hop": 64, "pad": True, "f_min": 100.0, "f_max": 7000.0},
+        {"window": 512, "hop": 64, "f_min": 100.0, "f_max": 7000.0},
     )
     size = (32, 32)
 
@@ -131,10 +142,6 @@ class TestFiles:
             (np.where(np.arange(2000) == 7, np.nan, 0.0), "sample 7 of channel 0 is nan"),
             (np.zeros((2, 3, 4)), r"shape \(2, 3, 4\)"),
             (np.zeros(2000, np.uint8), "type uint8"),
-            (
-                np.zeros(999),
-                r"999 samples is shorter than the 1000 samples of data.input_size; data.modality.pad=true",
-            ),
         ],
     )
     def test_what_is_wrong_is_said(self, array, says):
@@ -180,7 +187,7 @@ class TestWriting:
         assert modality.read(path)[0].tolist() == [1 - 2**-15, 1 - 2**-15, -1]
 
 
-class TestStretches:
+class TestWindows:
     def test_evaluation_takes_the_middle(self):
         sound = np.arange(3000) / 3000
         assert np.array_equal(tensor(waves(), sound)[0], sound[1000:2000].astype(np.float32))
@@ -192,22 +199,30 @@ class TestStretches:
         }
         assert starts == {0, 1, 2, 3}
 
-    def test_padding_is_silent_and_masked(self):
-        modality = waves(pad=True)
-        raw = modality.read(tone(seconds=0.05))
-        view = modality.view((800,), (1000,), np.random.default_rng(0))
-        x, mask = modality.tensor(raw, view), modality.mask(raw, view)
-        assert modality.spec.mask and np.array_equal(x[0, :800], raw[0]) and not x[0, 800:].any()
-        assert mask[:800].all() and not mask[800:].any()
+    @pytest.mark.parametrize("modality, size", [(waves, (1000,)), (log_mel, (32, 16))])
+    def test_short_sounds_end_in_silence_that_is_masked(self, modality, size):
+        data = FewSounds([tone(seconds=0.05)])
+        sample = Reader(data, modality(), {}).read(0, size, np.random.default_rng(0))
+        there = sample.extent[-1]
+        assert sample.x.shape == (1, *size) and there == (800 if len(size) == 1 else 7)
+        assert (sample.x[..., there:] == modality().fill).all() and sample.x[..., :there].std() > 0.01
+        assert sample.mask[..., :there].all() and not sample.mask[..., there:].any()
 
-    def test_padded_spectrograms_too(self):
-        modality = log_mel(pad=True)
-        raw = modality.read(tone(seconds=0.05))
-        view = modality.view(modality.extent(raw), (32, 16), None)
-        x, mask = modality.tensor(raw, view), modality.mask(raw, view)
-        frames = raw.shape[2]
-        assert frames == 7 and (x[:, :, frames:] == -1).all() and mask.shape == (32, 16)
-        assert mask[:, :frames].all() and not mask[:, frames:].any()
+    @pytest.mark.parametrize("kind", ["wav", "flac", "npy"])
+    @pytest.mark.parametrize("modality", [waves, log_mel])
+    def test_the_length_is_known_from_the_header(self, tmp_path, kind, modality):
+        modality = modality(rate=16000)
+        path = tmp_path / f"a.{kind}"
+        if kind == "npy":
+            np.save(path, tone())
+        else:
+            soundfile.write(path, tone(), 11025)
+        assert modality.extent_of(path) == modality.extent(modality.read(path))
+
+    def test_the_length_of_a_cut_file_is_what_is_there(self, tmp_path):
+        path = write(tmp_path / "a.wav", np.round(tone() * 32767))
+        path.write_bytes(path.read_bytes()[:-2001])
+        assert waves().extent_of(path) == waves().extent(waves().read(path)) == (2999,)
 
 
 class TestSpectrograms:
@@ -244,7 +259,6 @@ class TestSpectrograms:
         [
             (np.zeros(100), "100 samples, fewer than data.modality.window=512"),
             (np.zeros((31, 40)), "31 rows, but data.input_size has 32 mel bands"),
-            (np.zeros((32, 15)), "15 frames is shorter than the 16"),
         ],
     )
     def test_what_is_wrong_is_said(self, array, says):

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vqcore import config
-from vqcore.data.npy import read_array
+from vqcore.data.npy import map_array, read_array
 from vqcore.errors import DataError, SettingError, cause
-from vqcore.protocols import DataSpec, View
+from vqcore.modalities.views import sized_box, view_of
+from vqcore.protocols import DataSpec, Sizing, View
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".aif", ".aiff", ".npy")
 _INFERNO = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
@@ -37,8 +38,6 @@ class SoundConfig(config.Config):
     """Samples per second."""
     resample: bool = True
     """Convert files of another rate. False: such files are refused. Arrays always have the declared rate."""
-    pad: bool = False
-    """Fill short sounds with silence, which counts in no loss and no metric. False: such sounds are refused."""
 
     def __post_init__(self) -> None:
         if self.rate < 1:
@@ -46,9 +45,11 @@ class SoundConfig(config.Config):
 
 
 class Wave:
-    """Waveforms. Training takes a stretch from anywhere in a sound, evaluation the middle stretch."""
+    """Waveforms. Training takes windows from anywhere; evaluation and `vqcore tokenize` go over all of a sound."""
 
     suffixes = SUFFIXES
+    sizing: tuple[Sizing, ...] = ("window",)
+    fill = 0.0
     metrics = ("audio/si-snr", "mae")
     written = ".wav"
 
@@ -71,7 +72,7 @@ class Wave:
             )
         self.cfg = cfg
         nominal = (size,) if isinstance(size, int) else tuple(size[:1])
-        self.spec = DataSpec(channels=cfg.channels, size=nominal, mask=cfg.pad, loss="l1")
+        self.spec = DataSpec(channels=cfg.channels, size=nominal, loss="l1")
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> Float[np.ndarray, "c n"]:
         """A sound as `(channels, n)` float32: a file, or an array `(n,)` or `(channels, n)` of the declared rate.
@@ -94,21 +95,17 @@ class Wave:
         """Length in samples."""
         return raw.shape[1:]
 
+    def extent_of(self, source: Any) -> tuple[int, ...]:
+        """Length in samples, from the header of a file."""
+        return (length_of(source, self.cfg),)
+
     def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
-        """A stretch of the wanted length. Raises `DataError` for a shorter sound with `pad: false`."""
-        return _stretch(extent[-1:], size[-1:], rng, self.cfg, "samples")
+        """A window: the middle, or in training from anywhere."""
+        return view_of(sized_box(extent, size, self.sizing, rng), extent, size)
 
     def tensor(self, raw: Float[np.ndarray, "c n"], view: View) -> Float[Tensor, "c length"]:
-        """The stretch; as an extra modality beside samples of other axes, the middle stretch of the nominal length."""
-        start, stop, length = self._place(raw, view)
-        x = torch.zeros(len(raw), length)
-        x[:, : stop - start] = torch.from_numpy(raw[:, start:stop])
-        return x
-
-    def mask(self, raw: Float[np.ndarray, "c n"], view: View) -> Bool[Tensor, " length"]:
-        """True at samples of the sound, False in the padding."""
-        start, stop, length = self._place(raw, view)
-        return torch.arange(length) < stop - start
+        """The window; beside a sound of another rate it ends in silence, or early."""
+        return _part(raw, view, self.fill)
 
     def show(self, x: Float[Tensor, "*b c n"]) -> np.ndarray:
         """One sound in -1..1: `(n,)` for one channel, else `(channels, n)`."""
@@ -139,15 +136,13 @@ class Wave:
         x = x.detach().cpu().float()
         return rearrange(x, "1 c n -> c n") if x.ndim == 3 else x
 
-    def _place(self, raw: np.ndarray, view: View) -> tuple[int, int, int]:
-        """First sample, last sample (exclusive), and number of samples of the tensor."""
-        return _samples(view if len(view.size) == 1 else None, raw.shape[1], self.spec.size[0])
-
 
 class LogMel:
     """Spectrograms in decibels over mel bands; the lowest band is the last row. A tone of full scale has about 0 dB."""
 
     suffixes = SUFFIXES
+    sizing: tuple[Sizing, ...] = ("resize", "window")
+    fill = -1.0
     metrics = ("mae", "psnr")
 
     @dataclass(frozen=True, kw_only=True)
@@ -189,7 +184,7 @@ class LogMel:
         mels, frames = (size, size) if isinstance(size, int) else size
         top = cfg.rate / 2 if cfg.f_max is None else cfg.f_max
         self.filters = mel_filters(mels, cfg.window, cfg.rate, cfg.f_min, top)
-        self.spec = DataSpec(channels=1, size=(mels, frames), mask=cfg.pad, loss="l1")
+        self.spec = DataSpec(channels=1, size=(mels, frames), loss="l1")
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> Float[np.ndarray, "1 m t"]:
         """The spectrogram of a whole sound in dB, mean over channels. Arrays of several rows are spectrograms already.
@@ -214,28 +209,25 @@ class LogMel:
         """Bands and frames."""
         return raw.shape[1:]
 
+    def extent_of(self, source: Any) -> tuple[int, ...]:
+        """Bands and frames, from the header of a file."""
+        if _is_array(source):
+            return self.extent(self.read(source))
+        return (self.spec.size[0], length_of(source, self.cfg) // self.cfg.hop + 1)
+
     def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
-        """All bands of a stretch. Raises `DataError` for a shorter sound with `pad: false`."""
+        """All bands of a window."""
         if size[0] != extent[0]:
             raise DataError(
                 f"data.input_size {list(size)} has {size[0]} mel bands, but the spectrogram has {extent[0]}"
             )
-        view = _stretch(extent[1:], size[1:], rng, self.cfg, "frames")
-        return View(start=(0.0, *view.start), stop=(1.0, *view.stop), size=size)
+        return view_of(sized_box(extent, size, self.sizing, rng), extent, size)
 
     def tensor(self, raw: Float[np.ndarray, "1 m t"], view: View) -> Float[Tensor, "1 m frames"]:
-        """The stretch in -1..1; as an extra modality beside samples of other axes, the middle stretch."""
-        start, stop, length = self._place(raw, view)
-        x = torch.full((1, raw.shape[1], length), -1.0)
+        """The window in -1..1."""
         low, high = self.cfg.db
-        unit = (torch.from_numpy(raw[:, :, start:stop].copy()) - low) * (2 / (high - low)) - 1
-        x[:, :, : stop - start] = unit.clamp(-1, 1)
-        return x
-
-    def mask(self, raw: Float[np.ndarray, "1 m t"], view: View) -> Bool[Tensor, "m frames"]:
-        """True at frames of the sound, False in the padding."""
-        start, stop, length = self._place(raw, view)
-        return (torch.arange(length) < stop - start).expand(raw.shape[1], length)
+        unit = (raw.astype(np.float32) - np.float32(low)) * np.float32(2 / (high - low)) - 1
+        return _part(unit.clip(-1, 1), view, self.fill)
 
     def values(self, x: Float[Tensor, "b 1 m t"]) -> Float[Tensor, "b 1 m t"]:
         """A batch in dB."""
@@ -250,9 +242,6 @@ class LogMel:
     def picture(self, x: Float[Tensor, "*b 1 m t"]) -> Image.Image:
         """Levels as colours from black (the lowest of `db`) to pale yellow."""
         return shaded(torch.from_numpy(self.show(x)), self.cfg.db)
-
-    def _place(self, raw: np.ndarray, view: View) -> tuple[int, int, int]:
-        return _samples(view if len(view.size) == 2 else None, raw.shape[2], self.spec.size[1])
 
 
 def read_sound(source: Any, cfg: SoundConfig) -> tuple[Float[np.ndarray, "c n"], str]:
@@ -282,6 +271,21 @@ def read_sound(source: Any, cfg: SoundConfig) -> tuple[Float[np.ndarray, "c n"],
             "data.modality.resample=true converts such files"
         )
     return _resampled(sound, rate, cfg.rate), name
+
+
+def length_of(source: Any, cfg: SoundConfig) -> int:
+    """The number of samples at the declared rate that `read_sound` gives, from the header of a file.
+
+    Raises `DataError` for a file whose header cannot be read.
+    """
+    if _is_array(source):
+        name = str(source) if isinstance(source, (str, Path)) else "sound in memory"
+        array = map_array(Path(source), name) if isinstance(source, (str, Path)) else np.asarray(source)
+        return _from_array(np.asarray(array), name).shape[-1]
+    path = Path(source)
+    count, rate = _wav_length(path) if path.suffix.lower() == ".wav" else _soundfile_length(path)
+    common = math.gcd(rate, cfg.rate)
+    return -(-count * (cfg.rate // common) // (rate // common))
 
 
 @cache
@@ -337,31 +341,13 @@ def _wave(sound: Float[np.ndarray, " n"]) -> Image.Image:
     return canvas
 
 
-def _stretch(
-    extent: tuple[int, ...],
-    size: tuple[int, ...],
-    rng: np.random.Generator | None,
-    cfg: SoundConfig,
-    unit: str,
-) -> View:
-    (n,), (wanted,) = extent, size
-    if n < wanted and not cfg.pad:
-        raise DataError(
-            f"a sound of {n} {unit} is shorter than the {wanted} {unit} of data.input_size; data.modality.pad=true "
-            "fills short sounds with silence"
-        )
-    spare = max(0, n - wanted)
-    start = spare // 2 if rng is None else int(rng.integers(spare + 1))
-    return View(start=(start / n,), stop=(min(start + wanted, n) / n,), size=size)
-
-
-def _samples(view: View | None, n: int, nominal: int) -> tuple[int, int, int]:
-    """First place, last place (exclusive) and wanted number along the time axis, which is the last axis of a view."""
-    if view is None:
-        start = max(0, n - nominal) // 2
-        return start, min(start + nominal, n), nominal
-    start = round(view.start[-1] * n)
-    return start, min(round(view.stop[-1] * n), start + view.size[-1]), view.size[-1]
+def _part(sound: Float[np.ndarray, "... n"], view: View, silence: float) -> Float[Tensor, "... length"]:
+    """The stretch of a sound along its last axis that the view names; what the sound lacks is silent."""
+    length, start = view.size[-1], round(view.start[-1] * sound.shape[-1])
+    x = torch.full((*sound.shape[:-1], length), silence)
+    there = torch.from_numpy(np.ascontiguousarray(sound[..., start : start + length]))
+    x[..., : there.shape[-1]] = there
+    return x
 
 
 def _is_array(source: Any) -> bool:
@@ -400,6 +386,27 @@ def _read_wav(path: Path, name: str) -> tuple[Float[np.ndarray, "c n"], int]:
         values = np.frombuffer(content, {1: "u1", 2: "<i2", 4: "<i4"}[width]).astype(np.float64)
     scaled = (values - 128) / 128 if width == 1 else values / 2.0 ** (15 if width == 2 else 31)
     return rearrange(scaled.astype(np.float32), "(n c) -> c n", c=channels), rate
+
+
+def _wav_length(path: Path) -> tuple[int, int]:
+    """Samples that are there, and their rate."""
+    try:
+        with path.open("rb") as file, wave.open(file) as sound:
+            begin, held = file.tell(), path.stat().st_size
+            there = (held - begin) // (sound.getnchannels() * sound.getsampwidth())
+            return min(sound.getnframes(), there), sound.getframerate()
+    except (wave.Error, EOFError):
+        return _soundfile_length(path)
+
+
+def _soundfile_length(path: Path) -> tuple[int, int]:
+    import soundfile
+
+    try:
+        info = soundfile.info(path)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path}: {cause(error)}") from error
+    return info.frames, info.samplerate
 
 
 def _read_soundfile(path: Path, name: str) -> tuple[Float[np.ndarray, "c n"], int]:

@@ -1,0 +1,143 @@
+"""Codes on disk, as they are read: one file a sample or a record, and a manifest in every folder that holds codes.
+
+`<key>.npy` has the codes of a sample `(*grid, q)`, or of n samples `(n, *grid, q)`. `<key>.npz` has those of a record
+that was cut into windows: the arrays `codes` `(w, *grid, q)`, `start` `(w, r)`, `extent` and `size` `(r,)`; `codes`
+of n records of one extent is `(n, w, *grid, q)`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqcore.data.listing import Listing
+from vqcore.data.npy import read_array, read_member
+from vqcore.errors import DataError, did_you_mean
+from vqcore.protocols import RecordCodes
+from vqcore.reading import Each, read_json
+
+MANIFEST = "tokens.json"
+SUFFIXES = (".npy", ".npz")
+Codes = np.ndarray | RecordCodes | list[RecordCodes]
+"""What a file holds: codes of a sample or of n samples, of a record, or of n records."""
+
+
+@dataclass(frozen=True)
+class CodeShape:
+    """What the codes of a tokenizer look like: the axes of their grid, codebooks, and codes of a codebook."""
+
+    axes: int
+    books: int
+    codes: int
+
+
+class TokenFiles(Mapping[str, Codes]):
+    """The codes in a folder by key, the path below the folder without suffix. A file is read when asked for.
+
+    Raises `DataError` if there are none.
+    """
+
+    def __init__(self, root: Path, shape: CodeShape):
+        self.files, self.shape = Listing(str(root), SUFFIXES, "load_tokens"), shape
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.files.key, range(len(self.files)))
+
+    def __getitem__(self, key: str) -> Codes:
+        index = self.files.find(key)
+        if index is None:
+            raise KeyError(f"{self.files.root} has no codes of '{key}'.{did_you_mean(key, self)}")
+        return read_codes(self.files.path(index), self.shape)
+
+    def check_maker(self, fingerprint: str) -> None:
+        """Raise `DataError` if another tokenizer made codes in the folder."""
+        for folder in sorted({self.files.path(index).parent for index in range(len(self))}):
+            if maker := other_maker(read_manifest(folder), fingerprint):
+                raise DataError(f"{folder}: {maker}. Load the tokenizer that made them.")
+
+
+def read_codes(path: Path, shape: CodeShape) -> Codes:
+    """The codes in a file as int64. Raises `DataError` for what cannot be codes of this shape."""
+    if path.suffix.lower() == ".npz":
+        return _record(path, shape)
+    codes = read_array(path, str(path))
+    return _checked(codes, path, shape, (shape.axes + 1, shape.axes + 2))
+
+
+def _record(path: Path, shape: CodeShape) -> RecordCodes | list[RecordCodes]:
+    found = {name: read_member(path, name, str(path)) for name in ("codes", "start", "extent", "size")}
+    codes = _checked(found["codes"], path, shape, (shape.axes + 2, shape.axes + 3))
+    start, extent, size = found["start"], found["extent"], found["size"]
+    places = start.dtype.kind in "iu" and start.ndim == 2 and extent.shape == size.shape == start.shape[1:]
+    windows = codes.shape[-shape.axes - 2]
+    if not places or len(start) != windows or not _covered(start, extent, size):
+        raise DataError(f"{path}: damaged: start, extent and size do not say where {windows} windows lie.")
+    whole, part = tuple(map(int, extent)), tuple(map(int, size))
+    many = codes if codes.ndim == shape.axes + 3 else codes[None]
+    made = [RecordCodes(each, start.astype(np.int64), whole, part) for each in many]
+    return made if codes.ndim == shape.axes + 3 else made[0]
+
+
+def _covered(start: np.ndarray, extent: np.ndarray, size: np.ndarray) -> bool:
+    """Whether windows begin inside a record, and one of them at its beginning and one reaches its end."""
+    if extent.dtype.kind not in "iu" or size.dtype.kind not in "iu" or (size < 1).any():
+        return False
+    inside = bool((start >= 0).all() and (start < extent).all())
+    return inside and bool((start == 0).all(1).any() and (start + size >= extent).all(1).any())
+
+
+def _checked(codes: np.ndarray, path: Path, shape: CodeShape, ndims: tuple[int, ...]) -> np.ndarray:
+    if codes.dtype.kind not in "iu" or codes.ndim not in ndims or codes.shape[-1] != shape.books:
+        raise DataError(
+            f"{path}: codes of this tokenizer are integers with {shape.axes} grid axes and a last axis of "
+            f"{shape.books}, not {codes.dtype} of shape {list(codes.shape)}."
+        )
+    outside = codes[(codes < 0) | (codes >= shape.codes)]
+    if outside.size:
+        raise DataError(f"{path}: code {outside[0]} is out of range: codes lie in [0, {shape.codes}).")
+    return codes.astype(np.int64)
+
+
+def other_maker(manifest: Mapping[str, Any] | None, fingerprint: str) -> str:
+    """A sentence if a manifest names another tokenizer; nothing without a manifest."""
+    maker = (manifest or {}).get("fingerprint", fingerprint)
+    if maker == fingerprint:
+        return ""
+    return (
+        f"these codes were made by another tokenizer: their fingerprint is {str(maker)[:16]}, that of this tokenizer "
+        f"is {fingerprint[:16]}"
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of the codes in a folder; None if the folder has none. Manifests of other folders do not count.
+
+    Raises `DataError` if the file is damaged, or is not a manifest of codes.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        found = read_json(path, DataError, Each(None))
+    except DataError as error:
+        raise DataError(f"{error} Remove the file, or tokenize again.") from error
+    if not isinstance(found.get("fingerprint"), str) or not _has_sizes(found):
+        raise DataError(
+            f"{path} is not a manifest that vqcore tokenize wrote: it lacks fingerprint, grid or size. Move the file "
+            "away, or choose another folder."
+        )
+    return found
+
+
+def _has_sizes(manifest: Mapping[str, Any]) -> bool:
+    return all(
+        isinstance(sides := manifest.get(key), list)
+        and sides
+        and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
+        for key in ("grid", "size")
+    )
