@@ -351,10 +351,12 @@ def _size(extents: Sequence[tuple[int, ...]], channels: int) -> tuple[tuple[int,
 
 
 def _about(extents: Sequence[tuple[int, ...]], size: tuple[int, ...]) -> str:
-    """What becomes of samples of other sizes. The setting `sizing` of `array` is chosen here."""
+    """What becomes of samples of other sizes: the default of the setting `sizing` of `array`, in words."""
     if all(extent == size for extent in extents):
         return "every file that was read has this size"
-    return f"the files have {_shapes(extents)}"
+    if len(size) == 1:
+        return f"the files have {_shapes(extents)}: windows of this length; evaluation and tokenize take all of a file"
+    return f"the files have {_shapes(extents)}: the largest part in these proportions, resized (see sizing)"
 
 
 def _scale(
