@@ -727,7 +727,9 @@ def test_the_wrong_way_is_named(name, said):
     assert found, text
     assert status == (2 if way.error else 0), text
     assert "Traceback" not in text
-    if way.error and way.command != "check":  # the findings of `check` are on standard output
+    if way.command == "check":
+        assert found[0].startswith(("error  " if way.error else "warning  ", "          -> "))
+    elif way.error:
         assert [line for line in err.splitlines() if line.startswith("error: ")] == found
 
 
