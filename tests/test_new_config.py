@@ -74,7 +74,7 @@ def test_lengths_that_vary_are_no_channels(tmp_path):
     assert "shapes 7 x 40..90: the first axis holds the channels" in text and "the files have 40..90" in text
 
 
-def test_scale_and_values_that_are_missing(tmp_path):
+def test_scale_and_values_that_are_missing(tmp_path, capsys):
     arrays = noise(3, 64, 64, scale=50.0)
     arrays[3][:, :9] = -9999
     tree, text = drafted(write(tmp_path / "mine", arrays))
@@ -82,6 +82,7 @@ def test_scale_and_values_that_are_missing(tmp_path):
     assert found["nodata"] == [-9999.0] and found["scale"]["kind"] == "standard"
     assert all(45 < one < 55 for one in found["scale"]["std"])
     assert "nodata: [-9999.0]  # please check" in text
+    assert "1 line with 'please check'" in capsys.readouterr().out
 
 
 def test_class_maps_are_asked_for(tmp_path):
@@ -104,6 +105,7 @@ def test_answers_beforehand(tmp_path, capsys):
     folder = write(tmp_path / "mine", [DRAW.normal(size=(30, 40)).astype(np.float32) for _ in range(20)])
     tree, _ = drafted(folder, "channels_last=true")
     assert tree["data"]["modality"]["channels"] == 40 and tree["data"]["modality"]["channels_last"]
+    assert "line with" not in capsys.readouterr().out  # what was said beforehand is no guess
     assert main(["new", "config", str(folder), "chanels_last=true", "--out", "b.yaml"]) == 2
     assert "Did you mean 'channels_last'?" in capsys.readouterr().err
 

@@ -29,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
     load(str(out), [], schema=RunConfig)
     say(text)
     say(f"written   {out}")
-    if count := sum("please check" in line for line in text.splitlines()[1:]):  # the first line explains the words
+    if count := sum(
+        "please check" in line for line in text.splitlines()[1:]
+    ):  # the first line explains the words
         say(f"          {count} line{'s' if count > 1 else ''} with 'please check'")
     say(f"next      {command('check', out)}")
     say(f"          {command('train', out)}")
