@@ -186,7 +186,7 @@ def test_a_config_names_the_key_of_a_wrong_scale(tmp_path):
 def test_laws_of_arrays_with_scales_holes_and_weights(size):
     rng = np.random.default_rng(0)
     extent = tuple(n + 3 for n in size)
-    crops = {"hflip": 0.5, "min_crop_scale": 0.9, "size": size}
+    crops = {"hflip": 0.5, "min_crop_scale": 0.9, "size": size, "sizing": "resize"}
     a = rng.uniform(0.1, 3, (2, *extent))
     for scale in KINDS.values():
         check_modality(array(channels=2, scale=scale, **crops), a / 3)

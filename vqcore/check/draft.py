@@ -137,10 +137,8 @@ def _other(name: str, path: Path) -> Draft:
         settings |= {"min_crop_scale": 0.45, "ratio": [1, 1]}
         size, patch, values = (128, 128), (8, 8), 192
     elif name == "audio/wave":
-        settings |= {"pad": True}
         size, patch, values = (16000,), (80,), 80
     elif name == "audio/log-mel":
-        settings |= {"pad": True}
         size, patch, values = (64, 128), (8, 8), 64
     else:
         raise ConfigError(

@@ -68,7 +68,7 @@ def _values(args: argparse.Namespace) -> int:
             for name, one in found.items()
         }
         whole = {"config": args.config, "samples": summary.arrays, "channels": channels, "settings": settings}
-        print(json.dumps(whole, indent=2))
+        put(json.dumps(whole, indent=2))
         return 0
     head = ["channel", "minimum", "1 %", "median", "99 %", "maximum", "mean", "deviation", "NaN", "no data"]
     lines = [
@@ -84,9 +84,9 @@ def _values(args: argparse.Namespace) -> int:
         for name, c in zip(names, summary.channels)
     ]
     print_table(f"{args.config}: {summary.arrays} of {len(data)} training samples", head, lines)
-    print()
+    put("")
     for line in _to_paste(declared, settings):
-        print(printable(line))
+        put(line)
     return 0
 
 

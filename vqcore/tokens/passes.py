@@ -171,7 +171,7 @@ def tokenize_folder(
                 finish(target)
                 done.written += 1
             line.update(done.written + done.skipped + len(done.failed))
-        if done.failed or done.skipped:
+        if done.failed or done.skipped:  # those at the end, too
             line.update(done.written + done.skipped + len(done.failed))
     if done.failed and not done.written and not done.skipped:
         raise DataError(f"{source}: none of the {len(files)} files can be read. The first: {done.failed[0]}")
@@ -218,7 +218,7 @@ def decode_folder(
                 finish(target)
                 done.written += 1
             line.update(done.written + done.skipped + len(done.failed))
-        if done.failed or done.skipped:
+        if done.failed or done.skipped:  # those at the end, too
             line.update(done.written + done.skipped + len(done.failed))
     if done.failed and not done.written and not done.skipped:
         raise DataError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vqcore.artefacts.codes import MANIFEST, read_manifest
+from vqcore.artefacts.codes import MANIFEST, SUFFIXES, read_manifest
 from vqcore.errors import RunError, listed
 from vqcore.files import aside, write_text
 
@@ -52,7 +52,7 @@ class Claims:
     def __exit__(self, *error: object) -> None:
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):
-                if not any(path.suffix == ".npy" and path.is_file() for path in folder.iterdir()):
+                if not any(path.suffix in SUFFIXES and path.is_file() for path in folder.iterdir()):
                     (folder / MANIFEST).unlink(missing_ok=True)
                 if not any(folder.iterdir()):
                     folder.rmdir()

@@ -84,7 +84,7 @@ class Seen(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 rows columns"]:
         """Choose channels, map the data's range to [0, 1], normalize, resize (bilinear, filtered)."""
         low, high = self.range
         x = x.float() if self.rgb is None else x[:, list(self.rgb)].float()
