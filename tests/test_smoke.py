@@ -15,6 +15,7 @@ from vqcore.cli import main
 from vqcore.compose.layers import load
 from vqcore.data.batches import EvalBatches
 from vqcore.evaluate.measure import build_metrics
+from vqcore.protocols import RecordCodes
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
 
