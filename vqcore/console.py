@@ -91,7 +91,16 @@ class ProgressLine:
 
 def in_words(metrics: Mapping[str, float], width: int = PLAIN) -> str:
     """The most important metrics of an evaluation in about `width` letters, on one line."""
-    left_out = ("/low", "/high", "_possible", "codes/bits", "codes/tokens", "samples", "decoded", "metric/channels/")
+    left_out = (
+        "/low",
+        "/high",
+        "_possible",
+        "codes/bits",
+        "codes/tokens",
+        "samples",
+        "decoded",
+        "metric/channels/",
+    )
     kept = {name: value for name, value in metrics.items() if not any(part in name for part in left_out)}
     return _fitting(_ordered(kept), width)
 

@@ -268,7 +268,7 @@ def fitted(
     crops = max(plan.crops, SAMPLES if constant is None else 0)
     batches = list[Batch]()
     for batch in first_crops(tokenizer, config, source, crops, until=began + SECONDS / 2):
-        batches.append(batch.to(torch.device("cpu")))
+        batches.append(batch.to(torch.device("cpu")))  # prepared, and kept where there is room
         if budget is not None and len(batches) == 1:
             reading = (time.monotonic() - began) / len(batch.x) * crops
             needed = reading + _fitting_seconds(tokenizer, plan)
