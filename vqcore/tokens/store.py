@@ -38,7 +38,7 @@ def save_windows(
 class Claims:
     """The manifest of a pass, which stands in every folder that holds codes: a folder that is moved keeps it.
 
-    As a context, removes the manifests and folders that it made and that hold no codes in the end.
+    As a context, removes the manifests and folders that it made and below which no codes lie in the end.
     """
 
     def __init__(self, manifest: Mapping[str, Any]):
@@ -52,7 +52,7 @@ class Claims:
     def __exit__(self, *error: object) -> None:
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):
-                if not any(path.suffix in SUFFIXES and path.is_file() for path in folder.iterdir()):
+                if not any(path.suffix in SUFFIXES and path.is_file() for path in folder.rglob("*")):
                     (folder / MANIFEST).unlink(missing_ok=True)
                 if not any(folder.iterdir()):
                     folder.rmdir()
