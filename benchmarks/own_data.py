@@ -161,12 +161,13 @@ def measure(folder: Path, names: list[str], overrides: list[str]) -> None:
         _vqcore("eval", str(run), "--json", str(found))
         made = json.loads(found.read_text())["results"][0]
         metrics, others = made["metrics"], made["baselines"]
+        bits = metrics["codes/tokens_per_sample"] * metrics["codes/bits_per_token"]
 
         def gain(other: str) -> float:
             return 10 * math.log10(others[other]["error"] / metrics["error"])  # noqa: B023
 
         rows.append(
-            f"| {name} | {' x '.join(map(str, made['size']))} | {metrics['codes/bits']:g} | {spent / 60:.1f} min "
+            f"| {name} | {' x '.join(map(str, made['size']))} | {bits:g} | {spent / 60:.1f} min "
             f"| {gain('constant'):+.1f} dB | {gain('k-means'):+.1f} dB | {len(made['verdict']) or 'none'} |"
         )
     print("| data | size | bits a sample | training | over a constant | over k-means | warnings |")
