@@ -249,6 +249,7 @@ def test_a_reading_process_that_dies_is_started_again(tmp_path, monkeypatch, cap
     assert "a loader worker died" in caplog.text
 
 
+@pytest.mark.slow
 def test_reading_processes_that_always_die_end_the_run(tmp_path, monkeypatch):
     from vqcore.registry import registry
 
@@ -308,8 +309,9 @@ def test_a_file_that_vanishes_is_skipped_and_named(tmp_path, caplog):
 
 class TestOptimizers:
     @pytest.mark.parametrize("name, args", [
-        ("adamw", {"fused": True}), ("sgd", {"momentum": 0.9}), ("adafactor", {}), ("nadam", {}), ("asgd", {}),
-        ("rprop", {}), ("rmsprop", {}), ("muon", {}), ("muon", {"fused": True}),
+        ("adamw", {"fused": True}), ("muon", {"fused": True}), *(pytest.param(*one, marks=pytest.mark.slow) for one in (
+            ("sgd", {"momentum": 0.9}), ("adafactor", {}), ("nadam", {}), ("asgd", {}), ("rprop", {}), ("rmsprop", {}),
+            ("muon", {}))),
     ])  # fmt: skip
     def test_any_of_them_trains_and_resumes_to_the_bit(self, tmp_path, name, args):
         changes = {"optim__name": name, "optim__args": args, "optim__horizon": 6}

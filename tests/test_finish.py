@@ -159,6 +159,7 @@ def started(folder, tree):
     return build(from_tree(tree, schema=RunConfig), torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_tokens_of_features_from_files_of_pictures(photos):
     run, tokens = photos / "run", photos / "tokens"
     path = written(photos, tree_of(photos, "local/taught", 8))

@@ -164,7 +164,9 @@ def test_what_writes_nothing_needs_no_room(here, capsys, argv):
     assert contents(here) == before
 
 
-@pytest.mark.parametrize("limit", [60, 900], ids=["metrics", "checkpoint"])
+@pytest.mark.parametrize(
+    "limit", [60, pytest.param(900, marks=pytest.mark.slow)], ids=["metrics", "checkpoint"]
+)
 def test_a_disk_that_fills_up_during_training_loses_nothing(here, capsys, monkeypatch, limit):
     """Lines of metrics.jsonl fail at 60 bytes, one of them in the middle; tensors and state at 900."""
     from vqcore import trainer

@@ -235,7 +235,9 @@ SETTINGS = {
 
 
 @pytest.mark.usefixtures("toy")
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [name if name == "late" else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
+)
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch, name):
     changes = {
         "objective": {"name": "reconstruction", "weights": {"gan/generator": {"2": 0, "4": 0.5}}},
