@@ -79,7 +79,7 @@ def test_recipes_travel_in_wheels(fresh):
 
 def test_a_stranger_trains(fresh):
     status, out, err = fresh("vqcore", "train", "recipe:pose/walk", "run.steps=40", "run.dir=walk")
-    assert status == 0 and "eval/mae" in out, out + err
+    assert status == 0 and "eval/metric/mae" in out, out + err
     status, out, err = fresh("vqcore", "export", "walk", "made")
     assert status == 0, err
 
