@@ -15,7 +15,7 @@ from vqcore.cli import main
 from vqcore.compose.layers import load
 from vqcore.data.batches import EvalBatches
 from vqcore.evaluate.measure import build_metrics
-from vqcore.protocols import RecordCodes
+from vqcore.protocols import RecordCodes, Window
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
 
@@ -86,7 +86,8 @@ def held_out_files(recipe: Path, config: RunConfig, folder: Path) -> Path:
     tokenizer = tokenizer_of(config)
     data = open_data(config, tokenizer.modality, {}, "eval")
     for index in range(3):
-        sample = data.get(index)
+        given = data.get(index)
+        sample = given.source if isinstance(given, Window) else given
         if ".npy" in tokenizer.modality.suffixes:
             np.save(folder / f"{index}.npy", np.asarray(sample))
         else:
