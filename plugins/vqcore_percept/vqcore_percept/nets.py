@@ -1,6 +1,6 @@
 """What networks for pictures share: the way from a sample to their input, distances of features, borrowed weights."""
 
-import warnings
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ from vqcore.rng import seeded
 
 Distance = Literal["cosine", "l1", "mse"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+log = logging.getLogger(__name__)
 
 EPS = 1e-10
 """Stands inside the root of a norm: the gradient of a root at zero is not finite."""
@@ -157,9 +159,8 @@ def fill_like(net: nn.Module, tensors: dict[str, Tensor], place: str, *, spare: 
 
 def random_weights(net: nn.Module, make: Callable[[], nn.Module], who: str) -> str:
     """Fill a network with the numbers of a fixed seed; returns their hash."""
-    warnings.warn(
-        f"{who}: weights=random, so this network has never seen a picture. Its distances are a weak judge.",
-        stacklevel=2,
+    log.warning(
+        "%s: weights=random, so this network has never seen a picture. Its distances are a weak judge.", who
     )
     with seeded(0, who):
         net.load_state_dict(make().state_dict())
