@@ -346,7 +346,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     # docs/decisions/0003 has the measurement.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "50000")
-    logging.basicConfig(level=logging.INFO, handlers=[_Log()])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Log()])
     warnings.formatwarning = _warning_text
     return args
 

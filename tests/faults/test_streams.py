@@ -142,3 +142,13 @@ def test_everything_is_said_through_one_function():
             ):
                 loose.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert loose == []
+
+
+def test_a_line_of_the_log_has_no_name_of_a_module():
+    """In a process of its own, because pytest has a handler of the log already."""
+    code = (
+        "import logging; from vqcore.cli import main; main(['config', '--list']); "
+        "logging.getLogger('vqcore.x').warning('warning: this')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "warning: this"
