@@ -618,3 +618,11 @@ def test_holes_and_weights_do_not_reach_the_loss():
     one = Batch(modality.tensor(raw, view)[None], ("a",), modality.mask(raw, view)[None])
     both = Batch(one.x, ("a",), one.mask, weight=modality.weight(raw, view)[None])
     assert both.valid.tolist() == [[True, False, False, True]]
+
+
+def test_a_nodata_value_is_compared_in_the_type_of_the_file():
+    """-9999.9 is no float32; the nearest one stands in the file."""
+    cfg = Array.Config(name="array", channels=1, size=(8,), nodata=(-9999.9,))
+    values = np.arange(8, dtype=np.float32)
+    values[3] = -9999.9
+    assert np.isnan(Array(cfg, size=(8,)).read(values)[0, 3])

@@ -408,3 +408,9 @@ def test_two_kinds_of_files_with_one_name_say_how_to_choose(tmp_path):
     (tmp_path / "a.csv").write_text("1,2\n")
     with pytest.raises(DataError, match=r"differ in their suffix only.* data\.modality\.reader"):
         Listing(str(tmp_path), BySuffix.suffixes, "data.path")
+
+
+def test_a_first_row_with_an_empty_cell_is_a_row(tmp_path):
+    (tmp_path / "a.csv").write_text("1.0,,3.0\n4,5,6\n7,8,9\n")
+    found = BySuffix().read(tmp_path / "a.csv")
+    assert found.shape == (3, 3) and bool(np.ma.getmaskarray(found)[1, 0])

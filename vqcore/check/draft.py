@@ -256,7 +256,9 @@ def _read(reader: SampleReader, files: Listing) -> Iterator[np.ndarray]:
 def _classes(arrays: Sequence[np.ndarray], answers: dict[str, Any], ask: Ask, notes: dict[str, str]) -> int:
     """The number of classes if the arrays are class maps, else 0."""
     kind = answers.get("kind")
-    low = min(int(array.min()) for array in arrays) if all(a.dtype.kind in "biu" for a in arrays) else -1
+    arrays = [found for array in arrays if (found := np.ma.compressed(array)).size]
+    whole = all(array.dtype.kind in "biu" for array in arrays)
+    low = min((int(array.min()) for array in arrays), default=-1) if whole else -1
     high = max(int(array.max()) for array in arrays) if low >= 0 else -1
     if not 0 <= high < MOST_LABELS or kind not in (None, "categorical"):
         if kind == "categorical":

@@ -15,7 +15,7 @@ from vqcore.config import Config
 from vqcore.data.reader import Reader, opened
 from vqcore.errors import VqcoreError
 from vqcore.modalities.array import Array, scale_of
-from vqcore.modalities.scale import SLACK, Scale, broken
+from vqcore.modalities.scale import SLACK, Scale, broken, declared
 from vqcore.protocols import Data, DataSpec, HasValues, Modality, values
 from vqcore.registry import registry
 from vqcore.rng import numpy_generator
@@ -111,7 +111,7 @@ def summarise(arrays: Iterable[np.ndarray], *, channels: int, nodata: Sequence[f
         if len(places) > most:
             places = numpy_generator(0, "summary", count).integers(0, len(places), most)
         for one, row, hidden in zip(found, rows, masked):
-            one.add(row, hidden | np.isin(row, nodata), places)
+            one.add(row, hidden | declared(row, nodata), places)
         count += 1
     if not count:
         raise ValueError("there is no array to summarise")

@@ -192,7 +192,8 @@ class Csv:
             text = _unpacked(path) if path.suffix.lower() == ".gz" else path.read_bytes()
             first, _, _ = text.partition(b"\n")
             cells = next(csv.reader([first.decode("utf-8-sig")], delimiter=self.cfg.delimiter), [])
-            bare = bool(cells) and all(map(_is_number, cells))
+            numbers = [_is_number(cell) for cell in cells]
+            bare = any(numbers) and all(number or not cell for number, cell in zip(numbers, cells))
             names = [str(number) for number in range(len(cells))] if bare else None
             return tables.read_csv(
                 arrow.BufferReader(text),

@@ -145,8 +145,17 @@ _NAMES = {
 def missing(values: np.ndarray, nodata: Sequence[float]) -> np.ndarray:
     """Where values stand for nothing: masked ones, the numbers of `nodata`, NaN, infinity and what beats `NEVER`."""
     plain = np.ma.getdata(values)
-    found = np.ma.getmaskarray(values) | np.isin(plain, nodata)
+    found = np.ma.getmaskarray(values) | declared(plain, nodata)
     return found | broken(plain) if plain.dtype.kind == "f" else found
+
+
+def declared(values: np.ndarray, nodata: Sequence[float]) -> np.ndarray:
+    """Where values are numbers of `nodata`, as the type of the values holds them: -9999.9 has another float32."""
+    found = np.isin(values, nodata)
+    if values.dtype.kind != "f":
+        return found
+    with np.errstate(over="ignore"):
+        return found | np.isin(values, np.asarray(nodata, values.dtype))
 
 
 def broken(values: np.ndarray) -> np.ndarray:
