@@ -298,3 +298,14 @@ class TestConstant:
             Constant(DataSpec(channels=2, size=(2,))).load_state(
                 Constant(DataSpec(channels=1, size=(2,))).state()
             )
+
+
+def test_nearest_centres_are_found_far_from_zero():
+    """fp32 has seven digits; the distances of values around 10,000 need more of them, unless the middle is removed."""
+    from vqcore.evaluate.kmeans import KMeans
+    from vqcore.protocols import Batch
+
+    centres = torch.tensor([[-1.0], [0.0], [1.0]]) + 1e4
+    x = (torch.tensor([-1.1, 0.1, 0.9]) + 1e4).reshape(1, 1, 3)
+    found = KMeans((1,), (centres,), torch.zeros(1))(Batch(x, ("a",)))
+    assert (found.flatten() - 1e4).round().tolist() == [-1, 0, 1]

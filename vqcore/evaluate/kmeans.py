@@ -103,10 +103,10 @@ class KMeans:
     def __call__(self, batch: Batch) -> Float[Tensor, "b c *size"]:
         rows = cut(filled(batch, self.fill), self.patch)
         parts = rows.tensor_split(len(self.centres), dim=1)
-        nearby = [
-            own[nearest(part, own)[0]]
-            for part, own in zip(parts, (each.to(rows) for each in self.centres), strict=True)
-        ]
+        nearby = []
+        for part, own in zip(parts, (each.to(rows) for each in self.centres), strict=True):
+            middle = own.mean(0)  # far from 0, distances lose their digits
+            nearby.append(own[nearest(part - middle, own - middle)[0]])
         return joined(torch.cat(nearby, dim=1), self.patch, batch.x)
 
 

@@ -245,7 +245,11 @@ class _Totals:
         with dist.together():
             if dist.rank() == 0:
                 values = _losses(sums, weights) | self._values(sums, rows)
-                values |= {k: float(v / sums["decoded"]) for k, v in sums.items() if k.endswith("error")}
+                values |= {
+                    k: float(v / sums["decoded"])
+                    for k, v in sums.items()
+                    if (k == "error" or k.endswith("|error"))
+                }
                 found = values | codes | places | self._facts(sums, size)
         found = dist.from_main(found)
         baselines = {

@@ -255,3 +255,19 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch, name):
     steps = [line for line in logs[0] if "loss@adversary" in line]
     assert "metric/gan/accuracy/real" in steps[-1]
     assert len(steps) == (4 if name == "late" else 6)
+
+
+def test_one_bad_logit_does_not_spoil_the_means():
+    net, (x_hat, x) = gan(lecam=True).train(), two()
+    turn(net, "discriminator", x_hat, x)
+    before = float(net.real_mean)
+    turn(net, "discriminator", x_hat, x * float("nan"), step=1)
+    assert float(net.real_mean) == before and bool(net.right.isfinite().all())
+
+
+def test_r1_through_the_attention_of_a_teacher():
+    dino = {"name": "percept/dino", "trunk": {"name": "percept/timm", "model": "test_vit"}}
+    net = build("adversary", "percept/gan", {"discriminator": dino, "r1": True}, spec=data(64, 64))
+    x_hat, x = two(2, 64, 64)
+    turn(net, "discriminator", x_hat, x).terms["gan/r1"].backward()
+    assert any(p.grad is not None and float(p.grad.abs().max()) > 0 for p in net.judge.heads.parameters())

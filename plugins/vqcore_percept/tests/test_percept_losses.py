@@ -257,3 +257,11 @@ class TestDinoLaws(DiscriminatorConformance):
         {"trunk": {"name": "percept/timm", "model": "test_vit"}, "blocks": ["net.blocks.0", "net.blocks.2"]},
         {"trunk": {"name": "percept/timm", "model": "test_vit"}, "kernel": 1},
     )
+
+
+@pytest.mark.slow
+def test_clip_has_the_activation_that_its_weights_were_trained_with():
+    pytest.importorskip("open_clip")
+    for tag, name in (("openai", "QuickGELU"), ("laion2b_s34b_b88k", "GELU")):
+        percept = made({"model": "ViT-B-16", "pretrained": tag}, "percept/clip")
+        assert type(percept.net.transformer.resblocks[0].mlp.gelu).__name__ == name

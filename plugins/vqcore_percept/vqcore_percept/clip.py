@@ -119,8 +119,11 @@ def _create(cfg: ClipConfig, *, pretrained: str | None = None) -> Any:
         raise ValueError(
             f"{cfg.model} has no weights '{cfg.pretrained}'.{did_you_mean(cfg.pretrained, known)}"
         )
+    # Some weights were trained with another activation than the model's plain name stands for.
+    trained = (library.get_pretrained_cfg(cfg.model, cfg.pretrained) or {}) if cfg.pretrained else {}
+    quick = bool(trained.get("quick_gelu", False))
     with torch.random.fork_rng(devices=[]):
-        return library.create_model(cfg.model, pretrained=pretrained).visual
+        return library.create_model(cfg.model, pretrained=pretrained, force_quick_gelu=quick).visual
 
 
 def _library() -> Any:

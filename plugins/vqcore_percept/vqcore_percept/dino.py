@@ -67,7 +67,8 @@ class Dino(nn.Module):
             out = self.trunk(x)
         if not self.cfg.blocks:
             return [as_tokens(out, channels_last=False)]
-        return [as_tokens(found[name], channels_last=False) for name in self.cfg.blocks]
+        last = getattr(getattr(self.trunk, "net", None), "output_fmt", "NCHW") == "NHWC"
+        return [as_tokens(found[name], channels_last=last) for name in self.cfg.blocks]
 
 
 class _Head(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vqcore import config, dist
 from vqcore.balance import AdaptiveWeight
@@ -143,7 +144,9 @@ class Gan(nn.Module):
 
     def _r1(self, x: Tensor) -> Tensor:
         """The mean over samples of the squared gradient of a sample's mean logit, in fp32: fp16 would lose it."""
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        # The fast kernels of attention have no second derivative.
+        plain = sdpa_kernel(SDPBackend.MATH)
+        with plain, torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             at = x.detach().float().requires_grad_()
             logits = self.judge(at).flatten(1).mean(1)
             (slope,) = torch.autograd.grad(logits.sum(), at, create_graph=True)
@@ -153,6 +156,8 @@ class Gan(nn.Module):
     def _remember(self, real: Tensor, fake: Tensor, right: Tensor, step: int) -> None:
         """Keep the running means, the same on all processes; warn where the two sides are out of balance."""
         now = dist.sum_(torch.stack([real, fake, *right])) / dist.world_size()
+        if not now.isfinite().all():  # such a step is left out; the means must outlive it
+            return
         decay = self.cfg.lecam_decay
         self.real_mean.lerp_(now[0], 1 - decay)
         self.fake_mean.lerp_(now[1], 1 - decay)
@@ -173,8 +178,8 @@ class Gan(nn.Module):
 
 OVERPOWERING = (
     "step %d: the discriminator sorts %.0f %% of the data and %.0f %% of the reconstructions right: it has won, and "
-    "the tokenizer learns nothing from it. Lower optim.players.adversary.lr, set objective.adversary.lecam=true, or "
-    "let it see less (augment=[colour,translation,cutout], a smaller discriminator)."
+    "the tokenizer learns nothing from it. Lower optim.players.adversary.lr, set objective.adversary.lecam=true with "
+    "objective.weights.gan/lecam=0.01, or let it see less (augment=[colour,translation,cutout], a smaller discriminator)."
 )
 BLIND = (
     "step %d: the discriminator sorts %.0f %% of the data and %.0f %% of the reconstructions right: it says the same "

@@ -19,7 +19,7 @@ from vqcore.protocols import DataSpec
 from vqcore.rng import seeded
 
 Distance = Literal["cosine", "l1", "mse"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class NetConfig(config.Config):
     rgb: tuple[int, ...] | None = None
     """The channels that are red, green and blue, e.g. [0, 1, 2], or [0, 0, 0] for grey data. Null: the data has three
     channels, which are red, green and blue."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the network; distances are computed in fp32."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the network; distances are computed in fp32. (fp16 would lose small gradients.)"""
 
     def __post_init__(self) -> None:
         if self.rgb is not None and (len(self.rgb) != 3 or min(self.rgb) < 0):
