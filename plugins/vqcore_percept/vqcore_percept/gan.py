@@ -179,7 +179,8 @@ class Gan(nn.Module):
 OVERPOWERING = (
     "step %d: the discriminator sorts %.0f %% of the data and %.0f %% of the reconstructions right: it has won, and "
     "the tokenizer learns nothing from it. Lower optim.players.adversary.lr, set objective.adversary.lecam=true with "
-    "objective.weights.gan/lecam=0.01, or let it see less (augment=[colour,translation,cutout], a smaller discriminator)."
+    "objective.weights.gan/lecam=0.01, or let it see less (augment=[colour,translation,cutout], a smaller "
+    "discriminator)."
 )
 BLIND = (
     "step %d: the discriminator sorts %.0f %% of the data and %.0f %% of the reconstructions right: it says the same "
