@@ -400,3 +400,22 @@ class TestInPython:
         assert np.array_equal(
             again.encode_record(record(50)).codes, tokenizer.encode_record(record(50)).codes
         )
+
+
+def test_a_window_without_a_valid_position_is_no_perfect_sample():
+    """A long gap in a record must not raise its score."""
+    from vqcore.evaluate.measure import _Totals
+    from vqcore.metrics.pixels import MAE
+    from vqcore.protocols import Batch
+
+    node = {"name": "array", "channels": 1, "size": [4], "nodata": []}
+    made = tokenizer_of(run_config("unused", data__modality=node, data__input_size=[4]))
+    totals = _Totals(made, {"mae": MAE(MAE.Config(name="mae"), spec=made.spec)}, {})
+    mask = torch.tensor([[True] * 4, [False] * 4, [True, False, False, False]])
+    totals.decode(Batch(torch.zeros(3, 1, 4), ("a", "b", "c"), mask), torch.ones(3, 1, 4))
+    assert totals.decoded == 2
+    assert float(totals.sums["error"] / totals.decoded) == 1.0
+    whole = {
+        name.partition(":")[2]: value for name, value in totals.sums.items() if name.startswith("metric/mae")
+    }
+    assert totals.metrics["metric/mae"].summary(whole)[""] == 1.0

@@ -185,6 +185,13 @@ def measured(metric: Metric, tokenizer: Tokenizer, x_hat: Tensor, batch: Batch) 
     return metric.measure(*pair, batch.mask, keys=batch.keys, weight=batch.weight)
 
 
+def _chosen(batch: Batch, which: Tensor) -> Batch:
+    """Samples of a prepared batch, with all that metrics see."""
+    mask, weight = (None if each is None else each[which] for each in (batch.mask, batch.weight))
+    keys = tuple(key for key, one in zip(batch.keys, which.tolist()) if one)
+    return Batch(batch.x[which], keys, mask, weight=weight, finished=True)
+
+
 class _Totals:
     """What this process has measured: sums in double precision, rows, and counts of each code of each codebook.
 
@@ -218,7 +225,15 @@ class _Totals:
         self.samples += len(batch.x)
 
     def decode(self, batch: Batch, x_hat: Tensor) -> None:
-        """Measure the reconstructions of a batch, and the baselines."""
+        """Measure the reconstructions of a batch, and the baselines.
+
+        Samples without a valid position, such as a window in a gap of its record, have no error and do not count.
+        """
+        if batch.valid is not None:
+            known = batch.valid.flatten(1).any(1)
+            batch, x_hat = _chosen(batch, known), x_hat[known]
+        if not len(batch.x):
+            return
         self.decoded += len(batch.x)
         guessed = {"": x_hat, **{name: predict(batch) for name, predict in self.baselines.items()}}
         for name, y in guessed.items():
@@ -237,19 +252,18 @@ class _Totals:
         self.add("samples", torch.tensor(float(self.samples)))
         self.add("decoded", torch.tensor(float(self.decoded)))
         sums = dist.sum_dicts(self.sums)
-        if not (sums["samples"] and sums["decoded"]):
+        if not sums["samples"]:
             raise DataError("no sample could be read for evaluation; the files are named above.")
+        if not sums["decoded"]:
+            raise DataError("no held-out sample has a valid position: the masks hide everything.")
         codes, places = self.codes.summed().metrics(), self.collisions.metrics()
         rows = {place: own.joined() for place, own in self.rows.items()}
         found: dict[str, float] = {}
         with dist.together():
             if dist.rank() == 0:
                 values = _losses(sums, weights) | self._values(sums, rows)
-                values |= {
-                    k: float(v / sums["decoded"])
-                    for k, v in sums.items()
-                    if (k == "error" or k.endswith("|error"))
-                }
+                own = [name for name in sums if name == "error" or name.endswith("|error")]
+                values |= {name: float(sums[name] / sums["decoded"]) for name in own}
                 found = values | codes | places | self._facts(sums, size)
         found = dist.from_main(found)
         baselines = {
