@@ -17,7 +17,7 @@ from vqcore.errors import ConfigError, DataError, RunError
 from vqcore.modalities.array import Array
 from vqcore.modalities.mask import Mask
 from vqcore.modalities.rgb import RGB
-from vqcore.protocols import RecordCodes
+from vqcore.protocols import RecordCodes, Window
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.passes import decode_folder, tokenize_folder
 from vqcore.trainer import train
@@ -202,6 +202,25 @@ class TestEvaluation:
         for index in range(6):
             sample = reader.read(index, (16,), None)
             assert float((sample.extras["slow"] - sample.x).abs().max()) < 4
+
+    def test_a_rider_with_a_window_of_its_own_is_cut_with_the_main_sample(self):
+        fast, slow = np.arange(64.0)[None], np.arange(0.0, 64.0, 2)[None]
+
+        class Parts(list):
+            def key(self, index):
+                return str(index)
+
+            def get(self, index, label=""):
+                low, high = 32 * index, 32 * index + 32
+                return Window(slow, (low // 2,), (high // 2,)) if label else Window(fast, (low,), (high,))
+
+        modality, rider = (Array(Array.Config(channels=1), size=(8,)) for _ in range(2))
+        data = windowed(Parts([0, 1]), modality, (8,))
+        reader = Reader(data, modality, {"slow": rider})
+        assert len(data) == 8
+        for index in range(8):
+            sample = reader.read(index, (8,), None)
+            assert float((sample.extras["slow"] - sample.x).abs().max()) <= 2, index
 
     def test_training_draws_windows_and_a_run_resumes_bit_by_bit(self, tmp_path, records):
         modality = Array(Array.Config(channels=2), size=(16,))

@@ -194,13 +194,20 @@ class Windowed:
         return f"{self.records.key(record)}#{named(start)}"
 
     def get(self, index: int, label: str = "") -> Any:
-        """The window, or the whole source of an extra modality."""
+        """The window, or the whole source of an extra modality; of a window of its own the same fraction."""
         record, place = self._place(index)
         given = self.records.get(record, label)
         extent = self.extents[record].tolist()
-        if label or not all(extent):
+        if not all(extent):
             return given
-        return cut(given, *self.cover.part(place, extent))
+        start, stop = self.cover.part(place, extent)
+        if not label:
+            return cut(given, start, stop)
+        if not isinstance(given, Window) or len(given.start) != len(extent):
+            return given
+        own = [high - low for low, high in zip(given.start, given.stop)]
+        edges = (tuple(round(at * n / all_) for at, n, all_ in zip(e, own, extent)) for e in (start, stop))
+        return cut(given, *edges)
 
     def _place(self, index: int) -> tuple[int, int]:
         record = int(np.searchsorted(self.ends, index, side="right"))
