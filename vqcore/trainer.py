@@ -27,7 +27,6 @@ from vqcore.evaluate.baseline import SHARE, Baselines, Source, cache_key, fitted
 from vqcore.evaluate.best import direction
 from vqcore.evaluate.compare import keys_sha256, protocol
 from vqcore.evaluate.measure import Measured, evaluate_data, sample_pictures, sampling_options
-from vqcore.evaluate.usage import collapse
 from vqcore.evaluate.verdict import verdicts
 from vqcore.network import asking
 from vqcore.protocols import Batch
@@ -189,8 +188,7 @@ class _Loop:
             say(f"\nstep {run.step}: evaluation{where}  {in_words(got.metrics)}")
             for name, scores in got.baselines.items() if last else ():
                 say(f"  {name}  {in_words(scores)}")
-            said = [collapse(got.metrics), *verdicts(got.metrics, got.baselines)] if last else []
-            for text in filter(None, said):
+            for text in verdicts(got.metrics, got.baselines) if last else ():
                 say(f"  warning: {text}")
         if last and baselines.note:
             say(f"  {baselines.note}")

@@ -33,7 +33,6 @@ from vqcore.evaluate.measure import (
     sampling_options,
 )
 from vqcore.evaluate.subject import Subject, subject
-from vqcore.evaluate.usage import collapse
 from vqcore.evaluate.verdict import verdicts
 from vqcore.files import local, write_text
 from vqcore.protocols import Data, Modality
@@ -111,7 +110,8 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
             results.append(_result(tokenizer, kind, size, got.metrics, scores[size]))
         baselines = baselines.scored(scores)
     assert baselines is not None
-    if found.run is not None and dist.is_main():
+    # What was fitted to held-out samples, because those of training were not here, is not for later.
+    if found.run is not None and dist.is_main() and baselines.facts.get("source", "training") == "training":
         with contextlib.suppress(OSError):  # a folder of somebody else
             keep(found.run, key, baselines)
     how = _how(found, tokenizer, data, metrics, sizes, got.metrics, tokenizer.loans | loans)
@@ -204,7 +204,7 @@ def _result(
     baselines: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
     """The stored result of one evaluation. Logs a warning if the codes have collapsed, and what the verdict is."""
-    said = [text for text in (collapse(metrics), *verdicts(metrics, baselines)) if text]
+    said = verdicts(metrics, baselines)
     for warning in said if dist.is_main() else ():
         log.warning("warning: %s %s: %s", "x".join(map(str, size)), weights, warning)
     made = {"weights": weights, "size": list(size), "fingerprint": tokenizer.fingerprint}

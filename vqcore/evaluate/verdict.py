@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 from vqcore.evaluate.collisions import NAMES
+from vqcore.evaluate.usage import collapse
 
 CLEAR = 0.8
 """A tokenizer is clearly better than a baseline if its error is at most this share of the error of the baseline: 1 dB
@@ -22,8 +23,10 @@ _REMEDY = {
 
 
 def verdicts(metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Sentences about what is wrong with the measurement of a tokenizer; none if it is clearly better than all."""
-    found = [
+    """Sentences about what is wrong with a tokenizer: collapsed codes, and baselines that it does not clearly beat."""
+    collapsed = collapse(metrics) if "codes/perplexity" in metrics else ""
+    found = [collapsed] if collapsed else []
+    found += [
         f"the tokenizer is not clearly better than {_WHAT[name]}: {compared(metrics, name, scores)}. {_REMEDY[name]}"
         for name, scores in baselines.items()
         if not clearly(metrics, scores)
