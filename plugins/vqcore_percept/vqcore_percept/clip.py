@@ -5,22 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from vqcore.borrowed import read, sha256
 from vqcore.errors import CheckpointError, SettingError, did_you_mean
 from vqcore.protocols import DataSpec
 from vqcore_percept.nets import (
     RANDOM,
+    Compared,
     Distance,
     NetConfig,
     Seen,
-    as_tokens,
-    distance,
     fill_like,
     random_weights,
-    tapped,
 )
 from vqcore_percept.timm import check_blocks
 
@@ -49,7 +45,7 @@ class ClipConfig(NetConfig):
             )
 
 
-class Clip(nn.Module):
+class Clip(Compared):
     """The sum over blocks of the distance of two samples' features there, plus the distance of their embeddings."""
 
     borrowed = ("net",)
@@ -75,25 +71,12 @@ class Clip(nn.Module):
         self.cfg = cfg
         self.net, self.seen = opened(cfg, spec)
         check_blocks(self.net, cfg.blocks, cfg.model)
+        self.distance, self.blocks, self.output = cfg.distance, cfg.blocks, cfg.embedding
         self.requires_grad_(False)
-
-    def forward(self, x_hat: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        """One distance a sample. No gradient is kept for `x`."""
-        with torch.autocast(x.device.type, enabled=False):
-            with torch.no_grad():
-                wanted = self._features(x)
-            found = self._features(x_hat)
-            return torch.stack([distance(self.cfg.distance, a, b) for a, b in zip(found, wanted)]).sum(0)
 
     def borrow(self, places: Any) -> dict[str, str]:
         """Fill the tower: from a file of it or of the whole model, from open_clip's cache, or with `--download`."""
         return {"net": filled(self.net, self.cfg, places.get("net", self.cfg.weights))}
-
-    def _features(self, x: Tensor) -> list[Float[Tensor, "b n d"]]:
-        with tapped(self.net, self.cfg.blocks) as found:
-            out = self.net(self.seen(x))
-        features = [as_tokens(found[name], channels_last=False) for name in self.cfg.blocks]
-        return [*features, as_tokens(out, channels_last=False)] if self.cfg.embedding else features
 
 
 def opened(cfg: ClipConfig, spec: DataSpec) -> tuple[Any, Seen]:

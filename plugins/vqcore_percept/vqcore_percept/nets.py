@@ -111,6 +111,32 @@ def distance(kind: Distance, a: Float[Tensor, "b n d"], b: Float[Tensor, "b n d"
     return (1 - (a * b).sum(-1)).mean(1)
 
 
+class Compared(nn.Module):
+    """The sum of the distances of two samples' features in a frozen network. Base class of perceptual losses."""
+
+    net: nn.Module
+    seen: "Seen"
+    distance: Distance
+    blocks: tuple[str, ...]
+    output: bool
+    """Is the network's output compared as well?"""
+    channels_last = False
+
+    def forward(self, x_hat: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+        """One distance a sample. No gradient is kept for `x`."""
+        with torch.autocast(x.device.type, enabled=False):
+            with torch.no_grad():
+                wanted = self._features(x)
+            found = self._features(x_hat)
+            return torch.stack([distance(self.distance, a, b) for a, b in zip(found, wanted)]).sum(0)
+
+    def _features(self, x: Tensor) -> list[Float[Tensor, "b n d"]]:
+        with tapped(self.net, self.blocks) as found:
+            out = self.net(self.seen(x))
+        kept = [found[name] for name in self.blocks] + ([out] if self.output else [])
+        return [as_tokens(one, channels_last=self.channels_last) for one in kept]
+
+
 @contextmanager
 def tapped(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Inside the block, what these submodules return is kept under their names."""

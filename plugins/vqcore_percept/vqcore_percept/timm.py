@@ -14,14 +14,12 @@ from vqcore.errors import CheckpointError, SettingError, did_you_mean
 from vqcore.protocols import DataSpec
 from vqcore_percept.nets import (
     RANDOM,
+    Compared,
     Distance,
     NetConfig,
     Seen,
-    as_tokens,
-    distance,
     fill_like,
     random_weights,
-    tapped,
 )
 
 
@@ -35,7 +33,7 @@ class TimmConfig(NetConfig):
     """Resize samples to the model's own size. False: samples as they are, where the model takes their size."""
 
 
-class Timm(nn.Module):
+class Timm(Compared):
     """The sum over blocks of the distance of two samples' features there, plus the distance of their logits."""
 
     borrowed = ("net",)
@@ -67,29 +65,20 @@ class Timm(nn.Module):
         self.cfg = cfg
         self.net, self.seen = opened(cfg, spec)
         check_blocks(self.net, cfg.blocks, cfg.model)
-        self.last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+        self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+        self.distance, self.blocks, self.output = cfg.distance, cfg.blocks, cfg.logits
         self.requires_grad_(False)
 
     def forward(self, x_hat: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
         """One distance a sample. No gradient is kept for `x`."""
-        with torch.autocast(x.device.type, enabled=False):
-            with torch.no_grad():
-                wanted = self._features(x)
-            found = self._features(x_hat)
-            total = torch.stack([distance(self.cfg.distance, a, b) for a, b in zip(found, wanted)]).sum(0)
-        return total / len(x) if self.cfg.divide_by_batch else total
+        found = super().forward(x_hat, x)
+        return found / len(x) if self.cfg.divide_by_batch else found
 
     def borrow(self, places: Any) -> dict[str, str]:
         """Fill the model: from a file, from timm's cache, or with `--download`."""
         return {
             "net": filled(self.net, self.cfg, places.get("net", self.cfg.weights), logits=self.cfg.logits)
         }
-
-    def _features(self, x: Tensor) -> list[Float[Tensor, "b n d"]]:
-        with tapped(self.net, self.cfg.blocks) as found:
-            out = self.net(self.seen(x))
-        features = [as_tokens(found[name], channels_last=self.last) for name in self.cfg.blocks]
-        return [*features, as_tokens(out, channels_last=self.last)] if self.cfg.logits else features
 
 
 class TimmTeacher(nn.Module):
