@@ -95,6 +95,8 @@ def test_json_within_the_bounds():
     ({"a": {"b": ["x", 1]}}, {"a": Each([str])}, "a.b[1] is a number, not text"),
     ({"a": None}, {"a": (str, type(None))}, ""),
     ({"a": {}}, {"a": (str, type(None))}, "a is a mapping, not text or null"),
+    ({"a": 2**63}, {"a": int}, "a is a whole number of 64 bits"),
+    ({"a": [-(10**400)]}, {"a": [(int, float)]}, "a[0] is a whole number of 1329 bits"),
     ("x", Each(str), "the content is text, not a mapping"),
 ])  # fmt: skip
 def test_the_shape_of_plain_data(value, shape, says):

@@ -149,7 +149,8 @@ _WORDS = {
 
 def _not_a(value: Any, types: tuple[type, ...], place: str) -> str:
     if isinstance(value, types) and (not isinstance(value, bool) or bool in types):
-        return ""
+        is_huge = isinstance(value, int) and value.bit_length() > 63
+        return f"{_named(place)} is a whole number of {value.bit_length()} bits" if is_huge else ""
     words = dict.fromkeys(
         _WORDS.get(one, "a whole number" if types == (int,) else "a number") for one in types
     )

@@ -40,8 +40,8 @@ T = TypeVar("T")
 COMMAND_LINE = "command line"
 _REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 """A reference of OmegaConf. `describe.dump` escapes what looks like one."""
-LARGEST = 1e12
-"""No setting takes a number of a larger magnitude."""
+LARGEST = {int: 1e12, float: 3.4028234663852886e38}
+"""No setting takes a number of a larger magnitude. The largest float of 32 bits stands for no-data in many files."""
 
 
 def from_tree(
@@ -86,12 +86,14 @@ def check_readable(config: Any, text: str) -> None:
 
     A component's default that its own type forbids is found here, before anything is saved.
     """
-    tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    assert isinstance(tree, dict)
     try:
+        tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        assert isinstance(tree, dict)
         same = from_tree({str(key): value for key, value in tree.items()}, schema=type(config)) == config
     except ConfigError as error:
         raise ConfigError(f"the resolved config cannot be read back: {error}") from error
+    except yaml.YAMLError as error:  # a text in a setting of any type that is no UTF-8
+        raise ConfigError(f"the resolved config cannot be read back: {yaml_reason(error)}.") from error
     if not same:
         raise ConfigError("the resolved config reads back as another config; a setting has a wrong default.")
 
@@ -113,6 +115,15 @@ def saved_tree(path: Path) -> dict[str, Any]:
     if found := next((key for key, value in _texts(saved) if _REFERENCE.search(value)), None):
         raise ConfigError(f"{path}: {found}: a saved config has no references such as ${{key}}.")
     return saved
+
+
+def _is_a_name(text: str) -> bool:
+    """Whether a text can be saved in YAML, which is UTF-8, and can name something."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return bool(text.strip()) and "\0" not in text
 
 
 def _texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -311,13 +322,13 @@ class _Builder:
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             return self.build(annotation, value, path)
         plain = from_text(value) if annotation in (int, float, bool) and isinstance(value, str) else value
-        if annotation in (int, float) and type(plain) in (int, float) and not abs(plain) <= LARGEST:
-            raise _Mismatch(path, value, annotation, f"must be a number from -{LARGEST:g} to {LARGEST:g}.")
+        if annotation in LARGEST and type(plain) in LARGEST and not abs(plain) <= (most := LARGEST[annotation]):
+            raise _Mismatch(path, value, annotation, f"must be a number from -{most:g} to {most:g}.")
         if annotation is float and type(plain) in (int, float):
             return float(plain)
         if annotation is int and type(plain) is float and plain.is_integer():
             return int(plain)  # YAML reads 1e4 as a float
-        if annotation is str and isinstance(plain, str) and (not plain.strip() or "\0" in plain):
+        if annotation is str and isinstance(plain, str) and not _is_a_name(plain):
             raise _Mismatch(path, value, annotation, "is no text that a path or a name can be.")
         if annotation in (int, bool, str, type(None)) and type(plain) is annotation:
             return plain
