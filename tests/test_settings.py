@@ -131,7 +131,7 @@ IDLE = {
     ("data.path=' '",): r"data.path=' ' is no text",
     ('data.path="a\\0b"',): r"is no text that a path",
     ("data.path=a\udcff",): r"data.path='a\\udcff' is no text that a path or a name can be",
-    ("optim.args.foreach=\udcff",): r"the resolved config cannot be read back",
+    ("optim.args.foreach=\udcff",): r"is no text that a path",
     ("run.device=\udcff",): r"is no text that a path",
     ("data.eval_path=''",): r"data.eval_path='' ",
     ("run.dir=''",): r"run.dir='' ",

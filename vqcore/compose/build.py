@@ -322,7 +322,11 @@ class _Builder:
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             return self.build(annotation, value, path)
         plain = from_text(value) if annotation in (int, float, bool) and isinstance(value, str) else value
-        if annotation in LARGEST and type(plain) in LARGEST and not abs(plain) <= (most := LARGEST[annotation]):
+        if (
+            annotation in LARGEST
+            and type(plain) in LARGEST
+            and not abs(plain) <= (most := LARGEST[annotation])
+        ):
             raise _Mismatch(path, value, annotation, f"must be a number from -{most:g} to {most:g}.")
         if annotation is float and type(plain) in (int, float):
             return float(plain)
