@@ -438,3 +438,38 @@ def test_a_window_without_a_valid_position_is_no_perfect_sample():
         name.partition(":")[2]: value for name, value in totals.sums.items() if name.startswith("metric/mae")
     }
     assert totals.metrics["metric/mae"].summary(whole)[""] == 1.0
+
+
+@pytest.mark.parametrize("hidden", ["mask", "weight"])
+def test_codes_of_cells_without_a_valid_position_do_not_count(hidden, tmp_path, records):
+    """Half of each sample is a hole: the codes there are none of the codes in use, in evaluation and in training."""
+    from vqcore.evaluate.measure import evaluate
+    from vqcore.protocols import Batch
+    from vqcore.run.state import build
+    from vqcore.run.step import train_step
+    from vqcore.tokenizer import cells
+
+    data = {
+        "name": "folder",
+        "path": str(records),
+        "eval_path": str(records),
+        "input_size": [16],
+        "workers": 0,
+    }
+    data["modality"] = {"name": "array", "channels": 2, "rank": 1, "nodata": []}
+    run = build(run_config(tmp_path / "run", data=data), torch.device("cpu"))
+    made = run.tokenizer.eval()
+    x = torch.randn(6, 2, 16, generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(16) < 7).expand(6, 16)
+    more = {"mask": mask} if hidden == "mask" else {"weight": mask.float()}
+    batch = Batch(x, tuple("abcdef"), **more)
+    found = evaluate(made, [batch], {}, size=(16,), weights=None, seed=0, step=0).metrics
+    codes = made.encode(x, mask)
+    grid = cells(mask, codes.shape[1:-1])
+    assert 0 < grid.float().mean() < 1
+    shown = codes[grid].unique(return_counts=True)[1].double()
+    share = shown / shown.sum()
+    assert found["codes/usage"] == len(shown) / made.codebook_size
+    assert found["codes/perplexity"] == pytest.approx(float((-(share * share.log()).sum()).exp()))
+    train_step(run, [batch])
+    assert run.window.held == int(grid.sum())

@@ -36,7 +36,7 @@ from vqcore.registry import registry
 from vqcore.rng import sample_generators, seeded
 from vqcore.sampling import resolved
 from vqcore.schema import RunConfig
-from vqcore.tokenizer import Tokenizer
+from vqcore.tokenizer import Tokenizer, cells
 
 Predict = Callable[[Batch], Tensor]
 """A baseline: from a prepared batch to what a decoder would return for it."""
@@ -219,9 +219,10 @@ class _Totals:
             self.sums[name] = value.clone()
 
     def count(self, batch: Batch, codes: Tensor) -> None:
-        """Add the codes of a batch."""
-        self.codes.add(codes)
-        self.collisions.add(codes)
+        """Add the codes of a batch; those of cells without a valid position say nothing and do not count."""
+        valid = None if batch.valid is None else cells(batch.valid, codes.shape[1:-1])
+        self.codes.add(codes, valid)
+        self.collisions.add(codes, valid)
         self.samples += len(batch.x)
 
     def decode(self, batch: Batch, x_hat: Tensor) -> None:
@@ -256,7 +257,7 @@ class _Totals:
             raise DataError("no sample could be read for evaluation; the files are named above.")
         if not sums["decoded"]:
             raise DataError("no held-out sample has a valid position: the masks hide everything.")
-        codes, places = self.codes.summed().metrics(), self.collisions.metrics()
+        counts, places = self.codes.summed(), self.collisions.metrics()
         rows = {place: own.joined() for place, own in self.rows.items()}
         found: dict[str, float] = {}
         with dist.together():
@@ -264,7 +265,7 @@ class _Totals:
                 values = _losses(sums, weights) | self._values(sums, rows)
                 own = [name for name in sums if name == "error" or name.endswith("|error")]
                 values |= {name: float(sums[name] / sums["decoded"]) for name in own}
-                found = values | codes | places | self._facts(sums, size)
+                found = values | counts.metrics() | places | self._facts(sums, size, counts.tokens)
         found = dist.from_main(found)
         baselines = {
             name: {k.removeprefix(f"{name}|"): found.pop(k) for k in list(found) if k.startswith(f"{name}|")}
@@ -293,10 +294,10 @@ class _Totals:
                         found |= {f"{where}/low": edges[0], f"{where}/high": edges[1]}
         return found
 
-    def _facts(self, sums: Mapping[str, Tensor], size: tuple[int, ...]) -> dict[str, float]:
+    def _facts(self, sums: Mapping[str, Tensor], size: tuple[int, ...], tokens: int) -> dict[str, float]:
         """The cost of a sample, how many were measured, and what so many tokens can reach."""
         facts = self.tokenizer.facts(size)
-        usage, perplexity = reachable(round(float(sums["samples"])) * facts.tokens, facts.codebook_size)
+        usage, perplexity = reachable(tokens, facts.codebook_size)
         return {
             "codes/usage_possible": usage,
             "codes/perplexity_possible": perplexity,
