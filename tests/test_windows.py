@@ -326,6 +326,13 @@ class TestFiles:
         decode_folder(tokenizer, tmp_path / "tok", tmp_path / "out")
         assert np.load(tmp_path / "out/rows.npy").shape == (3, 2, 40)
 
+    def test_a_file_has_codes_of_one_kind(self, tokenizer, tmp_path):
+        for n, suffix in ((40, ".npz"), (16, ".npy"), (40, ".npz")):
+            np.save(tmp_path / "rows.npy", np.stack([record(n, seed=seed) for seed in range(3)]))
+            tokenize_folder(tokenizer, tmp_path / "rows.npy", tmp_path / "tok", size=(16,), overwrite=True)
+            assert below(tmp_path / "tok") == [f"rows{suffix}", "tokens.json"]
+        assert len(tokenizer.load_tokens(tmp_path / "tok")["rows"]) == 3
+
     def test_a_bad_row_is_named(self, tokenizer, tmp_path):
         rows = np.stack([record(16, seed=seed) for seed in range(9)])
         rows[5, 1, 3] = np.inf
