@@ -10,6 +10,9 @@ from toys import run_tree, toy  # noqa: F401
 from vqcore.assembly import build_extra, open_data
 from vqcore.cli import main
 from vqcore.compose.build import from_tree
+from vqcore.data.sources import Folder
+from vqcore.data.split import side
+from vqcore.data.windows import Cover, Windowed
 from vqcore.errors import ConfigError, DataError
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
@@ -73,22 +76,34 @@ def test_a_group_stays_on_one_side(toy, many):
 
 
 def test_windows_of_one_record_stay_on_one_side(toy, many):
-    from vqcore.data.split import side
-
-    class Windows:
-        def __len__(self):
-            return 400
-
-        def key(self, index):
-            return f"record{index // 20}#{index % 20 * 512}"
-
-        def get(self, index, label=""):
-            raise NotImplementedError
-
-    cfg = config_of(many, data__eval_share=0.5).data
-    sides = [side(Windows(), cfg, split) for split in ("train", "eval")]
+    config = config_of(many, data__eval_share=0.5)
+    modality = registry().build("modality", config.data.modality, size=None)
+    files = Folder(config.data, split="train", modality=modality, extra={})
+    windows = Windowed(files, np.full((100, 2), 8), Cover((4, 4), (4, 4)))
+    sides = [side(windows, config.data, split) for split in ("train", "eval")]
     train, held = ({each.key(i).partition("#")[0] for i in range(len(each))} for each in sides)
-    assert train and held and not train & held
+    assert train and held and not train & held and len(sides[0]) == 4 * len(train)
+
+
+def test_files_whose_names_differ_after_a_sign_are_several(toy, tmp_path):
+    write(tmp_path / "data", [f"a#{i}" for i in range(40)])
+    config = config_of(tmp_path, data__eval_share=0.5)
+    assert 10 < len(keys(config, "train")) < 30
+
+
+def test_a_group_of_the_numbers_of_a_longer_array_file_moves_no_sample(toy, tmp_path):
+    found = []
+    for count in (500, 5000):
+        np.save(tmp_path / "a.npy", np.zeros((count, 1), np.uint8))
+        source = {
+            "name": "array",
+            "path": str(tmp_path / "a.npy"),
+            "eval_share": 0.3,
+            "group": "^([0-9]+)[0-9]$",
+        }
+        config = config_of(tmp_path, data={**tree_of(tmp_path)["data"], **source})
+        found.append([int(key) for key in keys(config, "eval")])
+    assert found[0] and found[0] == [number for number in found[1] if number < 500]
 
 
 def test_a_longer_array_file_moves_no_sample(toy, tmp_path):
