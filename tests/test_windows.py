@@ -12,7 +12,7 @@ from vqcore.assembly import open_data
 from vqcore.cli import main
 from vqcore.data.batches import EvalBatches
 from vqcore.data.reader import Reader
-from vqcore.data.windows import Cover, Whole, cover, windowed
+from vqcore.data.windows import Cover, Whole, cover, files_of, windowed
 from vqcore.errors import ConfigError, DataError, RunError
 from vqcore.modalities.array import Array
 from vqcore.modalities.mask import Mask
@@ -133,6 +133,7 @@ class TestEvaluation:
         cfg, modality, data = self.opened(tmp_path, records)
         assert len(data) == 7 + 3 + 1 + 1
         assert [data.key(i) for i in (0, 6, 7, 11)] == ["a#0", "a#96", "b/c#0", "e#0"]
+        assert list(files_of(data).values()) == ["a#0"] * 7 + ["b/c#0"] * 3 + ["d#0", "e#0"]
         seen = {key: [] for key in LENGTHS}
         for loaded in EvalBatches(data, modality, {}, cfg.data, size=(16,), batch_size=5, rank=0, world=1):
             for key, x, valid in zip(loaded.batch.keys, loaded.batch.x, loaded.batch.mask):
@@ -436,7 +437,7 @@ def test_a_window_without_a_valid_position_is_no_perfect_sample():
 
     node = {"name": "array", "channels": 1, "size": [4], "nodata": []}
     made = tokenizer_of(run_config("unused", data__modality=node, data__input_size=[4]))
-    totals = _Totals(made, {"mae": MAE(MAE.Config(name="mae"), spec=made.spec)}, {})
+    totals = _Totals(made, {"mae": MAE(MAE.Config(name="mae"), spec=made.spec)}, {}, {})
     mask = torch.tensor([[True] * 4, [False] * 4, [True, False, False, False]])
     totals.decode(Batch(torch.zeros(3, 1, 4), ("a", "b", "c"), mask), torch.ones(3, 1, 4))
     assert totals.decoded == 2

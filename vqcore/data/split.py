@@ -1,16 +1,15 @@
 """Holds out a share of a data source's samples for evaluation. Which ones follows from their keys alone."""
 
-import contextlib
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from vqcore.data.windows import files_of
 from vqcore.errors import DataError, listed
-from vqcore.protocols import Data, Window, left_out
+from vqcore.protocols import Data, left_out
 from vqcore.schema import DataConfig
 
 Split = Literal["train", "eval"]
@@ -46,7 +45,10 @@ def side(data: Data, cfg: DataConfig, split: Split) -> Data:
     """
     if cfg.eval_share is None:
         return data
-    keys = [data.key(index) for index in range(len(data))] if cfg.group else _names(data)
+    keys = [data.key(index) for index in range(len(data))]
+    if not cfg.group:
+        files = files_of(data)
+        keys = [files.get(key, key) for key in keys]
     held = np.array(held_out(keys, cfg.eval_share, cfg.group))
     places = np.flatnonzero(held if split == "eval" else ~held)
     if not len(places):
@@ -63,21 +65,6 @@ def held_out(keys: Iterable[str], share: float, group: str | None) -> list[bool]
     """Whether each key is on the held-out side. Raises `DataError` for a key without group."""
     pattern = re.compile(group) if group is not None else None
     return [_draw(_group(key, pattern)) < share for key in keys]
-
-
-def _names(data: Data) -> list[str]:
-    """The key of each sample; windows of one file have the key of the first of them."""
-    keys = [data.key(index) for index in range(len(data))]
-    first: dict[Any, str] = {}
-    for index, key in enumerate(keys):
-        with contextlib.suppress(DataError, OSError):  # whoever reads it says what is wrong
-            given = data.get(index)
-            if not isinstance(given, Window):  # a source gives windows, or none
-                break
-            source = given.source
-            file = str(source) if isinstance(source, (str, Path)) else key.rpartition("#")[0] or key
-            keys[index] = first.setdefault(file, key)
-    return keys
 
 
 def _group(key: str, pattern: re.Pattern[str] | None) -> str:
