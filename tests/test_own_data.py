@@ -568,6 +568,15 @@ def samples_that_are_all_equal(case):
     return {"data__eval_share": 0.4}
 
 
+@way(
+    r"warning   data\.path: 1 of 6 samples that were compared are copies of others: (r01|r04) has the content of r0"
+)
+def copies_in_the_training_set(case):
+    case.save(case.normal)
+    if case.wrong:
+        shutil.copy(case.one(4), case.one(1))
+
+
 @way(r"data\.group=\^\(p\[0-9\]\+\)/: the key 'r00' does not match", error=True)
 def a_group_that_not_all_keys_have(case):
     for patient in range(6):

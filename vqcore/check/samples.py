@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from vqcore.check.findings import Finding
-from vqcore.check.overlap import overlap
+from vqcore.check.overlap import copies, overlap
 from vqcore.check.suspicions import value_findings
 from vqcore.check.values import Declared, better
 from vqcore.data.listing import counted
@@ -44,6 +44,8 @@ def samples(run: Run) -> Iterator[Finding]:
         if good and data is run.data:
             yield from value_findings(declared(run), good, f"{sum(len(b.keys) for b in good)} samples")
             yield from _sized(run, good)
+            if run.tokenizer.spec.kind not in ("categorical", "binary"):  # these may well be equal
+                yield from copies(data, where)
     yield from both_sides(run)
     if run.total_batch > len(run.data):
         what = (
