@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vqcore.check.values import propose_scale, summarise
+from vqcore.check.values import fills, propose_scale, summarise
 from vqcore.compose.build import component
 from vqcore.compose.describe import inline
 from vqcore.data.listing import Listing, counted, suffix_length
@@ -34,8 +34,6 @@ ANSWERS = ("modality", "reader", "kind", "channels_last", "nodata")
 """What may be said beforehand: name=value."""
 _SIDES = (1024, 128, 32)
 """The largest side of a sample with 1, 2 and 3 axes."""
-_FILLS = (-9999.0, -99999.0, -999.0, -32768.0, -3.4028234663852886e38, 9.969209968386869e36, 1e20)
-"""Numbers that files use for what was not measured."""
 _SECONDS = 1.3e-4
 """Seconds of two cores for one token of one training step."""
 _TRAIN, _HELD = ("train", "training"), ("eval", "val", "valid", "validation", "heldout", "test", "dev")
@@ -364,7 +362,7 @@ def _scale(
 ) -> dict[str, Any]:
     nodata = answers.get("nodata")
     if nodata is None:
-        nodata = _fills(arrays)
+        nodata = fills(arrays)
         if nodata:
             notes["nodata"] = (
                 f"please check: {listed(f'{one:g}' for one in nodata)} lies far from all other values"
@@ -374,24 +372,6 @@ def _scale(
     if nodata:
         found = {"nodata": nodata, **found}
     notes["scale"] = f"from the values of {len(arrays)} files; vqcore check CONFIG --values shows them"
-    return found
-
-
-def _fills(arrays: Sequence[np.ndarray]) -> list[float]:
-    """Values that occur more than once, are usual for what is missing, and lie far from all others."""
-    found = []
-    for fill in _FILLS:
-        counts, low, high = 0, math.inf, -math.inf
-        for array in arrays:
-            plain = np.ma.compressed(array).astype(np.float64)
-            hits = np.isclose(plain, fill, rtol=1e-6, atol=0)
-            counts += int(hits.sum())
-            rest = plain[~hits & np.isfinite(plain)]
-            if len(rest):
-                low, high = min(low, float(rest.min())), max(high, float(rest.max()))
-        beyond = low - fill if fill < low else fill - high if fill > high else 0.0
-        if counts > 1 and high >= low and beyond > 0.2 * (high - low):
-            found.append(fill)
     return found
 
 
