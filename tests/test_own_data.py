@@ -471,7 +471,7 @@ def several_data_sets_and_no_name(case):
     return {"modality": {} if case.wrong else {"reader": {"name": "hdf5", "dataset": "signals/ecg"}}}
 
 
-@way(r"h5py is needed: pip install 'vqcore\[files\]'", error=True)
+@way(r"'h5py' is not installed; run: pip install 'vqcore\[files\]'", error=True)
 def the_extra_is_missing(case):
     signals(case)
     if case.wrong:

@@ -22,7 +22,7 @@ IDS = 64
 REPEATED = 50
 SMOOTH = 100
 """So many different values are no levels: a large share of them at both ends was cut off."""
-CUT = 0.02
+CUT = 0.05
 """A large share at an end."""
 FAR, GAP, FILES = 30.0, 10.0, 6
 """A file is in other units if it is `FAR` times off the usual file and `GAP` times as far as any of the others; nothing
