@@ -641,9 +641,14 @@ def a_patient_on_both_sides(case):
         case.save(lambda: case.normal(shape=LONG), folder=f"files/p{patient}", count=2)
 
 
-@way("error: .* samples are too few to hold some out", command="new", error=True)
+@way(r"error: .*: too few: 2 files, 2 samples\. .* Add files, or cut long ones", command="new", error=True)
 def too_few_samples(case):
-    case.save(lambda: case.normal(shape=LONG), count=1 if case.wrong else 24)
+    case.save(lambda: case.normal(shape=LONG), count=2 if case.wrong else 24)
+
+
+@way(r"error: .*: too few: 1 file, 39 samples\. .*data.name=array", command="new", error=True)
+def one_array_of_many_samples(case):
+    case.save(lambda: case.normal(shape=(2, 40_000) if case.wrong else LONG), count=1 if case.wrong else 24)
 
 
 @way(r"a step takes 20 samples and there are 6: a step sees some samples more than once")

@@ -30,6 +30,8 @@ MOST_CHANNELS = 64
 """An axis that is longer holds no channels, as long as nobody says so."""
 MOST_LABELS = 64
 """Whole numbers from 0 to less than this may be classes."""
+LEAST = 8
+"""Fewer samples can neither be trained on nor held out."""
 ANSWERS = ("modality", "reader", "kind", "channels_last", "nodata")
 """What may be said beforehand: name=value."""
 _SIDES = (1024, 128, 32)
@@ -56,6 +58,13 @@ class Draft:
     """The reason of a setting, by name."""
     data: dict[str, Any] = field(default_factory=dict)
     vector: bool = False
+    windows: float = 1.0
+    """Windows that a file has on average."""
+
+    @property
+    def parts(self) -> int:
+        """About how many different samples training may draw."""
+        return round(self.samples * self.windows)
 
 
 def draft(folder: Path, answers: dict[str, Any], ask: Ask) -> Draft:
@@ -67,6 +76,12 @@ def draft(folder: Path, answers: dict[str, Any], ask: Ask) -> Draft:
     path, held = _sides(folder)
     name, reason = _modality(path, answers, ask)
     found = _array(path, answers, ask) if name == "array" else _other(name, path)
+    if found.samples < 2 or found.parts < LEAST:
+        raise DataError(
+            f"{path}: too few: {_count(found.samples, 'file')}, {_count(found.parts, 'sample')}. A config needs {LEAST} "
+            "samples, or windows of them, to train on and to hold out, in two files or more. Add files, or cut long ones into "
+            "several. One array of many samples is no folder: data.name=array, data.path=FILE.npy"
+        )
     found.notes["modality"] = reason
     found.data = {"path": str(path), **_split(path, held, found, ask)}
     return found
@@ -179,7 +194,11 @@ def _array(path: Path, answers: dict[str, Any], ask: Ask) -> Draft:
         settings |= _scale(arrays, channels, answers, notes)
     if vector:
         notes["size"] = "one vector a sample"
-    return Draft(settings, size, patch, channels * math.prod(patch), len(files), notes, vector=vector)
+    windows = 1.0
+    if len(size) == 1:
+        windows = sum(max(1, extent[0] // size[0]) for extent in extents) / len(extents)
+    values = channels * math.prod(patch)
+    return Draft(settings, size, patch, values, len(files), notes, vector=vector, windows=windows)
 
 
 def _reader(
@@ -373,6 +392,10 @@ def _scale(
         found = {"nodata": nodata, **found}
     notes["scale"] = f"from the values of {len(arrays)} files; vqcore check CONFIG --values shows them"
     return found
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
