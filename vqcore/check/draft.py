@@ -78,9 +78,9 @@ def draft(folder: Path, answers: dict[str, Any], ask: Ask) -> Draft:
     found = _array(path, answers, ask) if name == "array" else _other(name, path)
     if found.samples < 2 or found.parts < LEAST:
         raise DataError(
-            f"{path}: too few: {_count(found.samples, 'file')}, {_count(found.parts, 'sample')}. A config needs {LEAST} "
-            "samples, or windows of them, to train on and to hold out, in two files or more. Add files, or cut long ones into "
-            "several. One array of many samples is no folder: data.name=array, data.path=FILE.npy"
+            f"{path}: too few: {_count(found.samples, 'file')}, {_count(found.parts, 'sample')}. A config needs "
+            f"{LEAST} samples, or windows of them, to train on and to hold out, in two files or more. Add files, or "
+            "cut long ones into several. One array of many samples is no folder: data.name=array, data.path=FILE.npy"
         )
     found.notes["modality"] = reason
     found.data = {"path": str(path), **_split(path, held, found, ask)}

@@ -50,7 +50,7 @@ class TestGanLaws(AdversaryConformance):
     spec = data(16, 16)
     configs = (
         {"discriminator": PATCH},
-        {"discriminator": PATCH, "loss": "non-saturating", "lecam": True, "r1": True, "weight": "adaptive"},
+        {"discriminator": PATCH, "loss": "non-saturating", "lecam": 0.01, "r1": 0.1, "weight": "adaptive"},
         {"discriminator": PATCH, "loss": "vanilla", "augment": ["colour", "translation", "cutout"]},
     )
 
@@ -99,7 +99,7 @@ def test_lecam_is_one_sided():
 
 
 def test_the_running_means_are_those_of_the_steps_before():
-    net, (x_hat, x) = gan(lecam=True, lecam_decay=0.5), two()
+    net, (x_hat, x) = gan(lecam=0.01, lecam_decay=0.5), two()
     net.eval()
     turn(net, "discriminator", x_hat, x)
     assert float(net.real_mean) == 0
@@ -113,7 +113,7 @@ def test_the_running_means_are_those_of_the_steps_before():
 
 
 def test_r1_is_the_gradient_at_data():
-    net, (x_hat, x) = gan(r1=True).eval(), two()
+    net, (x_hat, x) = gan(r1=5.0).eval(), two()
     moved, eps = x.clone(), 1e-3
     with torch.no_grad():
         slopes = torch.zeros(len(x))
@@ -124,10 +124,20 @@ def test_r1_is_the_gradient_at_data():
             down = net.judge(moved).flatten(1).mean(1)
             moved.flatten(1)[:, at] += eps
             slopes += ((up - down) / (2 * eps)).square()
-    found = turn(net, "discriminator", x_hat, x).terms["gan/r1"]
+    out = turn(net, "discriminator", x_hat, x)
+    found = out.terms["gan/r1"]
+    assert {name: float(factor) for name, factor in out.factors.items()} == {"gan/r1": 5.0}
     assert float(found.detach()) == pytest.approx(float(slopes.mean()), rel=0.02)
     found.backward()
     assert any(p.grad is not None and float(p.grad.abs().max()) > 0 for p in net.parameters())
+
+
+def test_terms_of_the_discriminator_weigh_what_their_settings_say():
+    net, (x_hat, x) = gan(lecam=0.01, r1=2.0).eval(), two()
+    out = turn(net, "discriminator", x_hat, x)
+    factors = {name: float(factor) for name, factor in out.factors.items()}
+    assert factors == pytest.approx({"gan/lecam": 0.01, "gan/r1": 2.0})
+    assert not turn(gan().eval(), "discriminator", x_hat, x).factors
 
 
 def test_augmentations_follow_from_each_samples_generator():
@@ -189,7 +199,7 @@ def test_one_that_wins_or_is_blind_is_named_once(caplog):
                 turn(net, "discriminator", x_hat, x, step)
 
     answer(1.0, -1.0)
-    assert caplog.text.count("it has won") == 1 and "objective.adversary.lecam=true" in caplog.text
+    assert caplog.text.count("it has won") == 1 and "objective.adversary.lecam=0.01" in caplog.text
     answer(1.0, 1.0)
     assert caplog.text.count("it says the same of everything") == 1
 
@@ -199,8 +209,10 @@ BAD = [
     ({"discriminator": {**PATCH, "width": 0}}, r"width=0 must be at least 1|width: 0 must be at least 1"),
     ({"clamp": [0.5, 1.0]}, r"does nothing with weight=fixed"),
     ({"weight": "adaptive", "clamp": [2.0, 1.0]}, r"give two numbers, 0 <= low <= high"),
-    ({"lecam_decay": 0.9}, r"does nothing with lecam=false"),
-    ({"lecam": True, "lecam_decay": 1.0}, r"must be at least 0 and below 1"),
+    ({"lecam_decay": 0.9}, r"does nothing with lecam=0"),
+    ({"lecam": -1.0}, r"lecam.*-1 must be at least 0"),
+    ({"r1": True}, r"r1"),
+    ({"lecam": 0.1, "lecam_decay": 1.0}, r"must be at least 0 and below 1"),
     ({"start": -1}, r"must be at least 0"),
     ({"loss": "wasserstein"}, r"hinge"),
 ]
@@ -217,8 +229,8 @@ def test_what_does_not_fit_is_one_line(settings, says):
 ROUGH = {
     "name": "percept/gan",
     "discriminator": PATCH,
-    "lecam": True,
-    "r1": True,
+    "lecam": 0.01,
+    "r1": 0.1,
     "weight": "adaptive",
     "augment": ["translation"],
 }
@@ -258,7 +270,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch, name):
 
 
 def test_one_bad_logit_does_not_spoil_the_means():
-    net, (x_hat, x) = gan(lecam=True).train(), two()
+    net, (x_hat, x) = gan(lecam=0.01).train(), two()
     turn(net, "discriminator", x_hat, x)
     before = float(net.real_mean)
     turn(net, "discriminator", x_hat, x * float("nan"), step=1)
@@ -267,7 +279,7 @@ def test_one_bad_logit_does_not_spoil_the_means():
 
 def test_r1_through_the_attention_of_a_teacher():
     dino = {"name": "percept/dino", "trunk": {"name": "percept/timm", "model": "test_vit"}}
-    net = build("adversary", "percept/gan", {"discriminator": dino, "r1": True}, spec=data(64, 64))
+    net = build("adversary", "percept/gan", {"discriminator": dino, "r1": 1.0}, spec=data(64, 64))
     x_hat, x = two(2, 64, 64)
     turn(net, "discriminator", x_hat, x).terms["gan/r1"].backward()
     assert any(p.grad is not None and float(p.grad.abs().max()) > 0 for p in net.judge.heads.parameters())

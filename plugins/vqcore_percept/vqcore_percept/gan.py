@@ -55,12 +55,14 @@ class Gan(nn.Module):
         the decoder's last layer (arXiv 2012.09841, eq. 7), both as of the step before."""
         clamp: tuple[float, float] = (0.0, 1e4)
         """Bounds of the adaptive factor."""
-        lecam: bool = False
-        """Pull the logits to the running means of the other side (arXiv 2104.03310, eq. 5): term `gan/lecam`."""
+        lecam: float = 0.0
+        """Pull the logits to the running means of the other side (arXiv 2104.03310, eq. 5): the factor of the term
+        `gan/lecam`, usually 0.001 to 0.05. 0: off."""
         lecam_decay: float = 0.999
         """Decay of the running means of the logits."""
-        r1: bool = False
-        """Penalise the gradient at data (arXiv 1801.04406, eq. 9 without its gamma/2): term `gan/r1`."""
+        r1: float = 0.0
+        """Penalise the gradient at data (arXiv 1801.04406, eq. 9): the factor of the term `gan/r1`, there gamma/2;
+        usually 0.1 to 10. 0: off."""
         augment: tuple[Augmentation, ...] = ()
         """What is changed alike in what the discriminator sees, in a way that has gradients (arXiv 2006.10738):
         colour, translation, cutout."""
@@ -75,8 +77,11 @@ class Gan(nn.Module):
                 raise SettingError("lecam_decay", f"{self.lecam_decay} must be at least 0 and below 1")
             if self.weight == "fixed":
                 refuse_idle(self, "weight=fixed", "clamp")
+            for name, value in (("lecam", self.lecam), ("r1", self.r1)):
+                if not value >= 0:
+                    raise SettingError(name, f"{value:g} must be at least 0")
             if not self.lecam:
-                refuse_idle(self, "lecam=false", "lecam_decay")
+                refuse_idle(self, "lecam=0", "lecam_decay")
 
     real_mean: Tensor
     fake_mean: Tensor
@@ -124,7 +129,7 @@ class Gan(nn.Module):
         step: int,
         rng: Sequence[torch.Generator],
     ) -> Losses:
-        """What the discriminator must lower."""
+        """What the discriminator must lower. `gan/lecam` and `gan/r1` have their settings as factors."""
         real = self.judge(self._seen(x, rng, "real")).float()
         fake = self.judge(self._seen(x_hat, rng, "rebuilt")).float()
         terms = {"gan/discriminator": for_discriminator(self.cfg.loss, real, fake)}
@@ -132,10 +137,14 @@ class Gan(nn.Module):
             terms["gan/lecam"] = lecam(real, fake, self.real_mean, self.fake_mean)
         if self.cfg.r1:
             terms["gan/r1"] = self._r1(x)
+        factors = {
+            f"gan/{n}": torch.tensor(getattr(self.cfg, n)) for n in ("lecam", "r1") if getattr(self.cfg, n)
+        }
         right = torch.stack([(real > 0).float().mean(), (fake < 0).float().mean()]).detach()
         if self.training:
             self._remember(real.detach().mean(), fake.detach().mean(), right, step)
-        return Losses(terms, metrics={"gan/accuracy/real": right[0], "gan/accuracy/rebuilt": right[1]})
+        shares = {"gan/accuracy/real": right[0], "gan/accuracy/rebuilt": right[1]}
+        return Losses(terms, metrics=shares, factors=factors)
 
     def _seen(self, x: Tensor, rng: Sequence[torch.Generator], side: str) -> Tensor:
         if not self.cfg.augment:
@@ -178,8 +187,8 @@ class Gan(nn.Module):
 
 OVERPOWERING = (
     "step %d: the discriminator sorts %.0f %% of the data and %.0f %% of the reconstructions right: it has won, and "
-    "the tokenizer learns nothing from it. Lower optim.players.adversary.lr, set objective.adversary.lecam=true with "
-    "objective.weights.gan/lecam=0.01, or let it see less (augment=[colour,translation,cutout], a smaller "
+    "the tokenizer learns nothing from it. Lower optim.players.adversary.lr, set "
+    "objective.adversary.lecam=0.01, or let it see less (augment=[colour,translation,cutout], a smaller "
     "discriminator)."
 )
 BLIND = (
