@@ -55,6 +55,19 @@ class TestSplit:
         assert found == expected
         assert found is None or found.bits <= bits + 1e-9
 
+    @pytest.mark.parametrize(
+        ("bits", "values", "patches", "says"),
+        [
+            (12.0, 192, 10**6, ""),
+            (80.0, 48, 10**6, ""),
+            (12.0, 192, 5000, "too few patches"),
+            (40.0, 2, 10**6, "too few values in a patch"),
+            (40.0, 2, 5000, "too few patches"),
+        ],
+    )
+    def test_why_there_are_fewer_bits(self, bits, values, patches, says):
+        assert split(bits, values, patches).short == says
+
     def test_several_codebooks_count_together(self):
         q, size = 3, 16
         assert split(q * math.log2(size), 8, 10**6) == Split(1, 4096) == split(math.log2(size**q), 8, 10**6)

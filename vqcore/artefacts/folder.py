@@ -58,7 +58,15 @@ BASELINES = {
 }
 """What a result of an evaluation says about baselines: what each one scores, and sentences about what is wrong."""
 
-KMEANS = {"bits?": REAL, "of_bits?": REAL, "patches?": int, "crops?": int, "source?": str, "note?": str}
+KMEANS = {
+    "bits?": REAL,
+    "of_bits?": REAL,
+    "patches?": int,
+    "crops?": int,
+    "source?": str,
+    "note?": str,
+    "short?": str,
+}
 """How k-means was fitted, or why it was not."""
 
 _EVALUATED = {

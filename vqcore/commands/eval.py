@@ -319,9 +319,8 @@ def _explained(report: Mapping[str, Any]) -> Iterator[str]:
         )
     facts = report["kmeans"]
     if "k-means" in known:
-        less = (
-            "" if facts["bits"] > facts["of_bits"] - 0.1 else f" (of {facts['of_bits']:.4g}: too few patches)"
-        )
+        short = facts.get("short") if facts["bits"] < facts["of_bits"] - 0.1 else ""
+        less = f" (of {facts['of_bits']:.4g}: {short})" if short else ""
         yield (
             f"k-means: the nearest of as many raw patches as {facts['bits']:.4g} bits{less} can name, fitted to "
             f"{facts['patches']:,} patches of {facts['crops']:,} {facts['source']} crops in {facts['steps']} steps"

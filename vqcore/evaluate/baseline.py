@@ -290,7 +290,7 @@ def fitted(
         centres, steps = kmeans.fit(rows, how, rng, until=began + SECONDS)
         guess = KMeans(shape, tuple(each.cpu() for each in centres), constant, steps)
         guesses |= {size: guess for size, patch in plan.patches.items() if patch == shape}
-        facts = facts or {"bits": how.bits, "patches": len(rows), "steps": steps}
+        facts = facts or {"bits": how.bits, "patches": len(rows), "steps": steps, "short": how.short}
     if not guesses:
         few = f"no k-means: the {source.name} set has fewer than {2 * kmeans.PER_CENTRE} patches"
         return Baselines(constant, note=plan.note or few)

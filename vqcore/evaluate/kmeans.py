@@ -9,7 +9,7 @@ chances of k-means++ (Arthur and Vassilvitskii, 2007); a centre without patches 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange, reduce
@@ -30,10 +30,14 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Split:
-    """How the bits of a token are spent: so many groups of values, with so many centres each."""
+    """How the bits of a token are spent: so many groups of values, with so many centres each.
+
+    `short` says what there was too little of to spend all of them.
+    """
 
     groups: int
     centres: int
+    short: str = field(default="", compare=False)
 
     @property
     def bits(self) -> float:
@@ -48,8 +52,16 @@ def split(bits: float, values: int, patches: int) -> Split | None:
     """
     groups = min(math.ceil(bits / MOST_BITS - 1e-9), values)
     # The small number is for powers of two, whose logarithms are not always exact.
-    centres = min(math.floor(2 ** min(bits / groups, MOST_BITS) + 1e-6), patches // PER_CENTRE)
-    return Split(groups, centres) if centres >= 2 else None
+    wanted = math.floor(2 ** min(bits / groups, MOST_BITS) + 1e-6)
+    centres = min(wanted, patches // PER_CENTRE)
+    short = (
+        "too few patches"
+        if centres < wanted
+        else "too few values in a patch"
+        if bits / groups > MOST_BITS
+        else ""
+    )
+    return Split(groups, centres, short) if centres >= 2 else None
 
 
 def cut(x: Float[Tensor, "b c *size"], patch: Sequence[int]) -> Float[Tensor, "n d"]:

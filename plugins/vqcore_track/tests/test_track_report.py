@@ -122,6 +122,20 @@ def test_two_reports_are_equal(run):
     assert Report.write(run).read_bytes() == first
 
 
+def test_errors_of_channels_are_known_by_their_form():
+    """Labels are the user's: two metrics of channels, another metric of that name, and one with parts of that name."""
+    each = {f"{kind}/{channel}": 1.0 for kind in ("rmse", "mae", "bias") for channel in ("B02", "low")}
+    table = {
+        f"metric/{label}/{name}": value for label in ("channels", "mine") for name, value in each.items()
+    }
+    others = {"metric/pose/rmse/left": 2.0, "metric/psnr": 3.0, "metric/psnr/low": 2.0, "codes/usage": 0.5}
+    found = page._channels(["8 x 8"], [table | others])
+    assert [head for head, _ in found] == ["8 x 8", "8 x 8 (mine)"]
+    assert all(rows["B02"] == {"rmse": 1.0, "mae": 1.0, "bias": 1.0} and len(rows) == 2 for _, rows in found)
+    assert page._without_channels(table | others) == list(others)
+    assert page._without_channels(["metric/channels", *others]) == ["metric/channels", *others]
+
+
 def test_it_asks_for_no_network_and_runs_nothing(run):
     text = Report.write(run).read_text(encoding="utf-8")
     assert (

@@ -4,7 +4,7 @@ import base64
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +99,8 @@ def render(record: Record, gallery: Gallery) -> str:
         curves=_curves(record),
         use=_use_of_codes(gallery),
         heads=heads,
-        tables=[_without_channels(table) for table in tables],
-        channels=[(head, found) for head, table in zip(heads, tables) if (found := _channels(table))],
+        tables=[{name: table[name] for name in _without_channels(table)} for table in tables],
+        channels=_channels(heads, tables),
         protocol=_protocol(record),
         progress=_progress(record),
         provenance=_provenance(record, gallery),
@@ -177,23 +177,51 @@ def _verdicts(record: Record) -> list[dict[str, Any]]:
     return found
 
 
-def _channels(table: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The errors of each channel, by channel and by kind of error: of `metric/LABEL/rmse/B02` and the like."""
-    found: dict[str, dict[str, float]] = {}
-    for name, value in table.items():
-        if _is_of_channel(name):
-            _, _, part, channel = name.split("/")
-            found.setdefault(channel, {})[part] = value
+def _channels(
+    heads: Sequence[str], tables: Sequence[Mapping[str, float]]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Heading and errors by channel and kind of error, of each table and each metric that has them."""
+    found = []
+    for head, table in zip(heads, tables):
+        for label in _labels_of_channels(table):
+            rows: dict[str, dict[str, float]] = {}
+            for name, value in table.items():
+                if _label(name) == label:
+                    part, channel = name.split("/")[2:]
+                    rows.setdefault(channel, {})[part] = value
+            found.append((head if label == "channels" else f"{head} ({label})", rows))
     return found
 
 
-def _without_channels(table: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in table.items() if not _is_of_channel(name)}
+def _without_channels(names: Iterable[str]) -> list[str]:
+    """The names of metrics, without those that are errors of one channel."""
+    names = list(names)
+    labels = _labels_of_channels(names)
+    return [name for name in names if _label(name) not in labels]
 
 
-def _is_of_channel(name: str) -> bool:
-    family, _, rest = name.partition("/")
-    return family == "metric" and rest.count("/") == 2 and rest.split("/")[1] in ("rmse", "mae", "bias")
+def _labels_of_channels(names: Iterable[str]) -> list[str]:
+    """The labels of metrics that have RMSE, mean absolute error and bias of the same channels, and nothing else.
+
+    A user may give any label to the metric `channels`, and this label to another metric.
+    """
+    parts: dict[str, list[list[str]]] = {}
+    for name in names:
+        if label := _label(name):
+            parts.setdefault(label, []).append(name.split("/")[2:])
+    return [
+        label
+        for label, found in parts.items()
+        if all(len(part) == 2 for part in found)
+        and len({tuple(sorted(c for k, c in found if k == kind)) for kind in ("rmse", "mae", "bias")}) == 1
+        and {kind for kind, _ in found} == {"rmse", "mae", "bias"}
+    ]
+
+
+def _label(name: str) -> str:
+    """The label in a metric's name `metric/LABEL/PART`; an empty text for other names."""
+    family, label, *_ = [*name.split("/"), ""]
+    return label if family == "metric" else ""
 
 
 def _events(record: Record) -> list[tuple[int, str, str]]:
@@ -257,8 +285,8 @@ def _curves(record: Record) -> dict[str, list[Chart]]:
     metrics = [name for name in names if _family(name) == "metric"]
     quality = [
         name
-        for name in eval_names(record.curves)
-        if _family(name) == "metric" and not name.endswith(("/low", "/high")) and not _is_of_channel(name)
+        for name in _without_channels(eval_names(record.curves))
+        if _family(name) == "metric" and not name.endswith(("/low", "/high"))
     ]
     rest = [name for name in names if name not in (*losses, *codes, *metrics)]
     groups = {
