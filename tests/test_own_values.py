@@ -15,6 +15,7 @@ from vqcore.check.samples import samples
 from vqcore.check.values import propose_scale, suits, summarise
 from vqcore.cli import main
 from vqcore.compose.layers import load
+from vqcore.data.reader import Reader
 from vqcore.errors import ConfigError, DataError, SettingError
 from vqcore.metrics.pixels import Channels
 from vqcore.modalities.array import Array
@@ -626,3 +627,87 @@ def test_a_nodata_value_is_compared_in_the_type_of_the_file():
     values = np.arange(8, dtype=np.float32)
     values[3] = -9999.9
     assert np.isnan(Array(cfg, size=(8,)).read(values)[0, 3])
+
+
+# ------------------------------------------------------------------------------------------------ large files
+
+
+def drawn(kind, shape, rng):
+    """Legal values of a kind."""
+    if kind in ("categorical", "binary"):
+        return rng.integers(0, 2, shape).astype(np.uint8)
+    values = rng.normal(0, 1, shape)
+    return values / np.linalg.norm(values, axis=0) if kind == "unit-vector" else values.astype(">f4")
+
+
+LARGE_FILES = {
+    "windows": ("continuous", (3, 200), {"size": (16,), "nodata": (), "weight": 2}),
+    "channels last": ("continuous", (200, 3), {"size": (16,), "channels_last": True}),
+    "a scale": (
+        "continuous",
+        (2, 40, 50),
+        {"size": (16, 16), "scale": scale_of("standard", mean=0.5, std=2.0)},
+    ),
+    "resized": ("unit-vector", (3, 40, 50), {"size": (16, 16), "sizing": "resize"}),
+    "angles": ("angle", (2, 40, 50), {"size": (16, 16), "sizing": "window"}),
+    "classes": ("categorical", (40, 50), {"size": (16, 16), "labels": 2, "channels": None}),
+    "a mask": ("binary", (1, 10, 20, 30), {"size": (8, 8, 8)}),
+}
+
+
+@pytest.mark.parametrize("name", LARGE_FILES)
+def test_a_part_of_a_mapped_file_is_that_of_the_whole_file(tmp_path, monkeypatch, name):
+    kind, shape, settings = LARGE_FILES[name]
+    rng = np.random.default_rng(0)
+    values = drawn(kind, shape, rng)
+    if "nodata" in settings:
+        values[0, 50:60] = np.nan
+        values[2] = np.abs(values[2])
+    np.save(tmp_path / "a.npy", np.asfortranarray(values) if kind == "angle" else values)
+    channels = shape[-1] if settings.get("channels_last") else shape[0]
+    modality = array(**{"kind": kind, "channels": channels, **settings})
+    files = [tmp_path / "a.npy"]
+    samples = []
+    for limit in (1 << 20, 0):
+        monkeypatch.setattr("vqcore.modalities.array.MAPPED", limit)
+        assert isinstance(modality.read(files[0]), np.memmap) == (limit == 0)
+        reader = Reader(Sources(files), modality, {}, cache_mib=1.0)
+        samples.append(
+            [
+                reader.read(0, modality.spec.size, draw)
+                for draw in (None, *map(np.random.default_rng, range(8)))
+            ]
+        )
+        assert bool(reader.files.cache.kept) == (limit > 0)
+    for whole, part in zip(*samples):
+        for field in ("x", "mask", "weight"):
+            one, other = getattr(whole, field), getattr(part, field)
+            assert (one is None and other is None) or torch.equal(one, other), field
+        assert whole.extent == part.extent
+
+
+def test_a_wrong_value_in_a_mapped_file_costs_the_parts_that_have_it(tmp_path, monkeypatch):
+    values = np.random.default_rng(0).normal(0, 1, (2, 100)).astype(np.float32)
+    values[1, 70] = np.nan
+    np.save(tmp_path / "a.npy", values)
+    monkeypatch.setattr("vqcore.modalities.array.MAPPED", 0)
+    modality = array(channels=2, size=(10,))
+    raw = modality.read(tmp_path / "a.npy")
+    parts = {start: View((start / 100,), ((start + 10) / 100,), (10,)) for start in (50, 65)}
+    assert torch.equal(modality.tensor(raw, parts[50]), torch.from_numpy(values[:, 50:60]))
+    with pytest.raises(
+        DataError, match=r"a\.npy, from \[65\] on: the value nan at \[1, 5\] \(channel first\)"
+    ):
+        modality.tensor(raw, parts[65])
+    with pytest.raises(DataError, match="has 2 channels .* but 3 are declared"):
+        array(channels=3, size=(10,)).read(tmp_path / "a.npy")
+
+
+class Sources(list):
+    """Files as a data source."""
+
+    def key(self, index):
+        return str(index)
+
+    def get(self, index, label=""):
+        return self[index]

@@ -11,6 +11,7 @@ from vqcore.check.values import Declared, channel_name, fills, raw_arrays
 from vqcore.errors import listed
 from vqcore.modalities.array import Array
 from vqcore.modalities.scale import declared as stands_for
+from vqcore.modalities.scale import missing
 from vqcore.rng import numpy_generator
 
 READ = 1 << 28
@@ -66,7 +67,7 @@ def _files(declared: Declared, count: int, nodata: Sequence[float]) -> Iterator[
         rows = array.reshape(len(array), -1)
         if rows.shape[1] > HELD:
             rows = rows[:, numpy_generator(0, "raw", key).integers(0, rows.shape[1], HELD)]
-        some = np.where(stands_for(rows, nodata), np.nan, rows.astype(np.float64))
+        some = np.where(missing(rows, nodata), np.nan, rows.astype(np.float64))
         yield _File(key, array, some)
         read += array.nbytes
         if read > READ:

@@ -33,6 +33,8 @@ class Cache:
 
 def _bytes(value: Any) -> int | None:
     """The memory in bytes of a value that `Modality.read` has returned; None if the memory is not known."""
+    if isinstance(value, np.memmap):  # the system keeps what was read, and a map costs a file handle
+        return None
     if isinstance(value, (np.ndarray, Tensor)):
         return int(value.nbytes)
     if isinstance(value, (int, float)):

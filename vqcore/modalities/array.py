@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from vqcore import config
 from vqcore.data.npy import map_array
-from vqcore.data.readers import BySuffix
+from vqcore.data.readers import BySuffix, Npy
 from vqcore.errors import DataError, SettingError, did_you_mean, listed
 from vqcore.modalities.scale import Scale, missing
 from vqcore.modalities.views import pixels, sized_box, view_of
@@ -28,6 +28,8 @@ from vqcore.registry import registry
 
 CHANNELS = 16
 """With more channels, metrics of each channel are measured only if the config names them."""
+MAPPED = 16 << 20
+"""Bytes of an `.npy` file above which a sample reads its part only. Such files are not kept in `data.cache_mib`."""
 _METRICS: dict[str, tuple[str, ...]] = {
     "categorical": ("accuracy", "iou"),
     "binary": ("f1", "iou"),
@@ -144,24 +146,26 @@ class Array:
         """A file, or what NumPy can turn into an array, as `(channels, *extent)`, values unchanged.
 
         What is missing becomes NaN, and integers beside it become floats; the masked values of a masked array are
-        missing. Raises `DataError` when shape, type or values differ from the declared ones.
+        missing. Raises `DataError` when shape, type or values differ from the declared ones. A `.npy` file above
+        `MAPPED` bytes is mapped: `tensor`, `mask` and `weight` read their part, look at its values, and raise.
         """
         is_file = isinstance(source, (str, Path))
         name = str(source) if is_file else "array in memory"
-        array = self.reader.read(Path(source)) if is_file else np.asanyarray(source)
+        array = self._opened(Path(source)) if is_file else np.asanyarray(source)
         if array.dtype.kind not in "biuf":
             raise DataError(f"{name}: has values of type {array.dtype}; only real numbers can be read")
         if self.cfg.kind == "categorical" and array.dtype.kind == "f":
             raise DataError(f"{name}: has values of type {array.dtype}; class ids are integers")
         array = self._with_channels_first(array, name)
-        plain = np.ma.getdata(array)
+        if isinstance(array, np.memmap):
+            return array
         absent = self._missing(array, name)
-        self._check_values(plain, absent, name)
-        if not absent.any():
-            return plain
-        # Integers become floats that hold them exactly.
-        wide = plain.dtype if plain.dtype.kind == "f" else np.float32 if plain.itemsize < 4 else np.float64
-        return np.where(absent, np.nan, plain.astype(wide))
+        if self.learnt(absent).any(0).all():
+            these = listed([*(f"{value:g}" for value in self.cfg.nodata or ()), "NaN and infinity"])
+            raise DataError(
+                f"{name}: has no position where every channel has a value; {these} count as missing"
+            )
+        return self._known(array, absent, name)
 
     def extent(self, raw: np.ndarray) -> tuple[int, ...]:
         """Lengths of the axes besides channels."""
@@ -191,7 +195,7 @@ class Array:
 
     def tensor(self, raw: np.ndarray, view: View) -> Float[Tensor, "c *size"] | Int[Tensor, "*size"]:
         """The part that the view names, at the view's size; values are copied exactly if no resize is needed."""
-        part = self.learnt(_cut(raw, view))
+        part = self.learnt(self._part(raw, view))
         if self.cfg.kind in ("categorical", "binary"):
             x = torch.from_numpy(self._encode(_nearest(part, view.size)))
         else:
@@ -205,14 +209,14 @@ class Array:
 
     def mask(self, raw: np.ndarray, view: View) -> Bool[Tensor, "*size"]:
         """True where the tensor of this view has values and no missing value is mixed in."""
-        valid = self._valid(self.learnt(_cut(raw, view)), view.size)
+        valid = self._valid(self.learnt(self._part(raw, view)), view.size)
         return valid.flip(-1) if view.flip else valid
 
     def weight(self, raw: np.ndarray, view: View) -> Float[Tensor, "*size"] | None:
         """The weight of each position; 0 where it is missing. None without a channel of weights."""
         if self._weight_place is None:
             return None
-        part = _cut(raw[self._weight_place : self._weight_place + 1], view).astype(np.float32)
+        part = self._part(raw, view)[self._weight_place : self._weight_place + 1].astype(np.float32)
         counts = self._resized(torch.from_numpy(np.nan_to_num(part)), view.size)
         return rearrange(counts.flip(-1) if view.flip else counts, "1 ... -> ...")
 
@@ -293,8 +297,34 @@ class Array:
             return torch.from_numpy(_nearest(x.numpy(), size))
         return _linear(x, size)
 
+    def _opened(self, path: Path) -> np.ndarray:
+        """The array in a file; a large one that is not packed is mapped."""
+        plain = path.suffix.lower() == ".npy" and isinstance(self.reader, (BySuffix, Npy))
+        if plain and path.is_file() and path.stat().st_size > MAPPED:
+            return map_array(path, str(path))
+        return self.reader.read(path)
+
+    def _part(self, raw: np.ndarray, view: View) -> np.ndarray:
+        """The part that a view names; of a mapped file its values are looked at here."""
+        places = _places(raw.shape[1:], view)
+        if not isinstance(raw, np.memmap):
+            return raw[(slice(None), *places)]
+        part = np.array(raw[(slice(None), *places)])
+        name = f"{raw.filename or 'array in memory'}, from {[place.start for place in places]} on"
+        return self._known(part, self._missing(part, name), name)
+
+    def _known(self, array: np.ndarray, absent: np.ndarray, name: str) -> np.ndarray:
+        """The values with NaN for what is missing. Raises `DataError` for values that the settings do not allow."""
+        plain = np.ma.getdata(array)
+        self._check_values(plain, absent, name)
+        if not absent.any():
+            return plain
+        # Integers become floats that hold them exactly.
+        wide = plain.dtype if plain.dtype.kind == "f" else np.float32 if plain.itemsize < 4 else np.float64
+        return np.where(absent, np.nan, plain.astype(wide))
+
     def _missing(self, array: np.ndarray, name: str) -> np.ndarray:
-        """Which values are missing. Raises `DataError` if some are and none may be, and if no position is valid."""
+        """Which values are missing. Raises `DataError` if some are and none may be."""
         if self.cfg.nodata is None:
             if np.ma.is_masked(array):
                 count = int(np.ma.getmaskarray(array).sum())
@@ -303,13 +333,7 @@ class Array:
                     "takes them as a mask"
                 )
             return np.zeros(array.shape, bool)
-        absent = missing(array, self.cfg.nodata)
-        if self.learnt(absent).any(0).all():
-            these = listed([*(f"{value:g}" for value in self.cfg.nodata), "NaN and infinity"])
-            raise DataError(
-                f"{name}: has no position where every channel has a value; {these} count as missing"
-            )
-        return absent
+        return missing(array, self.cfg.nodata)
 
     def _check_values(self, array: np.ndarray, absent: np.ndarray, name: str) -> None:
         """Raise `DataError` for the first value that is not missing and that the settings do not allow."""
@@ -508,14 +532,13 @@ def _refuse(name: str, array: np.ndarray, wrong: np.ndarray, problem: str) -> No
         raise DataError(f"{name}: the value {array[place]} at {list(place)} (channel first) {problem}")
 
 
-def _cut(array: np.ndarray, view: View) -> np.ndarray:
+def _places(extent: tuple[int, ...], view: View) -> list[slice]:
     """The part that the view names, rounded to whole elements, at least one element along each axis."""
-    extent = array.shape[1:]
-    slices = [slice(None)]
+    places = []
     for start, stop, n in zip(*pixels(view, extent), extent):
         first = min(round(start), n - 1)
-        slices.append(slice(first, max(round(stop), first + 1)))
-    return array[tuple(slices)]
+        places.append(slice(first, max(round(stop), first + 1)))
+    return places
 
 
 def _nearest(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
