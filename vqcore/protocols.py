@@ -247,7 +247,7 @@ class Window:
     """A sample that is a part of a file: what `Data.get` may return instead of a source.
 
     `start` and `stop` (exclusive) have one entry per axis, in the units of the modality's `extent`. The view of the
-    sample is drawn inside the window. The file is read whole, but once for windows that follow each other.
+    sample is drawn inside the window. The file is read once for windows that follow each other.
     """
 
     source: Any

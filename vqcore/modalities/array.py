@@ -152,6 +152,8 @@ class Array:
         is_file = isinstance(source, (str, Path))
         name = str(source) if is_file else "array in memory"
         array = self._opened(Path(source)) if is_file else np.asanyarray(source)
+        if not is_file and isinstance(array, np.memmap):  # a row of a file of samples
+            array = np.asarray(array)
         if array.dtype.kind not in "biuf":
             raise DataError(f"{name}: has values of type {array.dtype}; only real numbers can be read")
         if self.cfg.kind == "categorical" and array.dtype.kind == "f":
@@ -310,7 +312,7 @@ class Array:
         if not isinstance(raw, np.memmap):
             return raw[(slice(None), *places)]
         part = np.array(raw[(slice(None), *places)])
-        name = f"{raw.filename or 'array in memory'}, from {[place.start for place in places]} on"
+        name = f"{raw.filename}, from {[place.start for place in places]} on"
         return self._known(part, self._missing(part, name), name)
 
     def _known(self, array: np.ndarray, absent: np.ndarray, name: str) -> np.ndarray:
