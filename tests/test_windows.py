@@ -1,12 +1,14 @@
 """Whole records in windows and whole pictures in tiles: in evaluation, in files of codes, and back."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import run_config, tokenizer_of, toy  # noqa: F401
+from toys import run_config, run_tree, tokenizer_of, toy  # noqa: F401
 
 from vqcore.assembly import open_data
 from vqcore.cli import main
@@ -481,3 +483,57 @@ def test_codes_of_cells_without_a_valid_position_do_not_count(hidden, tmp_path, 
     assert found["codes/perplexity"] == pytest.approx(float((-(share * share.log()).sum()).exp()))
     train_step(run, [batch])
     assert run.window.held == int(grid.sum())
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_two_processes_evaluate_the_windows_that_one_does(tmp_path):
+    """12 windows of 4 records, holes among them, on 2 ranks: the same errors, codes in use and intervals of records."""
+    pytest.importorskip("vqcore_vit")
+    from test_measuring import MEASURES
+
+    (tmp_path / "in").mkdir()
+    for key, n in LENGTHS.items():
+        values = record(n)
+        values[:, 20:70] = np.nan
+        np.save(tmp_path / "in" / f"{key.replace('/', '-')}.npy", values)
+    (tmp_path / "measures.py").write_text(MEASURES)
+    vit = {"width": 32, "depth": 1, "num_heads": 2, "patch_size": 4}
+    data = {
+        "name": "folder",
+        "path": "in",
+        "eval_path": "in",
+        "input_size": [16],
+        "batch_size": 3,
+        "workers": 0,
+    }
+    tree = {
+        **run_tree("run", run__steps=2, run__threads=1),
+        "data": {**data, "modality": {**MODALITY, "nodata": []}},
+        "model": {
+            "encoder": {"name": "vit/encoder", **vit},
+            "quantizer": {"name": "quant/vq", "codebook_size": 32, "latent_dim": 8},
+            "decoder": {"name": "vit/decoder", **vit},
+        },
+        "eval": {"metrics": {"mae": {"name": "mae"}, "each": {"name": "local/each"}}},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(tree))
+    many = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    found = []
+    for argv, launcher in ((["train", "run.yaml"], []), (["eval", "run"], []), (["eval", "run"], many)):
+        line = [sys.executable, *launcher, "-m", "vqcore", *argv, "--plugin", "measures.py"]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found += [json.loads((tmp_path / "run/eval.json").read_text())] if argv[0] == "eval" else []
+    one, two = (report["results"][0] for report in found)
+    assert found[0]["protocol"] == found[1]["protocol"]
+    # A quantizer's loss is a mean over the valid tokens of a batch, and batches differ.
+    mixed = {name for name in one["metrics"] if name == "loss" or name.startswith("loss/vq/")}
+    assert len(mixed) == 2 and one["metrics"].keys() == two["metrics"].keys()
+    same = {name: value for name, value in one["metrics"].items() if name not in mixed}
+    assert same == pytest.approx({name: two["metrics"][name] for name in same}, rel=1e-6)
+    assert one["metrics"]["samples"] == 12 and one["metrics"]["decoded"] < 12
+    assert one["metrics"]["metric/each/most/low"] < one["metrics"]["metric/each/most/high"]
+    assert {name: one["metrics"][name] for name in one["metrics"] if name.startswith("codes/")} == {
+        name: two["metrics"][name] for name in two["metrics"] if name.startswith("codes/")
+    }
