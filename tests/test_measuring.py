@@ -223,6 +223,23 @@ def test_an_interval_is_that_of_the_bootstrap(tmp_path):
     assert {name for name in found if name.startswith("metric/all")} == {"metric/all"}
 
 
+def test_windows_of_a_file_are_drawn_together():
+    """200 windows of 20 records, each record with an offset: the interval is that of 20 independent records."""
+    draw = np.random.default_rng(2)
+    of = np.repeat(np.arange(20), np.arange(1, 21))  # records of unequal length
+    each = np.square(draw.normal(0, 1, 20)[of] + draw.normal(0, 0.1, len(of)))
+    rows, files = {"squared": torch.tensor(each)}, [f"r{number}" for number in of]
+    low, high = intervals(Errors(), rows, files)[""]
+    sums, counts = np.bincount(of, each), np.bincount(of)
+    drawn = draw.integers(0, 20, (20_000, 20))
+    expected = np.quantile(np.sqrt(sums[drawn].sum(1) / counts[drawn].sum(1)), [0.025, 0.975])
+    wide = expected[1] - expected[0]
+    assert (low, high) == pytest.approx(tuple(expected), abs=0.1 * wide)
+    alone = intervals(Errors(), rows)[""]
+    assert alone[1] - alone[0] < 0.6 * wide
+    assert intervals(Errors(), rows, ["one"] * len(of)) == {}
+
+
 def test_an_interval_of_a_wide_row_needs_little_memory(monkeypatch):
     rows = {"wide": torch.rand(5, 30, 20)}
 
