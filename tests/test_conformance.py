@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from PIL import Image
+from toys import run_tree, toy  # noqa: F401
 
-from tests.toys import run_tree, toy  # noqa: F401
 from vqcore.builtin import vqcore_plugin
 from vqcore.protocols import DataSpec
 from vqcore.registry import registry

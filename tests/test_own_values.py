@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from toys import run_config, run_tree, toy  # noqa: F401
 
-from tests.toys import run_config, run_tree, toy  # noqa: F401
 from vqcore.check.samples import samples
 from vqcore.check.values import propose_scale, suits, summarise
 from vqcore.cli import main

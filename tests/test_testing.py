@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from toys import run_tree, toy  # noqa: F401
 
-from tests.toys import run_tree, toy  # noqa: F401
 from vqcore import protocols
 from vqcore.borrowed import read, sha256
 from vqcore.cli import main

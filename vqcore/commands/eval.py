@@ -81,6 +81,7 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
     for kind in weights:
         tokenizer = found.load(device, kind)
         metrics = metrics or build_metrics(config.eval.metrics, tokenizer)
+        metrics.ready(device)  # before anything that takes time
         lender = found.lender()
         extra, loans = _riders(found, tokenizer, lender)
         data = _opened(found, tokenizer, extra)

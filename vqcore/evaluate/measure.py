@@ -13,7 +13,7 @@ from vqcore.config import Config
 from vqcore.console import ProgressLine
 from vqcore.data.batches import BadSamples, EvalBatches
 from vqcore.data.windows import at_size
-from vqcore.errors import DataError
+from vqcore.errors import DataError, VqcoreError
 from vqcore.evaluate.collisions import Collisions
 from vqcore.evaluate.rows import Rows, for_summary, intervals
 from vqcore.evaluate.usage import CodeCounts, reachable
@@ -55,7 +55,10 @@ class Metrics(dict[str, Metric]):
         if self.device != device:
             for label, metric in self.items():
                 with seeded(0, "metric", label), closed_unless_asked():
-                    set_up(metric, device)
+                    try:
+                        set_up(metric, device)
+                    except VqcoreError as error:
+                        raise error.at(f"eval.metrics.{label}") from error
             self.device = device
         return self
 
