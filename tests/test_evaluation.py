@@ -246,6 +246,7 @@ def test_two_runs_side_by_side(runs, capsys, caplog):
     [
         ("data.length=6", "set.count (7 / 6), set.sha256 ("),
         ("data.note=other", ""),
+        ("eval.perturb=0.5", "perturb (none / 0.5)"),
         ("eval.sizes=[16]", "sizes ([[8, 8]] / [[16, 16]])"),
         ("eval.metrics={mae: {name: mae}, other: {name: mae}}", "metrics.other"),
     ],

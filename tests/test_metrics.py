@@ -95,7 +95,11 @@ def test_code_figures_of_known_counts():
     counts.add_column(0, torch.tensor([0, 1] * 5))
     counts.add_column(1, torch.arange(4))
     figures = counts.metrics()
-    assert figures == {"codes/usage": pytest.approx(0.75), "codes/perplexity": pytest.approx(3.0)}
+    assert figures == {
+        "codes/usage": pytest.approx(0.75),  # 2 and 4 of 4 codes
+        "codes/perplexity": pytest.approx(3.0),
+        "codes/entropy": pytest.approx(1.5),  # 1 bit and 2 bits
+    }
 
 
 def test_the_window_forgets_what_is_older():
@@ -105,7 +109,11 @@ def test_the_window_forgets_what_is_older():
     window.add(torch.zeros(1, 4, 1, dtype=torch.int64))  # 6 hold 2, 3 and four zeros
     assert window.metrics()["codes/usage"] == 0.75
     window.add(torch.zeros(1, 20, 1, dtype=torch.int64))
-    assert window.metrics() == {"codes/usage": 0.25, "codes/perplexity": pytest.approx(1.0)}
+    assert window.metrics() == {
+        "codes/usage": 0.25,
+        "codes/perplexity": pytest.approx(1.0),
+        "codes/entropy": 0,
+    }
 
 
 def test_bits_per_position():

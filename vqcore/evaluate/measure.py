@@ -13,8 +13,9 @@ from vqcore.config import Config
 from vqcore.console import ProgressLine
 from vqcore.data.batches import BadSamples, EvalBatches
 from vqcore.data.windows import at_size
-from vqcore.errors import DataError, VqcoreError
+from vqcore.errors import ConfigError, DataError, VqcoreError
 from vqcore.evaluate.collisions import Collisions
+from vqcore.evaluate.perturb import NAME, perturbed
 from vqcore.evaluate.rows import Rows, for_summary, intervals
 from vqcore.evaluate.usage import CodeCounts, reachable
 from vqcore.metrics.sums import per_sample
@@ -121,6 +122,7 @@ def evaluate(
     sampling: Mapping[str, Any] | None = None,
     extra: Mapping[str, Modality] | None = None,
     baselines: Mapping[str, Predict] | None = None,
+    perturb: float | None = None,
     watch: Callable[[int], None] = lambda samples: None,
 ) -> Measured:
     """Metrics over all samples of all processes, by name; the number of processes does not matter.
@@ -130,15 +132,24 @@ def evaluate(
     `metric/LABEL/PART` a part of it. `error` is the mean squared error of the values that the tokenizer sees (class
     maps: the share of wrong positions), mean over samples. `codes/...` are over the whole set. Error and metrics are
     measured on `decoded`, by default on `batches` as well; they must be set up. `sampling` are the objective's options.
-    `baselines` are scored by their error, and by the metrics that suit them (`vqcore.evaluate.baseline`). The tokenizer
-    must be in eval mode; its parts run in its precision. Raises `DataError` when there is no sample.
+    `baselines` are scored by their error, and by the metrics that suit them (`vqcore.evaluate.baseline`). With
+    `perturb`, `perturbed/error` and `perturbed/metric/LABEL` are those of a decoding in which so large a share of the
+    codes is replaced (`vqcore.evaluate.perturb`). The tokenizer must be in eval mode; its parts run in its precision.
+    Raises `DataError` when there is no sample.
     """
-    totals = _Totals(tokenizer, metrics, baselines or {})
+    totals = _Totals(tokenizer, metrics, baselines or {}, perturbs=perturb is not None)
 
     def decode(batch: Batch, codes: Tensor) -> None:
-        rng = sample_generators(batch.keys, seed, "eval-decode")
-        x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.conditions, **(sampling or {}))
-        totals.decode(batch, x_hat)
+        variants = {"": codes}
+        if perturb is not None:
+            variants[NAME] = perturbed(codes, perturb, sample_generators(batch.keys, seed, "eval-perturb"))
+        made = {}
+        for name, each in variants.items():
+            rng = sample_generators(batch.keys, seed, "eval-decode")
+            made[name] = tokenizer.decode(
+                each, size=size, rng=rng, extras=batch.conditions, **(sampling or {})
+            )
+        totals.decode(batch, made)
 
     for batch in batches:
         batch = tokenizer.prepare(batch, extra)
@@ -198,13 +209,23 @@ def _chosen(batch: Batch, which: Tensor) -> Batch:
 class _Totals:
     """What this process has measured: sums in double precision, rows, and counts of each code of each codebook.
 
-    A metric stands at the place `metric/LABEL`, and at `NAME|metric/LABEL` with the baseline NAME.
+    A metric stands at the place `metric/LABEL`, and at `NAME|metric/LABEL` with the baseline NAME, or with replaced
+    codes.
     """
 
-    def __init__(self, tokenizer: Tokenizer, metrics: Mapping[str, Metric], baselines: Mapping[str, Predict]):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        metrics: Mapping[str, Metric],
+        baselines: Mapping[str, Predict],
+        *,
+        perturbs: bool,
+    ):
         self.tokenizer, self.baselines = tokenizer, baselines
         self.metrics = {f"metric/{label}": metric for label, metric in metrics.items()}
         suited = {place: metric for place, metric in self.metrics.items() if of_constant(metric)}
+        if perturbs:
+            self.metrics |= {f"{NAME}|{place}": metric for place, metric in self.metrics.items()}
         for name in baselines:
             self.metrics |= {f"{name}|{place}": metric for place, metric in suited.items()}
         self.sums: dict[str, Tensor] = {}
@@ -227,18 +248,18 @@ class _Totals:
         self.collisions.add(codes)
         self.samples += len(batch.x)
 
-    def decode(self, batch: Batch, x_hat: Tensor) -> None:
-        """Measure the reconstructions of a batch, and the baselines.
+    def decode(self, batch: Batch, made: Mapping[str, Tensor]) -> None:
+        """Measure the reconstructions of a batch, by name, and the baselines.
 
         Samples without a valid position, such as a window in a gap of its record, have no error and do not count.
         """
         if batch.valid is not None:
             known = batch.valid.flatten(1).any(1)
-            batch, x_hat = _chosen(batch, known), x_hat[known]
+            batch, made = _chosen(batch, known), {name: x_hat[known] for name, x_hat in made.items()}
         if not len(batch.x):
             return
         self.decoded += len(batch.x)
-        guessed = {"": x_hat, **{name: predict(batch) for name, predict in self.baselines.items()}}
+        guessed = {**made, **{name: predict(batch) for name, predict in self.baselines.items()}}
         for name, y in guessed.items():
             self.add(f"{name}|error".lstrip("|"), errors(self.tokenizer, y, batch).sum())
         for place, metric in self.metrics.items():
@@ -273,7 +294,8 @@ class _Totals:
             name: {k.removeprefix(f"{name}|"): found.pop(k) for k in list(found) if k.startswith(f"{name}|")}
             for name in self.baselines
         }
-        return Measured(found, baselines)
+        start = f"{NAME}|"
+        return Measured({name.replace(start, f"{NAME}/"): value for name, value in found.items()}, baselines)
 
     def _values(
         self, sums: Mapping[str, Tensor], rows: Mapping[str, Mapping[str, Tensor]]
@@ -369,8 +391,14 @@ def evaluate_data(
 ) -> Measured:
     """Measure a tokenizer on one data set at one size. Unreadable samples are skipped, named and counted.
 
+    Raises `ConfigError` for `eval.perturb` where a sample has one token.
+
     If fewer samples are decoded than measured, a second pass reads and decodes them.
     """
+    if config.eval.perturb is not None and tokenizer.facts(size).tokens < 2:
+        raise ConfigError(
+            f"eval.perturb: a sample of size {list(size)} has one token, and no other whose codes could replace it."
+        )
     data = at_size(data, size)
     bad = BadSamples(data, config.data)
     total = min(len(data), config.eval.samples or len(data))
@@ -395,6 +423,7 @@ def evaluate_data(
             sampling=sampling_options(config, tokenizer),
             extra=extra,
             baselines=baselines,
+            perturb=config.eval.perturb,
             watch=line.update,
         )
 

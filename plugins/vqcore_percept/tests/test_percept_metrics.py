@@ -15,6 +15,7 @@ from vqcore.errors import ConfigError, VqcoreError
 from vqcore.network import closed_unless_asked
 from vqcore.protocols import DataSpec
 from vqcore.testing.conformance import MetricConformance, build
+from vqcore.testing.samples import check_metric
 
 RGB = DataSpec(channels=3, size=(64, 64), range=(-1.0, 1.0), levels=255)
 LARGE = DataSpec(channels=3, size=(176, 180), range=(0.0, 1.0))
@@ -189,6 +190,21 @@ def test_fdd_is_the_distance_of_what_its_model_gives(caplog):
     assert found.keys() == {"", "low", "high", "kdd", "kdd/low", "kdd/high", "precision", "recall"}
     assert "24 samples. Below 2,048 its value depends on their number" in caplog.text
     assert metric.facts() == {"net": sha256(net.state_dict()), "convention": metric.convention}
+
+
+def test_cmmd_is_the_discrepancy_of_unit_embeddings(tower):
+    settings = {"model": tower["model"], "weights": "random", "pretrained": None}
+    check_metric(made("cmmd", settings), RGB)
+    metric = ready("cmmd", settings)
+    x_hat, x = two(n=24)
+    rows = metric.measure(x_hat, x)
+    a, b = (rows[name].double() for name in ("hat", "true"))
+    assert torch.allclose(a.norm(dim=1), torch.ones(24, dtype=torch.float64))
+    kernels = [torch.exp((p @ q.T - 1) / 100) for p, q in ((a, a), (b, b), (a, b))]  # |p - q|^2 = 2 - 2 p . q
+    wanted = 1000 * float(kernels[0].mean() + kernels[1].mean() - 2 * kernels[2].mean())
+    found = metric.summary(rows)
+    assert found[""] == pytest.approx(wanted, rel=1e-6) and found["low"] < wanted < found["high"]
+    assert "32 x 32 bicubic" in metric.facts()["convention"]
 
 
 @pytest.mark.slow

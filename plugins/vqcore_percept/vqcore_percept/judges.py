@@ -90,6 +90,8 @@ class Sets(Judge):
     """
 
     gather: Literal[True] = True
+    warned = 0
+    """The number of samples of the last warning."""
 
     @torch.no_grad()
     def measure(
@@ -108,7 +110,8 @@ class Sets(Judge):
     def summary(self, rows: Mapping[str, Tensor]) -> dict[str, float]:
         """The distances of the two sets, by name; see `compared`."""
         count = len(rows["hat"])
-        if count < FEW:
+        if count < FEW and count != self.warned:
+            self.warned = count
             log.warning(
                 "%s: %s samples. Below %s its value depends on their number: compare it with no other number, and no "
                 "other set.",

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from vqcore import config
 from vqcore.borrowed import sha256
-from vqcore.errors import CheckpointError, SettingError, listed
+from vqcore.errors import CheckpointError, SettingError, cause, listed
+from vqcore.network import asked
 from vqcore.protocols import DataSpec
 from vqcore.rng import seeded
 
@@ -194,13 +195,15 @@ def fill_like(net: nn.Module, tensors: dict[str, Tensor], place: str, *, spare: 
 def hub_file(url: str) -> Path:
     """The file of an address in the cache of `torch.hub`, fetched with `--download`. Its name ends with its hash."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not path.exists():
-        try:
-            torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path} is missing: put {url} there, or give it with weights=FILE"
-            ) from error
+    if path.exists():
+        return path
+    missing = f"{path} is missing: put {url} there, give it with weights=FILE, or fetch it with --download"
+    if not asked():
+        raise CheckpointError(missing)
+    try:
+        torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{missing} (which failed: {cause(error)})") from error
     return path
 
 
