@@ -179,7 +179,8 @@ def mmd(
     """Squared maximum mean discrepancies of two sets of equal length: of the whole sets, then without each part.
 
     Unbiased: no sample is compared with itself (arXiv 1801.01401, eq. 4); this is what means over ever more drawn
-    subsets tend to. Else all pairs of a set count.
+    subsets tend to. Else all pairs of a set count. Either way a reconstruction is compared with its own sample as with
+    all others, which lowers the value by about 1 / n.
     """
     blocks = parts or [slice(None)]
     lengths = torch.tensor([len(a[block]) for block in blocks], dtype=torch.float64)
