@@ -59,7 +59,11 @@ class Inception(nn.Module):
             return {"net": random_weights(self.net, _made, "percept/fid")}
         place = place or str(hub_file(_library().URL_INCEPTION_V3))
         tensors, digest = read(place)
-        fill_like(self.net, tensors, place)
+        # Files from before batch norms counted batches lack these counters, which decide nothing.
+        counters = {
+            name: value for name, value in self.net.state_dict().items() if name.endswith("batches_tracked")
+        }
+        fill_like(self.net, counters | tensors, place)
         return {"net": digest}
 
 
