@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from toys import run_config, run_tree, toy  # noqa: F401
+from toys import run_config, run_tree, toy, trained  # noqa: F401
 
 from vqcore.cli import main
 from vqcore.compose.build import from_tree
@@ -177,9 +177,9 @@ def test_a_file_and_its_bytes_are_the_same_content(tmp_path):
 @pytest.fixture
 def runs(tmp_path):
     """Two short runs on the same samples with other seeds."""
-    for seed in (0, 1):
-        train(run_config(tmp_path / f"run{seed}", run__seed=seed, run__steps=2, data__length=7))
-    return tmp_path / "run0", tmp_path / "run1"
+    return tuple(
+        trained(tmp_path / f"run{seed}", run__seed=seed, run__steps=2, data__length=7) for seed in (0, 1)
+    )
 
 
 def report_of(run):

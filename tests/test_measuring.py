@@ -226,6 +226,23 @@ def test_an_interval_is_that_of_the_bootstrap(tmp_path):
     assert {name for name in found if name.startswith("metric/all")} == {"metric/all"}
 
 
+def test_windows_of_a_file_are_drawn_together():
+    """200 windows of 20 records, each record with an offset: the interval is that of 20 independent records."""
+    draw = np.random.default_rng(2)
+    of = np.repeat(np.arange(20), np.arange(1, 21))  # records of unequal length
+    each = np.square(draw.normal(0, 1, 20)[of] + draw.normal(0, 0.1, len(of)))
+    rows, files = {"squared": torch.tensor(each)}, [f"r{number}" for number in of]
+    low, high = intervals(Errors(), rows, files)[""]
+    sums, counts = np.bincount(of, each), np.bincount(of)
+    drawn = draw.integers(0, 20, (20_000, 20))
+    expected = np.quantile(np.sqrt(sums[drawn].sum(1) / counts[drawn].sum(1)), [0.025, 0.975])
+    wide = expected[1] - expected[0]
+    assert (low, high) == pytest.approx(tuple(expected), abs=0.1 * wide)
+    alone = intervals(Errors(), rows)[""]
+    assert alone[1] - alone[0] < 0.6 * wide
+    assert intervals(Errors(), rows, ["one"] * len(of)) == {}
+
+
 def test_an_interval_of_a_wide_row_needs_little_memory(monkeypatch):
     rows = {"wide": torch.rand(5, 30, 20)}
 
@@ -269,6 +286,12 @@ def test_replaced_codes_are_those_of_other_positions():
     assert torch.equal(
         perturbed(codes[:, :1, :1], 1.0, sample_generators(("a", "b"), 0, "x")), codes[:, :1, :1]
     )
+
+    valid = torch.arange(20).reshape(4, 5).expand(2, 4, 5) < 7
+    found = perturbed(codes, 1.0, sample_generators(("a", "b"), 0, "x"), valid)
+    assert torch.equal((found != codes).any(-1), valid)  # what is not valid neither moves nor is copied
+    for new, own in zip(found[valid].split(7), codes[valid].split(7)):
+        assert {*map(tuple, new.tolist())} <= {*map(tuple, own.tolist())}
 
 
 def test_metrics_of_replaced_codes_stand_beside_the_plain_ones(tmp_path):

@@ -116,6 +116,19 @@ def test_the_window_forgets_what_is_older():
     }
 
 
+def test_codes_that_are_not_valid_do_not_count():
+    codes, valid = torch.tensor([[[0], [1]], [[2], [3]]]), torch.tensor([[True, False], [True, False]])
+    counts, window = CodeCounts(4, 1), CodeWindow(codebook_size=4, num_codebooks=1, window=6)
+    for _ in range(2):
+        counts.add(codes, valid)
+        window.add(codes, valid=valid)
+    assert counts.tokens == window.held == window.taken == 4
+    expected = {"codes/usage": 0.5, "codes/perplexity": pytest.approx(2.0)}
+    assert counts.metrics() == expected and window.metrics() == expected
+    window.add(codes, valid=torch.zeros(2, 2, dtype=torch.bool))
+    assert window.metrics() == expected
+
+
 def test_bits_per_position():
     spec = DataSpec(channels=3, size=(128, 128))
     assert Facts(spec, (128, 128), (16, 16), 4096, 1, {}).bits_per_position == pytest.approx(12 / 64)

@@ -645,7 +645,7 @@ class TestArrays:
 
     def test_angles_do_not_average_across_the_jump(self):
         a = np.array([np.pi - 0.1, -np.pi + 0.1])
-        modality = array(kind="angle", channels=1, size=(1,))
+        modality = array(kind="angle", channels=1, size=(1,), sizing="resize")
         middle = modality.show(modality.tensor(modality.read(a[None]), whole((1,))))
         assert np.allclose(np.abs(middle), np.pi, atol=1e-6)
 
@@ -684,6 +684,12 @@ class TestArrays:
         for source in (a, a[:, None]):
             x = modality.tensor(modality.read(source), modality.view((1,), (1,), None))
             assert x.shape == (6, 1) and np.array_equal(modality.show(x), a)
+        for wrong in (np.ones((6, 6)), np.ones((6, 3)), np.ones((3, 6))):
+            with pytest.raises(DataError, match=r"has shape .*, but a sample is a vector of 6 numbers"):
+                modality.read(wrong)
+            with pytest.raises(DataError, match="data.name=array"):
+                modality.extent_of(wrong)
+        assert array(channels=6, size=1, sizing="resize").read(np.ones((6, 3))).shape == (6, 3)
         label = array(kind="categorical", labels=10, size=1)
         assert label.tensor(label.read(np.uint8(3)), whole((1,))).tolist() == [3]
 

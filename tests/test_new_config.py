@@ -161,6 +161,11 @@ def test_a_data_set_of_several_is_asked_for(tmp_path):
     assert tree["data"]["modality"]["channels"] == 3
 
 
+def test_few_long_records_are_enough(tmp_path):
+    tree = drafted(write(tmp_path / "mine", noise(2, 5000, count=3)))[0]
+    assert tree["data"]["eval_share"] and tree["data"]["modality"]["size"] == [1024]
+
+
 def test_a_stray_file_does_not_hide_the_others(tmp_path):
     folder = write(tmp_path / "mine", noise(2, 256))
     (folder / "labels.csv").write_text("name,age\na,3\n")

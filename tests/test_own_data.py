@@ -107,6 +107,35 @@ def channels_that_differ_by_orders_of_magnitude(case):
     case.save(lambda: case.normal(0, [0.15, 5] if case.wrong else 1))
 
 
+@way(r"values run from -1[78]\d.* to 1[78]\d.*, beyond 2 pi, and kind=angle takes radians")
+def degrees_where_radians_are_declared(case):
+    case.save(lambda: case.uniform() * (180 if case.wrong else np.pi))
+    return {"modality": {"kind": "angle"}}
+
+
+@way(r"channel 0: \d+% of the values are exactly -1 and \d+% exactly 1: they look cut off")
+def values_that_are_cut_off(case):
+    case.save(lambda: np.clip(case.normal(0, 0.8), -1, 1) if case.wrong else case.uniform())
+    return {"modality": {"range": [-1, 1]}}
+
+
+@way(r"r03 of 6 samples may be in other units: its deviation is [\d,]{3,5} times that of a usual sample")
+def one_file_in_other_units(case):
+    one_file(case, lambda array: array * 1000)
+
+
+@way(r"r03 of 6 samples may be in other units: its median lies 2\d\d deviations away")
+def one_file_with_another_zero(case):
+    one_file(case, lambda array: array + 273.15)
+
+
+def one_file(case, change):
+    """Normal values; one file of the wrong version is changed."""
+    case.save(case.normal)
+    if case.wrong:
+        np.save(case.one(3), change(case.normal()))
+
+
 @way("values run from .* and no scale is declared")
 def large_numbers_without_a_scale(case):
     case.save(lambda: case.normal([900, 3000], [90, 300]))
@@ -260,6 +289,12 @@ def a_no_data_value_that_is_everywhere(case):
     return {"modality": {"nodata": [-1]}}
 
 
+@way(r"the no-data value -9999 does not occur in 6 samples, but -999 does, far from all other values")
+def another_no_data_value_than_that_of_the_files(case):
+    holes(case, -999)
+    return {"modality": {"nodata": [-9999 if case.wrong else -999]}}
+
+
 @way(
     r"the reader marks 2 of 64 values as missing; data\.modality\.nodata=\[\] takes them as a mask",
     error=True,
@@ -352,6 +387,18 @@ def too_few_labels(case):
     return classified(3 if case.wrong else 6)
 
 
+@way("channel 0: only whole numbers, 6 different ones from 0 to 5. They look like class ids")
+def class_ids_as_quantities(case):
+    case.save(lambda: (case.classes(6) if case.wrong else case.normal(shape=(8, 8))).astype(np.float32))
+    return {"modality": {"channels": 1}}
+
+
+@way(r"-> If so, use kind binary: data\.modality\.kind=binary data\.modality\.range=\[0,255\]")
+def a_mask_as_quantities(case):
+    case.save(lambda: case.classes(2) * np.uint8(255) if case.wrong else case.normal(shape=(8, 8)) * 50 + 128)
+    return {"modality": {"channels": 1, "scale": {"kind": "standard", "mean": 128, "std": 100}}}
+
+
 @way("only class 2 occurs")
 def class_maps_of_one_class(case):
     case.save(lambda: np.full((8, 8), 2, np.uint8) if case.wrong else case.classes(6))
@@ -424,7 +471,7 @@ def several_data_sets_and_no_name(case):
     return {"modality": {} if case.wrong else {"reader": {"name": "hdf5", "dataset": "signals/ecg"}}}
 
 
-@way(r"h5py is needed: pip install 'vqcore\[files\]'", error=True)
+@way(r"'h5py' is not installed; run: pip install 'vqcore\[files\]'", error=True)
 def the_extra_is_missing(case):
     signals(case)
     if case.wrong:
@@ -568,6 +615,15 @@ def samples_that_are_all_equal(case):
     return {"data__eval_share": 0.4}
 
 
+@way(
+    r"warning   data\.path: 1 of 6 samples that were compared are copies of others: (r01|r04) has the content of r0"
+)
+def copies_in_the_training_set(case):
+    case.save(case.normal)
+    if case.wrong:
+        shutil.copy(case.one(4), case.one(1))
+
+
 @way(r"data\.group=\^\(p\[0-9\]\+\)/: the key 'r00' does not match", error=True)
 def a_group_that_not_all_keys_have(case):
     for patient in range(6):
@@ -585,9 +641,14 @@ def a_patient_on_both_sides(case):
         case.save(lambda: case.normal(shape=LONG), folder=f"files/p{patient}", count=2)
 
 
-@way("error: .* samples are too few to hold some out", command="new", error=True)
+@way(r"error: .*: too few: 2 files, 2 samples\. .* Add files, or cut long ones", command="new", error=True)
 def too_few_samples(case):
-    case.save(lambda: case.normal(shape=LONG), count=1 if case.wrong else 24)
+    case.save(lambda: case.normal(shape=LONG), count=2 if case.wrong else 24)
+
+
+@way(r"error: .*: too few: 1 file, 39 samples\. .*data.name=array", command="new", error=True)
+def one_array_of_many_samples(case):
+    case.save(lambda: case.normal(shape=(2, 40_000) if case.wrong else LONG), count=1 if case.wrong else 24)
 
 
 @way(r"a step takes 20 samples and there are 6: a step sees some samples more than once")

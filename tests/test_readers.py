@@ -326,14 +326,23 @@ def test_a_filter_that_hdf5_would_load_from_a_library_is_refused(tmp_path):
 def test_a_missing_extra_is_named(tmp_path, monkeypatch, name, file, package):
     (tmp_path / file).write_text("1,2\n")
     real = readers.importlib.import_module
+    raised = [lambda name: ModuleNotFoundError(f"No module named '{name}'", name=name)]
 
     def gone(wanted):
         if wanted.partition(".")[0] == package:
-            raise ImportError(wanted)
+            raise raised[-1](package)
         return real(wanted)
 
     monkeypatch.setattr(readers.importlib, "import_module", gone)
-    refused(name, tmp_path / file, rf"{package} is needed: pip install 'vqcore\[files\]'")
+    refused(name, tmp_path / file, rf"'{package}' is not installed; run: pip install 'vqcore\[files\]'")
+    for broken in (
+        ImportError,
+        ValueError,
+        lambda _: ModuleNotFoundError("No module named 'six'", name="six"),
+    ):
+        raised.append(broken)
+        said = rf"'{package}' is installed, but cannot be imported \(.*run: pip install .* {package}$"
+        refused(name, tmp_path / file, said)
 
 
 def test_mutated_files_are_refused_or_read(tmp_path):

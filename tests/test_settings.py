@@ -102,16 +102,21 @@ def test_a_number_is_written_in_digits(text, write, tiny):
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan", "1e13", "-2e12", "1" + "0" * 400, "9" * 20])
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan", "1e39", "-2e39", "1" + "0" * 400])
 @pytest.mark.parametrize(
     "key", ["optim.lr", "run.steps", "optim.args.x", "objective.weights.a", "eval.sampling.x"]
 )
 def test_numbers_that_cannot_be_meant(number, key, tiny):
-    with pytest.raises(
-        ConfigError, match=rf"{key}=.*(must be a number from -1e\+12 to 1e\+12|is not )"
-    ) as caught:
+    says = r"must be a number from -(1e\+12 to 1e\+12|3\.40282e\+38 to 3\.40282e\+38)|is not "
+    with pytest.raises(ConfigError, match=f"{key}=.*({says})") as caught:
         config(tiny, f"{key}={number}")
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("number", ["1e13", "-2e12", "9" * 20])
+def test_whole_numbers_that_cannot_be_meant(number, tiny):
+    with pytest.raises(ConfigError, match=r"run.steps=.* must be a number from -1e\+12 to 1e\+12"):
+        config(tiny, f"run.steps={number}")
 
 
 # --- settings that do nothing or contradict each other --------------------------------------------------------------

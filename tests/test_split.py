@@ -8,9 +8,14 @@ import pytest
 from toys import run_tree, toy  # noqa: F401
 
 from vqcore.assembly import build_extra, open_data
+from vqcore.check.overlap import copies, overlap
 from vqcore.cli import main
 from vqcore.compose.build import from_tree
+from vqcore.data.sources import Folder
+from vqcore.data.split import side
+from vqcore.data.windows import Cover, Windowed
 from vqcore.errors import ConfigError, DataError
+from vqcore.protocols import Window
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
 
@@ -73,22 +78,34 @@ def test_a_group_stays_on_one_side(toy, many):
 
 
 def test_windows_of_one_record_stay_on_one_side(toy, many):
-    from vqcore.data.split import side
-
-    class Windows:
-        def __len__(self):
-            return 400
-
-        def key(self, index):
-            return f"record{index // 20}#{index % 20 * 512}"
-
-        def get(self, index, label=""):
-            raise NotImplementedError
-
-    cfg = config_of(many, data__eval_share=0.5).data
-    sides = [side(Windows(), cfg, split) for split in ("train", "eval")]
+    config = config_of(many, data__eval_share=0.5)
+    modality = registry().build("modality", config.data.modality, size=None)
+    files = Folder(config.data, split="train", modality=modality, extra={})
+    windows = Windowed(files, np.full((100, 2), 8), Cover((4, 4), (4, 4)))
+    sides = [side(windows, config.data, split) for split in ("train", "eval")]
     train, held = ({each.key(i).partition("#")[0] for i in range(len(each))} for each in sides)
-    assert train and held and not train & held
+    assert train and held and not train & held and len(sides[0]) == 4 * len(train)
+
+
+def test_files_whose_names_differ_after_a_sign_are_several(toy, tmp_path):
+    write(tmp_path / "data", [f"a#{i}" for i in range(40)])
+    config = config_of(tmp_path, data__eval_share=0.5)
+    assert 10 < len(keys(config, "train")) < 30
+
+
+def test_a_group_of_the_numbers_of_a_longer_array_file_moves_no_sample(toy, tmp_path):
+    found = []
+    for count in (500, 5000):
+        np.save(tmp_path / "a.npy", np.zeros((count, 1), np.uint8))
+        source = {
+            "name": "array",
+            "path": str(tmp_path / "a.npy"),
+            "eval_share": 0.3,
+            "group": "^([0-9]+)[0-9]$",
+        }
+        config = config_of(tmp_path, data={**tree_of(tmp_path)["data"], **source})
+        found.append([int(key) for key in keys(config, "eval")])
+    assert found[0] and found[0] == [number for number in found[1] if number < 500]
 
 
 def test_a_longer_array_file_moves_no_sample(toy, tmp_path):
@@ -170,6 +187,63 @@ def test_equal_contents_under_other_names_are_a_warning(toy, many, capsys):
     assert main(["check", path]) == 0
     said = capsys.readouterr().out
     assert "1 of 3 held-out samples" in said and "copy has the content of p3/r033" in said
+
+
+class Cut:
+    """Parts of files, as a source of windows gives them."""
+
+    def __init__(self, path, *spans):
+        self.path, self.spans = path, spans
+
+    def __len__(self):
+        return len(self.spans)
+
+    def key(self, index):
+        return f"{self.path.stem}#{self.spans[index][0]}"
+
+    def get(self, index, label=""):
+        low, high = self.spans[index]
+        return Window(self.path, (low, 0), (high, 8))
+
+
+def test_parts_of_one_file_are_the_same_where_they_meet(many):
+    path, copy = many / "data/p0/r000.npy", many / "copy.npy"
+    shutil.copy(path, copy)
+    trained = Cut(path, (0, 4), (4, 6))
+    for held in (path, copy):
+        assert not [*overlap(trained, Cut(held, (6, 8)), "data.eval_path")]
+        (found,) = overlap(trained, Cut(held, (6, 8), (5, 7)), "data.eval_path")
+        assert "(1 of 2 held-out" in found.what
+    assert len([*overlap(Files(copy), Cut(path, (6, 8)), "data.eval_path")]) == 1
+
+
+class Files(list):
+    """Files as a data source."""
+
+    def __init__(self, *paths):
+        super().__init__(paths)
+
+    def key(self, index):
+        return self[index].stem
+
+    def get(self, index, label=""):
+        return self[index]
+
+
+def test_files_that_differ_in_few_bytes_are_told_apart(tmp_path):
+    paths = []
+    for name, place in (("a", 70_000), ("b", 80_000), ("c", 90_000), ("d", 80_000)):
+        content = bytearray(400_000)
+        content[place] = 1
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(content)
+    a, b, c, d = paths
+    assert not [*overlap(Files(a, c), Files(d), "data.eval_path")]
+    (found,) = overlap(Files(a, b, c), Files(d), "data.eval_path")
+    assert "d has the content of b" in found.what
+    assert not [*copies(Files(a, b, c), "data.path")]
+    (found,) = copies(Files(a, b, c, d), "data.path")
+    assert found.what.startswith("1 of 4 samples that were compared are copies of others: ")
 
 
 def test_copies_within_a_divided_set_are_found(toy, many, capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toys import run_config, toy  # noqa: F401
+from toys import run_config, toy, trained  # noqa: F401
 
 from vqcore.borrowed import weights_of
 from vqcore.errors import CheckpointError, ConfigError
@@ -15,8 +15,7 @@ PARTS = ("encoder", "proj", "quantizer", "decoder")
 
 @pytest.fixture
 def base(tmp_path):
-    train(run_config(tmp_path / "base", run__seed=7))
-    return tmp_path / "base"
+    return trained(tmp_path / "base", run__seed=7)
 
 
 def at_start(directory, base, **changes):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import toys
 from toys import run_config, toy  # noqa: F401
 
 from vqcore import files
@@ -43,8 +44,7 @@ def made(tmp_path):
 
 
 def trained(folder, seed=0):
-    train(run_config(folder, run__steps=1, run__seed=seed))
-    return Tokenizer.load(folder)
+    return Tokenizer.load(toys.trained(folder, run__steps=1, run__seed=seed))
 
 
 class TestManifests:

@@ -67,6 +67,24 @@ class TestCollisions:
         monkeypatch.setattr(collisions, "POSITIONS", 100)
         assert told(codes, 4) == pytest.approx(exact, abs=0.02)
 
+    def test_codes_that_are_not_valid_make_no_pairs(self):
+        rng = torch.Generator().manual_seed(6)
+        codes = torch.randint(3, (7, 5, 1), generator=rng)
+        valid = torch.rand(7, 5, generator=rng) < 0.6
+        counted = Collisions(3, 1)
+        for part in (slice(3), slice(3, 7)):
+            counted.add(codes[part], valid[part])
+        flat = codes.squeeze(-1)
+        places = list(itertools.product(range(7), range(5)))
+        pairs = [
+            (p == q, bool(flat[a, p] == flat[b, q]))
+            for (a, p), (b, q) in itertools.product(places, places)
+            if a != b and valid[a, p] and valid[b, q]
+        ]
+        here = [equal for at_one, equal in pairs if at_one]
+        expected = {HERE: sum(here) / len(here), ANYWHERE: sum(equal for _, equal in pairs) / len(pairs)}
+        assert counted.metrics() == pytest.approx({k: -math.log2(v) for k, v in expected.items()}, abs=1e-6)
+
     @pytest.mark.parametrize("shape", [(1, 16, 1), (9, 1, 1)])
     def test_one_sample_or_one_position_says_nothing(self, shape):
         assert told(torch.zeros(shape, dtype=torch.int64), 4) == {}

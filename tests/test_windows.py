@@ -12,7 +12,7 @@ from vqcore.assembly import open_data
 from vqcore.cli import main
 from vqcore.data.batches import EvalBatches
 from vqcore.data.reader import Reader
-from vqcore.data.windows import Cover, Whole, cover, windowed
+from vqcore.data.windows import Cover, Whole, cover, files_of, windowed
 from vqcore.errors import ConfigError, DataError, RunError
 from vqcore.modalities.array import Array
 from vqcore.modalities.mask import Mask
@@ -133,6 +133,7 @@ class TestEvaluation:
         cfg, modality, data = self.opened(tmp_path, records)
         assert len(data) == 7 + 3 + 1 + 1
         assert [data.key(i) for i in (0, 6, 7, 11)] == ["a#0", "a#96", "b/c#0", "e#0"]
+        assert list(files_of(data).values()) == ["a#0"] * 7 + ["b/c#0"] * 3 + ["d#0", "e#0"]
         seen = {key: [] for key in LENGTHS}
         for loaded in EvalBatches(data, modality, {}, cfg.data, size=(16,), batch_size=5, rank=0, world=1):
             for key, x, valid in zip(loaded.batch.keys, loaded.batch.x, loaded.batch.mask):
@@ -326,6 +327,13 @@ class TestFiles:
         decode_folder(tokenizer, tmp_path / "tok", tmp_path / "out")
         assert np.load(tmp_path / "out/rows.npy").shape == (3, 2, 40)
 
+    def test_a_file_has_codes_of_one_kind(self, tokenizer, tmp_path):
+        for n, suffix in ((40, ".npz"), (16, ".npy"), (40, ".npz")):
+            np.save(tmp_path / "rows.npy", np.stack([record(n, seed=seed) for seed in range(3)]))
+            tokenize_folder(tokenizer, tmp_path / "rows.npy", tmp_path / "tok", size=(16,), overwrite=True)
+            assert below(tmp_path / "tok") == [f"rows{suffix}", "tokens.json"]
+        assert len(tokenizer.load_tokens(tmp_path / "tok")["rows"]) == 3
+
     def test_a_bad_row_is_named(self, tokenizer, tmp_path):
         rows = np.stack([record(16, seed=seed) for seed in range(9)])
         rows[5, 1, 3] = np.inf
@@ -429,7 +437,7 @@ def test_a_window_without_a_valid_position_is_no_perfect_sample():
 
     node = {"name": "array", "channels": 1, "size": [4], "nodata": []}
     made = tokenizer_of(run_config("unused", data__modality=node, data__input_size=[4]))
-    totals = _Totals(made, {"mae": MAE(MAE.Config(name="mae"), spec=made.spec)}, {})
+    totals = _Totals(made, {"mae": MAE(MAE.Config(name="mae"), spec=made.spec)}, {}, {})
     mask = torch.tensor([[True] * 4, [False] * 4, [True, False, False, False]])
     totals.decode(Batch(torch.zeros(3, 1, 4), ("a", "b", "c"), mask), torch.ones(3, 1, 4))
     assert totals.decoded == 2
@@ -438,3 +446,38 @@ def test_a_window_without_a_valid_position_is_no_perfect_sample():
         name.partition(":")[2]: value for name, value in totals.sums.items() if name.startswith("metric/mae")
     }
     assert totals.metrics["metric/mae"].summary(whole)[""] == 1.0
+
+
+@pytest.mark.parametrize("hidden", ["mask", "weight"])
+def test_codes_of_cells_without_a_valid_position_do_not_count(hidden, tmp_path, records):
+    """Half of each sample is a hole: the codes there are none of the codes in use, in evaluation and in training."""
+    from vqcore.evaluate.measure import evaluate
+    from vqcore.protocols import Batch
+    from vqcore.run.state import build
+    from vqcore.run.step import train_step
+    from vqcore.tokenizer import cells
+
+    data = {
+        "name": "folder",
+        "path": str(records),
+        "eval_path": str(records),
+        "input_size": [16],
+        "workers": 0,
+    }
+    data["modality"] = {"name": "array", "channels": 2, "rank": 1, "nodata": []}
+    run = build(run_config(tmp_path / "run", data=data), torch.device("cpu"))
+    made = run.tokenizer.eval()
+    x = torch.randn(6, 2, 16, generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(16) < 7).expand(6, 16)
+    more = {"mask": mask} if hidden == "mask" else {"weight": mask.float()}
+    batch = Batch(x, tuple("abcdef"), **more)
+    found = evaluate(made, [batch], {}, size=(16,), weights=None, seed=0, step=0).metrics
+    codes = made.encode(x, mask)
+    grid = cells(mask, codes.shape[1:-1])
+    assert 0 < grid.float().mean() < 1
+    shown = codes[grid].unique(return_counts=True)[1].double()
+    share = shown / shown.sum()
+    assert found["codes/usage"] == len(shown) / made.codebook_size
+    assert found["codes/perplexity"] == pytest.approx(float((-(share * share.log()).sum()).exp()))
+    train_step(run, [batch])
+    assert run.window.held == int(grid.sum())

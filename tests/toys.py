@@ -1,5 +1,8 @@
 """The toy components of tests/fixtures/toy as an installed plugin, and configs made of them."""
 
+import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,10 @@ from vqcore.compose.build import from_tree
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
+from vqcore.trainer import train
+
+_kept = tempfile.TemporaryDirectory(prefix="vqcore-toys-")
+_trained: dict[str, Path] = {}
 
 
 @pytest.fixture
@@ -57,3 +64,12 @@ def tokenizer_of(config):
     wanted = config.data.input_size or config.data.input_size_max
     modality = registry().build("modality", config.data.modality, size=wanted)
     return Tokenizer(tokenizer_config(config, modality))
+
+
+def trained(directory, **changes):
+    """The folder of a finished run of `run_config`: trained once in a process, then copied."""
+    key = json.dumps(changes, sort_keys=True, default=str)
+    if key not in _trained:
+        _trained[key] = Path(_kept.name, str(len(_trained)))
+        train(run_config(_trained[key], **changes))
+    return Path(shutil.copytree(_trained[key], directory))

@@ -117,6 +117,20 @@ def cause(error: BaseException) -> str:
     return getattr(error, "strerror", None) or first_line(error)
 
 
+def cannot_import(error: BaseException, package: str, install: str | None = None) -> str:
+    """Why a package that is needed cannot be imported, and what to do. `install` is what pip installs.
+
+    A package that is there and broken is not missing: it lacks another package, or does not fit one.
+    """
+    install = install or package
+    if isinstance(error, ModuleNotFoundError) and (error.name or package).partition(".")[0] == package:
+        return f"the package '{package}' is not installed; run: pip install {install}"
+    return (
+        f"the package '{package}' is installed, but cannot be imported ({first_line(error)}); if the words in "
+        f"brackets name no remedy, run: pip install --upgrade --force-reinstall {install}"
+    )
+
+
 def in_bytes(number: int) -> str:
     """A number of bytes, also in the largest fitting unit: `4,000,000,000,000 bytes (3.64 TiB)`."""
     for power, unit in ((5, "PiB"), (4, "TiB"), (3, "GiB"), (2, "MiB")):

@@ -55,9 +55,9 @@ def _stacked(drawn: list[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
 
 @contextmanager
 def seeded(*parts: Part) -> Iterator[None]:
-    """Seed torch's global generator, which weight initialisation uses, inside the block and restore its state after."""
+    """Seed the generator of the CPU, which initial weights come from, inside the block; its state is restored after."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(*parts))
+        torch.default_generator.manual_seed(derive(*parts))
         yield
 
 

@@ -263,7 +263,7 @@ class Tokenizer(nn.Module):
         """
         if mask is not None:
             self._check_mask(mask, z)
-        return self.quantizer(z, None if mask is None else _to_grid(mask, z.shape[1:-1]))
+        return self.quantizer(z, None if mask is None else cells(mask, z.shape[1:-1]))
 
     @torch.no_grad()
     def encode(self, x: Any, mask: Tensor | None = None) -> Int[Tensor, "b *grid q"]:
@@ -746,7 +746,8 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             module.train()
 
 
-def _to_grid(mask: Bool[Tensor, "b *size"], grid: torch.Size) -> Bool[Tensor, "b *grid"]:
+def cells(mask: Bool[Tensor, "b *size"], grid: Sequence[int]) -> Bool[Tensor, "b *grid"]:
+    """The positions of a grid of tokens that are valid: those with a valid position of the sample in their cell."""
     if mask.ndim - 1 != len(grid):  # tokens without a place: all valid if anything is
         valid = mask.flatten(1).any(1)
         return valid.reshape(-1, *[1] * len(grid)).expand(-1, *grid)

@@ -13,7 +13,7 @@ from typing import Any
 
 from vqcore import __version__
 from vqcore.artefacts.folder import FILES
-from vqcore.errors import CheckpointError
+from vqcore.errors import CheckpointError, cannot_import
 
 FOREIGN = ("*.safetensors", "*.json", "*.yaml", "*.yml", "*.txt", "README.md")
 """Files that are downloaded from a repository of another system; pickles come on top if they are allowed."""
@@ -77,9 +77,9 @@ def _explained(id: str, revision: str | None, *, cached: bool = False) -> Iterat
     try:
         import huggingface_hub
         from huggingface_hub import errors
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise CheckpointError(
-            f"{id}: the Hugging Face hub needs huggingface_hub: pip install huggingface_hub"
+            f"{id}: the hub cannot be used: {cannot_import(error, 'huggingface_hub')}"
         ) from error
     wire: Any = getattr(errors, "HTTPError", OSError)
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vqcore.check.values import propose_scale, summarise
+from vqcore.check.values import fills, propose_scale, summarise
 from vqcore.compose.build import component
 from vqcore.compose.describe import inline
 from vqcore.data.listing import Listing, counted, suffix_length
@@ -30,12 +30,12 @@ MOST_CHANNELS = 64
 """An axis that is longer holds no channels, as long as nobody says so."""
 MOST_LABELS = 64
 """Whole numbers from 0 to less than this may be classes."""
+LEAST = 8
+"""Fewer samples can neither be trained on nor held out."""
 ANSWERS = ("modality", "reader", "kind", "channels_last", "nodata")
 """What may be said beforehand: name=value."""
 _SIDES = (1024, 128, 32)
 """The largest side of a sample with 1, 2 and 3 axes."""
-_FILLS = (-9999.0, -99999.0, -999.0, -32768.0, -3.4028234663852886e38, 9.969209968386869e36, 1e20)
-"""Numbers that files use for what was not measured."""
 _SECONDS = 1.3e-4
 """Seconds of two cores for one token of one training step."""
 _TRAIN, _HELD = ("train", "training"), ("eval", "val", "valid", "validation", "heldout", "test", "dev")
@@ -58,6 +58,13 @@ class Draft:
     """The reason of a setting, by name."""
     data: dict[str, Any] = field(default_factory=dict)
     vector: bool = False
+    windows: float = 1.0
+    """Windows that a file has on average."""
+
+    @property
+    def parts(self) -> int:
+        """About how many different samples training may draw."""
+        return round(self.samples * self.windows)
 
 
 def draft(folder: Path, answers: dict[str, Any], ask: Ask) -> Draft:
@@ -69,6 +76,12 @@ def draft(folder: Path, answers: dict[str, Any], ask: Ask) -> Draft:
     path, held = _sides(folder)
     name, reason = _modality(path, answers, ask)
     found = _array(path, answers, ask) if name == "array" else _other(name, path)
+    if found.samples < 2 or found.parts < LEAST:
+        raise DataError(
+            f"{path}: too few: {_count(found.samples, 'file')}, {_count(found.parts, 'sample')}. A config needs {LEAST} "
+            "samples, or windows of them, to train on and to hold out, in two files or more. Add files, or cut long ones into "
+            "several. One array of many samples is no folder: data.name=array, data.path=FILE.npy"
+        )
     found.notes["modality"] = reason
     found.data = {"path": str(path), **_split(path, held, found, ask)}
     return found
@@ -181,7 +194,11 @@ def _array(path: Path, answers: dict[str, Any], ask: Ask) -> Draft:
         settings |= _scale(arrays, channels, answers, notes)
     if vector:
         notes["size"] = "one vector a sample"
-    return Draft(settings, size, patch, channels * math.prod(patch), len(files), notes, vector=vector)
+    windows = 1.0
+    if len(size) == 1:
+        windows = sum(max(1, extent[0] // size[0]) for extent in extents) / len(extents)
+    values = channels * math.prod(patch)
+    return Draft(settings, size, patch, values, len(files), notes, vector=vector, windows=windows)
 
 
 def _reader(
@@ -364,7 +381,7 @@ def _scale(
 ) -> dict[str, Any]:
     nodata = answers.get("nodata")
     if nodata is None:
-        nodata = _fills(arrays)
+        nodata = fills(arrays)
         if nodata:
             notes["nodata"] = (
                 f"please check: {listed(f'{one:g}' for one in nodata)} lies far from all other values"
@@ -377,22 +394,8 @@ def _scale(
     return found
 
 
-def _fills(arrays: Sequence[np.ndarray]) -> list[float]:
-    """Values that occur more than once, are usual for what is missing, and lie far from all others."""
-    found = []
-    for fill in _FILLS:
-        counts, low, high = 0, math.inf, -math.inf
-        for array in arrays:
-            plain = np.ma.compressed(array).astype(np.float64)
-            hits = np.isclose(plain, fill, rtol=1e-6, atol=0)
-            counts += int(hits.sum())
-            rest = plain[~hits & np.isfinite(plain)]
-            if len(rest):
-                low, high = min(low, float(rest.min())), max(high, float(rest.max()))
-        beyond = low - fill if fill < low else fill - high if fill > high else 0.0
-        if counts > 1 and high >= low and beyond > 0.2 * (high - low):
-            found.append(fill)
-    return found
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:

@@ -1,9 +1,11 @@
-"""Finds samples that are trained on and evaluated on: such an evaluation says nothing about other samples."""
+"""Finds samples that are there twice: in training and in evaluation, where it spoils the evaluation, or in training."""
 
 import filecmp
 import hashlib
 import heapq
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +18,47 @@ from vqcore.protocols import Data, Window
 HELD, TRAINED = 256, 4096
 """So many held-out samples are compared with so many training samples: those whose keys have the lowest hashes."""
 _PIECE = 1 << 14
-"""Bytes of the beginning and of the end of a file that are compared first."""
+"""Bytes of the beginning, of the middle and of the end of a file that are compared first."""
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A sample: its key, its file or array, and the part of it that the sample is; None for all of it."""
+
+    key: str
+    source: Path | np.ndarray
+    part: Window | None
+
+    def meets(self, other: "_Sample") -> bool:
+        """Whether two samples of one file have a position in common."""
+        if self.part is None or other.part is None:
+            return True
+        axes = zip(self.part.start, self.part.stop, other.part.start, other.part.stop)
+        return all(max(a, c) < min(b, d) for a, b, c, d in axes)
 
 
 def overlap(trained: Data, held: Data, setting: str) -> Iterator[Finding]:
     """A warning if held-out samples are training samples too: the same files, or files of equal content.
 
-    Files are compared byte by byte, arrays in memory by their numbers. Other sources are not compared. `setting` is
-    the setting of the held-out samples.
+    Files are compared byte by byte, arrays in memory by their numbers. Windows of one file are different samples if
+    they have no position in common. Other sources are not compared. `setting` is the setting of the held-out samples.
     """
-    found = [(held.key(index), source) for index, source in _sources(held, HELD)]
+    found = list(_samples(held, HELD))
     if not found:
         return
-    sizes = {_size(source) for _, source in found}
-    kept: dict[Any, tuple[str, Any]] = {}
+    sizes = {_size(one.source) for one in found}
+    kept: dict[Any, list[_Sample]] = {}
     compared = 0
-    for index, source in _sources(trained, TRAINED):
+    for one in _samples(trained, TRAINED):
         compared += 1
-        for mark in _marks(source, sizes):
-            kept.setdefault(mark, (trained.key(index), source))
+        for mark in _marks(one.source, sizes):
+            kept.setdefault(mark, []).append(one)
     twice = []
-    for key, source in found:
-        other = next((kept[mark] for mark in _marks(source, sizes) if mark in kept), None)
-        if other is not None and _equal(source, other[1]):
-            twice.append((key, other[0]))
+    for one in found:
+        alike = (other for mark in _marks(one.source, sizes) for other in kept.get(mark, ()))
+        other = next((o for o in alike if one.meets(o) and _equal(one.source, o.source)), None)
+        if other is not None:
+            twice.append((one.key, other.key))
     if not twice:
         return
     counts = (
@@ -56,36 +75,76 @@ def overlap(trained: Data, held: Data, setting: str) -> Iterator[Finding]:
     yield Finding("warning", setting, what, remedy)
 
 
-def _sources(data: Data, most: int) -> Iterator[tuple[int, Any]]:
-    """Index and file, or array, of the samples with the lowest hashes."""
-    for _, index in heapq.nsmallest(
-        most, ((_digest(data.key(i).encode(errors="surrogateescape")), i) for i in range(len(data)))
+def copies(data: Data, setting: str) -> Iterator[Finding]:
+    """A warning if some training samples have the content of others; a note if they are few. Windows do not count."""
+    compared = 0
+    files, marked = list[_Sample](), dict[Any, list[_Sample]]()
+    for one in _samples(data, TRAINED):
+        if isinstance(one.source, np.ndarray) and compared == HELD:
+            break  # a source may have to make them
+        compared += 1
+        if one.part is None and isinstance(one.source, Path):
+            files.append(one)
+        elif one.part is None:
+            marked.setdefault(_content(one.source), []).append(_Sample(one.key, np.empty(0), None))
+    sizes = Counter(_size(one.source) for one in files)
+    for one in files:
+        if sizes[_size(one.source)] > 1:
+            marked.setdefault(_content(one.source), []).append(one)
+    twice = []
+    for mark, alike in marked.items():
+        first, *others = alike
+        twice += [(first.key, one.key) for one in others if mark and _equal(first.source, one.source)]
+    if not twice:
+        return
+    what = (
+        f"{len(twice)} of {compared} samples that were compared are copies of others: {twice[0][1]} has the content "
+        f"of {twice[0][0]}"
+    )
+    if len(twice) <= compared // 100:
+        yield Finding("note", setting, what)
+        return
+    remedy = "Remove the copies: training sees them more often than other samples."
+    yield Finding("warning", setting, what, remedy)
+
+
+def _samples(data: Data, most: int) -> Iterator[_Sample]:
+    """The samples with the lowest hashes, if they are files or arrays."""
+    keys = ((data.key(index), index) for index in range(len(data)))
+    for _, key, index in heapq.nsmallest(
+        most, ((_digest(key.encode(errors="surrogateescape")), key, index) for key, index in keys)
     ):
         try:
             given = data.get(index)
         except (DataError, OSError):
             continue
-        source = given.source if isinstance(given, Window) else given
+        source, part = (given.source, given) if isinstance(given, Window) else (given, None)
         if isinstance(source, (str, Path, np.ndarray)):
-            yield index, Path(source) if isinstance(source, str) else source
+            yield _Sample(key, Path(source) if isinstance(source, str) else source, part)
 
 
-def _marks(source: Any, sizes: set[Any]) -> Iterator[Any]:
+def _marks(source: Path | np.ndarray, sizes: set[Any]) -> Iterator[Any]:
     """What is equal for equal sources: the place, and, if a source of this size is held out, a hash of a part."""
     if isinstance(source, Path):
         yield str(source.resolve())
-    if (size := _size(source)) not in sizes:
-        return
+    if _size(source) in sizes and (content := _content(source)):
+        yield content
+
+
+def _content(source: Path | np.ndarray) -> Any:
+    """What is equal for equal contents: size, and a hash of parts of a file, or of an array; None if unreadable."""
+    size = _size(source)
     if isinstance(source, np.ndarray):
-        yield size, _digest(np.ascontiguousarray(source).tobytes())
-    elif size is not None:
-        try:
-            with source.open("rb") as file:
-                first = file.read(_PIECE)
-                file.seek(max(0, size - _PIECE))
-                yield size, _digest(first + file.read(_PIECE))
-        except OSError:
-            return
+        return size, _digest(np.ascontiguousarray(source).tobytes())
+    try:
+        with source.open("rb") as file:
+            pieces = []
+            for place in (0, size // 2, max(0, size - _PIECE)):
+                file.seek(place)
+                pieces.append(file.read(_PIECE))
+            return size, _digest(b"".join(pieces))
+    except (OSError, TypeError):
+        return None
 
 
 def _size(source: Any) -> Any:

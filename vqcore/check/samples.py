@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from vqcore.check.findings import Finding
-from vqcore.check.overlap import overlap
+from vqcore.check.overlap import copies, overlap
+from vqcore.check.raw import array_findings
 from vqcore.check.suspicions import value_findings
 from vqcore.check.values import Declared, better
 from vqcore.data.listing import counted
@@ -43,7 +44,10 @@ def samples(run: Run) -> Iterator[Finding]:
             yield Finding("note", where, f"left out: {counted(rest)}")
         if good and data is run.data:
             yield from value_findings(declared(run), good, f"{sum(len(b.keys) for b in good)} samples")
+            yield from array_findings(declared(run), SAMPLES)
             yield from _sized(run, good)
+            if run.tokenizer.spec.kind not in ("categorical", "binary"):  # these may well be equal
+                yield from copies(data, where)
     yield from both_sides(run)
     if run.total_batch > len(run.data):
         what = (

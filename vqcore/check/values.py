@@ -6,7 +6,7 @@ Values are read without the scale of the config, so samples that this scale refu
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ SAMPLES = 32
 """Samples that are read to find a better scale."""
 WRITTEN = 8
 """Numbers for more channels are not written into a finding."""
+_FILLS = (-9999.0, -99999.0, -999.0, -32768.0, -3.4028234663852886e38, 9.969209968386869e36, 1e20)
+"""Numbers that files use for what was not measured."""
 _USUAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
 
 
@@ -240,16 +242,41 @@ def summary_of(declared: Declared, count: int) -> Summary | None:
     Of `array` in the units of the files, of other modalities as the tokenizer sees them, or in units if they have
     some. Samples that cannot be read are left out.
     """
-    cfg, size = declared.modality, declared.spec.size
-    free: Any = registry().build("modality", _unscaled(cfg), size=size)
-    read = _raw if isinstance(cfg, Array.Config) else _seen
-    places = dict.fromkeys(i * len(declared.data) // count for i in range(count))
-    arrays = (array for i in places if (array := read(free, declared.data, i)) is not None)
+    cfg, arrays = declared.modality, (array for _, array in raw_arrays(declared, count))
     nodata = cfg.nodata or () if isinstance(cfg, Array.Config) else ()
     first = next(arrays, None)
     if first is None:
         return None
     return summarise(itertools.chain([first], arrays), channels=len(first), nodata=nodata)
+
+
+def raw_arrays(declared: Declared, count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Key and values `(c, *size)` of `count` samples from all over the set, as `summary_of` sees them."""
+    cfg, data = declared.modality, declared.data
+    free: Any = registry().build("modality", _unscaled(cfg), size=declared.spec.size)
+    read = _raw if isinstance(cfg, Array.Config) else _seen
+    for index in dict.fromkeys(i * len(data) // count for i in range(count)):
+        array = read(free, data, index)
+        if array is not None:
+            yield data.key(index), array
+
+
+def fills(arrays: Sequence[np.ndarray]) -> list[float]:
+    """Values that occur more than once, are usual for what is missing, and lie far from all others."""
+    found = []
+    for fill in _FILLS:
+        counts, low, high = 0, math.inf, -math.inf
+        for array in arrays:
+            plain = np.ma.compressed(array).astype(np.float64)
+            hits = np.isclose(plain, fill, rtol=1e-6, atol=0)
+            counts += int(hits.sum())
+            rest = plain[~hits & np.isfinite(plain)]
+            if len(rest):
+                low, high = min(low, float(rest.min())), max(high, float(rest.max()))
+        beyond = low - fill if fill < low else fill - high if fill > high else 0.0
+        if counts > 1 and high >= low and beyond > 0.2 * (high - low):
+            found.append(fill)
+    return found
 
 
 def better(declared: Declared, *, refused: bool = False) -> str:

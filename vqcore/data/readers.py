@@ -7,6 +7,7 @@ addresses. What a file declares is compared with bounds before memory is taken.
 import csv
 import gzip
 import importlib
+import importlib.util
 import math
 import zipfile
 import zlib
@@ -22,7 +23,16 @@ from vqcore import config
 from vqcore.data.hints import readers_of
 from vqcore.data.listing import suffix_length
 from vqcore.data.npy import read_array, read_member
-from vqcore.errors import DataError, SettingError, VqcoreError, cause, did_you_mean, in_bytes, listed
+from vqcore.errors import (
+    DataError,
+    SettingError,
+    VqcoreError,
+    cannot_import,
+    cause,
+    did_you_mean,
+    in_bytes,
+    listed,
+)
 from vqcore.reading import check_memory, size_of
 
 MOST_SAMPLE = 4 << 30
@@ -337,11 +347,11 @@ class BySuffix:
 def _library(name: str, path: Path) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except Exception as error:  # a package that does not fit NumPy raises ValueError or AttributeError
         package = name.partition(".")[0]
-        raise DataError(
-            f"{path}: to read this file, {package} is needed: pip install 'vqcore[files]'"
-        ) from error
+        missing = isinstance(error, ModuleNotFoundError) and error.name == package
+        why = cannot_import(error, package, "'vqcore[files]'" if missing else None)
+        raise DataError(f"{path}: cannot be read: {why}") from error
 
 
 @contextmanager
@@ -353,9 +363,9 @@ def _explained(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         # The libraries raise errors of many kinds, some of their own, for files that are damaged.
-        if "imagecodecs" in str(error):
+        if "imagecodecs" in str(error) and importlib.util.find_spec("imagecodecs") is None:
             raise DataError(
-                f"{path}: is packed in a way that needs another package: pip install imagecodecs"
+                f"{path}: is damaged, or packed in a way that needs another package: pip install imagecodecs"
             ) from error
         raise DataError(f"{path}: damaged or of another kind: {cause(error)}") from error
 

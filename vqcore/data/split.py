@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vqcore.data.windows import files_of
 from vqcore.errors import DataError, listed
 from vqcore.protocols import Data, left_out
 from vqcore.schema import DataConfig
@@ -45,11 +46,14 @@ def side(data: Data, cfg: DataConfig, split: Split) -> Data:
     if cfg.eval_share is None:
         return data
     keys = [data.key(index) for index in range(len(data))]
+    if not cfg.group:
+        files = files_of(data)
+        keys = [files.get(key, key) for key in keys]
     held = np.array(held_out(keys, cfg.eval_share, cfg.group))
     places = np.flatnonzero(held if split == "eval" else ~held)
     if not len(places):
         kinds = "groups" if cfg.group else "samples"
-        names = list(dict.fromkeys(_group(key, re.compile(cfg.group)) for key in keys) if cfg.group else keys)
+        names = list(dict.fromkeys(_group(key, re.compile(cfg.group)) if cfg.group else key for key in keys))
         raise DataError(
             f"data.eval_share={cfg.eval_share:g}: none of {len(names)} {kinds} ({listed(names, 4)}) is on the "
             f"{'held-out' if split == 'eval' else 'training'} side. Take another share, or give data.eval_path"
@@ -65,16 +69,14 @@ def held_out(keys: Iterable[str], share: float, group: str | None) -> list[bool]
 
 def _group(key: str, pattern: re.Pattern[str] | None) -> str:
     """What stays on one side with all that has the same group."""
-    if pattern is None:
-        # Windows of one record are `record#start`; numbers get more zeros in front when a file of arrays grows.
-        name = key.partition("#")[0]
-        return name.lstrip("0") or "0" if name.isdigit() else name
-    found = pattern.search(key)
-    if found is None or found[1] is None:
+    found = pattern.search(key) if pattern else None
+    if pattern is not None and (found is None or found[1] is None):
         raise DataError(
             f"data.group={pattern.pattern}: the key '{key}' does not match. Write one that matches all keys"
         )
-    return found[1]
+    name = found[1] if found else key
+    # Numbers get more zeros in front when a file of arrays grows.
+    return name.lstrip("0") or "0" if name.isdigit() else name
 
 
 def _draw(group: str) -> float:

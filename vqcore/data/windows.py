@@ -6,6 +6,7 @@ A part that is shorter than the wanted size is filled up at its end, and the fil
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,6 +241,21 @@ def windowed(data: Data, modality: Modality, size: Extent) -> Data:
 def at_size(data: Data, size: Extent) -> Data:
     """The samples of an evaluation at another size: the same, or other windows of the same records."""
     return data.at(size) if isinstance(data, Windowed) else data
+
+
+def files_of(data: Data) -> dict[str, str]:
+    """What the windows of one file have in common: by key, the key of the first of them. Empty for other sources."""
+    found: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for index in range(len(data)):
+        with contextlib.suppress(DataError, OSError):  # whoever reads it says what is wrong
+            given = data.get(index)
+            if not isinstance(given, Window):  # a source gives windows, or none
+                break
+            key, source = data.key(index), given.source
+            file = str(source) if isinstance(source, (str, Path)) else key.rpartition("#")[0] or key
+            found[key] = first.setdefault(file, key)
+    return found
 
 
 def named(start: Sequence[int]) -> str:

@@ -2,14 +2,15 @@
 
 At one position of the grid, two samples share the code with some chance; -log2 of this chance is the collision entropy
 there, in bits. It is 0 if the position decides the code. At two random positions the chance is that of codes which
-know nothing about their place. Both chances are estimated without bias, from pairs of different samples.
+know nothing about their place. Both chances are estimated without bias, from pairs of different samples that have a
+valid code there.
 """
 
 import math
 
 import torch
 from einops import rearrange
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from vqcore import dist
@@ -32,15 +33,15 @@ class Collisions:
         self.within = torch.zeros(
             num_codebooks, dtype=torch.float64
         )  # pairs of equal codes inside one sample
-        self.samples = 0
+        self.inside = torch.zeros((), dtype=torch.float64)  # pairs of codes inside one sample
 
     @property
     def cells(self) -> int:
         """Counters for each position and codebook."""
         return min(self.size, max(2, CELLS // (self.books * max(1, len(self.places)))))
 
-    def add(self, codes: Int[Tensor, "b *grid q"]) -> None:
-        """Add a batch's codes; all batches have the same grid."""
+    def add(self, codes: Int[Tensor, "b *grid q"], valid: Bool[Tensor, "b *grid"] | None = None) -> None:
+        """Add a batch's codes, those that are `valid`; all batches have the same grid."""
         rows = rearrange(codes.detach(), "b ... q -> q b (...)").cpu().long()
         if not len(self.places):
             positions = rows.shape[2]
@@ -48,35 +49,40 @@ class Collisions:
             self.places = torch.arange(kept) * positions // kept
             self.counts = torch.zeros(self.books, kept, self.cells, dtype=torch.int64)
         rows = rows[:, :, self.places]
+        known = torch.ones_like(rows[0], dtype=torch.bool)
+        if valid is not None:
+            known = valid.flatten(1).cpu()[:, self.places]
         if self.cells < self.size:
             rows = _mixed(rows) % self.cells
         for book, each in enumerate(rows):
-            flat = (torch.arange(len(self.places)) * self.cells + each).flatten()
+            flat = (torch.arange(len(self.places)) * self.cells + each)[known]
             self.counts[book].view(-1).index_add_(0, flat, torch.ones_like(flat))
-            keys = torch.arange(len(each)).unsqueeze(1) * self.cells + each
+            keys = (torch.arange(len(each)).unsqueeze(1) * self.cells + each)[known]
             self.within[book] += keys.unique(return_counts=True)[1].double().square().sum()
-        self.samples += rows.shape[1]
+        self.inside += known.sum(1).double().square().sum()
 
     def metrics(self) -> dict[str, float]:
-        """The two collision entropies in bits, means over codebooks; nothing for fewer than two samples or positions.
+        """The two collision entropies in bits, means over codebooks; nothing without two samples or positions.
 
         All processes call this method together.
         """
-        samples = dist.sum_(torch.tensor([self.samples]))
         # A process without a sample does not know the grid.
         width = int(dist.max_(torch.tensor([len(self.places)])))
-        if samples < 2 or width < 2:
+        if width < 2:
             return {}
         if not len(self.places):
             self.places = torch.arange(width)
             self.counts = torch.zeros(self.books, width, self.cells, dtype=torch.int64)
         counts, within = dist.sum_(self.counts.clone()).double(), dist.sum_(self.within.clone())
-        n = float(samples)
-        pairs = width * n * (n - 1)
+        known = counts[0].sum(1)
+        pairs = float((known * (known - 1)).sum())
+        all_pairs = float(known.sum().square() - dist.sum_(self.inside.clone()))
+        if not pairs:
+            return {}
         everywhere = counts.sum(1)
         here = (counts * (counts - 1)).sum((1, 2)) / pairs
-        anywhere = (everywhere.square().sum(1) - within) / (pairs * width)
-        found = (self._bits(here, pairs), self._bits(anywhere, pairs * width))
+        anywhere = (everywhere.square().sum(1) - within) / all_pairs
+        found = (self._bits(here, pairs), self._bits(anywhere, all_pairs))
         return dict(zip(NAMES, found, strict=True))
 
     def _bits(self, chances: Tensor, pairs: float) -> float:

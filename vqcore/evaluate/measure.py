@@ -12,7 +12,7 @@ from vqcore import dist
 from vqcore.config import Config
 from vqcore.console import ProgressLine
 from vqcore.data.batches import BadSamples, EvalBatches
-from vqcore.data.windows import at_size
+from vqcore.data.windows import at_size, files_of
 from vqcore.errors import ConfigError, DataError, VqcoreError
 from vqcore.evaluate.collisions import Collisions
 from vqcore.evaluate.perturb import NAME, perturbed
@@ -37,7 +37,7 @@ from vqcore.registry import registry
 from vqcore.rng import sample_generators, seeded
 from vqcore.sampling import resolved
 from vqcore.schema import RunConfig
-from vqcore.tokenizer import Tokenizer
+from vqcore.tokenizer import Tokenizer, cells
 
 Predict = Callable[[Batch], Tensor]
 """A baseline: from a prepared batch to what a decoder would return for it."""
@@ -122,6 +122,7 @@ def evaluate(
     sampling: Mapping[str, Any] | None = None,
     extra: Mapping[str, Modality] | None = None,
     baselines: Mapping[str, Predict] | None = None,
+    files: Mapping[str, str] | None = None,
     perturb: float | None = None,
     watch: Callable[[int], None] = lambda samples: None,
 ) -> Measured:
@@ -132,17 +133,19 @@ def evaluate(
     `metric/LABEL/PART` a part of it. `error` is the mean squared error of the values that the tokenizer sees (class
     maps: the share of wrong positions), mean over samples. `codes/...` are over the whole set. Error and metrics are
     measured on `decoded`, by default on `batches` as well; they must be set up. `sampling` are the objective's options.
-    `baselines` are scored by their error, and by the metrics that suit them (`vqcore.evaluate.baseline`). With
-    `perturb`, `perturbed/error` and `perturbed/metric/LABEL` are those of a decoding in which so large a share of the
-    codes is replaced (`vqcore.evaluate.perturb`). The tokenizer must be in eval mode; its parts run in its precision.
-    Raises `DataError` when there is no sample.
+    `baselines` are scored by their error, and by the metrics that suit them (`vqcore.evaluate.baseline`). `files` names
+    what samples that are parts of one file have in common, by key; intervals draw files, not samples. With `perturb`,
+    `perturbed/error` and `perturbed/metric/LABEL` are those of a decoding in which so large a share of the codes is
+    replaced (`vqcore.evaluate.perturb`). The tokenizer must be in eval mode; its parts run in its precision. Raises
+    `DataError` when there is no sample.
     """
-    totals = _Totals(tokenizer, metrics, baselines or {}, perturbs=perturb is not None)
+    totals = _Totals(tokenizer, metrics, baselines or {}, files or {}, perturbs=perturb is not None)
 
     def decode(batch: Batch, codes: Tensor) -> None:
         variants = {"": codes}
         if perturb is not None:
-            variants[NAME] = perturbed(codes, perturb, sample_generators(batch.keys, seed, "eval-perturb"))
+            rng = sample_generators(batch.keys, seed, "eval-perturb")
+            variants[NAME] = perturbed(codes, perturb, rng, _valid_cells(batch, codes))
         made = {}
         for name, each in variants.items():
             rng = sample_generators(batch.keys, seed, "eval-decode")
@@ -199,6 +202,11 @@ def measured(metric: Metric, tokenizer: Tokenizer, x_hat: Tensor, batch: Batch) 
     return metric.measure(*pair, batch.mask, keys=batch.keys, weight=batch.weight)
 
 
+def _valid_cells(batch: Batch, codes: Tensor) -> Tensor | None:
+    """Which codes of a batch belong to cells with a valid position; None if all do."""
+    return None if batch.valid is None else cells(batch.valid, codes.shape[1:-1])
+
+
 def _chosen(batch: Batch, which: Tensor) -> Batch:
     """Samples of a prepared batch, with all that metrics see."""
     mask, weight = (None if each is None else each[which] for each in (batch.mask, batch.weight))
@@ -218,10 +226,11 @@ class _Totals:
         tokenizer: Tokenizer,
         metrics: Mapping[str, Metric],
         baselines: Mapping[str, Predict],
+        files: Mapping[str, str],
         *,
         perturbs: bool,
     ):
-        self.tokenizer, self.baselines = tokenizer, baselines
+        self.tokenizer, self.baselines, self.files = tokenizer, baselines, files
         self.metrics = {f"metric/{label}": metric for label, metric in metrics.items()}
         suited = {place: metric for place, metric in self.metrics.items() if of_constant(metric)}
         if perturbs:
@@ -243,9 +252,10 @@ class _Totals:
             self.sums[name] = value.clone()
 
     def count(self, batch: Batch, codes: Tensor) -> None:
-        """Add the codes of a batch."""
-        self.codes.add(codes)
-        self.collisions.add(codes)
+        """Add the codes of a batch; those of cells without a valid position say nothing and do not count."""
+        valid = _valid_cells(batch, codes)
+        self.codes.add(codes, valid)
+        self.collisions.add(codes, valid)
         self.samples += len(batch.x)
 
     def decode(self, batch: Batch, made: Mapping[str, Tensor]) -> None:
@@ -280,15 +290,15 @@ class _Totals:
             raise DataError("no sample could be read for evaluation; the files are named above.")
         if not sums["decoded"]:
             raise DataError("no held-out sample has a valid position: the masks hide everything.")
-        codes, places = self.codes.summed().metrics(), self.collisions.metrics()
-        rows = {place: own.joined() for place, own in self.rows.items()}
+        counts, places = self.codes.summed(), self.collisions.metrics()
+        joined = {place: own.joined() for place, own in self.rows.items()}
         found: dict[str, float] = {}
         with dist.together():
             if dist.rank() == 0:
-                values = _losses(sums, weights) | self._values(sums, rows)
+                values = _losses(sums, weights) | self._values(sums, joined)
                 own = [name for name in sums if name == "error" or name.endswith("|error")]
                 values |= {name: float(sums[name] / sums["decoded"]) for name in own}
-                found = values | codes | places | self._facts(sums, size)
+                found = values | counts.metrics() | places | self._facts(sums, size, counts.tokens)
         found = dist.from_main(found)
         baselines = {
             name: {k.removeprefix(f"{name}|"): found.pop(k) for k in list(found) if k.startswith(f"{name}|")}
@@ -298,30 +308,30 @@ class _Totals:
         return Measured({name.replace(start, f"{NAME}/"): value for name, value in found.items()}, baselines)
 
     def _values(
-        self, sums: Mapping[str, Tensor], rows: Mapping[str, Mapping[str, Tensor]]
+        self, sums: Mapping[str, Tensor], joined: Mapping[str, tuple[list[str], Mapping[str, Tensor]]]
     ) -> dict[str, float]:
         """The values of all metrics, and intervals of those that give rows."""
         found = dict[str, float]()
         for place, metric in self.metrics.items():
             start = f"{place}:"
             added = {k.removeprefix(start): v for k, v in sums.items() if k.startswith(start)}
-            own = rows.get(place, added)
+            keys, own = joined.get(place, ([], added))
             values = {
                 f"{place}/{name}".rstrip("/"): v
                 for name, v in metric.summary(for_summary(metric, own)).items()
             }
             found |= values
-            if place in rows and place.startswith("metric/") and not gathers(metric):
-                for name, edges in intervals(metric, own).items():
+            if place in joined and place.startswith("metric/") and not gathers(metric):
+                for name, edges in intervals(metric, own, [self.files.get(key, key) for key in keys]).items():
                     where = f"{place}/{name}".rstrip("/")
                     if where in values:
                         found |= {f"{where}/low": edges[0], f"{where}/high": edges[1]}
         return found
 
-    def _facts(self, sums: Mapping[str, Tensor], size: tuple[int, ...]) -> dict[str, float]:
+    def _facts(self, sums: Mapping[str, Tensor], size: tuple[int, ...], tokens: int) -> dict[str, float]:
         """The cost of a sample, how many were measured, and what so many tokens can reach."""
         facts = self.tokenizer.facts(size)
-        usage, perplexity = reachable(round(float(sums["samples"])) * facts.tokens, facts.codebook_size)
+        usage, perplexity = reachable(tokens, facts.codebook_size)
         return {
             "codes/usage_possible": usage,
             "codes/perplexity_possible": perplexity,
@@ -423,6 +433,7 @@ def evaluate_data(
             sampling=sampling_options(config, tokenizer),
             extra=extra,
             baselines=baselines,
+            files=files_of(data),
             perturb=config.eval.perturb,
             watch=line.update,
         )

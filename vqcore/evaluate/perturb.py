@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 NAME = "perturbed"
@@ -18,21 +18,25 @@ NAME = "perturbed"
 
 
 def perturbed(
-    codes: Int[Tensor, "b *grid q"], share: float, rng: Sequence[torch.Generator]
+    codes: Int[Tensor, "b *grid q"],
+    share: float,
+    rng: Sequence[torch.Generator],
+    valid: Bool[Tensor, "b *grid"] | None = None,
 ) -> Int[Tensor, "b *grid q"]:
-    """Codes of which a share of the positions, at least one, has those of another position of the same sample.
+    """Codes of which a share of the valid positions, at least one, has those of another valid position of the sample.
 
     Positions are drawn without replacement, what they get is drawn evenly from all others. The codes of all codebooks
-    move together. A sample with a single position stays as it is.
+    move together. A sample with a single valid position stays as it is.
     """
-    flat = rearrange(codes, "b ... q -> b (...) q")
-    changed, positions = flat.clone(), flat.shape[1]
-    if positions < 2:
-        return codes
-    count = max(1, round(share * positions))
-    for own, new, one in zip(flat, changed, rng):
-        here = torch.randperm(positions, generator=one)[:count]
-        away = torch.randint(1, positions, (count,), generator=one)
-        there = (here + away) % positions
-        new[here.to(codes.device)] = own[there.to(codes.device)]
-    return changed.reshape(codes.shape)
+    flat = rearrange(codes, "b ... q -> b (...) q").cpu()
+    known = torch.ones(flat.shape[:2], dtype=torch.bool) if valid is None else valid.cpu().flatten(1)
+    changed = flat.clone()
+    for own, new, here, one in zip(flat, changed, known, rng):
+        places = here.nonzero().flatten()
+        if len(places) < 2:
+            continue
+        count = max(1, round(share * len(places)))
+        order = torch.randperm(len(places), generator=one)[:count]
+        away = torch.randint(1, len(places), (count,), generator=one)
+        new[places[order]] = own[places[(order + away) % len(places)]]
+    return changed.reshape(codes.shape).to(codes.device)

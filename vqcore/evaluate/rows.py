@@ -32,8 +32,8 @@ class Rows:
                 raise ValueError(f"'{name}' has {len(value)} rows for {len(keys)} samples")
             self.parts.setdefault(name, []).append(value.detach().cpu())
 
-    def joined(self) -> dict[str, Tensor]:
-        """The rows of all processes in the order of their keys: on rank 0, else nothing.
+    def joined(self) -> tuple[list[str], dict[str, Tensor]]:
+        """The keys of all processes in order, and their rows: on rank 0, else no rows.
 
         All processes call this method together.
         """
@@ -45,7 +45,7 @@ class Rows:
                     f"'{name}' has {len(value)} rows for {len(keys)} samples: some batches lack them"
                 )
         order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), dtype=torch.int64)
-        return {name: value[order] for name, value in (rows or {}).items()}
+        return sorted(keys), {name: value[order] for name, value in (rows or {}).items()}
 
 
 def for_summary(metric: Metric, measured: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -57,13 +57,27 @@ def for_summary(metric: Metric, measured: Mapping[str, Tensor]) -> Mapping[str, 
     return {**sums, "count": torch.tensor(float(_length(measured)), dtype=torch.float64)}
 
 
-def intervals(metric: Metric, rows: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+def intervals(
+    metric: Metric, rows: Mapping[str, Tensor], files: Sequence[str] = ()
+) -> dict[str, tuple[float, float]]:
     """The interval of each value that `summary` gives: what it would be if other samples had been drawn (bootstrap).
 
-    `RESAMPLES` times, as many samples as there are are drawn from the set, with replacement and the same seed.
+    `RESAMPLES` times, as many samples as there are are drawn from the set, with replacement and the same seed. `files`
+    names the file of each row: samples of one file are alike, so files are drawn, each with all its samples. One file
+    alone has no interval.
     """
-    count = _length(rows)
-    flat = {name: value.double().reshape(count, -1) for name, value in rows.items()}
+    flat = {name: value.double().reshape(len(value), -1) for name, value in rows.items()}
+    flat["count"] = torch.ones(_length(rows), 1, dtype=torch.float64)
+    if files:
+        numbers = {file: number for number, file in enumerate(dict.fromkeys(files))}
+        places = torch.tensor([numbers[file] for file in files])
+        flat = {
+            name: value.new_zeros(len(numbers), value.shape[1]).index_add_(0, places, value)
+            for name, value in flat.items()
+        }
+        if len(numbers) == 1:
+            return {}
+    count = _length(flat)
     widest = max(value.shape[1] for value in flat.values())
     size = max(1, min(RESAMPLES, _MOST // max(count, widest)))
     rng = generator(0, "bootstrap")
@@ -74,8 +88,8 @@ def intervals(metric: Metric, rows: Mapping[str, Tensor]) -> dict[str, tuple[flo
         times.scatter_add_(1, drawn, torch.ones((), dtype=torch.float64).expand_as(times))
         sums = {name: times @ value for name, value in flat.items()}
         for index in range(len(drawn)):
-            one = {name: value[index].reshape(rows[name].shape[1:]) for name, value in sums.items()}
-            one["count"] = torch.tensor(float(count), dtype=torch.float64)
+            one = {name: sums[name][index].reshape(value.shape[1:]) for name, value in rows.items()}
+            one["count"] = sums["count"][index, 0]
             for name, value in metric.summary(one).items():
                 found.setdefault(name, []).append(value)
     edges = torch.tensor([(1 - SHARE) / 2, (1 + SHARE) / 2], dtype=torch.float64)

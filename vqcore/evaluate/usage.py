@@ -6,7 +6,7 @@ from itertools import chain
 
 import torch
 from einops import rearrange
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from vqcore import dist
@@ -80,6 +80,12 @@ def collapse(metrics: Mapping[str, float]) -> str:
     )
 
 
+def chosen(codes: Int[Tensor, "b *grid q"], valid: Bool[Tensor, "b *grid"] | None) -> Int[Tensor, "n q"]:
+    """The codes of a batch in one row, without those that are not valid."""
+    codes = codes.detach()
+    return rearrange(codes, "... q -> (...) q") if valid is None else codes[valid]
+
+
 class CodeWindow:
     """The last tokens of training: how much of the codebook they use, and for how long the other codes are dead.
 
@@ -112,9 +118,11 @@ class CodeWindow:
         """How many tokens the windows of all processes hold now; `window` when they are full."""
         return int((self.codes[:, 0] >= 0).sum()) * dist.world_size()
 
-    def add(self, codes: Int[Tensor, "b *grid q"], step: int = 0) -> None:
-        """Add the codes of step number `step` (from 0); the oldest codes leave the window."""
-        new = rearrange(codes.detach(), "... q -> (...) q").to("cpu", torch.int32)
+    def add(
+        self, codes: Int[Tensor, "b *grid q"], step: int = 0, *, valid: Bool[Tensor, "b *grid"] | None = None
+    ) -> None:
+        """Add the codes of step number `step` (from 0) that are `valid`; the oldest codes leave the window."""
+        new = chosen(codes, valid).to("cpu", torch.int32)
         for book, column in enumerate(new.T if self.last_seen.numel() else ()):
             self.last_seen[book, column.long()] = step + 1
         self.taken += len(new)
@@ -206,9 +214,14 @@ class CodeCounts:
         self.ids = [torch.zeros(0, dtype=torch.int64) for _ in range(num_codebooks)]
         self.times = [torch.zeros(0, dtype=torch.int64) for _ in range(num_codebooks)]
 
-    def add(self, codes: Int[Tensor, "b *grid q"]) -> None:
-        """Add a batch's codes."""
-        for book, column in enumerate(rearrange(codes, "b ... q -> q (b ...)").cpu()):
+    @property
+    def tokens(self) -> int:
+        """How many tokens were counted."""
+        return int(self.times[0].sum())
+
+    def add(self, codes: Int[Tensor, "b *grid q"], valid: Bool[Tensor, "b *grid"] | None = None) -> None:
+        """Add a batch's codes, those that are `valid`."""
+        for book, column in enumerate(chosen(codes, valid).cpu().T):
             self.add_column(book, column)
 
     def add_column(self, book: int, column: Int[Tensor, " n"]) -> None:

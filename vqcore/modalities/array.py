@@ -260,6 +260,11 @@ class Array:
                 f"{name}: has shape {shape}, but {channels} channels and {rank} axes are declared "
                 "(data.modality.channels and .rank; the size [n] has one axis, the size n has two)"
             )
+        if self.spec.size == (1,) and len(shape) == 2 and array.size != channels and not self.cfg.sizing:
+            raise DataError(
+                f"{name}: has shape {shape}, but a sample is a vector of {channels} numbers (size [1]). If the rows of "
+                "a file are samples, set data.name=array; if a sample has more positions than one, set data.input_size"
+            )
         if len(array) != channels:
             last, other, turned = ("last", 0, "false") if self.cfg.channels_last else ("first", -1, "true")
             hint = f": set data.modality.channels_last={turned}" if shape[other] == channels else ""

@@ -16,7 +16,7 @@ from einops import rearrange
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vqcore.data.npy import read_array
-from vqcore.errors import DataError, cause
+from vqcore.errors import DataError, cannot_import, cause
 from vqcore.modalities.views import pixels
 from vqcore.protocols import View
 
@@ -191,7 +191,7 @@ def _read_exr(path: Path, channels: tuple[tuple[str, ...], ...]) -> np.ndarray:
     try:
         import OpenEXR
     except ImportError as error:
-        raise DataError(f"{path}: EXR files need the package OpenEXR. Run: pip install OpenEXR") from error
+        raise DataError(f"{path}: cannot be read: {cannot_import(error, 'OpenEXR')}") from error
     try:
         found = OpenEXR.File(str(path), separate_channels=True).channels()
         planes = {key: np.asarray(channel.pixels, dtype=np.float32) for key, channel in found.items()}

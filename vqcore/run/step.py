@@ -16,6 +16,7 @@ from vqcore.protocols import Batch, set_modes
 from vqcore.rng import derive, sample_generators
 from vqcore.run.players import Player
 from vqcore.run.state import Run
+from vqcore.tokenizer import cells
 
 
 class Trouble(Exception):
@@ -94,7 +95,8 @@ def _backward(
         total, out = player.forward(batch, run.step, rng, shared)
         player.scaler.scale(total / parts).backward()
     if player.name == "model" and out.codes is not None:
-        run.window.add(out.codes, run.step)
+        valid = None if batch.valid is None else cells(batch.valid, out.codes.shape[1:-1])
+        run.window.add(out.codes, run.step, valid=valid)
     if player.name == "model":
         run.constant.add(batch)
     found = {f"loss{player.suffix}": total} | {f"loss/{name}": term for name, term in out.terms.items()}

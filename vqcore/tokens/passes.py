@@ -323,16 +323,22 @@ def _samples(tokenizer: Tokenizer, path: Path, size: tuple[int, ...], covering: 
 
 
 def _save_codes(key: str, rows: Sequence[np.ndarray], sample: Prepared, several: bool, target: Path) -> None:
-    """Write the codes of a file: plain where a sample is one part, else with the places of the windows."""
-    stem, codes = target / key, np.stack(rows)
+    """Write the codes of a file: plain where a sample is one part, else with the places of the windows.
+
+    A file has codes of one kind: those of the other kind, from a pass with other settings, go.
+    """
+    codes = np.stack(rows)
+    plain, places = (target / f"{key}{suffix}" for suffix in SUFFIXES)
     covering, extent = sample.cover, sample.found.extent
     exact = several and len(sample) == 1 and extent == sample.size
     if covering is None or exact:
-        save_array(stem.with_name(f"{stem.name}.npy"), codes if several else codes[0])
+        save_array(plain, codes if several else codes[0])
+        places.unlink(missing_ok=True)
         return
     codes = codes.reshape(-1, len(sample), *codes.shape[1:]) if several else codes
     where = covering.starts(extent), covering.whole(extent), sample.size
-    save_windows(stem.with_name(f"{stem.name}.npz"), codes, *where)
+    save_windows(places, codes, *where)
+    plain.unlink(missing_ok=True)
 
 
 def _codes(

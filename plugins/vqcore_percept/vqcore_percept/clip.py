@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vqcore.borrowed import read, sha256
-from vqcore.errors import CheckpointError, SettingError, did_you_mean
+from vqcore.errors import CheckpointError, SettingError, cannot_import, did_you_mean
 from vqcore.protocols import DataSpec
 from vqcore_percept.nets import (
     RANDOM,
@@ -113,9 +113,7 @@ def _library() -> Any:
     try:
         return importlib.import_module("open_clip")
     except ImportError as error:
-        raise ValueError(
-            "the package 'open_clip' is not installed; run: pip install open_clip_torch"
-        ) from error
+        raise ValueError(cannot_import(error, "open_clip", "open_clip_torch")) from error
 
 
 def filled(net: Any, cfg: ClipConfig, place: str | None) -> str:

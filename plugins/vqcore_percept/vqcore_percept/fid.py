@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqcore.borrowed import read
+from vqcore.errors import cannot_import
 from vqcore.protocols import DataSpec
 from vqcore_percept.judges import FrechetSets
 from vqcore_percept.nets import RANDOM, PictureConfig, Seen, fill_like, hub_file, random_weights
@@ -71,9 +72,8 @@ def _library() -> Any:
     try:
         return importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     except ImportError as error:
-        raise ValueError(
-            "the package 'torch_fidelity' is not installed; run: pip install torch-fidelity torchvision"
-        ) from error
+        install = "'torch-fidelity>=0.4,<0.5' torchvision"
+        raise ValueError(cannot_import(error, "torch_fidelity", install)) from error
 
 
 def _made() -> nn.Module:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqcore.borrowed import read, sha256
+from vqcore.errors import cannot_import
 from vqcore.protocols import DataSpec
 from vqcore_percept.nets import RANDOM, NetConfig, Seen, fill_like, hub_file, random_weights, unit
 
@@ -106,9 +107,7 @@ def _made(cfg: LPIPS.Config) -> Any:
     try:
         library = importlib.import_module("lpips")
     except ImportError as error:
-        raise ValueError(
-            "the package 'lpips' is not installed; run: pip install lpips torchvision"
-        ) from error
+        raise ValueError(cannot_import(error, "lpips", "lpips torchvision")) from error
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter(
             "ignore"

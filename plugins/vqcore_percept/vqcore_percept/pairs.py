@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vqcore.config import Config as BaseConfig
+from vqcore.errors import cannot_import
 from vqcore.metrics.sums import ratio
 from vqcore.protocols import DataSpec
 from vqcore_percept.judges import Judge, Pictures
@@ -114,6 +115,4 @@ def _library() -> Any:
     try:
         return importlib.import_module("torchmetrics.functional.image")
     except ImportError as error:
-        raise ValueError(
-            "the package 'torchmetrics' is not installed; run: pip install torchmetrics"
-        ) from error
+        raise ValueError(cannot_import(error, "torchmetrics")) from error

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqcore.borrowed import read, sha256
-from vqcore.errors import CheckpointError, SettingError, did_you_mean
+from vqcore.errors import CheckpointError, SettingError, cannot_import, did_you_mean
 from vqcore.protocols import DataSpec
 from vqcore_percept.nets import (
     RANDOM,
@@ -146,7 +146,7 @@ def create(cfg: TimmConfig, *, pretrained: bool = False) -> Any:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
-        raise ValueError("the package 'timm' is not installed; run: pip install timm") from error
+        raise ValueError(cannot_import(error, "timm")) from error
     arch, _, tag = cfg.model.partition(".")
     if not timm.is_model(arch):
         near = difflib.get_close_matches(arch, timm.list_models(), n=1, cutoff=0.0)

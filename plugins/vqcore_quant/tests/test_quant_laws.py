@@ -397,6 +397,7 @@ def two(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.parametrize("case", RANKED)
 def test_two_processes_equal_one(two, case):

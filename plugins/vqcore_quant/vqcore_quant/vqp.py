@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import vqcore.config
 from vqcore import dist
-from vqcore.errors import PluginLoadError, SettingError, did_you_mean
+from vqcore.errors import PluginLoadError, SettingError, cannot_import, did_you_mean
 from vqcore.protocols import Quantized
 from vqcore_quant.codes import in_range
 from vqcore_quant.ranges import check_ranges
@@ -179,10 +179,9 @@ class VQP(nn.Module):
 def _build(cfg: VQP.Config) -> nn.Module:
     try:
         library = importlib.import_module("vector_quantize_pytorch")
-    except ModuleNotFoundError as error:
-        raise PluginLoadError(
-            f"quant/vqp: the package '{error.name}' is not installed; run: pip install vector-quantize-pytorch"
-        ) from error
+    except ImportError as error:
+        why = cannot_import(error, "vector_quantize_pytorch", "vector-quantize-pytorch")
+        raise PluginLoadError(f"quant/vqp: {why}") from error
     cls, arguments = getattr(library, _CLASSES[cfg.method]), _wiring(cfg)
     known = _arguments(library, cls)
     for name in cfg.options:

@@ -26,7 +26,7 @@ from vqcore.metrics.pixels import MAE
 from vqcore.protocols import Batch, Data, Metric, Modality, better, gathers, set_up
 from vqcore.rng import sample_generators
 from vqcore.schema import RunConfig
-from vqcore.tokenizer import Tokenizer
+from vqcore.tokenizer import Tokenizer, cells
 from vqcore_track.record import Record
 
 DENOISED = 32
@@ -128,7 +128,7 @@ def _measure(passes: _Pass) -> tuple[str, Metric, dict[str, float], CodeCounts]:
     for batch in passes:
         codes = passes.encode(batch)
         x_hat = passes.decode(batch, codes)
-        counts.add(codes)
+        counts.add(codes, None if batch.valid is None else cells(batch.valid, codes.shape[1:-1]))
         for index, key in enumerate(batch.keys):
             one = _single(batch, index)
             found = found or _fitting(passes, one, x_hat[index : index + 1])

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqcore.config import Config as BaseConfig
-from vqcore.errors import CheckpointError, SettingError
+from vqcore.errors import CheckpointError, SettingError, cannot_import
 from vqcore.protocols import DataSpec
 from vqcore_vit.trunk import check_channels
 
@@ -139,7 +139,7 @@ def _create(cfg: TimmEncoder.Config, spec: DataSpec, *, pretrained: bool) -> Any
     try:
         import timm
     except ImportError as error:
-        raise ValueError("the package 'timm' is not installed; run: pip install timm") from error
+        raise ValueError(cannot_import(error, "timm")) from error
     if ":" not in cfg.model:
         _check_name(cfg)
     settings: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
