@@ -315,6 +315,7 @@ def test_values_outside_the_declared_range_are_refused():
 
 def test_missing_weights_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with (
         closed_unless_asked(),
         pytest.raises(
@@ -322,3 +323,10 @@ def test_missing_weights_are_named(tmp_path, monkeypatch):
         ),
     ):
         ready("fid", {})
+    with (
+        closed_unless_asked(),
+        pytest.raises(
+            VqcoreError, match=r"timm's resnet18.a1_in1k \(hf://timm/resnet18.a1_in1k\) are not here"
+        ),
+    ):
+        ready("fdd", {"model": "resnet18.a1_in1k", "side": 32})
