@@ -218,12 +218,14 @@ def test_a_run_without_averages_has_its_weights_measured(tmp_path):
         assert [r["weights"] for r in report_of(tmp_path / "run")["results"]] == ["model"]
 
 
-def test_batches_of_any_size_give_the_same_figures(runs):
+def test_batches_of_any_size_give_the_same_figures(runs, capsys):
     found = []
     for size in (1, 2, 7):
         assert main(["eval", str(runs[0]), f"eval.batch_size={size}"]) == 0
         found.append(report_of(runs[0])["results"][0]["metrics"])
     assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0] == pytest.approx(found[2], rel=1e-6)
+    assert main(["eval", str(runs[0]), "eval.sizes=[4]", "eval.perturb=0.5"]) == 2
+    assert "eval.perturb: a sample of size [4, 4] has one token" in capsys.readouterr().err
 
 
 def test_two_runs_side_by_side(runs, capsys, caplog):
@@ -246,6 +248,7 @@ def test_two_runs_side_by_side(runs, capsys, caplog):
     [
         ("data.length=6", "set.count (7 / 6), set.sha256 ("),
         ("data.note=other", ""),
+        ("eval.perturb=0.5", "perturb (none / 0.5)"),
         ("eval.sizes=[16]", "sizes ([[8, 8]] / [[16, 16]])"),
         ("eval.metrics={mae: {name: mae}, other: {name: mae}}", "metrics.other"),
     ],
@@ -253,7 +256,7 @@ def test_two_runs_side_by_side(runs, capsys, caplog):
 def test_unequal_measurements_are_not_compared(runs, capsys, override, says):
     assert main(["eval", str(runs[0])]) == 0
     assert main(["eval", str(runs[1]), override]) == 0
-    capsys.readouterr()
+    assert ("perturbed: 0.5 of a sample's positions" in capsys.readouterr().out) is ("perturb" in override)
     status = main(["eval", "--compare", *map(str, runs)])
     error = capsys.readouterr().err
     assert status == (2 if says else 0)

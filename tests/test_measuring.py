@@ -1,6 +1,7 @@
 """What an evaluation does with metrics (set up once, facts, rows, weights), few samples to decode, and precision."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from toys import run_config, run_tree, tokenizer_of, toy  # noqa: F401
 from vqcore.cli import main
 from vqcore.errors import ConfigError
 from vqcore.evaluate.measure import decode_count, eval_batches, evaluate
+from vqcore.evaluate.perturb import perturbed
 from vqcore.evaluate.rows import intervals
 from vqcore.metrics.labels import F1, Accuracy, IoU
 from vqcore.metrics.pixels import MAE, PSNR
@@ -23,6 +25,7 @@ from vqcore.metrics.sums import per_sample
 from vqcore.objectives import Reconstruction
 from vqcore.protocols import Batch, DataSpec
 from vqcore.registry import registry
+from vqcore.rng import sample_generators
 from vqcore.run.state import build
 from vqcore.tokenizer import Tokenizer
 from vqcore.trainer import evaluate_run, train
@@ -268,6 +271,45 @@ def test_a_nan_is_not_hidden(tmp_path):
     assert all(np.isnan(found[f"metric/far{part}"]) for part in ("", "/low", "/high"))
 
 
+def test_replaced_codes_are_those_of_other_positions():
+    codes = torch.arange(2 * 4 * 5 * 2).reshape(2, 4, 5, 2)
+    for share, count in ((0.1, 2), (0.5, 10), (1.0, 20), (0.001, 1)):
+        found = perturbed(codes, share, sample_generators(("a", "b"), 0, "x"))
+        moved = (found != codes).any(-1)
+        assert moved.flatten(1).sum(1).tolist() == [count, count]
+        for new, own in zip(found.flatten(1, 2), codes.flatten(1, 2)):
+            assert {*map(tuple, new.tolist())} <= {
+                *map(tuple, own.tolist())
+            }  # whole codes of the same sample
+    alone = perturbed(codes[1:], 0.5, sample_generators(("b",), 0, "x"))
+    assert torch.equal(alone, perturbed(codes, 0.5, sample_generators(("a", "b"), 0, "x"))[1:])
+    assert torch.equal(
+        perturbed(codes[:, :1, :1], 1.0, sample_generators(("a", "b"), 0, "x")), codes[:, :1, :1]
+    )
+
+    valid = torch.arange(20).reshape(4, 5).expand(2, 4, 5) < 7
+    found = perturbed(codes, 1.0, sample_generators(("a", "b"), 0, "x"), valid)
+    assert torch.equal((found != codes).any(-1), valid)  # what is not valid neither moves nor is copied
+    for new, own in zip(found[valid].split(7), codes[valid].split(7)):
+        assert {*map(tuple, new.tolist())} <= {*map(tuple, own.tolist())}
+
+
+def test_metrics_of_replaced_codes_stand_beside_the_plain_ones(tmp_path):
+    tokenizer = tokenizer_of(run_config(tmp_path / "run")).eval()
+    metrics = {"far": Errors(), "all": Order()}
+    batches = list(some_batches(tokenizer, 10, 3))
+    plain = evaluated(tokenizer, metrics, batches)
+    found = evaluated(tokenizer, metrics, batches, perturb=0.5)
+    assert plain.items() <= found.items()
+    assert found.keys() - plain.keys() == {"perturbed/error", "perturbed/metric/far", "perturbed/metric/all"}
+    total = 0.0
+    for batch in batches:
+        codes = perturbed(tokenizer.encode(batch.x), 0.5, sample_generators(batch.keys, 0, "eval-perturb"))
+        total += float((tokenizer.decode(codes).double() - batch.x).square().flatten(1).mean(1).sum())
+    assert found["perturbed/metric/far"] == pytest.approx(math.sqrt(total / 10))
+    assert found["perturbed/metric/far"] > found["metric/far"]
+
+
 def test_another_number_of_rows_is_named(tmp_path):
     tokenizer = tokenizer_of(run_config(tmp_path / "run")).eval()
 
@@ -474,7 +516,9 @@ def test_tokenize_and_decode_take_a_precision(tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_measure_the_same_bits(tmp_path):
     """11 samples in batches of 1, 4 decoded and 11: a distance of moments, a gathered metric, rows with intervals."""
+    pytest.importorskip("timm")
     rng = np.random.default_rng(0)
+    fdd = {"name": "percept/fdd", "model": "test_vit", "side": 64, "weights": "random", "rgb": [0, 1, 1]}
     np.save(tmp_path / "x.npy", rng.uniform(-1, 1, (11, 2, 16, 16)).astype(np.float32))
     (tmp_path / "measures.py").write_text(MEASURES)
     vit = {"width": 32, "depth": 1, "num_heads": 2, "patch_size": 4}
@@ -489,7 +533,7 @@ def test_two_processes_measure_the_same_bits(tmp_path):
             "quantizer": {"name": "quant/vq", "codebook_size": 32, "latent_dim": 8},
             "decoder": {"name": "vit/decoder", **vit},
         },
-        "eval": {"metrics": LOCAL, "pictures": 5},
+        "eval": {"metrics": {**LOCAL, "fdd": fdd}, "perturb": 0.25, "pictures": 5},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.dump(tree))
     many = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
@@ -509,12 +553,10 @@ def test_two_processes_measure_the_same_bits(tmp_path):
             sheets.append((tmp_path / "run/samples/eval.png").read_bytes())
         one, two = (report["results"][0] for report in reports)
         assert reports[0]["protocol"] == reports[1]["protocol"]
-        exact = [
-            name for name in one["metrics"] if name.startswith(("metric/", "codes/", "samples", "decoded"))
-        ]
-        assert {"metric/frechet", "metric/gathered", "metric/gathered/order", "metric/each/most/low"} <= set(
-            exact
-        )
+        alike = ("metric/", "perturbed/metric/", "codes/", "samples", "decoded")
+        exact = [name for name in one["metrics"] if name.startswith(alike)]
+        wanted = {"frechet", "gathered", "gathered/order", "each/most/low", "fdd", "fdd/kdd", "fdd/recall"}
+        assert {f"metric/{name}" for name in wanted} | {"perturbed/metric/fdd"} <= set(exact)
         assert {name: one["metrics"][name] for name in exact} == {
             name: two["metrics"][name] for name in exact
         }

@@ -1,6 +1,7 @@
 """Metrics, code figures, the schedule, parameter groups and the running average against their formulas."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from vqcore.errors import DataError
 from vqcore.evaluate.usage import CodeCounts, CodeWindow
 from vqcore.metrics.labels import Accuracy
 from vqcore.metrics.pixels import MAE, PSNR
+from vqcore.metrics.ssim import SSIM
 from vqcore.objectives import pixel_loss
 from vqcore.protocols import DataSpec, Facts
 from vqcore.run.optim import Ema, learning_rate, parameter_groups
@@ -32,6 +35,35 @@ def test_psnr_is_the_mean_over_samples_however_they_are_batched():
     assert measured(metric, (x_hat, x)) == pytest.approx(each.mean(), abs=1e-9)
     assert measured(metric, (x_hat[:2], x[:2]), (x_hat[2:], x[2:])) == pytest.approx(each.mean(), abs=1e-9)
     assert measured(metric, (x, x)) == pytest.approx(100)
+
+
+def test_psnr_of_pictures_is_on_8_bit_levels():
+    """As scikit-image on the rounded pictures; the PSNR of the mean error is another number."""
+    skimage = pytest.importorskip("skimage.metrics")
+    spec = DataSpec(channels=3, size=(4, 4), range=(0.0, 1.0), levels=255)
+    x = (torch.rand(5, 3, 4, 4) * 255).round() / 255
+    x_hat = x + torch.tensor([0.003, 0.01, 0.1, 0.2, 0.3]).reshape(5, 1, 1, 1) * torch.randn(5, 3, 4, 4)
+    levels = [(one.double().clamp(0, 1) * 255).round().numpy() for one in (x, x_hat)]
+    each = [skimage.peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(*levels)]
+    found = measured(PSNR(PSNR.Config(), spec=spec), (x_hat, x))
+    assert found == pytest.approx(np.mean(each), abs=1e-9)
+    assert abs(found - measured(PSNR(PSNR.Config(), spec=replace(spec, levels=None)), (x_hat, x))) > 1e-3
+    assert found - 10 * np.log10(255**2 / np.square(levels[0] - levels[1]).mean()) > 5
+    seen = PSNR(PSNR.Config(), spec=spec)
+    assert measured(seen, (x + 0.0019, x)) == 100  # less than half a level: nobody could store it
+
+
+@pytest.mark.parametrize("metric", [PSNR, SSIM])
+def test_a_range_that_does_not_fit_the_data_is_refused(metric):
+    x = torch.rand(2, 1, 12, 12) * 3
+    made = metric(metric.Config(), spec=DataSpec(channels=1, size=(12, 12), range=(0.0, 1.0)))
+    with pytest.raises(
+        DataError, match="for values from 0 to 1, which the modality declares, but a sample has"
+    ):
+        made.measure(x, x)
+    valid = (x <= 1)[:, 0]
+    made.measure(x.clamp(0, 1), x, valid)  # hidden values may be anything
+    assert "range 0 to 1" in made.facts()["convention"]
 
 
 def test_masked_positions_do_not_count():
@@ -63,7 +95,11 @@ def test_code_figures_of_known_counts():
     counts.add_column(0, torch.tensor([0, 1] * 5))
     counts.add_column(1, torch.arange(4))
     figures = counts.metrics()
-    assert figures == {"codes/usage": pytest.approx(0.75), "codes/perplexity": pytest.approx(3.0)}
+    assert figures == {
+        "codes/usage": pytest.approx(0.75),  # 2 and 4 of 4 codes
+        "codes/perplexity": pytest.approx(3.0),
+        "codes/entropy": pytest.approx(1.5),  # 1 bit and 2 bits
+    }
 
 
 def test_the_window_forgets_what_is_older():
@@ -73,7 +109,11 @@ def test_the_window_forgets_what_is_older():
     window.add(torch.zeros(1, 4, 1, dtype=torch.int64))  # 6 hold 2, 3 and four zeros
     assert window.metrics()["codes/usage"] == 0.75
     window.add(torch.zeros(1, 20, 1, dtype=torch.int64))
-    assert window.metrics() == {"codes/usage": 0.25, "codes/perplexity": pytest.approx(1.0)}
+    assert window.metrics() == {
+        "codes/usage": 0.25,
+        "codes/perplexity": pytest.approx(1.0),
+        "codes/entropy": 0,
+    }
 
 
 def test_codes_that_are_not_valid_do_not_count():

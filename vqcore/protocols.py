@@ -40,6 +40,7 @@ class DataSpec:
     unbounded). A categorical input is a class map `(b, *size)` with values in `[0, labels)`; every other input is float
     `(b, channels, *size)`. `mask` says that batches carry a validity mask. `loss` is the loss that an objective uses
     when the config names none. `names` are those of the channels in the units of the files; () if they have none.
+    `levels` is the number of steps over `range` that files hold, 255 for pictures of 8 bits; None for measured numbers.
     """
 
     channels: int
@@ -50,6 +51,7 @@ class DataSpec:
     mask: bool = False
     loss: str = "mse"
     names: tuple[str, ...] = ()
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.size) <= 3:
@@ -1080,7 +1082,8 @@ def set_up(metric: Any, device: torch.device) -> None:
 class HasFacts(Protocol):
     """A metric whose values depend on more than its settings, such as the weights of a network: their hashes by name.
 
-    The facts are part of the evaluation's protocol. vqcore asks for them after `setup`.
+    `convention` is the usual name of a sentence that says how the metric measures. The facts are part of the
+    evaluation's protocol. vqcore asks for them after `setup`.
     """
 
     def facts(self) -> Mapping[str, str]: ...

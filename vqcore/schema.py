@@ -460,6 +460,9 @@ class EvalSection:
     precision: Precision = "fp32"
     """bf16 and fp16: autocast while samples are encoded, decoded and their losses measured. Independent of
     run.precision."""
+    perturb: float | None = None
+    """Share of a sample's codes that are replaced by codes of other positions for a second decoding, whose metrics are
+    perturbed/...: how well the decoder bears the errors of a generator, e.g. 0.1."""
     pictures: int = 8
     """Number of samples on the contact sheet and on the strip."""
     best: str | None = None
@@ -471,6 +474,8 @@ class EvalSection:
         for name in ("every", "batch_size", "samples", "decode_samples"):
             if getattr(self, name) is not None:
                 _positive(self, name)
+        if self.perturb is not None and not 0 < self.perturb <= 1:
+            raise SettingError("perturb", f"{self.perturb} must lie in (0, 1]")
         if self.samples is not None and (self.decode_samples or 0) > self.samples:
             raise SettingError(
                 ("decode_samples", "samples"),

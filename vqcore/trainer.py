@@ -56,6 +56,8 @@ def train(config: RunConfig, access: Access | None = None) -> Run:
             check_folder(config)
         run = build(config, device, access)
         with dist.together():
+            run.metrics.ready(device)  # what is missing is said before the first step, not after the last
+        with dist.together():
             found = cheap(run)
             settle(found)
         with opened(config, run.data):

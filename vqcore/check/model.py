@@ -110,7 +110,12 @@ def _unmeasurable(run: Run, batch: Batch) -> Finding | None:
     if tuple(x_hat.shape) != wanted:
         what = f"a decoded sample is {tuple(x_hat.shape)}, but the data needs {wanted}"
         return Finding("error", "objective", what)
-    for label, metric in run.metrics.ready(run.device).items():
+    try:
+        ready = run.metrics.ready(run.device)
+    except VqcoreError as error:
+        where, _, what = str(error).partition(": ")
+        return Finding("error", where, what)
+    for label, metric in ready.items():
         try:
             measured(metric, tokenizer, x_hat, first)
         except VqcoreError as error:

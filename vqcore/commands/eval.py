@@ -32,6 +32,7 @@ from vqcore.evaluate.measure import (
     sample_pictures,
     sampling_options,
 )
+from vqcore.evaluate.perturb import NAME as PERTURBED
 from vqcore.evaluate.subject import Subject, subject
 from vqcore.evaluate.verdict import verdicts
 from vqcore.files import local, write_text
@@ -81,6 +82,7 @@ def measure(found: Subject, weights: Sequence[str], device: torch.device) -> dic
     for kind in weights:
         tokenizer = found.load(device, kind)
         metrics = metrics or build_metrics(config.eval.metrics, tokenizer)
+        metrics.ready(device)  # before anything that takes time
         lender = found.lender()
         extra, loans = _riders(found, tokenizer, lender)
         data = _opened(found, tokenizer, extra)
@@ -298,7 +300,10 @@ def _show(report: dict[str, Any], title: str) -> None:
     columns: dict[str, Mapping[str, float]] = {}
     for result in report["results"]:
         size = "x".join(map(str, result["size"]))
-        columns[f"{size} {result['weights']}"] = result["metrics"]
+        start, found = f"{PERTURBED}/", result["metrics"]
+        columns[f"{size} {result['weights']}"] = {k: v for k, v in found.items() if not k.startswith(start)}
+        if again := {k.removeprefix(start): v for k, v in found.items() if k.startswith(start)}:
+            columns[f"{size} {result['weights']} {PERTURBED}"] = again
     for result in report["results"]:
         for name, scores in result["baselines"].items():
             columns.setdefault(f"{'x'.join(map(str, result['size']))} {name}", scores)
@@ -310,7 +315,9 @@ def _show(report: dict[str, Any], title: str) -> None:
 
 
 def _explained(report: Mapping[str, Any]) -> Iterator[str]:
-    """What the columns of the baselines are."""
+    """What the columns are."""
+    if share := report["protocol"]["perturb"]:
+        yield f"{PERTURBED}: {share:.3g} of a sample's positions have the codes of others: docs/evaluation.md"
     known = {name for result in report["results"] for name in result["baselines"]}
     if "constant" in known:
         yield (

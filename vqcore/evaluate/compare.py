@@ -28,6 +28,7 @@ from vqcore.artefacts.folder import BASELINES, KMEANS
 from vqcore.config import Config, deciding
 from vqcore.errors import CheckpointError, DataError, VqcoreError
 from vqcore.evaluate.measure import decode_count, metric_configs, sampling_options
+from vqcore.evaluate.perturb import NAME
 from vqcore.files import local
 from vqcore.protocols import Data, Metric, better, facts
 from vqcore.reading import REAL, Each, read_json
@@ -148,6 +149,7 @@ def protocol(
         "sizes": [list(size) for size in sizes],
         "decode_samples": decode_count(config, tokenizer, total),
         "sampling": sampling_options(config, tokenizer),
+        "perturb": config.eval.perturb,
         "precision": tokenizer.precision,
         "modality": _settings(config.data.modality, "modality"),
         "extra": {label: _settings(cfg, "modality") for label, cfg in config.data.extra.items()},
@@ -179,9 +181,11 @@ def environment(
 
 def directions(metrics: Mapping[str, Metric], names: Iterable[str]) -> dict[str, str]:
     """Which values are better, "higher" or "lower", for those of the `names` of an evaluation where this is known."""
+    names = list(names)
     known = {f"metric/{label}": way for label, metric in metrics.items() if (way := better(metric))}
     losses = {name: "lower" for name in names if name in ("loss", "error") or name.startswith("loss/")}
-    return {**losses, **known}
+    both = {**losses, **known}
+    return both | {again: way for name, way in both.items() if (again := f"{NAME}/{name}") in names}
 
 
 def is_written(name: str) -> bool:

@@ -13,8 +13,9 @@ from vqcore.config import Config
 from vqcore.console import ProgressLine
 from vqcore.data.batches import BadSamples, EvalBatches
 from vqcore.data.windows import at_size, files_of
-from vqcore.errors import DataError
+from vqcore.errors import ConfigError, DataError, VqcoreError
 from vqcore.evaluate.collisions import Collisions
+from vqcore.evaluate.perturb import NAME, perturbed
 from vqcore.evaluate.rows import Rows, for_summary, intervals
 from vqcore.evaluate.usage import CodeCounts, reachable
 from vqcore.metrics.sums import per_sample
@@ -55,7 +56,10 @@ class Metrics(dict[str, Metric]):
         if self.device != device:
             for label, metric in self.items():
                 with seeded(0, "metric", label), closed_unless_asked():
-                    set_up(metric, device)
+                    try:
+                        set_up(metric, device)
+                    except VqcoreError as error:
+                        raise error.at(f"eval.metrics.{label}") from error
             self.device = device
         return self
 
@@ -119,6 +123,7 @@ def evaluate(
     extra: Mapping[str, Modality] | None = None,
     baselines: Mapping[str, Predict] | None = None,
     files: Mapping[str, str] | None = None,
+    perturb: float | None = None,
     watch: Callable[[int], None] = lambda samples: None,
 ) -> Measured:
     """Metrics over all samples of all processes, by name; the number of processes does not matter.
@@ -129,15 +134,25 @@ def evaluate(
     maps: the share of wrong positions), mean over samples. `codes/...` are over the whole set. Error and metrics are
     measured on `decoded`, by default on `batches` as well; they must be set up. `sampling` are the objective's options.
     `baselines` are scored by their error, and by the metrics that suit them (`vqcore.evaluate.baseline`). `files` names
-    what samples that are parts of one file have in common, by key; intervals draw files, not samples. The tokenizer
-    must be in eval mode; its parts run in its precision. Raises `DataError` when there is no sample.
+    what samples that are parts of one file have in common, by key; intervals draw files, not samples. With `perturb`,
+    `perturbed/error` and `perturbed/metric/LABEL` are those of a decoding in which so large a share of the codes is
+    replaced (`vqcore.evaluate.perturb`). The tokenizer must be in eval mode; its parts run in its precision. Raises
+    `DataError` when there is no sample.
     """
-    totals = _Totals(tokenizer, metrics, baselines or {}, files or {})
+    totals = _Totals(tokenizer, metrics, baselines or {}, files or {}, perturbs=perturb is not None)
 
     def decode(batch: Batch, codes: Tensor) -> None:
-        rng = sample_generators(batch.keys, seed, "eval-decode")
-        x_hat = tokenizer.decode(codes, size=size, rng=rng, extras=batch.conditions, **(sampling or {}))
-        totals.decode(batch, x_hat)
+        variants = {"": codes}
+        if perturb is not None:
+            rng = sample_generators(batch.keys, seed, "eval-perturb")
+            variants[NAME] = perturbed(codes, perturb, rng, _valid_cells(batch, codes))
+        made = {}
+        for name, each in variants.items():
+            rng = sample_generators(batch.keys, seed, "eval-decode")
+            made[name] = tokenizer.decode(
+                each, size=size, rng=rng, extras=batch.conditions, **(sampling or {})
+            )
+        totals.decode(batch, made)
 
     for batch in batches:
         batch = tokenizer.prepare(batch, extra)
@@ -187,6 +202,11 @@ def measured(metric: Metric, tokenizer: Tokenizer, x_hat: Tensor, batch: Batch) 
     return metric.measure(*pair, batch.mask, keys=batch.keys, weight=batch.weight)
 
 
+def _valid_cells(batch: Batch, codes: Tensor) -> Tensor | None:
+    """Which codes of a batch belong to cells with a valid position; None if all do."""
+    return None if batch.valid is None else cells(batch.valid, codes.shape[1:-1])
+
+
 def _chosen(batch: Batch, which: Tensor) -> Batch:
     """Samples of a prepared batch, with all that metrics see."""
     mask, weight = (None if each is None else each[which] for each in (batch.mask, batch.weight))
@@ -197,7 +217,8 @@ def _chosen(batch: Batch, which: Tensor) -> Batch:
 class _Totals:
     """What this process has measured: sums in double precision, rows, and counts of each code of each codebook.
 
-    A metric stands at the place `metric/LABEL`, and at `NAME|metric/LABEL` with the baseline NAME.
+    A metric stands at the place `metric/LABEL`, and at `NAME|metric/LABEL` with the baseline NAME, or with replaced
+    codes.
     """
 
     def __init__(
@@ -206,10 +227,14 @@ class _Totals:
         metrics: Mapping[str, Metric],
         baselines: Mapping[str, Predict],
         files: Mapping[str, str],
+        *,
+        perturbs: bool,
     ):
         self.tokenizer, self.baselines, self.files = tokenizer, baselines, files
         self.metrics = {f"metric/{label}": metric for label, metric in metrics.items()}
         suited = {place: metric for place, metric in self.metrics.items() if of_constant(metric)}
+        if perturbs:
+            self.metrics |= {f"{NAME}|{place}": metric for place, metric in self.metrics.items()}
         for name in baselines:
             self.metrics |= {f"{name}|{place}": metric for place, metric in suited.items()}
         self.sums: dict[str, Tensor] = {}
@@ -228,23 +253,23 @@ class _Totals:
 
     def count(self, batch: Batch, codes: Tensor) -> None:
         """Add the codes of a batch; those of cells without a valid position say nothing and do not count."""
-        valid = None if batch.valid is None else cells(batch.valid, codes.shape[1:-1])
+        valid = _valid_cells(batch, codes)
         self.codes.add(codes, valid)
         self.collisions.add(codes, valid)
         self.samples += len(batch.x)
 
-    def decode(self, batch: Batch, x_hat: Tensor) -> None:
-        """Measure the reconstructions of a batch, and the baselines.
+    def decode(self, batch: Batch, made: Mapping[str, Tensor]) -> None:
+        """Measure the reconstructions of a batch, by name, and the baselines.
 
         Samples without a valid position, such as a window in a gap of its record, have no error and do not count.
         """
         if batch.valid is not None:
             known = batch.valid.flatten(1).any(1)
-            batch, x_hat = _chosen(batch, known), x_hat[known]
+            batch, made = _chosen(batch, known), {name: x_hat[known] for name, x_hat in made.items()}
         if not len(batch.x):
             return
         self.decoded += len(batch.x)
-        guessed = {"": x_hat, **{name: predict(batch) for name, predict in self.baselines.items()}}
+        guessed = {**made, **{name: predict(batch) for name, predict in self.baselines.items()}}
         for name, y in guessed.items():
             self.add(f"{name}|error".lstrip("|"), errors(self.tokenizer, y, batch).sum())
         for place, metric in self.metrics.items():
@@ -279,7 +304,8 @@ class _Totals:
             name: {k.removeprefix(f"{name}|"): found.pop(k) for k in list(found) if k.startswith(f"{name}|")}
             for name in self.baselines
         }
-        return Measured(found, baselines)
+        start = f"{NAME}|"
+        return Measured({name.replace(start, f"{NAME}/"): value for name, value in found.items()}, baselines)
 
     def _values(
         self, sums: Mapping[str, Tensor], joined: Mapping[str, tuple[list[str], Mapping[str, Tensor]]]
@@ -375,8 +401,14 @@ def evaluate_data(
 ) -> Measured:
     """Measure a tokenizer on one data set at one size. Unreadable samples are skipped, named and counted.
 
+    Raises `ConfigError` for `eval.perturb` where a sample has one token.
+
     If fewer samples are decoded than measured, a second pass reads and decodes them.
     """
+    if config.eval.perturb is not None and tokenizer.facts(size).tokens < 2:
+        raise ConfigError(
+            f"eval.perturb: a sample of size {list(size)} has one token, and no other whose codes could replace it."
+        )
     data = at_size(data, size)
     bad = BadSamples(data, config.data)
     total = min(len(data), config.eval.samples or len(data))
@@ -402,6 +434,7 @@ def evaluate_data(
             extra=extra,
             baselines=baselines,
             files=files_of(data),
+            perturb=config.eval.perturb,
             watch=line.update,
         )
 

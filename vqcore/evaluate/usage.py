@@ -239,15 +239,20 @@ class CodeCounts:
         return total
 
     def metrics(self) -> dict[str, float]:
-        """Usage (share of the codebook that occurred) and perplexity; means over codebooks."""
-        usage, perplexity = [], []
+        """Usage, perplexity and entropy of all codes that were counted; means over codebooks.
+
+        With the share p of each code: usage is the number of codes that occurred over the size of the codebook, the
+        entropy is the sum of -p log2 p, in bits, and the perplexity is 2 to this power.
+        """
+        usage, entropy = [], []
         for times in self.times:
             share = times.double() / times.sum().clamp(min=1)
             usage.append(len(times) / self.codebook_size)
-            perplexity.append(float((-(share * share.log()).sum()).exp()))
+            entropy.append(float(-(share * share.log2()).sum()))
         return {
             "codes/usage": math.fsum(usage) / len(usage),
-            "codes/perplexity": math.fsum(perplexity) / len(perplexity),
+            "codes/perplexity": math.fsum(2**bits for bits in entropy) / len(entropy),
+            "codes/entropy": math.fsum(entropy) / len(entropy),
         }
 
     def by_code(self) -> list[Int[Tensor, " k"]]:

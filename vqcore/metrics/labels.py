@@ -45,6 +45,10 @@ class Accuracy:
         """The share of correct positions."""
         return {"": ratio(sums["right"], sums["all"])}
 
+    def facts(self) -> dict[str, str]:
+        """How this metric measures."""
+        return {"convention": "over all positions of the set"}
+
 
 class IoU:
     """Intersection over union of the predicted and the true positions of a class; mean over the classes that occur.
@@ -103,6 +107,12 @@ class IoU:
             found |= {str(int(k)): float(shares[k]) for k in occurs.nonzero().flatten()}
         return found
 
+    def facts(self) -> dict[str, str]:
+        """How this metric measures."""
+        return {
+            "convention": "over all positions of the set, then the mean over the classes that occur in it"
+        }
+
 
 class F1:
     """Harmonic mean of precision and recall of the positions above a threshold, over the whole data set."""
@@ -152,6 +162,12 @@ class F1:
             "": 2 * right / max(2 * right + false + missed, 1),
             "precision": right / max(right + false, 1),
             "recall": right / max(right + missed, 1),
+        }
+
+    def facts(self) -> dict[str, str]:
+        """How this metric measures."""
+        return {
+            "convention": f"over all positions of the set; positive above {self.threshold:g}, as the tokenizer sees it"
         }
 
 

@@ -9,14 +9,24 @@ from einops import reduce
 from torch import Tensor
 
 from vqcore.config import Config as BaseConfig
-from vqcore.metrics.sums import mean, per_sample, position_weights, ratio, summed
+from vqcore.metrics.sums import (
+    mean,
+    per_sample,
+    position_weights,
+    ratio,
+    refuse_outside,
+    steps,
+    summed,
+)
 from vqcore.protocols import DataSpec
 
 
 class PSNR:
     """Peak signal-to-noise ratio, 10 log10(peak^2 / MSE) in dB, mean over samples.
 
-    Reconstructions are clamped to the declared range, whose width is the peak. A perfect sample counts as 100 dB.
+    The peak is the width of the declared range, to which reconstructions are clamped. Data whose files have levels, as
+    pictures of 8 bits, are compared in whole levels. A perfect sample counts as 100 dB. The PSNR of the mean error,
+    10 log10(peak^2 / mean MSE), is another number: it is lower wherever samples differ.
     """
 
     better = "higher"
@@ -29,7 +39,7 @@ class PSNR:
     def __init__(self, cfg: Config, *, spec: DataSpec):
         if spec.range is None:
             raise ValueError("psnr needs data with a declared range")
-        self.low, self.high = spec.range
+        self.range, self.levels = spec.range, spec.levels
 
     def measure(
         self,
@@ -41,14 +51,26 @@ class PSNR:
         weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Sum of PSNR over samples, and the number of samples."""
-        mse = per_sample((x_hat.double().clamp(self.low, self.high) - x).square(), mask, weight)
-        peak = self.high - self.low
+        refuse_outside("psnr", x, mask, self.range)
+        if self.levels is None:
+            peak, off = self.range[1] - self.range[0], x_hat.double().clamp(*self.range) - x
+        else:
+            peak, off = self.levels, steps(x_hat, self.range, self.levels) - steps(x, self.range, self.levels)
+        mse = per_sample(off.square(), mask, weight)
         psnr = 10 * torch.log10(peak**2 / mse.clamp(min=peak**2 * 1e-10))
         return summed(psnr)
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """The mean over samples, in dB."""
         return mean(sums)
+
+    def facts(self) -> dict[str, str]:
+        """How this metric measures."""
+        low, high = self.range
+        rounded = "not rounded" if self.levels is None else f"rounded to {self.levels} steps"
+        return {
+            "convention": f"peak {high - low:g} (range {low:g} to {high:g}), {rounded}, dB of each sample, then mean"
+        }
 
 
 class MAE:
@@ -79,6 +101,10 @@ class MAE:
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """The mean over samples."""
         return mean(sums)
+
+    def facts(self) -> dict[str, str]:
+        """How this metric measures."""
+        return {"convention": "values as the tokenizer sees them, mean of each sample, then the mean"}
 
 
 class Channels:
@@ -126,3 +152,9 @@ class Channels:
                 value = ratio(total, sums["count"])
                 found[f"{part}/{name}"] = math.sqrt(value) if part == "rmse" else value
         return found
+
+    def facts(self) -> dict[str, str]:
+        """How this metric measures."""
+        return {
+            "convention": "units of the files, over all positions of the set; bias is reconstruction - data"
+        }

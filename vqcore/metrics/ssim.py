@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqcore.config import Config as BaseConfig
-from vqcore.metrics.sums import mean, refuse_weight
+from vqcore.metrics.sums import mean, refuse_outside, refuse_weight, steps
 from vqcore.protocols import DataSpec
 
-LEVELS = 255.0
+LEVELS = 255
 """Dynamic range L: both samples are rounded to this number of steps over the declared range."""
 SIGMA, RADIUS = 1.5, 5
 """Standard deviation and radius of the Gaussian window, in positions. The window is 11 positions wide."""
@@ -48,7 +48,7 @@ class SSIM:
                 f"ssim needs data with a declared range, not {spec.kind} data, range {spec.range}"
             )
         _check_size(spec.size)
-        self.low, self.high = spec.range
+        self.range = spec.range
 
     def measure(
         self,
@@ -62,7 +62,8 @@ class SSIM:
         """Sum of SSIM over samples, and the number of samples."""
         refuse_weight("ssim", weight)
         _check_size(tuple(x.shape[2:]))
-        similar = ssim_map(self._levels(x_hat), self._levels(x)).mean(1)
+        refuse_outside("ssim", x, mask, self.range)
+        similar = ssim_map(*(steps(one, self.range, LEVELS) for one in (x_hat, x))).mean(1)
         valid = torch.ones_like(similar, dtype=torch.bool) if mask is None else _whole_windows(mask)
         windows = reduce(valid.double(), "b ... -> b", "sum")
         each = reduce(similar.where(valid, 0.0), "b ... -> b", "sum") / windows.clamp(min=1)
@@ -72,9 +73,13 @@ class SSIM:
         """The mean over samples."""
         return mean(sums)
 
-    def _levels(self, x: Tensor) -> Float[Tensor, "b c *size"]:
-        unit = (x.double() - self.low) / (self.high - self.low)
-        return (unit.clamp(0, 1) * LEVELS).round()
+    def facts(self) -> dict[str, str]:
+        """How this metric measures."""
+        low, high = self.range
+        return {
+            "convention": f"Gaussian window 11, sigma 1.5, population covariance, range {low:g} to {high:g} in "
+            f"{LEVELS} steps, each channel alone, whole windows, mean of each sample, then the mean"
+        }
 
 
 def ssim_map(x: Float[Tensor, "b c *size"], y: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *inner"]:

@@ -8,7 +8,10 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vqcore.errors import ConfigError
+from vqcore.errors import ConfigError, DataError
+
+SLACK = 0.01
+"""Samples may lie outside the declared range by this share of its width; metrics count such values as its ends."""
 
 
 def per_sample(
@@ -45,6 +48,26 @@ def valid_positions(mask: Tensor | None, like: Tensor) -> Bool[Tensor, "..."]:
     if mask is None:
         return torch.ones_like(like, dtype=torch.bool)
     return (mask if mask.ndim == like.ndim else rearrange(mask, "b ... -> b 1 ...")).expand_as(like)
+
+
+def steps(x: Float[Tensor, "..."], span: tuple[float, float], count: int) -> Float[Tensor, "..."]:
+    """Values in whole steps of a range, from 0 to `count`, as files of so many levels hold them; double precision."""
+    low, high = span
+    return ((x.double() - low) / (high - low)).clamp(0, 1).mul(count).round()
+
+
+def refuse_outside(
+    name: str, x: Float[Tensor, "b c *size"], mask: Tensor | None, span: tuple[float, float]
+) -> None:
+    """Raise `DataError` if a valid value of a sample lies outside the range that a metric takes for the data's."""
+    low, high = span
+    slack = SLACK * (high - low)
+    wrong = ((x < low - slack) | (x > high + slack)) & valid_positions(mask, x)
+    if bool(wrong.any()):
+        raise DataError(
+            f"metric '{name}' is for values from {low:g} to {high:g}, which the modality declares, but a sample has "
+            f"{float(x[wrong][0]):.4g}. Correct the range of the modality."
+        )
 
 
 def id_counts(ids: Int[Tensor, "..."], count: int) -> Float[Tensor, " k"]:

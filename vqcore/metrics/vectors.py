@@ -75,6 +75,10 @@ class Angle:
         shares = {f"within-{limit:g}": float(n) / count for limit, n in zip(ANGLES, sums["within"])}
         return {"": float(sums["sum"]) / count, "median": (place + 0.5) / BINS_PER_DEGREE, **shares}
 
+    def facts(self) -> dict[str, str]:
+        """How this metric measures."""
+        return {"convention": "degrees, over all positions of the set; shares include their limit"}
+
 
 class Cosine:
     """Cosine of the angle between true and reconstructed vectors over channels, mean over positions."""
@@ -108,6 +112,10 @@ class Cosine:
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """The mean over positions."""
         return mean(sums)
+
+    def facts(self) -> dict[str, str]:
+        """How this metric measures."""
+        return {"convention": "over all positions of the set"}
 
 
 def _between(y: Float[Tensor, "b c *size"], x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b *size"]:

@@ -85,7 +85,10 @@ class RGB:
         self._mean, self._std = _column(cfg.mean), _column(cfg.std)
         low = min(-mean / std for mean, std in zip(cfg.mean, cfg.std))
         high = max((1 - mean) / std for mean, std in zip(cfg.mean, cfg.std))
-        self.spec = DataSpec(channels=3, size=expand(size, 2), range=(low, high))
+        alike = len(set(cfg.mean)) == len(set(cfg.std)) == 1
+        self.spec = DataSpec(
+            channels=3, size=expand(size, 2), range=(low, high), levels=255 if alike else None
+        )
         self.reading = (type(self).read, cfg.background)
         self.metrics = ("psnr", "ssim", "mae") if min(self.spec.size) >= WINDOW else ("psnr", "mae")
 

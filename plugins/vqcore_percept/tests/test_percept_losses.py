@@ -184,24 +184,6 @@ def test_missing_weights_are_named(tmp_path, monkeypatch):
 # CLIP and teachers
 
 
-@pytest.fixture(scope="module")
-def tower():
-    """A small model of open_clip, under a name of its own."""
-    library = pytest.importorskip("open_clip")
-    import json
-    import tempfile
-    from pathlib import Path
-
-    sizes = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
-    words = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "ViT-Tiny-Test.json").write_text(
-            json.dumps({"embed_dim": 24, "vision_cfg": sizes, "text_cfg": words})
-        )
-        library.add_model_config(folder)
-    return {"model": "ViT-Tiny-Test", "weights": "random", "blocks": ["transformer.resblocks.0"]}
-
-
 def test_clip_obeys_the_laws_and_borrows(tower, tmp_path):
     from vqcore.testing.checks import check_percept
 

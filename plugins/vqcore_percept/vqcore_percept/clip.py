@@ -1,6 +1,9 @@
 """Distances in the picture towers of CLIP (arXiv 2103.00020) and its kin, as open_clip builds them."""
 
 import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,8 +108,19 @@ def _create(cfg: ClipConfig, *, pretrained: str | None = None) -> Any:
     # Some weights were trained with another activation than the model's plain name stands for.
     trained = (library.get_pretrained_cfg(cfg.model, cfg.pretrained) or {}) if cfg.pretrained else {}
     quick = bool(trained.get("quick_gelu", False))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _silent():
         return library.create_model(cfg.model, pretrained=pretrained, force_quick_gelu=quick).visual
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the log of open_clip, which says of every model that it has random weights. What fails is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _library() -> Any:
@@ -124,8 +138,12 @@ def filled(net: Any, cfg: ClipConfig, place: str | None) -> str:
         try:
             tensors = _create(cfg, pretrained=cfg.pretrained).state_dict()
         except (OSError, RuntimeError) as error:
+            known = _library().get_pretrained_cfg(cfg.model, cfg.pretrained) or {}
+            id = str(known.get("hf_hub") or "").rstrip("/")
+            where = f" (hf://{id})" if id else ""
             raise CheckpointError(
-                f"the weights {cfg.pretrained} of open_clip's {cfg.model} are not here: give a file with weights=FILE"
+                f"the weights {cfg.pretrained} of open_clip's {cfg.model}{where} are not here: fetch them with "
+                "--download, or give a file with weights=FILE"
             ) from error
         digest, place = sha256(tensors), cfg.model
     else:

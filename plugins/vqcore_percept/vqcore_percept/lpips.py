@@ -3,7 +3,6 @@
 import importlib
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqcore.borrowed import read, sha256
-from vqcore.errors import CheckpointError, cannot_import
+from vqcore.errors import cannot_import
 from vqcore.protocols import DataSpec
-from vqcore_percept.nets import RANDOM, NetConfig, Seen, fill_like, random_weights, unit
+from vqcore_percept.nets import RANDOM, NetConfig, Seen, fill_like, hub_file, random_weights, unit
 
 FILES = {
     "alex": "alexnet-owt-7be5be79.pth",
@@ -77,7 +76,7 @@ class LPIPS(nn.Module):
         if place == RANDOM:
             digest = random_weights(self.net, lambda: _made(self.cfg).net, "percept/lpips")
         elif place is None:
-            tensors = _published(self.cfg.net)
+            tensors, _ = read(hub_file(URL + FILES[self.cfg.net]))
             self._fill(tensors, FILES[self.cfg.net])
             digest = sha256(tensors)
         else:
@@ -114,18 +113,3 @@ def _made(cfg: LPIPS.Config) -> Any:
             "ignore"
         )  # torchvision warns of the way in which the package asks for a network
         return library.LPIPS(net=cfg.net, pnet_rand=True, lpips=cfg.heads, verbose=False)
-
-
-def _published(net: str) -> dict[str, Tensor]:
-    name = FILES[net]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not path.exists():
-        try:
-            torch.hub.load_state_dict_from_url(
-                URL + name, map_location="cpu", check_hash=True, weights_only=True
-            )
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path} is missing: put {URL}{name} there, or give it with weights=FILE"
-            ) from error
-    return read(path)[0]

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 
 from vqcore import config
 from vqcore.borrowed import sha256
-from vqcore.errors import CheckpointError, SettingError, listed
+from vqcore.errors import CheckpointError, SettingError, cause, listed
+from vqcore.network import asked
 from vqcore.protocols import DataSpec
 from vqcore.rng import seeded
 
@@ -30,7 +32,7 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetConfig(config.Config):
+class PictureConfig(config.Config):
     """Settings of every network that was trained on pictures."""
 
     places: ClassVar[tuple[str, ...]] = ("weights",)
@@ -41,12 +43,18 @@ class NetConfig(config.Config):
     rgb: tuple[int, ...] | None = None
     """The channels that are red, green and blue, e.g. [0, 1, 2], or [0, 0, 0] for grey data. Null: the data has three
     channels, which are red, green and blue."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the network; distances are computed in fp32. (fp16 would lose small gradients.)"""
 
     def __post_init__(self) -> None:
         if self.rgb is not None and (len(self.rgb) != 3 or min(self.rgb) < 0):
             raise SettingError("rgb", f"{list(self.rgb)}: give three channels, e.g. [0, 1, 2]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetConfig(PictureConfig):
+    """Settings of a network whose precision may be chosen."""
+
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the network; distances are computed in fp32. (fp16 would lose small gradients.)"""
 
 
 class Seen(nn.Module):
@@ -57,7 +65,7 @@ class Seen(nn.Module):
 
     def __init__(
         self,
-        cfg: NetConfig,
+        cfg: PictureConfig,
         spec: DataSpec,
         *,
         mean: Sequence[float],
@@ -82,17 +90,18 @@ class Seen(nn.Module):
                 f"rgb: {list(cfg.rgb)}, but the data has {spec.channels} channels, 0 to {spec.channels - 1}"
             )
         self.rgb, self.range, self.size = cfg.rgb, spec.range, size
-        self.dtype = DTYPES[cfg.dtype]
+        self.dtype = DTYPES[cfg.dtype] if isinstance(cfg, NetConfig) else torch.float32
+        self.mode = "bilinear"
         self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 rows columns"]:
-        """Choose channels, map the data's range to [0, 1], normalize, resize (bilinear, filtered)."""
+        """Choose channels, map the data's range to [0, 1], normalize, resize (filtered; by default bilinear)."""
         low, high = self.range
         x = x.float() if self.rgb is None else x[:, list(self.rgb)].float()
         x = ((x - low) / (high - low) - self.mean) / self.std
         if self.size is not None and tuple(x.shape[2:]) != self.size:
-            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
+            x = F.interpolate(x, self.size, mode=self.mode, antialias=True)
         return x.to(self.dtype)
 
 
@@ -181,6 +190,21 @@ def fill_like(net: nn.Module, tensors: dict[str, Tensor], place: str, *, spare: 
     if wrong:
         raise CheckpointError(f"{place}: these weights do not fit: {listed(wrong, 4)}")
     net.load_state_dict({name: tensors.get(name, own[name]) if matters(name) else own[name] for name in own})
+
+
+def hub_file(url: str) -> Path:
+    """The file of an address in the cache of `torch.hub`, fetched with `--download`. Its name ends with its hash."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.exists():
+        return path
+    missing = f"{path} is missing: put {url} there, give it with weights=FILE, or fetch it with --download"
+    if not asked():
+        raise CheckpointError(missing)
+    try:
+        torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{missing} (which failed: {cause(error)})") from error
+    return path
 
 
 def random_weights(net: nn.Module, make: Callable[[], nn.Module], who: str) -> str:

@@ -8,7 +8,7 @@ def vqcore_plugin() -> Plugin:
     """The components whose names start with `percept/`."""
     return Plugin(
         api=1,
-        summary="Networks that judge reconstructions: perceptual losses, teachers, a GAN's adversary",
+        summary="Networks that judge reconstructions: perceptual losses, metrics, teachers, a GAN's adversary",
         components=(
             Component(
                 "percept",
@@ -29,6 +29,22 @@ def vqcore_plugin() -> Plugin:
                 "features or embedding of a tower of CLIP",
             ),
             Component("teacher", "timm", "vqcore_percept.timm:TimmTeacher", "a frozen picture model of timm"),
+            Component(
+                "metric", "lpips", "vqcore_percept.pairs:LPIPSMetric", "a distance that people agree with"
+            ),
+            Component(
+                "metric", "ms-ssim", "vqcore_percept.pairs:MSSSIM", "structural similarity at five scales"
+            ),
+            Component(
+                "metric",
+                "fid",
+                "vqcore_percept.fid:FID",
+                "distance of two sets in Inception's features, KID, precision and recall",
+            ),
+            Component("metric", "fdd", "vqcore_percept.fdd:FDD", "distance of two sets in DINOv2's features"),
+            Component(
+                "metric", "cmmd", "vqcore_percept.cmmd:CMMD", "distance of two sets in CLIP's embeddings"
+            ),
             Component("discriminator", "dino", "vqcore_percept.dino:Dino", "light heads on a frozen teacher"),
             Component(
                 "adversary",

@@ -179,8 +179,11 @@ def filled(net: Any, cfg: TimmConfig, place: str | None, *, logits: bool) -> str
         try:
             tensors = create(cfg, pretrained=True).state_dict()
         except (OSError, RuntimeError) as error:
+            id = net.pretrained_cfg.get("hf_hub_id")
+            where = f" (hf://{id})" if id else ""
             raise CheckpointError(
-                f"the weights of timm's {cfg.model} are not here: give a file with weights=FILE"
+                f"the weights of timm's {cfg.model}{where} are not here: fetch them with --download, or give a file "
+                "with weights=FILE"
             ) from error
         digest, place = sha256(tensors), cfg.model
     else:

@@ -26,6 +26,7 @@ NAMES = {
     "grad_norm": "gradient norm",
     "codes/usage": "codebook usage",
     "codes/perplexity": "codebook perplexity",
+    "codes/entropy": "codebook entropy",
     "codes/dead": "dead codes",
     "codes/dead_age": "median age of dead codes",
     "skipped_steps": "skipped steps",
@@ -45,6 +46,7 @@ NAMES = {
 }
 UNITS = {
     "metric/psnr": "dB",
+    "codes/entropy": "bit",
     "codes/bits_per_token": "bit",
     "codes/bits_per_pixel": "bit",
     "codes/dead_age": "steps",
