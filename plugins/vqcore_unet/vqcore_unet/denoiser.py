@@ -1,4 +1,4 @@
-"""What the denoisers of this package share: settings, the space that is noised, sizes, the original size of a sample."""
+"""What the denoisers of this package share: settings, the space that is noised, and sizes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

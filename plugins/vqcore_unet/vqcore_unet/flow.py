@@ -6,6 +6,7 @@ near the data (FlowMo, arXiv 2503.11056). Heun's method as in EDM (arXiv 2206.00
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -73,8 +74,7 @@ class Walk:
 
     def __init__(self, times: Sequence[float], num_steps: int, *, twice: bool):
         self._num_steps, self._done = num_steps, 0
-        pairs = list(zip(times, times[1:]))
-        calls = [(a, b, 2 if twice and b else 1) for a, b in pairs]
+        calls = [(a, b, 2 if twice and b else 1) for a, b in pairwise(times)]
         self._calls = [(a, b, part) for a, b, parts in calls for part in range(parts)]
         self.timesteps: Sequence[float] = [b if part else a for a, b, part in self._calls]
         self._start: tuple[Tensor, Tensor] | None = None

@@ -80,9 +80,10 @@ class Levels(nn.Module):
 
     def forward(self, t: Float[Tensor, " b"], size: Float[Tensor, "b r"] | None) -> Float[Tensor, "b d"]:
         y = self.time(t)
+        # An unknown size adds nothing, but keeps a gradient, for which distributed training waits.
+        told = torch.zeros(len(t), len(self.sizes), device=t.device) if size is None else size
         for axis, embedding in enumerate(self.sizes):
-            if size is not None:
-                y = y + embedding(size[:, axis])
+            y = y + embedding(told[:, axis]) * (size is not None)
         return y
 
 
@@ -224,8 +225,8 @@ class UShape(nn.Module):
 
     def descend(self, x: Tensor, level: Tensor, run: Callable) -> tuple[Tensor, list[Tensor]]:
         """The way down, and what the way up will see."""
-        seen = [x]
-        for part in self.down:
+        seen, levels = [x], list[Any](self.down)
+        for part in levels:
             for index in range(len(part.blocks)):
                 x = part.run(index, run, x, level)
                 seen.append(x)
@@ -236,7 +237,8 @@ class UShape(nn.Module):
 
     def ascend(self, x: Tensor, seen: list[Tensor], level: Tensor, run: Callable) -> Tensor:
         """The way up; `seen` is emptied."""
-        for part in self.up:
+        levels: list[Any] = list(self.up)
+        for part in levels:
             for index in range(len(part.blocks)):
                 x = part.run(index, run, torch.cat([x, seen.pop()], 1), level)
             if part.resample is not None:

@@ -15,7 +15,9 @@ def vqcore_plugin() -> Plugin:
                 "decoder", "uvit", "vqcore_unet.uvit:UViT", "denoiser: convolutions around a transformer"
             ),
             Component("scheduler", "ddpm", "vqcore_unet.schedulers:DDPM", "diffusion; sampling with noise"),
-            Component("scheduler", "ddim", "vqcore_unet.schedulers:DDIM", "diffusion; sampling without noise"),
+            Component(
+                "scheduler", "ddim", "vqcore_unet.schedulers:DDIM", "diffusion; sampling without noise"
+            ),
             Component("scheduler", "pndm", "vqcore_unet.schedulers:PNDM", "diffusion; multistep sampling"),
             Component(
                 "scheduler",

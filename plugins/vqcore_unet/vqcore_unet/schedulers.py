@@ -4,17 +4,19 @@ Papers: DDPM (arXiv 2006.11239), DDIM (arXiv 2010.02502), PNDM (arXiv 2202.09778
 2205.11487, section 2.3). `docs/diffusion.md` lists what diffusers and 4M do otherwise.
 """
 
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-import diffusers
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vqcore.diffusion import epsilon
 from vqcore.errors import ConfigError, SettingError, did_you_mean, first_line
 from vqcore.rng import randn
 from vqcore_unet.table import Table, TableConfig, check_steps, names_of, spaced
@@ -22,13 +24,16 @@ from vqcore_unet.table import Table, TableConfig, check_steps, names_of, spaced
 LEAST_SHARE = 1e-6
 """Zero SNR has no logarithm: for samplers that need one, the last alpha_bar is this share of the last but one."""
 
+STEP = ("model_output", "timestep", "sample")
+"""What a step of every sampler is called with."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClippingConfig(TableConfig):
     """Settings of samplers that may bound the samples that they predict."""
 
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
-    """Which entries sampling visits: trailing begins at the last entry; leading never visits it; linspace has both ends."""
+    """Entries that sampling visits: trailing begins at the last, leading never visits it, linspace has both ends."""
     steps_offset: int = 0
     """Added to the times of `leading`; Stable Diffusion has 1."""
     clip: float | None = None
@@ -55,7 +60,9 @@ class ClippingConfig(TableConfig):
                 "steps_offset", f"{self.steps_offset} does nothing with spacing={self.spacing}; leave it out"
             )
         if not 0 <= self.steps_offset < self.num_steps:
-            raise SettingError("steps_offset", f"{self.steps_offset} must be in [0, num_steps={self.num_steps})")
+            raise SettingError(
+                "steps_offset", f"{self.steps_offset} must be in [0, num_steps={self.num_steps})"
+            )
 
     def bounds(self) -> dict[str, Any]:
         """The same settings by the names of diffusers."""
@@ -82,11 +89,18 @@ class DDPM(Table):
     def sampler(self, steps: int) -> "Walk":
         """One walk of `steps` steps."""
         cfg: Any = self.cfg
-        inner = _filled(self, diffusers.DDPMScheduler, variance_type=cfg.variance, **cfg.bounds())
+        library = _diffusers()
         # 4M ignores the spacing; its leading times are those of diffusers.
         times = spaced(steps, self.num_steps, "leading" if cfg.as_4m else cfg.spacing, cfg.steps_offset)
-        inner.set_timesteps(timesteps=times)
-        return Walk(inner, times, noisy="generator")
+        # diffusers adds noise at every time but 0. The small variance of a step to the sample itself is 0.
+        last = cfg.variance if cfg.as_4m else "fixed_small"
+        inner, end = (
+            _filled(self, library.DDPMScheduler, variance_type=variance, **cfg.bounds())
+            for variance in (cfg.variance, last)
+        )
+        for one in (inner, end):
+            one.set_timesteps(timesteps=times)
+        return Walk(inner, times, noisy="generator", last=end)
 
 
 class DDIM(Table):
@@ -111,7 +125,9 @@ class DDIM(Table):
     def sampler(self, steps: int) -> "Walk":
         """One walk of `steps` steps."""
         cfg: Any = self.cfg
-        inner = _filled(self, diffusers.DDIMScheduler, set_alpha_to_one=cfg.final_alpha_one, **cfg.bounds())
+        inner = _filled(
+            self, _diffusers().DDIMScheduler, set_alpha_to_one=cfg.final_alpha_one, **cfg.bounds()
+        )
         named = {"eta": cfg.eta, "use_clipped_model_output": cfg.clipped_epsilon}
         noisy = "variance_noise" if cfg.eta else ""
         if not cfg.as_4m:
@@ -127,16 +143,20 @@ class DDIM(Table):
 
 
 class PNDM(Table):
-    """Diffusion; the sampler extrapolates from the predictions of the last four steps. Takes one call more than steps."""
+    """Diffusion; the sampler extrapolates from the last four predictions. Takes one call more than steps."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TableConfig):
         """Settings of `unet/pndm`."""
 
+        schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "shifted_cosine", "sigmoid"] = (
+            "scaled_linear"
+        )
+        """How noise grows with time. The sampler divides by the signal: squaredcos_cap_v2 leaves too little of it."""
         zero_terminal_snr: bool = False
         """Must be false: the sampler divides by the signal of the first entry that it visits."""
         spacing: Literal["trailing", "leading", "linspace"] = "trailing"
-        """Which entries sampling visits: trailing begins at the last entry; leading never visits it; linspace has both ends."""
+        """Entries that sampling visits: trailing begins at the last, leading never visits it, linspace has both ends."""
         steps_offset: int = 0
         """Added to the times of `leading`; Stable Diffusion has 1."""
         runge_kutta: bool = False
@@ -152,8 +172,8 @@ class PNDM(Table):
                     "unet/pndm divides by the signal, which ends at zero; take zero_terminal_snr=false and another "
                     "schedule than shifted_cosine, or unet/ddim",
                 )
-            if self.prediction == "sample":
-                raise SettingError("prediction", "sample: unet/pndm takes epsilon or v")
+            if self.prediction == "sample" and self.as_4m:
+                raise SettingError("prediction", "sample: 4M's PNDM takes epsilon or v")
 
     def sampler(self, steps: int) -> "Walk":
         """One walk of `steps` steps."""
@@ -161,9 +181,12 @@ class PNDM(Table):
         check_steps(steps, self.num_steps)
         if cfg.runge_kutta and steps < 4:
             raise ConfigError(f"steps={steps}: with runge_kutta, unet/pndm takes at least 4 steps.")
+        # diffusers averages predictions of several times: that is right for epsilon, and wrong for v.
+        convert = None if cfg.as_4m else lambda prediction, x_t, t: epsilon(self, prediction, x_t, t)
         inner = _filled(
             self,
-            diffusers.PNDMScheduler,
+            _diffusers().PNDMScheduler,
+            **({} if cfg.as_4m else {"prediction_type": "epsilon"}),
             skip_prk_steps=not cfg.runge_kutta,
             set_alpha_to_one=cfg.final_alpha_one,
             timestep_spacing=cfg.spacing,
@@ -172,11 +195,11 @@ class PNDM(Table):
         inner.set_timesteps(steps)
         times = [int(t) for t in inner.timesteps]
         if cfg.as_4m or cfg.runge_kutta or steps == 1:
-            return Walk(inner, times)
+            return Walk(inner, times, convert=convert)
         # The second call repeats the first step, from the sample before it, with the mean of two predictions.
         once = [times[0], *times[2:]]
         strides = _strides(once)
-        return Walk(inner, times, strides=[strides[0], *strides])
+        return Walk(inner, times, strides=[strides[0], *strides], convert=convert)
 
 
 class Diffusers(Table):
@@ -201,11 +224,13 @@ class Diffusers(Table):
         """One walk of `steps` steps."""
         cfg: Any = self.cfg
         check_steps(steps, self.num_steps)
-        cls, bar = getattr(diffusers, cfg.sampler), self.alphas_cumprod.clone()
+        cls, bar = getattr(_diffusers(), cfg.sampler), self.alphas_cumprod.double()
         if cfg.ends_in_noise:
             bar[-1] = bar[-2] * LEAST_SHARE
         before = torch.cat([torch.ones(1, dtype=bar.dtype), bar[:-1]])
-        options = {"timestep_spacing": "trailing"} if "timestep_spacing" in inspect.signature(cls).parameters else {}
+        # Other defaults than diffusers': begin at the last entry, leave predicted samples as they are.
+        ours = {"timestep_spacing": "trailing", "clip_sample": False}
+        options = {name: ours[name] for name in ours.keys() & inspect.signature(cls).parameters.keys()}
         try:
             inner = cls(
                 num_train_timesteps=self.num_steps,
@@ -215,12 +240,23 @@ class Diffusers(Table):
             )
             inner.set_timesteps(steps)
         except (ValueError, NotImplementedError, TypeError) as error:
-            raise ConfigError(f"unet/diffusers: {cfg.sampler} with steps={steps}: {first_line(error)}.") from error
-        return Scaled(inner)
+            raise ConfigError(
+                f"unet/diffusers: {cfg.sampler} with steps={steps}: {first_line(error)}."
+            ) from error
+        sampler = Scaled(inner)
+        if any(not a >= b for a, b in pairwise(sampler.timesteps)):
+            raise ConfigError(
+                f"unet/diffusers: {cfg.sampler}: its times do not fall from noise to the sample."
+            )
+        return sampler
 
 
 class Walk:
-    """A sampler of diffusers with times of our own: `strides` says how far each step goes, else diffusers decides."""
+    """A sampler of diffusers with times of our own: `strides` says how far each step goes, else diffusers decides.
+
+    `noisy` is the argument of diffusers' step that brings noise, `convert` makes of a prediction what the sampler
+    wants, and `last` is the sampler of the last step where that is another one.
+    """
 
     def __init__(
         self,
@@ -230,7 +266,10 @@ class Walk:
         strides: Sequence[int] | None = None,
         named: dict[str, Any] | None = None,
         noisy: str = "",
+        convert: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        last: Any = None,
     ):
+        self._convert, self._last = convert, last or inner
         self.timesteps: Sequence[float] = [float(t) for t in times]
         self._inner, self._strides, self._named, self._noisy = inner, strides, named or {}, noisy
         self._done = 0
@@ -253,8 +292,11 @@ class Walk:
             stride = self._strides[self._done]
             self._inner.num_inference_steps = Fraction(self._inner.config.num_train_timesteps, stride)
         self._done += 1
+        inner = self._last if self._done == len(self.timesteps) else self._inner
+        if self._convert is not None:
+            prediction = self._convert(prediction, x_t, torch.full((len(x_t),), t, device=x_t.device))
         with torch.autocast(x_t.device.type, enabled=False):
-            done = self._inner.step(prediction.float(), int(t), x_t.float(), return_dict=False, **named)
+            done = inner.step(prediction.float(), int(t), x_t.float(), return_dict=False, **named)
         return done[0]
 
 
@@ -283,7 +325,9 @@ class Scaled:
                     prediction.float(), times[self._done], x_t.float() / scale, return_dict=False, **named
                 )[0]
             except (ValueError, NotImplementedError) as error:
-                raise ConfigError(f"unet/diffusers: {type(self._inner).__name__}: {first_line(error)}.") from error
+                raise ConfigError(
+                    f"unet/diffusers: {type(self._inner).__name__}: {first_line(error)}."
+                ) from error
         self._done += 1
         return y * self._scale(times[self._done]) if self._done < len(times) else y
 
@@ -294,8 +338,9 @@ class Scaled:
 def _filled(scheduler: Table, cls: Any, **settings: Any) -> Any:
     """A scheduler of diffusers with our table."""
     cfg = scheduler.cfg
-    inner = cls(num_train_timesteps=cfg.num_steps, prediction_type=names_of(cfg.prediction), **settings)
-    inner.alphas_cumprod = scheduler.alphas_cumprod.float()
+    settings = {"prediction_type": names_of(cfg.prediction), **settings}
+    inner = cls(num_train_timesteps=cfg.num_steps, **settings)
+    inner.alphas_cumprod = scheduler.alphas_cumprod
     if not settings.get("set_alpha_to_one", True):
         inner.final_alpha_cumprod = inner.alphas_cumprod[0]
     return inner
@@ -306,7 +351,16 @@ def _strides(times: Sequence[int]) -> list[int]:
     return [a - b for a, b in zip(times, [*times[1:], -1])]
 
 
+@functools.cache
+def _diffusers() -> Any:
+    """diffusers: its import takes seconds, and training needs none of it."""
+    import diffusers
+
+    return diffusers
+
+
 def _check_class(name: str, options: dict[str, Any]) -> None:
+    diffusers = _diffusers()
     known = [one for one in dir(diffusers.schedulers) if one.endswith("Scheduler")]
     if name not in known:
         raise SettingError("sampler", f"{name} is not a scheduler of diffusers.{did_you_mean(name, known)}")
@@ -318,6 +372,8 @@ def _check_class(name: str, options: dict[str, Any]) -> None:
         raise SettingError(
             "sampler", f"{name} takes no table of noise levels; for rectified flow there is unet/flow"
         )
+    if list(inspect.signature(getattr(diffusers, name).step).parameters)[1:4] != list(STEP):
+        raise SettingError("sampler", f"{name}.step needs more than {', '.join(STEP)}")
     for option in options:
         if option not in parameters or option in Diffusers._given:
             raise SettingError(

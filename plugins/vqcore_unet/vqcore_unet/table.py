@@ -57,7 +57,9 @@ class TableConfig(Config):
         if not self.shift > 0:
             raise SettingError("shift", f"{self.shift} must be above 0")
         if self.shift != 1 and self.schedule != "shifted_cosine":
-            raise SettingError("shift", f"{self.shift} does nothing with schedule={self.schedule}; leave it out")
+            raise SettingError(
+                "shift", f"{self.shift} does nothing with schedule={self.schedule}; leave it out"
+            )
         if self.as_4m:
             return
         if self.schedule == "shifted_cosine" and not self.zero_terminal_snr:
@@ -79,34 +81,34 @@ class TableConfig(Config):
         return self.zero_terminal_snr or self.schedule == "shifted_cosine"
 
 
-def alphas_cumprod(cfg: TableConfig) -> Float[np.ndarray, " t"]:
-    """alpha_bar, float64, falling; the last one is 0 with zero terminal SNR."""
-    n = cfg.num_steps
+def alphas_cumprod(cfg: TableConfig) -> Float[Tensor, " t"]:
+    """alpha_bar, falling; the last one is 0 with zero terminal SNR. float64, or as 4M computed it: fp32."""
+    dtype = torch.float32 if cfg.as_4m else torch.float64
     if cfg.schedule == "shifted_cosine":
-        t = np.linspace(0, 1, n)
-        with np.errstate(divide="ignore"):
-            log_snr = -2 * (np.log(np.tan(np.pi / 2 * t)) + math.log(cfg.shift))
-        table = 1 / (1 + np.exp(-log_snr.clip(-MAX_LOG_SNR, MAX_LOG_SNR)))
+        t = torch.linspace(0, 1, cfg.num_steps, dtype=torch.float64)
+        log_snr = -2 * ((t * math.pi / 2).tan().log() + math.log(cfg.shift))
+        table = log_snr.clamp(-MAX_LOG_SNR, MAX_LOG_SNR).to(dtype).sigmoid()
     else:
-        table = np.cumprod(1 - _betas(cfg))
+        table = torch.cumprod(1 - _betas(cfg, dtype), 0)
         if cfg.zero_terminal_snr:
-            root = np.sqrt(table)
-            table = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+            root = table.sqrt()
+            root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+            table = root.square()
     if cfg.ends_in_noise:
         table[-1] = 0
     return table
 
 
-def _betas(cfg: TableConfig) -> Float[np.ndarray, " t"]:
+def _betas(cfg: TableConfig, dtype: torch.dtype) -> Float[Tensor, " t"]:
     n, first, last = cfg.num_steps, cfg.beta_start, cfg.beta_end
     if cfg.schedule == "linear":
-        return np.linspace(first, last, n)
+        return torch.linspace(first, last, n, dtype=dtype)
     if cfg.schedule == "scaled_linear":
-        return np.linspace(first**0.5, last**0.5, n) ** 2
+        return torch.linspace(first**0.5, last**0.5, n, dtype=dtype) ** 2
     if cfg.schedule == "sigmoid":
-        return first + (last - first) / (1 + np.exp(-np.linspace(-6, 6, n)))
-    bar = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - bar[1:] / bar[:-1], MAX_BETA)
+        return first + (last - first) * torch.linspace(-6, 6, n, dtype=dtype).sigmoid()
+    bar = ((torch.arange(n + 1, dtype=torch.float64) / n + 0.008) / 1.008 * math.pi / 2).cos().square()
+    return (1 - bar[1:] / bar[:-1]).clamp(max=MAX_BETA).to(dtype)
 
 
 class Table:
@@ -114,7 +116,7 @@ class Table:
 
     def __init__(self, cfg: TableConfig):
         self.cfg, self.num_steps = cfg, cfg.num_steps
-        self.alphas_cumprod = torch.from_numpy(alphas_cumprod(cfg))
+        self.alphas_cumprod = alphas_cumprod(cfg)
 
     def add_noise(
         self, x: Float[Tensor, "b *s"], eps: Float[Tensor, "b *s"], t: Shaped[Tensor, " b"]
@@ -149,6 +151,7 @@ def spaced(steps: int, num_steps: int, spacing: str, offset: int = 0) -> list[in
     """`steps` times that fall, of a table with `num_steps` entries (arXiv 2305.08891, table 2)."""
     check_steps(steps, num_steps)
     k = np.arange(steps)
+    times: np.ndarray
     if spacing == "trailing":
         times = np.round(num_steps - k * num_steps / steps) - 1
     elif spacing == "leading":

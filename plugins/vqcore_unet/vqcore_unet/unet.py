@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -77,7 +76,7 @@ class UNet(Pixels):
     def __init__(self, cfg: Config, *, dim: int, spec: DataSpec):
         super().__init__(cfg, spec, cfg.patch_size * 2 ** (len(cfg.mult) - 1))
         rank, patches = spec.rank, spec.channels * cfg.patch_size**spec.rank
-        time = {"time": 4 * cfg.width, "groups": cfg.norm_groups, "dropout": cfg.dropout}
+        time: Any = {"time": 4 * cfg.width, "groups": cfg.norm_groups, "dropout": cfg.dropout}
         self.level = Levels(cfg.width, rank if cfg.resolution_cond else 0)
         self.conv_in = conv(rank, patches + dim, cfg.widths[0])
         self.u = UShape(

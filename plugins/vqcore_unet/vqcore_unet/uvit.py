@@ -7,7 +7,7 @@ Differs from 4M: one to three axes; with cross-attention, hidden tokens leave no
 positions are interpolated as with `concat`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -88,7 +88,7 @@ class UViT(Pixels):
         attn_dropout: float = 0.0
         """Probability that an attention weight is dropped in training."""
         drop_path: float = 0.0
-        """Probability that a sample skips a branch in training: 0 at the transformer's first block, this at the last."""
+        """Probability that a sample skips a branch in training: 0 at the first block, this value at the last."""
         as_4m: bool = False
         """Cross-attention with 4M's errors, for its checkpoints: nearest positions, all tokens hidden still seen."""
 
@@ -96,9 +96,13 @@ class UViT(Pixels):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            missing = [name for name in ("mid_width", "mid_depth", "mid_heads") if getattr(self, name) is None]
+            missing = [
+                name for name in ("mid_width", "mid_depth", "mid_heads") if getattr(self, name) is None
+            ]
             if self.size is None and missing:
-                raise ValueError(f"{', '.join(missing)} missing: give size (b, l or h), or mid_width, mid_depth and mid_heads")
+                raise ValueError(
+                    f"{', '.join(missing)} missing: give size (b, l or h), or mid_width, mid_depth and mid_heads"
+                )
             width, depth, heads = self.mid
             for name, value in (("mid_width", width), ("mid_depth", depth), ("mid_heads", heads)):
                 if value < 1:
@@ -136,7 +140,7 @@ class UViT(Pixels):
     def __init__(self, cfg: Config, *, dim: int, spec: DataSpec):
         halvings = len(cfg.widths) - 1 + cfg.downsample_before_mid
         super().__init__(cfg, spec, cfg.patch_size * 2**halvings)
-        rank, first, last = spec.rank, cfg.widths[0], cfg.widths[-1]
+        rank, first = spec.rank, cfg.widths[0]
         self.level = Levels(first, rank if cfg.resolution_cond else 0)
         self.conv_in = conv(rank, spec.channels, first, cfg.patch_size, stride=cfg.patch_size, padding=0)
         self.u = UShape(
@@ -193,6 +197,8 @@ class UViT(Pixels):
 class Middle(nn.Module):
     """The transformer of a U-ViT, between two linear layers."""
 
+    pos_emb: Tensor
+
     def __init__(self, cfg: UViT.Config, rank: int, channels: int, dim: int):
         super().__init__()
         width, depth, heads = cfg.mid
@@ -225,14 +231,15 @@ class Middle(nn.Module):
     ) -> tuple[Tensor | None, tuple[tuple[Tensor, Tensor], ...], Tensor | None]:
         """Tokens at the transformer's grid; or keys and values for each block, and which of them may be seen."""
         if self.cross:
-            keys = tuple(block.keys(z.flatten(1, -2)) for block in self.blocks)
+            blocks: Iterable[Any] = self.blocks
+            keys = tuple(block.keys(z.flatten(1, -2)) for block in blocks)
             return None, keys, None if mask is None else ~mask.flatten(1)[:, None, None]
         y = rearrange(resized(rearrange(z, "b ... d -> b d ..."), grid), "b d ... -> b (...) d")
         y = self.cond_proj(y)
-        if mask is not None:
-            hidden = resized(mask.unsqueeze(1).to(z), grid).flatten(2).mT > 0.5
-            y = torch.where(hidden, self.mask_token.to(y.dtype), y)
-        return y, (), None
+        # Without a mask as well, so that distributed training always has a gradient of mask_token.
+        mask = torch.zeros(z.shape[:-1], dtype=torch.bool, device=z.device) if mask is None else mask
+        hidden = resized(mask.unsqueeze(1).to(z), grid).flatten(2).mT > 0.5
+        return torch.where(hidden, self.mask_token.to(y.dtype), y), (), None
 
     def forward(
         self, x: Float[Tensor, "b c *grid"], level: Float[Tensor, "b d"], cond: Condition, run: Any
@@ -303,7 +310,7 @@ class Block(nn.Module):
         visible: Bool[Tensor, "b 1 1 m"] | None,
         as_4m: bool,
     ) -> Float[Tensor, "b n w"]:
-        if self.skip_linear is not None:
+        if self.skip_linear is not None and skip is not None:
             x = self.skip_linear(torch.cat([x, skip], -1))
         left_out = self.attn_dropout if self.training else 0.0
         level = F.silu(level).unsqueeze(1)

@@ -1,0 +1,262 @@
+"""The laws of all components of the plugin, on one to three axes, and what is special to each of its networks."""
+
+import pytest
+import torch
+from vqcore_unet.cnn import CNNDecoder, CNNEncoder
+from vqcore_unet.unet import UNet
+from vqcore_unet.uvit import UViT
+
+from vqcore.protocols import DataSpec
+from vqcore.testing import checks
+from vqcore.testing.basics import noise, stirred
+from vqcore.testing.conformance import (
+    ComponentConformance,
+    DecoderConformance,
+    DenoiserConformance,
+    EncoderConformance,
+    SchedulerConformance,
+    build,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+IMAGE = DataSpec(channels=3, size=(16, 16))
+UNET = {"patch_size": 2, "width": 8, "mult": (1, 2), "depth": 1, "attention": (2,), "norm_groups": 4}
+UVIT = {
+    "patch_size": 2,
+    "widths": (8, 16),
+    "depth": 1,
+    "mid_width": 24,
+    "mid_depth": 3,
+    "mid_heads": 2,
+    "norm_groups": 4,
+}
+CNN = {"width": 8, "mult": (1, 2, 2), "depth": 1, "attention": (4,), "norm_groups": 4}
+OTHER = [  # channels, size, grid of the tokens
+    (2, (32,), (4,)),
+    (1, (16, 32), (4, 4)),
+    (2, (8, 16, 8), (2, 2, 2)),
+]
+
+
+class TestUNet(DenoiserConformance):
+    component = "unet/unet"
+    spec, grid = IMAGE, (4, 4)
+    configs = (UNET, {**UNET, "heads": 2, "resolution_cond": True}, {**UNET, "depth": 0, "mult": (1, 1)})
+
+
+class TestUViT(DenoiserConformance):
+    component = "unet/uvit"
+    spec, grid = IMAGE, (4, 4)
+    configs = (
+        {**UVIT, "long_skips": True, "resolution_cond": True},
+        {**UVIT, "conditioning": "cross-attention", "downsample_before_mid": False},
+    )
+
+
+class TestCNNEncoder(EncoderConformance):
+    component, spec, configs = (
+        "unet/cnn-encoder",
+        IMAGE,
+        (CNN, {**CNN, "mid_attention": False, "attention": ()}),
+    )
+
+
+class TestCNNDecoder(DecoderConformance):
+    component, spec, grid, configs = "unet/cnn-decoder", IMAGE, (4, 4), (CNN, {**CNN, "heads": 2})
+
+
+class TestDDPM(SchedulerConformance):
+    component = "unet/ddpm"
+    configs = ({}, {"prediction": "sample", "schedule": "linear", "variance": "fixed_large"})
+    steps = 7
+
+
+class TestDDIM(SchedulerConformance):
+    component = "unet/ddim"
+    configs = (
+        {},
+        {"spacing": "linspace", "schedule": "shifted_cosine", "shift": 2.0, "prediction": "sample"},
+        {"spacing": "leading", "prediction": "epsilon", "zero_terminal_snr": False, "eta": 1.0},
+    )
+    steps = 7
+
+
+class TestPNDM(SchedulerConformance):
+    component = "unet/pndm"
+    configs = ({}, {"runge_kutta": True, "prediction": "epsilon"}, {"prediction": "sample"})
+    steps = 7
+
+
+class TestDiffusers(SchedulerConformance):
+    component = "unet/diffusers"
+    configs = (
+        {},
+        {"sampler": "UniPCMultistepScheduler", "prediction": "sample"},
+        {"sampler": "EulerDiscreteScheduler", "schedule": "linear"},
+        {"sampler": "EulerAncestralDiscreteScheduler", "prediction": "epsilon", "zero_terminal_snr": False},
+        {"sampler": "HeunDiscreteScheduler", "options": {"use_karras_sigmas": True}},
+    )
+
+
+class TestFlow(SchedulerConformance):
+    component = "unet/flow"
+    configs = ({}, {"solver": "heun", "shift": 3.0, "power": 4.0})
+    steps = 3
+
+
+assert ComponentConformance  # the laws of manifest and settings are part of each class above
+
+
+@pytest.mark.parametrize(("channels", "size", "grid"), OTHER)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("unet/unet", {**UNET, "resolution_cond": True}),
+        ("unet/uvit", {**UVIT, "resolution_cond": True}),
+        ("unet/uvit", {**UVIT, "conditioning": "cross-attention", "long_skips": True}),
+    ],
+)
+def test_denoisers_of_every_rank(name, settings, channels, size, grid):
+    spec = DataSpec(channels=channels, size=size)
+    made = build("decoder", name, settings, dim=5, spec=spec)
+    checks.check_denoiser(made, noise(2, *grid, 5), (2, channels, *size))
+
+
+@pytest.mark.parametrize(("channels", "size", "grid"), OTHER)
+def test_convolutions_of_every_rank(channels, size, grid):
+    spec = DataSpec(channels=channels, size=size)
+    encoder = build("encoder", "unet/cnn-encoder", CNN, spec=spec)
+    checks.check_encoder(encoder, noise(2, channels, *size))
+    coarse = tuple(side // 4 for side in size)
+    decoder = build("decoder", "unet/cnn-decoder", CNN, dim=5, spec=spec)
+    checks.check_decoder(decoder, noise(2, *coarse, 5), (2, channels, *size))
+
+
+def net(name, **more):
+    settings = UNET if name == "unet/unet" else UVIT
+    return stirred(build("decoder", name, {**settings, **more}, dim=5, spec=IMAGE))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("unet/unet", {}), ("unet/uvit", {}), ("unet/uvit", {"conditioning": "cross-attention"})],
+)
+@torch.no_grad()
+def test_the_condition_of_a_batch_is_that_of_both_halves(name, more):
+    """Guidance is one pass: the tokens twice, once all hidden."""
+    made, z, x, t = net(name, **more), noise(2, 4, 4, 5), noise(2, 3, 32, 16), torch.tensor([3.0, 700.0])
+    hidden = torch.tensor([False, False, True, True])[:, None, None].expand(4, 4, 4)
+    both = made(
+        torch.cat([x, x]), torch.cat([t, t]), made.condition(torch.cat([z, z]), size=(32, 16), mask=hidden)
+    )
+    seeing = made(x, t, made.condition(z, size=(32, 16)))
+    blind = made(x, t, made.condition(-z, size=(32, 16), mask=torch.ones(2, 4, 4, dtype=torch.bool)))
+    torch.testing.assert_close(both, torch.cat([seeing, blind]), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(seeing, blind, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["unet/unet", "unet/uvit"])
+@torch.no_grad()
+def test_the_original_size_is_told_for_each_sample(name):
+    made, z, x, t = (
+        net(name, resolution_cond=True),
+        noise(2, 4, 4, 5),
+        noise(2, 3, 16, 16),
+        torch.tensor([9.0, 9.0]),
+    )
+
+    def told(*sizes):
+        extras = {"original_size": torch.tensor(sizes)} if sizes else {}
+        return made(x, t, made.condition(z, size=(16, 16), extras=extras))
+
+    one, other = told((512, 512), (512, 512)), told((512, 512), (64, 512))
+    assert torch.equal(told(), one)
+    torch.testing.assert_close(other[0], one[0])
+    assert not torch.allclose(other[1], one[1], atol=1e-4)
+    assert not torch.allclose(told((512, 512), (512, 64))[1], other[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["unet/unet", "unet/uvit"])
+def test_a_fresh_denoiser_sees_neither_tokens_nor_neighbours(name):
+    """Last convolutions and gates start at zero: a U-Net predicts zero, a U-ViT adds nothing but linear maps."""
+    settings = UNET if name == "unet/unet" else UVIT
+    made = build("decoder", name, settings, dim=5, spec=IMAGE).eval()
+    zeros = [key for key, value in made.named_parameters() if "conv2.weight" in key or "gate.weight" in key]
+    assert zeros and all(not made.get_parameter(key).any() for key in zeros)
+    if name == "unet/unet":
+        x = noise(2, 3, 16, 16)
+        assert not made(x, torch.tensor([1.0, 2.0]), made.condition(noise(2, 4, 4, 5), size=(16, 16))).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("unet/unet", {"dropout": 0.2}),
+        ("unet/uvit", {"dropout": 0.2, "drop_path": 0.3, "attn_dropout": 0.1, "long_skips": True}),
+        ("unet/uvit", {"conditioning": "cross-attention"}),
+    ],
+)
+def test_checkpointing_changes_no_gradient(name, more):
+    plain, saving = net(name, **more).train(), net(name, **more, checkpointing=True).train()
+    z, x, t = noise(2, 4, 4, 5), noise(2, 3, 16, 16), torch.tensor([9.0, 99.0])
+    found = []
+    for one in (plain, saving):
+        torch.manual_seed(0)
+        out = one(x, t, one.condition(z, size=(16, 16)))
+        out.square().sum().backward()
+        found.append((out, {key: value.grad for key, value in one.named_parameters()}))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_network_in_bf16_stays_in_bf16():
+    for name, more in (
+        ("unet/unet", {}),
+        ("unet/uvit", {"conditioning": "cross-attention", "resolution_cond": True}),
+    ):
+        made = net(name, **more)
+        z, x, t = noise(2, 4, 4, 5), noise(2, 3, 16, 16), torch.tensor([9.0, 99.0])
+        exact = made(x, t, made.condition(z, size=(16, 16)))
+        made.bfloat16()
+        rough = made(x, t, made.condition(z, size=(16, 16)))
+        assert rough.dtype == torch.bfloat16
+        assert 0 < (rough - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "millions"),
+    [
+        ("unet", {}, 196.35),
+        ("uvit", {"size": "b"}, 127.54),
+        ("uvit", {"size": "l"}, 392.47),
+        ("uvit", {"size": "h"}, 770.67),
+        ("uvit", {"size": "b", "long_skips": True}, 144.07),
+        ("uvit", {"size": "l", "long_skips": True}, 433.40),
+        ("uvit", {"size": "b", "downsample_before_mid": False}, 126.36),
+        ("uvit", {"size": "l", "downsample_before_mid": False}, 391.29),
+        ("uvit", {"size": "b", "downsample_before_mid": False, "widths": (128, 256, 512)}, 161.57),
+        ("uvit", {"size": "l", "downsample_before_mid": False, "widths": (128, 256, 512)}, 426.64),
+        ("uvit", {"size": "b", "conditioning": "cross-attention"}, 156.50),
+        ("uvit", {"size": "h", "conditioning": "cross-attention"}, 941.39),
+        ("uvit", {"size": "b", "conditioning": "cross-attention", "long_skips": True}, 175.45),
+    ],
+)
+def test_networks_are_as_large_as_4ms(name, settings, millions):
+    """4M counts the fixed positions, too."""
+    cls = {"unet": UNet, "uvit": UViT}[name]
+    with torch.device("meta"):
+        made = cls(cls.Config(**settings), dim=32, spec=DataSpec(channels=3, size=(224, 224)))
+    count = sum(tensor.numel() for tensor in (*made.parameters(), *made.buffers()))
+    assert count / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+def test_vqgans_pair_is_as_large_as_the_papers():
+    """f16 at 256 px: the encoder without the paper's last convolution to 256 channels, 29.3 million with it."""
+    with torch.device("meta"):
+        spec = DataSpec(channels=3, size=(256, 256))
+        encoder = CNNEncoder(CNNEncoder.Config(), spec=spec)
+        decoder = CNNDecoder(CNNDecoder.Config(), dim=256, spec=spec)
+    assert encoder.dim == 512 and encoder.grid((256, 256)) == (16, 16)
+    sizes = [
+        sum(parameter.numel() for parameter in module.parameters()) / 1e6 for module in (encoder, decoder)
+    ]
+    assert sizes == pytest.approx([29.30 - (512 * 9 + 1) * 256 / 1e6, 42.45], abs=0.01)
