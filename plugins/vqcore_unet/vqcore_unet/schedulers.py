@@ -29,13 +29,30 @@ STEP = ("model_output", "timestep", "sample")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClippingConfig(TableConfig):
-    """Settings of samplers that may bound the samples that they predict."""
+class SpacingConfig(TableConfig):
+    """Settings of samplers that visit entries of the table."""
 
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     """Entries that sampling visits: trailing begins at the last, leading never visits it, linspace has both ends."""
     steps_offset: int = 0
     """Added to the times of `leading`; Stable Diffusion has 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps_offset and self.spacing != "leading":
+            raise SettingError(
+                "steps_offset", f"{self.steps_offset} does nothing with spacing={self.spacing}; leave it out"
+            )
+        if not 0 <= self.steps_offset < self.num_steps:
+            raise SettingError(
+                "steps_offset", f"{self.steps_offset} must be in [0, num_steps={self.num_steps})"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippingConfig(SpacingConfig):
+    """Settings of samplers that may bound the samples that they predict."""
+
     clip: float | None = None
     """Predicted samples are clipped to [-clip, clip]: 1 for data in [-1, 1], null for data without bounds."""
     threshold: float | None = None
@@ -55,14 +72,6 @@ class ClippingConfig(TableConfig):
             raise SettingError("threshold_max", f"{self.threshold_max} does nothing without threshold")
         if self.threshold_max is not None and self.threshold_max < 1:
             raise SettingError("threshold_max", f"{self.threshold_max} must be at least 1")
-        if self.steps_offset and self.spacing != "leading":
-            raise SettingError(
-                "steps_offset", f"{self.steps_offset} does nothing with spacing={self.spacing}; leave it out"
-            )
-        if not 0 <= self.steps_offset < self.num_steps:
-            raise SettingError(
-                "steps_offset", f"{self.steps_offset} must be in [0, num_steps={self.num_steps})"
-            )
 
     def bounds(self) -> dict[str, Any]:
         """The same settings by the names of diffusers."""
@@ -128,7 +137,8 @@ class DDIM(Table):
         inner = _filled(
             self, _diffusers().DDIMScheduler, set_alpha_to_one=cfg.final_alpha_one, **cfg.bounds()
         )
-        named = {"eta": cfg.eta, "use_clipped_model_output": cfg.clipped_epsilon}
+        # Just below 1, since diffusers takes the root of a difference that rounding may leave below 0.
+        named = {"eta": min(cfg.eta, 1 - 1e-12), "use_clipped_model_output": cfg.clipped_epsilon}
         noisy = "variance_noise" if cfg.eta else ""
         if not cfg.as_4m:
             times = spaced(steps, self.num_steps, cfg.spacing, cfg.steps_offset)
@@ -146,7 +156,7 @@ class PNDM(Table):
     """Diffusion; the sampler extrapolates from the last four predictions. Takes one call more than steps."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(TableConfig):
+    class Config(SpacingConfig):
         """Settings of `unet/pndm`."""
 
         schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "shifted_cosine", "sigmoid"] = (
@@ -155,10 +165,6 @@ class PNDM(Table):
         """How noise grows with time. The sampler divides by the signal: squaredcos_cap_v2 leaves too little of it."""
         zero_terminal_snr: bool = False
         """Must be false: the sampler divides by the signal of the first entry that it visits."""
-        spacing: Literal["trailing", "leading", "linspace"] = "trailing"
-        """Entries that sampling visits: trailing begins at the last, leading never visits it, linspace has both ends."""
-        steps_offset: int = 0
-        """Added to the times of `leading`; Stable Diffusion has 1."""
         runge_kutta: bool = False
         """Take the first three steps with Runge and Kutta's method, of four calls each."""
         final_alpha_one: bool = True
@@ -194,8 +200,12 @@ class PNDM(Table):
         )
         inner.set_timesteps(steps)
         times = [int(t) for t in inner.timesteps]
-        if cfg.as_4m or cfg.runge_kutta or steps == 1:
+        if cfg.as_4m or steps == 1:
             return Walk(inner, times, convert=convert)
+        if cfg.runge_kutta:
+            first = len(inner.prk_timesteps)
+            strides = [self.num_steps // steps] * first + _strides(times[first:])
+            return Walk(inner, times, strides=strides, convert=convert)
         # The second call repeats the first step, from the sample before it, with the mean of two predictions.
         once = [times[0], *times[2:]]
         strides = _strides(once)
