@@ -60,7 +60,13 @@ SETTINGS = [
         {"sampler": "EulerScheduler"},
         "is not a scheduler of diffusers. Did you mean",
     ),
-    ("scheduler", "unet/diffusers", {"sampler": "FlowMatchEulerDiscreteScheduler"}, "there is unet/flow"),
+    pytest.param(
+        "scheduler",
+        "unet/diffusers",
+        {"sampler": "FlowMatchEulerDiscreteScheduler"},
+        "there is unet/flow",
+        marks=pytest.mark.slow,
+    ),
     (
         "scheduler",
         "unet/diffusers",

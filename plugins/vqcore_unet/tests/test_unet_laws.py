@@ -10,7 +10,6 @@ from vqcore.protocols import DataSpec
 from vqcore.testing import checks
 from vqcore.testing.basics import noise, stirred
 from vqcore.testing.conformance import (
-    ComponentConformance,
     DecoderConformance,
     DenoiserConformance,
     EncoderConformance,
@@ -19,6 +18,19 @@ from vqcore.testing.conformance import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+MORE_SIZES = [
+    ({"size": "l"}, 392.47),
+    ({"size": "h"}, 770.67),
+    ({"size": "b", "long_skips": True}, 144.07),
+    ({"size": "l", "long_skips": True}, 433.40),
+    ({"size": "b", "downsample_before_mid": False}, 126.36),
+    ({"size": "l", "downsample_before_mid": False}, 391.29),
+    ({"size": "b", "downsample_before_mid": False, "widths": (128, 256, 512)}, 161.57),
+    ({"size": "l", "downsample_before_mid": False, "widths": (128, 256, 512)}, 426.64),
+    ({"size": "b", "conditioning": "cross-attention"}, 156.50),
+    ({"size": "h", "conditioning": "cross-attention"}, 941.39),
+    ({"size": "b", "conditioning": "cross-attention", "long_skips": True}, 175.45),
+]
 IMAGE = DataSpec(channels=3, size=(16, 16))
 UNET = {"patch_size": 2, "width": 8, "mult": (1, 2), "depth": 1, "attention": (2,), "norm_groups": 4}
 UVIT = {
@@ -39,74 +51,81 @@ OTHER = [  # channels, size, grid of the tokens
 
 
 class TestUNet(DenoiserConformance):
-    component = "unet/unet"
-    spec, grid = IMAGE, (4, 4)
-    configs = (UNET, {**UNET, "heads": 2, "resolution_cond": True}, {**UNET, "depth": 0, "mult": (1, 1)})
+    component, spec, grid = "unet/unet", IMAGE, (4, 4)
+    configs = ({**UNET, "heads": 2, "resolution_cond": True},)
+
+
+@pytest.mark.slow
+class TestMoreUNets(TestUNet):
+    configs = (UNET, {**UNET, "depth": 0, "mult": (1, 1)}, {**UNET, "mult": (1,), "attention": ()})
 
 
 class TestUViT(DenoiserConformance):
-    component = "unet/uvit"
-    spec, grid = IMAGE, (4, 4)
+    component, spec, grid = "unet/uvit", IMAGE, (4, 4)
+    configs = ({**UVIT, "long_skips": True},)
+
+
+@pytest.mark.slow
+class TestMoreUViTs(TestUViT):
     configs = (
-        {**UVIT, "long_skips": True, "resolution_cond": True},
+        {**UVIT, "resolution_cond": True, "missing_resolution": None},
         {**UVIT, "conditioning": "cross-attention", "downsample_before_mid": False},
+        {**UVIT, "widths": (8,), "depth": 0},
     )
 
 
 class TestCNNEncoder(EncoderConformance):
-    component, spec, configs = (
-        "unet/cnn-encoder",
-        IMAGE,
-        (CNN, {**CNN, "mid_attention": False, "attention": ()}),
-    )
+    component, spec, configs = "unet/cnn-encoder", IMAGE, (CNN,)
 
 
 class TestCNNDecoder(DecoderConformance):
-    component, spec, grid, configs = "unet/cnn-decoder", IMAGE, (4, 4), (CNN, {**CNN, "heads": 2})
+    component, spec, grid, configs = "unet/cnn-decoder", IMAGE, (4, 4), (CNN,)
+
+
+@pytest.mark.slow
+class TestMoreCNNDecoders(TestCNNDecoder):
+    configs = ({**CNN, "heads": 2}, {**CNN, "mid_attention": False, "attention": ()})
 
 
 class TestDDPM(SchedulerConformance):
-    component = "unet/ddpm"
+    component, steps = "unet/ddpm", 7
     configs = ({}, {"prediction": "sample", "schedule": "linear", "variance": "fixed_large"})
-    steps = 7
 
 
 class TestDDIM(SchedulerConformance):
-    component = "unet/ddim"
+    component, steps = "unet/ddim", 7
     configs = (
-        {},
         {"spacing": "linspace", "schedule": "shifted_cosine", "shift": 2.0, "prediction": "sample"},
         {"spacing": "leading", "prediction": "epsilon", "zero_terminal_snr": False, "eta": 1.0},
     )
-    steps = 7
 
 
 class TestPNDM(SchedulerConformance):
-    component = "unet/pndm"
-    configs = ({}, {"runge_kutta": True, "prediction": "epsilon"}, {"prediction": "sample"})
-    steps = 7
+    component, steps = "unet/pndm", 7
+    configs = ({}, {"runge_kutta": True, "prediction": "epsilon"})
 
 
 class TestDiffusers(SchedulerConformance):
     component = "unet/diffusers"
+    configs = ({"sampler": "EulerDiscreteScheduler", "schedule": "linear"},)
+
+
+@pytest.mark.slow
+class TestMoreOfDiffusers(TestDiffusers):
     configs = (
         {},
         {"sampler": "UniPCMultistepScheduler", "prediction": "sample"},
-        {"sampler": "EulerDiscreteScheduler", "schedule": "linear"},
         {"sampler": "EulerAncestralDiscreteScheduler", "prediction": "epsilon", "zero_terminal_snr": False},
         {"sampler": "HeunDiscreteScheduler", "options": {"use_karras_sigmas": True}},
     )
 
 
 class TestFlow(SchedulerConformance):
-    component = "unet/flow"
+    component, steps = "unet/flow", 3
     configs = ({}, {"solver": "heun", "shift": 3.0, "power": 4.0})
-    steps = 3
 
 
-assert ComponentConformance  # the laws of manifest and settings are part of each class above
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "size", "grid"), OTHER)
 @pytest.mark.parametrize(
     ("name", "settings"),
@@ -122,6 +141,7 @@ def test_denoisers_of_every_rank(name, settings, channels, size, grid):
     checks.check_denoiser(made, noise(2, *grid, 5), (2, channels, *size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "size", "grid"), OTHER)
 def test_convolutions_of_every_rank(channels, size, grid):
     spec = DataSpec(channels=channels, size=size)
@@ -191,9 +211,9 @@ def test_a_fresh_denoiser_sees_neither_tokens_nor_neighbours(name):
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("unet/unet", {"dropout": 0.2}),
+        pytest.param("unet/unet", {"dropout": 0.2}, marks=pytest.mark.slow),
         ("unet/uvit", {"dropout": 0.2, "drop_path": 0.3, "attn_dropout": 0.1, "long_skips": True}),
-        ("unet/uvit", {"conditioning": "cross-attention"}),
+        pytest.param("unet/uvit", {"conditioning": "cross-attention"}, marks=pytest.mark.slow),
     ],
 )
 def test_checkpointing_changes_no_gradient(name, more):
@@ -208,6 +228,7 @@ def test_checkpointing_changes_no_gradient(name, more):
     torch.testing.assert_close(found[0], found[1])
 
 
+@pytest.mark.slow
 def test_a_network_in_bf16_stays_in_bf16():
     for name, more in (
         ("unet/unet", {}),
@@ -227,17 +248,7 @@ def test_a_network_in_bf16_stays_in_bf16():
     [
         ("unet", {}, 196.35),
         ("uvit", {"size": "b"}, 127.54),
-        ("uvit", {"size": "l"}, 392.47),
-        ("uvit", {"size": "h"}, 770.67),
-        ("uvit", {"size": "b", "long_skips": True}, 144.07),
-        ("uvit", {"size": "l", "long_skips": True}, 433.40),
-        ("uvit", {"size": "b", "downsample_before_mid": False}, 126.36),
-        ("uvit", {"size": "l", "downsample_before_mid": False}, 391.29),
-        ("uvit", {"size": "b", "downsample_before_mid": False, "widths": (128, 256, 512)}, 161.57),
-        ("uvit", {"size": "l", "downsample_before_mid": False, "widths": (128, 256, 512)}, 426.64),
-        ("uvit", {"size": "b", "conditioning": "cross-attention"}, 156.50),
-        ("uvit", {"size": "h", "conditioning": "cross-attention"}, 941.39),
-        ("uvit", {"size": "b", "conditioning": "cross-attention", "long_skips": True}, 175.45),
+        *(pytest.param("uvit", *size, marks=pytest.mark.slow) for size in MORE_SIZES),
     ],
 )
 def test_networks_are_as_large_as_4ms(name, settings, millions):
