@@ -16,7 +16,7 @@ from vqcore.config import Config as Base
 from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec
 from vqcore_unet.denoiser import at_least, check_groups
-from vqcore_unet.layers import EPS, Attention, Downsample, Level, ResBlock, Upsample, conv, fast, runner
+from vqcore_unet.layers import EPS, Attention, Downsample, Level, ResBlock, Upsample, conv, runner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class CNNEncoder(nn.Module):
     def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b *grid d"]:
         """Latents of the samples."""
         self.grid(tuple(x.shape[2:]))
-        y = _run(self, fast(self.conv_in(x.to(self.conv_in.weight.dtype))), [*self.levels, self.mid])
+        y = _run(self, self.conv_in(x.to(self.conv_in.weight.dtype)), [*self.levels, self.mid])
         return rearrange(F.silu(self.norm_out(y)), "b d ... -> b ... d")
 
 
@@ -125,7 +125,7 @@ class CNNDecoder(nn.Module):
 
     def forward(self, z_q: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b c *size"]:
         """Samples of the latents."""
-        y = fast(self.conv_in(rearrange(z_q.to(self.conv_in.weight.dtype), "b ... d -> b d ...")))
+        y = self.conv_in(rearrange(z_q.to(self.conv_in.weight.dtype), "b ... d -> b d ..."))
         y = _run(self, y, [self.mid, *self.levels])
         return self.conv_out(F.silu(self.norm_out(y)))
 

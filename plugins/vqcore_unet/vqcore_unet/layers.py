@@ -43,11 +43,6 @@ def zeroed(module: Any) -> Any:
     return module
 
 
-def fast(x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
-    """Images with their channels last in memory: convolutions are faster that way."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-
-
 def waves(t: Float[Tensor, "..."], width: int) -> Float[Tensor, "... d"]:
     """Cosines and then sines of numbers, with `width // 2` frequencies each, fp32."""
     half = width // 2

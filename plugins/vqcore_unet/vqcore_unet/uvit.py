@@ -28,7 +28,6 @@ from vqcore_unet.layers import (
     UShape,
     attend,
     conv,
-    fast,
     resized,
     runner,
     transposed,
@@ -184,10 +183,10 @@ class UViT(Pixels):
         """The prediction at the noise levels `t`."""
         run = runner(self, self.checkpointing)
         level = self.level(t, cond.size)
-        y, seen = self.u.descend(fast(self.conv_in(x_t.to(self.conv_in.weight.dtype))), level, run)
+        y, seen = self.u.descend(self.conv_in(x_t.to(self.conv_in.weight.dtype)), level, run)
         if self.downsample_mid is not None:
             y = self.downsample_mid(y)
-        y = fast(self.mid(y, level, cond, run))
+        y = self.mid(y, level, cond, run)
         if self.upsample_mid is not None:
             y = self.upsample_mid(y)
         y = self.u.ascend(y, seen, level, run)
