@@ -1,7 +1,10 @@
 """The laws of all components of the plugin, on one to three axes, and what is special to each of its networks."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from vqcore_unet.cnn import CNNDecoder, CNNEncoder
 from vqcore_unet.unet import UNet
 from vqcore_unet.uvit import UViT
@@ -271,3 +274,20 @@ def test_vqgans_pair_is_as_large_as_the_papers():
         sum(parameter.numel() for parameter in module.parameters()) / 1e6 for module in (encoder, decoder)
     ]
     assert sizes == pytest.approx([29.30 - (512 * 9 + 1) * 256 / 1e6, 42.45], abs=0.01)
+
+
+def excerpts():
+    page = (Path(__file__).parents[3] / "docs/diffusion.md").read_text(encoding="utf-8")
+    ours = page.partition("## Networks and schedulers")[2]
+    return [yaml.safe_load(text.partition("```")[0]) for text in ours.split("```yaml\n")[1:]]
+
+
+def test_the_pair_of_the_page_fits_together():
+    (tree,) = excerpts()
+    sides = tree["model"]["encoder"], tree["model"]["decoder"]
+    encoder, decoder = ({name: value for name, value in side.items() if name != "name"} for side in sides)
+    spec = DataSpec(channels=3, size=(16, 16))
+    with torch.no_grad():
+        z = build("encoder", "unet/cnn-encoder", encoder, spec=spec)(noise(2, 3, 16, 16))
+        x_hat = build("decoder", "unet/cnn-decoder", decoder, dim=256, spec=spec)(z)
+    assert z.shape == (2, 4, 4, 256) and x_hat.shape == (2, 3, 16, 16)
