@@ -1,0 +1,79 @@
+"""From the names of tensors in 4M's denoisers to those of `unet/unet` and `unet/uvit`."""
+
+import re
+
+RES = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+    "op": "conv",
+}
+
+
+def unet(state, depth):
+    """The state of `unet/unet` with `depth` residual blocks a level, from 4M's."""
+    return {_unet(name, depth): _linear(name, tensor) for name, tensor in state.items()}
+
+
+def _linear(name, tensor):
+    return tensor.squeeze(-1) if re.search(r"\.(qkv|proj_out)\.weight$", name) else tensor
+
+
+def _unet(name, depth):
+    name = re.sub("|".join(map(re.escape, RES)), lambda found: RES[found[0]], name)
+    fixed = {
+        "time_embed.0.": "level.time.linear_1.",
+        "time_embed.2.": "level.time.linear_2.",
+        "input_blocks.0.0.": "conv_in.",
+        "middle_block.0.": "mid_in.",
+        "middle_block.1.": "mid_attention.",
+        "middle_block.2.": "mid_out.",
+        "out.0.": "norm_out.",
+        "out.2.": "conv_out.",
+    }
+    for old, new in fixed.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    side, number, part, rest = name.split(".", 3)
+    if side == "input_blocks":
+        level, index = divmod(int(number) - 1, depth + 1)
+        if index == depth:
+            return f"u.down.{level}.resample.{rest}"
+        return f"u.down.{level}.{'attentions' if part == '1' else 'blocks'}.{index}.{rest}"
+    level, index = divmod(int(number), depth + 1)
+    if rest.startswith("conv."):
+        return f"u.up.{level}.resample.{rest}"
+    return f"u.up.{level}.{'attentions' if part == '1' else 'blocks'}.{index}.{rest}"
+
+
+UVIT = {
+    r"time_embedding\.": "level.time.",
+    r"height_embedding\.": "level.sizes.0.",
+    r"width_embedding\.": "level.sizes.1.",
+    r"(down|up)_blocks\.(\d+)\.resnets\.": r"u.\1.\2.blocks.",
+    r"(down|up)_blocks\.(\d+)\.(down|up)samplers\.0\.": r"u.\1.\2.resample.",
+    r"conv_norm_out\.": "norm_out.",
+    r"mid_block\.mid_block\.(\d+)\.(self_attn|attn)\.qkv\.": r"mid.blocks.\1.qkv.",
+    r"mid_block\.mid_block\.(\d+)\.(self_attn|attn)\.proj\.": r"mid.blocks.\1.attn_proj.",
+    r"mid_block\.mid_block\.(\d+)\.cross_attn\.": r"mid.blocks.\1.cross_",
+    r"mid_block\.mid_block\.(\d+)\.mlp\.": r"mid.blocks.\1.",
+    r"mid_block\.mid_block\.(\d+)\.adaLN_": r"mid.blocks.\1.",
+    r"mid_block\.mid_block\.": "mid.blocks.",
+    r"mid_block\.mid_": "mid.",
+    r"mid_block\.": "mid.",
+}
+
+
+def uvit(state):
+    """The state of `unet/uvit` from 4M's: without its fixed positions and the second name of one convolution."""
+    return {_uvit(name): tensor for name, tensor in state.items() if not re.search("pos_emb|Conv2d_0", name)}
+
+
+def _uvit(name):
+    for old, new in UVIT.items():
+        if re.match(old, name):
+            return re.sub("^" + old, new, name)
+    return name

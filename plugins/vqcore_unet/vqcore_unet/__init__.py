@@ -1,0 +1,1 @@
+"""Diffusion and flow: schedulers, denoisers, and the convolutional pair of VQGAN."""
