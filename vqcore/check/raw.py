@@ -16,8 +16,8 @@ from vqcore.rng import numpy_generator
 
 READ = 1 << 28
 """Bytes after which no more files are read."""
-HELD = 4096
-"""Values of a channel of a file that are looked at."""
+HELD, PIECES = 4096, 16
+"""Values of a channel of a file that are looked at, and the number of pieces in which they lie."""
 IDS = 64
 """So few different whole numbers may be class ids, if each of them is there `REPEATED` times."""
 REPEATED = 50
@@ -36,7 +36,7 @@ _ONE_SIGMA = (0.16, 0.5, 0.84)
 class _File:
     key: str
     array: np.ndarray
-    """All values `(c, *extent)`; what is missing is NaN, but for the declared numbers."""
+    """All values `(c, *extent)`, of a mapped file some; what is missing is NaN, but for the declared numbers."""
     some: np.ndarray
     """Some values of each channel `(c, n)`; what is missing is NaN."""
 
@@ -66,7 +66,11 @@ def _files(declared: Declared, count: int, nodata: Sequence[float]) -> Iterator[
     for key, array in raw_arrays(declared, count):
         rows = array.reshape(len(array), -1)
         if rows.shape[1] > HELD:
-            rows = rows[:, numpy_generator(0, "raw", key).integers(0, rows.shape[1], HELD)]
+            # Pieces: single values all over a mapped file would each be read from another place of a disk.
+            piece = HELD // PIECES
+            starts = numpy_generator(0, "raw", key).integers(0, rows.shape[1] - piece + 1, (PIECES, 1))
+            rows = rows[:, (starts + np.arange(piece)).ravel()]
+        array = rows if isinstance(array, np.memmap) else array
         some = np.where(missing(rows, nodata), np.nan, rows.astype(np.float64))
         yield _File(key, array, some)
         read += array.nbytes
