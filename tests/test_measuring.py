@@ -14,7 +14,7 @@ import yaml
 from toys import run_config, run_tree, tokenizer_of, toy  # noqa: F401
 
 from vqcore.cli import main
-from vqcore.errors import ConfigError
+from vqcore.errors import CheckpointError, ConfigError
 from vqcore.evaluate.measure import decode_count, eval_batches, evaluate
 from vqcore.evaluate.perturb import perturbed
 from vqcore.evaluate.rows import intervals
@@ -130,6 +130,13 @@ def test_a_metric_is_set_up_once_in_a_run_and_once_in_a_command(measures):
     assert main(["eval", "run", "--weights", "both"]) == 0
     assert measures.read_text().splitlines() == ["once"] * 2
     assert main(["report", "run"]) == 0
+
+
+def test_what_a_metric_lacks_is_said_before_the_first_step(tmp_path):
+    metrics = {"far": {"name": "toy/frechet", "weights": str(tmp_path / "no.safetensors")}}
+    with pytest.raises(CheckpointError, match=r"^eval.metrics.far: .*no.safetensors: there is no such file"):
+        train(run_config(tmp_path / "run", eval__metrics=metrics))
+    assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
 def test_metrics_are_not_set_up_where_nothing_is_evaluated(measures):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from vqcore_percept.cmmd import gaussian
 from vqcore_percept.judges import covered, cubic, frechet, interval, mmd, split, without
+from vqcore_percept.nets import hub_file
 
 from vqcore.borrowed import sha256
 from vqcore.errors import ConfigError, VqcoreError
@@ -208,10 +209,16 @@ def test_cmmd_is_the_discrepancy_of_unit_embeddings(tower):
 
 
 @pytest.mark.slow
-def test_fid_is_that_of_torch_fidelity(tmp_path):
+def test_fid_is_that_of_torch_fidelity(tmp_path, monkeypatch):
     """Its whole way from pictures to the number, with weights in a file."""
     fidelity = pytest.importorskip("torch_fidelity")
     x_hat, x = two(n=12)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with (
+        closed_unless_asked(),
+        pytest.raises(VqcoreError, match=r"weights-inception-2015-12-05-6726825d.pth is"),
+    ):
+        ready("fid", {})
     metric = ready("fid", {"weights": "random"})
     file = tmp_path / "inception.pth"
     state = metric.judge.net.state_dict()
@@ -316,17 +323,12 @@ def test_values_outside_the_declared_range_are_refused():
 def test_missing_weights_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with (
-        closed_unless_asked(),
-        pytest.raises(
-            VqcoreError, match=r"weights-inception-2015-12-05-6726825d.pth is missing: put https://"
-        ),
-    ):
-        ready("fid", {})
-    with (
-        closed_unless_asked(),
-        pytest.raises(
-            VqcoreError, match=r"timm's resnet18.a1_in1k \(hf://timm/resnet18.a1_in1k\) are not here"
-        ),
-    ):
-        ready("fdd", {"model": "resnet18.a1_in1k", "side": 32})
+    with closed_unless_asked():
+        with pytest.raises(
+            VqcoreError, match=r"s/net-01.pth is missing: put https://a.org/net-01.pth there, give"
+        ):
+            hub_file("https://a.org/net-01.pth")
+        with pytest.raises(
+            VqcoreError, match=r"timm's test_vit \(hf://timm/test_vit.r160_in1k\) are not"
+        ):
+            ready("fdd", {"model": "test_vit", "side": 64})
