@@ -135,9 +135,10 @@ class Table:
         return signal * eps - noise * x
 
     def _shares(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        bar = self.alphas_cumprod.to(t.device)[t.long().clamp(0, self.num_steps - 1)]
-        shape = (-1, *[1] * (like.ndim - 1))
-        return bar.sqrt().to(like.dtype).view(shape), (1 - bar).sqrt().to(like.dtype).view(shape)
+        shape, t = (-1, *[1] * (like.ndim - 1)), t.long().clamp(0, self.num_steps - 1)
+        roots = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
+        signal, noise = (root.to(like.dtype).to(t.device)[t].view(shape) for root in roots)
+        return signal, noise
 
 
 def check_steps(steps: int, most: int | None = None) -> None:
