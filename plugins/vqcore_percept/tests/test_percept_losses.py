@@ -241,6 +241,29 @@ class TestTeacherLaws(TeacherConformance):
     )
 
 
+def test_clip_as_a_teacher_gives_projected_patches_and_the_embedding(tower):
+    """Against the tower's own steps: its last tokens after the norm, in CLIP's space; the embedding is the tower's."""
+    from vqcore.testing.checks import check_teacher
+
+    settings, (_, x) = {name: tower[name] for name in ("model", "weights")}, two()
+    patches, whole = (
+        build("teacher", "percept/clip", {**settings, "output": output}, spec=RGB)
+        for output in ("patches", "global")
+    )
+    whole.load_state_dict(patches.state_dict())
+    net, kept = patches.net, {}
+    hook = net.ln_post.register_forward_hook(lambda module, args, out: kept.update(tokens=out))
+    with torch.no_grad():
+        found, embedding = patches(x), whole(x)
+        hook.remove()
+        wanted = kept["tokens"][:, 1:] @ net.proj
+        assert found.shape == (3, patches.dim, 4, 4) and patches.dim == 24
+        assert torch.allclose(found.flatten(2).mT, wanted, atol=1e-6)
+        assert torch.allclose(embedding, kept["tokens"][:, 0] @ net.proj, atol=1e-6)
+    for teacher in (patches, whole):
+        check_teacher(teacher, x)
+
+
 def test_a_teacher_gives_maps_without_class_tokens():
     teacher = build("teacher", "percept/timm", {"model": "test_vit"}, spec=RGB)
     _, x = two()

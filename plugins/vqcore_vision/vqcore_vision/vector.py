@@ -1,11 +1,11 @@
 """One feature vector a sample, `(c, 1)`: a class token or a pooled embedding. The loss compares directions.
 
 4M's tokenizers of global DINOv2 and ImageBind features (arXiv 2406.09406) do the same: the values of the files, and a
-cosine loss over channels.
+cosine loss over channels. With `teacher`, the files are pictures, and a frozen network makes a vector of each.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from vqcore import config
 from vqcore.errors import DataError
 from vqcore.protocols import DataSpec, View
 from vqcore_vision.features import SUFFIXES, FeatureConfig, Scaling, read_numbers
+from vqcore_vision.taught import Taught
 
 
 class Vector:
@@ -29,6 +31,16 @@ class Vector:
     @dataclass(frozen=True, kw_only=True)
     class Config(FeatureConfig):
         """Settings of feature vectors."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.teacher is None:
+                config.refuse_idle(self, "teacher=null", "stride", "min_crop_scale", "hflip")
+
+    def __new__(cls, cfg: Any = None, *, size: Any = None) -> "Vector":
+        """Vectors from files, or with a teacher vectors of pictures. Copies and pickles come without settings."""
+        taught = cls is Vector and cfg is not None and cfg.teacher is not None
+        return super().__new__(TaughtVector if taught else cls)
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if isinstance(size, int) and size != 1:
@@ -73,6 +85,20 @@ class Vector:
     def _single(self, x: Tensor) -> Float[Tensor, " c"]:
         x = x.detach().cpu().float()
         return rearrange(self.values(x if x.ndim == 3 else rearrange(x, "c 1 -> 1 c 1")), "1 c 1 -> c")
+
+
+class TaughtVector(Taught, Vector):
+    """Vectors that a teacher makes of pictures."""
+
+    def __init__(self, cfg: Vector.Config, *, size: int | tuple[int, ...] | None):
+        Vector.__init__(self, cfg, size=size)
+        self.take_teacher()
+
+    def ride(self, view: View, main: DataSpec) -> View:
+        """The same part of the picture."""
+        if main.rank != 2:
+            raise ValueError(f"a vector of a picture follows samples with 2 axes, but these have {main.rank}")
+        return replace(view, size=(1,))
 
 
 def barcode(values: Float[Tensor, " c"]) -> Image.Image:
