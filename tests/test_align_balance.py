@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from test_trainer import lines, train_killed
-from toys import run_config, toy  # noqa: F401
 from torch import nn
+from toys import run_config, toy  # noqa: F401
 
 from vqcore.align import Alignment, aligned
 from vqcore.balance import Balancer
@@ -77,7 +77,10 @@ def test_alignment_wants_two_maps(teacher, z, says):
 def slopes(y, sizes):
     """Terms whose gradient at a sample of `y` has a known norm: one channel each, so that they are orthogonal."""
     rows = y[0, 0].numel()
-    return {name: (y[:, i] * size / rows**0.5).flatten(1).sum(1).mean() for i, (name, size) in enumerate(sizes.items())}
+    return {
+        name: (y[:, i] * size / rows**0.5).flatten(1).sum(1).mean()
+        for i, (name, size) in enumerate(sizes.items())
+    }
 
 
 def test_weights_become_shares_of_the_gradient():
@@ -116,7 +119,9 @@ def test_a_late_term_starts_with_its_own_norm_and_bad_norms_are_left_out():
 # Whole runs
 
 RUNS = {
-    "balance": {"objective": {"name": "reconstruction", "balance": 1.0, "adversary": {"name": "toy/gan", "start": 2}}},
+    "balance": {
+        "objective": {"name": "reconstruction", "balance": 1.0, "adversary": {"name": "toy/gan", "start": 2}}
+    },
     "align": {
         "objective": {
             "name": "reconstruction",
@@ -147,7 +152,9 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch, name):
     else:
         assert all("loss/align/distances" in line for line in logged)
         assert logged[0]["factor/align/cosine"] == 1 != logged[1]["factor/align/cosine"]
-        assert "objective.align.head.weight" not in (ends[0] / "model.safetensors").read_bytes().decode("latin-1")
+        assert "objective.align.head.weight" not in (ends[0] / "model.safetensors").read_bytes().decode(
+            "latin-1"
+        )
 
 
 BAD = [

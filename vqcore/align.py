@@ -39,8 +39,14 @@ class Alignment(nn.Module):
         """What the teacher sees in samples, on the grid of their latents. Raises `ValueError` where there is no map."""
         found = self.teacher(x)
         if found.ndim != 4 or len(grid) != 2:
-            what = f"gives {found.ndim - 2} axes" if found.ndim != 4 else f"has 2 axes, the latents have {len(grid)}"
-            raise ValueError(f"align compares maps of features and of latents, with 2 axes each: the teacher {what}")
+            what = (
+                f"gives {found.ndim - 2} axes"
+                if found.ndim != 4
+                else f"has 2 axes, the latents have {len(grid)}"
+            )
+            raise ValueError(
+                f"align compares maps of features and of latents, with 2 axes each: the teacher {what}"
+            )
         if found.shape[2:] != grid:
             found = F.interpolate(found, grid, mode="bilinear", antialias=True)
         return rearrange(found, "b d h w -> b h w d")
@@ -58,4 +64,3 @@ def aligned(
         "align/cosine": F.relu(1 - margins[0] - (z * features).sum(-1)).mean(),
         "align/distances": F.relu(apart - margins[1]).mean(),
     }
-

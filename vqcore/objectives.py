@@ -75,7 +75,8 @@ class JudgedConfig(ObjectiveConfig):
 class Judged(nn.Module):
     """An objective whose reconstructions are judged by perceptual losses and an adversary. Base class for objectives.
 
-    Latents may be aligned to a teacher, and the losses at the reconstruction balanced. `setup` builds all networks. `judged` gives what the model must lower, `rival` what the adversary must lower.
+    Latents may be aligned to a teacher, and the losses at the reconstruction balanced. `setup` builds all networks.
+    `judged` gives what the model must lower, `rival` what the adversary must lower.
     """
 
     percept: nn.ModuleDict
@@ -86,7 +87,9 @@ class Judged(nn.Module):
     def __init__(self, cfg: JudgedConfig, *, spec: DataSpec):
         super().__init__()
         if spec.labels is not None and (cfg.percept or cfg.adversary or cfg.align):
-            raise ValueError("percept, adversary and align take values; class maps have none: set none of them")
+            raise ValueError(
+                "percept, adversary and align take values; class maps have none: set none of them"
+            )
         self.cfg, self.spec = cfg, spec
         self.percept, self.adversary = nn.ModuleDict(), None
         self.align: Alignment | None = None
@@ -174,7 +177,9 @@ class Judged(nn.Module):
         """The terms of the alignment and their factors; `terms` and `factors` are those of the other losses."""
         learns = tokenizer.training and torch.is_grad_enabled()
         if latents is None or (learns and not latents.requires_grad):
-            why = "gives no latents" if latents is None else "has a frozen encoder, whose latents do not learn"
+            why = (
+                "gives no latents" if latents is None else "has a frozen encoder, whose latents do not learn"
+            )
             raise ConfigError(f"objective.align: this run {why}; leave align out.")
         close = align(latents, x)
         own, others = self._weighted(close, {}, step), self._weighted(terms, factors, step)
@@ -188,7 +193,9 @@ class Judged(nn.Module):
         """The sum of the terms as the trainer weighs them; None if no term has a weight."""
         weights = {name: self.cfg.weight(name, step) for name in terms}
         # 0 times NaN would be NaN.
-        found = [weights[name] * factors.get(name, 1.0) * term for name, term in terms.items() if weights[name]]
+        found = [
+            weights[name] * factors.get(name, 1.0) * term for name, term in terms.items() if weights[name]
+        ]
         return torch.stack(found).sum() if found else None
 
     def rival(

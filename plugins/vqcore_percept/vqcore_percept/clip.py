@@ -103,7 +103,9 @@ class ClipTeacher(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.net, self.seen = opened(cfg, spec)
-        if cfg.output == "patches" and not (hasattr(self.net, "output_tokens") and hasattr(self.net, "grid_size")):
+        if cfg.output == "patches" and not (
+            hasattr(self.net, "output_tokens") and hasattr(self.net, "grid_size")
+        ):
             raise ValueError(f"{cfg.model} has no tokens of patches: set output=global")
         with torch.no_grad():
             self.dim: int = self(torch.zeros(1, spec.channels, *spec.size)).shape[1]

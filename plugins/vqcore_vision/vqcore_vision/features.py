@@ -25,6 +25,7 @@ from vqcore import config
 from vqcore.config import slot
 from vqcore.data.npy import read_array, read_member
 from vqcore.errors import DataError, SettingError, cause, did_you_mean, listed
+from vqcore.modalities.rgb import RGB
 from vqcore.modalities.views import centred_box, pixels, scaled_box, view_of
 from vqcore.protocols import DataSpec, View, expand
 from vqcore.reading import check_memory, size_of
@@ -36,8 +37,6 @@ SUFFIXES = (".npy", ".npz", ".safetensors")
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig(config.Config):
     """Settings that feature maps and feature vectors have in common."""
-
-    training_only: ClassVar[tuple[str, ...]] = ("hflip", "min_crop_scale")
 
     teacher: config.Config | None = slot("teacher", default=None)
     """The frozen network that makes features of pictures, e.g. {name: percept/timm, model: ..., resize: false}. Its
@@ -55,10 +54,6 @@ class FeatureConfig(config.Config):
     stride: int | None = None
     """Pixels of a picture for one position, along each axis, e.g. 16 for CLIP-B/16; for a vector, the picture's side.
     Needed with `teacher`, and for a map as an extra modality (pixels of the cropped picture); not used elsewhere."""
-    min_crop_scale: float = 1.0
-    """Smallest share of a picture or map that a training crop keeps; with `teacher` or crop resize."""
-    hflip: float = 0.0
-    """Share of training samples that are mirrored; a mirrored map is only nearly the map of the mirrored picture."""
 
     def __post_init__(self) -> None:
         if self.teacher is not None:
@@ -69,10 +64,6 @@ class FeatureConfig(config.Config):
                 )
         if self.stride is not None and self.stride < 1:
             raise SettingError("stride", f"{self.stride} must be at least 1")
-        if not 0 < self.min_crop_scale <= 1:
-            raise SettingError("min_crop_scale", f"{self.min_crop_scale} must lie in (0, 1]")
-        if not 0 <= self.hflip <= 1:
-            raise SettingError("hflip", f"{self.hflip} must lie in 0..1")
         if self.channels < 1:
             raise SettingError("channels", f"{self.channels} must be at least 1")
         for name in ("mean", "std"):
@@ -112,12 +103,14 @@ class Scaling:
 class Features:
     """Maps of feature vectors, one vector per position of a grid. Sizes are numbers of positions."""
 
-    suffixes = SUFFIXES
+    suffixes: tuple[str, ...] = SUFFIXES
     metrics = ("cosine", "mae")
 
     @dataclass(frozen=True, kw_only=True)
     class Config(FeatureConfig):
         """Settings of feature maps."""
+
+        training_only: ClassVar[tuple[str, ...]] = ("hflip", "min_crop_scale")
 
         layout: Literal["chw", "hwc", "tokens"] = "chw"
         """Order of the axes in the files; tokens: (positions, c), row by row, of a square map, or (h, w, c)."""
@@ -125,11 +118,17 @@ class Features:
         """With layout tokens: number of tokens before the map (class token, registers), which are left out."""
         crop: Literal["cut", "resize"] = "cut"
         """cut: a window of the wanted size; resize: the largest box with the wanted aspect ratio, interpolated."""
+        min_crop_scale: float = 1.0
+        """Smallest share of a picture or map that a training crop keeps; with `teacher` or crop resize."""
+        hflip: float = 0.0
+        """Share of training samples that are mirrored; a mirrored map is not quite the map of the mirrored picture."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             if self.teacher is not None:
-                config.refuse_idle(self, "a teacher, which reads pictures,", "layout", "prefix_tokens", "crop")
+                config.refuse_idle(
+                    self, "a teacher, which reads pictures,", "layout", "prefix_tokens", "crop"
+                )
             if self.prefix_tokens < 0:
                 raise SettingError("prefix_tokens", f"{self.prefix_tokens} is negative")
             if self.prefix_tokens and self.layout != "tokens":
@@ -139,6 +138,10 @@ class Features:
                 )
             if self.crop == "cut" and self.teacher is None:
                 config.refuse_idle(self, "crop=cut", "min_crop_scale")
+            if not 0 < self.min_crop_scale <= 1:
+                raise SettingError("min_crop_scale", f"{self.min_crop_scale} must lie in (0, 1]")
+            if not 0 <= self.hflip <= 1:
+                raise SettingError("hflip", f"{self.hflip} must lie in 0..1")
 
     def __new__(cls, cfg: Any = None, *, size: Any = None) -> "Features":
         """Maps from files, or with a teacher maps of pictures. Copies and pickles come without settings."""
@@ -275,7 +278,7 @@ class TaughtFeatures(Taught, Features):
 
     def __init__(self, cfg: Features.Config, *, size: int | tuple[int, ...] | None):
         Features.__init__(self, cfg, size=size)
-        self.take_teacher()
+        self.take_teacher(RGB.Config(hflip=cfg.hflip, min_crop_scale=cfg.min_crop_scale))
 
 
 def read_numbers(source: Any, key: str | None) -> tuple[np.ndarray, str]:

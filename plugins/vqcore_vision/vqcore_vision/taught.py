@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqcore.errors import ConfigError
 from vqcore.modalities.planes import SUFFIXES
-from vqcore.modalities.rgb import RGB, Raw
+from vqcore.modalities.rgb import RGB
 from vqcore.protocols import DataSpec, View
 from vqcore.registry import registry
 
@@ -21,40 +21,38 @@ class Taught:
     Goes before a modality of features, which has `cfg`, `scaling` and `spec`, and knows how to show features.
     """
 
-    suffixes = SUFFIXES
+    suffixes: tuple[str, ...] = SUFFIXES
     cfg: Any
     scaling: Any
     spec: DataSpec
 
-    def take_teacher(self) -> None:
+    def take_teacher(self, cfg: RGB.Config) -> None:
         """Build the teacher, on the CPU and with random weights. Raises `ValueError` if it gives other features."""
-        cfg = RGB.Config(hflip=self.cfg.hflip, min_crop_scale=self.cfg.min_crop_scale)
-        self.pictures = RGB(cfg, size=self._pixels(self.spec.size))
-        self.teacher: Any = registry().build("teacher", self.cfg.teacher, "teacher", spec=self.pictures.spec)
-        if self.teacher.dim != self.cfg.channels:
-            raise ValueError(
-                f"the teacher gives {self.teacher.dim} channels, not {self.cfg.channels}: set channels={self.teacher.dim}"
-            )
+        self.rgb = RGB(cfg, size=self._pixels(self.spec.size))
+        self.teacher: Any = registry().build("teacher", self.cfg.teacher, "teacher", spec=self.rgb.spec)
+        dim: int = self.teacher.dim
+        if dim != self.cfg.channels:
+            raise ValueError(f"the teacher gives {dim} channels, not {self.cfg.channels}: set channels={dim}")
         with torch.no_grad():
-            self._features(torch.zeros(1, 3, *self.pictures.spec.size))
+            self._features(torch.zeros(1, 3, *self.rgb.spec.size))
 
-    def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> Raw:
+    def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> Any:
         """A picture, in as much detail as `rgb` reads."""
-        return self.pictures.read(source, None if at_least is None else self._pixels(at_least))
+        return self.rgb.read(source, None if at_least is None else self._pixels(at_least))
 
-    def extent(self, raw: Raw) -> tuple[int, ...]:
+    def extent(self, raw: Any) -> tuple[int, ...]:
         """Height and width of the full picture in pixels."""
-        return self.pictures.extent(raw)
+        return self.rgb.extent(raw)
 
     def view(self, extent: tuple[int, ...], size: tuple[int, ...], rng: np.random.Generator | None) -> View:
         """As `rgb` cuts pictures. The size is in positions."""
-        return replace(self.pictures.view(extent, self._pixels(size), rng), size=size)
+        return replace(self.rgb.view(extent, self._pixels(size), rng), size=size)
 
-    def tensor(self, raw: Raw, view: View) -> Float[Tensor, "3 height width"]:
+    def tensor(self, raw: Any, view: View) -> Float[Tensor, "3 h w"]:
         """The part of the picture that the view names, before the teacher, in [-1, 1]."""
-        return self.pictures.tensor(raw, replace(view, size=self._pixels(view.size)))
+        return self.rgb.tensor(raw, replace(view, size=self._pixels(view.size)))
 
-    def finish(self, x: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c *size"]:
+    def finish(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c *grid"]:
         """What the teacher makes of pictures, scaled."""
         return self.scaling.apply(self._features(x), dim=1)
 

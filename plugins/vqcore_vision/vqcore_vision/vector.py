@@ -5,7 +5,7 @@ cosine loss over channels. With `teacher`, the files are pictures, and a frozen 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vqcore import config
 from vqcore.errors import DataError
+from vqcore.modalities.rgb import RGB
 from vqcore.protocols import DataSpec, View
 from vqcore_vision.features import SUFFIXES, FeatureConfig, Scaling, read_numbers
 from vqcore_vision.taught import Taught
@@ -25,7 +26,7 @@ from vqcore_vision.taught import Taught
 class Vector:
     """Vectors of `channels` numbers, from arrays of any shape with this number of values; never cropped or mirrored."""
 
-    suffixes = SUFFIXES
+    suffixes: tuple[str, ...] = SUFFIXES
     metrics = ("cosine", "mae")
 
     @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Vector:
         def __post_init__(self) -> None:
             super().__post_init__()
             if self.teacher is None:
-                config.refuse_idle(self, "teacher=null", "stride", "min_crop_scale", "hflip")
+                config.refuse_idle(self, "teacher=null", "stride")
 
     def __new__(cls, cfg: Any = None, *, size: Any = None) -> "Vector":
         """Vectors from files, or with a teacher vectors of pictures. Copies and pickles come without settings."""
@@ -92,13 +93,13 @@ class TaughtVector(Taught, Vector):
 
     def __init__(self, cfg: Vector.Config, *, size: int | tuple[int, ...] | None):
         Vector.__init__(self, cfg, size=size)
-        self.take_teacher()
+        self.take_teacher(RGB.Config())
 
-    def ride(self, view: View, main: DataSpec) -> View:
-        """The same part of the picture."""
-        if main.rank != 2:
-            raise ValueError(f"a vector of a picture follows samples with 2 axes, but these have {main.rank}")
-        return replace(view, size=(1,))
+    extent, view = Vector.extent, Vector.view
+
+    def tensor(self, raw: Any, view: View) -> Float[Tensor, "3 h w"]:
+        """The largest centred square of the picture, `stride` pixels along each axis, whatever the view is."""
+        return self.rgb.tensor(raw, self.rgb.view(self.rgb.extent(raw), self.rgb.spec.size, None))
 
 
 def barcode(values: Float[Tensor, " c"]) -> Image.Image:
