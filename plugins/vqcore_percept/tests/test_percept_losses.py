@@ -6,9 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from toys import run_config
 
+from vqcore.data.feed import Feed
 from vqcore.errors import ConfigError, VqcoreError
 from vqcore.protocols import DataSpec
+from vqcore.run.state import build as build_run
+from vqcore.run.step import Trouble, train_step
 from vqcore.testing.checks import check_borrowed
 from vqcore.testing.conformance import DiscriminatorConformance, PerceptConformance, TeacherConformance, build
 
@@ -138,6 +142,26 @@ def test_a_head_that_is_not_used_may_be_another(tmp_path):
     made(TINY).borrow({"net": weights(tmp_path, TINY, **other)})
     with pytest.raises(VqcoreError, match=r"do not fit: head.weight, head.bias"):
         made({**TINY, "logits": True}).borrow({"net": weights(tmp_path, TINY, **other)})
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    broken = made(TINY).net.blocks[0].attn.proj.weight.clone()
+    broken[0, 0] = float("nan")
+    place = weights(tmp_path, TINY, **{"blocks.0.attn.proj.weight": broken})
+    with pytest.raises(VqcoreError, match=r"are not finite: blocks.0.attn.proj.weight"):
+        made(TINY).borrow({"net": place})
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_network_that_overflows_is_named_by_its_label(tmp_path):
+    eyes = {"name": "percept/timm", "model": "test_vit", "blocks": ["blocks.0"], "rgb": [0, 1, 1]}
+    percept = {"eyes": {**eyes, "weights": "random"}, "others": {**eyes, "weights": "random"}}
+    config = run_config(tmp_path / "run", objective={"name": "reconstruction", "percept": percept})
+    run = build_run(config, torch.device("cpu"))
+    run.objective.percept["eyes"].net.blocks[0].mlp.fc1.weight.fill_(1e38)
+    with pytest.raises(Trouble, match=r"loss/percept/eyes") as caught:
+        train_step(run, Feed(config, run.data, run.tokenizer.modality, run.extra, 1).next(0, 0))
+    assert "percept/others" not in str(caught.value)
 
 
 def test_random_weights_are_said_and_always_the_same(caplog):
