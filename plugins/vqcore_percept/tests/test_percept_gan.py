@@ -231,7 +231,7 @@ ROUGH = {
 SETTINGS = {
     "late": {"objective__adversary": {**ROUGH, "start": 2}},
     "bf16-accumulate": {"optim__accumulate": 2, "run__precision": "bf16"},
-    "fp16": {"run__precision": "fp16"},
+    "fp16-accumulate": {"optim__accumulate": 2, "run__precision": "fp16"},
     "batch-norm": {
         "objective__adversary": {"name": "percept/gan", "discriminator": {**PATCH, "norm": "batch"}}
     },
