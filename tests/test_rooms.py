@@ -30,7 +30,7 @@ ROOMS = (
     ("modalities",),
     ("pictures",),
     ("artefacts",),
-    ("borrowed", "objectives"),
+    ("borrowed", "align", "objectives"),
     ("tokenizer",),
     ("tokens",),
     ("evaluate",),

@@ -1,6 +1,6 @@
 """Adaptive weights: what gradients of several losses at one tensor say about their balance.
 
-A factor of a step comes from the gradients of the step before: it is known before the first micro-batch, so it is the
+A factor of a step comes from the gradients of the steps before: it is known before the first micro-batch, so it is the
 same for all micro-batches and all processes. Gradients are summed over micro-batches and processes in fp32, and
 divided by their number, as the gradient of the step itself is. What is kept between two steps are buffers: a resumed
 run goes on with the same bits.
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqcore import dist
@@ -96,3 +97,64 @@ class AdaptiveWeight(nn.Module):
         if not found:
             return torch.ones((), device=term.device)
         return (found["against"] / (found["term"] + self.eps)).clamp(self.least, self.most)
+
+
+class Balancer(nn.Module):
+    """Factors with which weights become shares of the gradient at the reconstruction (EnCodec, arXiv 2210.13438,
+    section 3.4).
+
+    With the weight w_i of a term and the running mean m_i of its gradient's norm, the factor is R / (W m_i), where W is
+    the sum of the weights at work and R is `total`: the weighted gradient of each term has the norm R w_i / W. A norm
+    is that of one sample's own gradient, the mean over samples. The running mean has the decay `decay` and is
+    corrected for its start. Differs from the paper: it is as of the step before; a term's first step takes the norm of
+    the first micro-batch of all processes.
+
+    Call the object in training only, once a micro-batch. All processes make the same calls.
+    """
+
+    step: Tensor
+    sums: Tensor
+    counts: Tensor
+    pending: Tensor
+
+    def __init__(self, names: Sequence[str], *, total: float = 1.0, decay: float = 0.999, eps: float = 1e-12):
+        super().__init__()
+        self.names, self.total, self.decay, self.eps = tuple(names), total, decay, eps
+        self.register_buffer("step", torch.tensor(-1))
+        self.register_buffer("sums", torch.zeros(len(self.names)))
+        self.register_buffer("counts", torch.zeros(len(self.names)))
+        self.register_buffer("pending", torch.full((len(self.names),), math.nan))
+        self.first: Tensor | None = None
+        self.seen: Tensor | None = None
+        self.parts = 0
+
+    def forward(
+        self,
+        terms: Mapping[str, Tensor],
+        weights: Mapping[str, float],
+        at: Float[Tensor, "b ..."],
+        step: int,
+    ) -> dict[str, Tensor]:
+        """The factors of this step by name, for the terms that have a weight above 0.
+
+        `terms` are scalars, means over the samples of `at`. Norms that are not finite are not taken over.
+        """
+        if int(self.step) != step:
+            known = self.pending.isfinite()
+            self.sums.copy_(torch.where(known, self.decay * self.sums + self.pending, self.sums))
+            self.counts.copy_(torch.where(known, self.decay * self.counts + 1, self.counts))
+            self.first, self.seen, self.parts = None, None, 0
+            self.step.fill_(step)
+        own = [name for name in self.names if weights.get(name) and name in terms]
+        norms = torch.full_like(self.pending, math.nan)
+        for name in own:
+            slopes = gradient(terms[name], at).flatten(1)
+            norms[self.names.index(name)] = slopes.norm(dim=1).sum()  # a mean over b samples has 1/b of each
+        norms = dist.sum_(norms)
+        self.seen = norms if self.seen is None else self.seen + norms
+        self.parts += dist.world_size()
+        self.pending.copy_(self.seen / self.parts)
+        self.first = self.pending.clone() if self.first is None else self.first
+        means = torch.where(self.counts > 0, self.sums / self.counts, self.first)
+        whole = sum(weights[name] for name in own)
+        return {name: self.total / (whole * (means[self.names.index(name)] + self.eps)) for name in own}

@@ -5,17 +5,19 @@
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vqcore.align import Alignment
+from vqcore.balance import Balancer
 from vqcore.borrowed import keep_frozen
 from vqcore.config import Config as BaseConfig
 from vqcore.config import refuse_idle, slot, slots
-from vqcore.errors import SettingError
+from vqcore.errors import ConfigError, SettingError
 from vqcore.losses import LossName, check_loss, output_of, pixel_loss, target_of
 from vqcore.protocols import Batch, DataSpec, Decoder, Losses, TokenizerLike, needs_size
 from vqcore.registry import registry
@@ -26,29 +28,72 @@ from vqcore.schema import ObjectiveConfig
 class JudgedConfig(ObjectiveConfig):
     """Settings of an objective whose reconstructions are judged by networks."""
 
-    training_only: ClassVar[tuple[str, ...]] = ("weights", "percept", "adversary")
+    training_only: ClassVar[tuple[str, ...]] = (
+        "weights",
+        "percept",
+        "adversary",
+        "align",
+        "align_margins",
+        "align_weight",
+        "balance",
+        "balance_decay",
+    )
 
     percept: dict[str, BaseConfig] = slots("percept")
     """Perceptual losses by label; the loss of a label is called percept/<label>."""
     adversary: BaseConfig | None = slot("adversary", default=None)
     """The rival of the tokenizer in a GAN, a player of its own. Null: none."""
+    align: BaseConfig | None = slot("teacher", default=None)
+    """A frozen network whose maps of features the latents learn to resemble (VA-VAE, arXiv 2501.01423), through a
+    linear map that is trained with the tokenizer: losses align/cosine and align/distances. Null: none."""
+    align_margins: tuple[float, float] = (0.5, 0.25)
+    """Differences that cost nothing: of a cosine from 1, and between two cosines."""
+    align_weight: Literal["fixed", "adaptive"] = "fixed"
+    """`adaptive` multiplies the weights of align/... by the ratio of the gradients of the losses at the reconstruction
+    and of the alignment, where the latents are made, as of the step before. VA-VAE: adaptive, with weights of 0.1."""
+    balance: float | None = None
+    """Make the weights of pixel/..., percept/... and gan/generator shares of the gradient at the reconstruction, whose
+    norms add up to this number (balancer of EnCodec, arXiv 2210.13438: 1.0). Null: weights multiply losses."""
+    balance_decay: float = 0.999
+    """Decay of the running means of the gradients' norms."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0 <= margin <= 2 for margin in self.align_margins):
+            raise SettingError("align_margins", f"{list(self.align_margins)} must lie in 0..2")
+        if self.balance is None:
+            refuse_idle(self, "balance=null", "balance_decay")
+        elif not self.balance > 0:
+            raise SettingError("balance", f"{self.balance} must be above 0")
+        elif self.adversary is not None and vars(self.adversary).get("weight") == "adaptive":
+            text = "balance weighs gan/generator already: set adversary.weight=fixed"
+            raise SettingError(("balance",), text)
+        if not 0 <= self.balance_decay < 1:
+            raise SettingError("balance_decay", f"{self.balance_decay} must be at least 0 and below 1")
 
 
 class Judged(nn.Module):
     """An objective whose reconstructions are judged by perceptual losses and an adversary. Base class for objectives.
 
-    `setup` builds these networks. `judged` gives what the model must lower, `rival` what the adversary must lower.
+    Latents may be aligned to a teacher, and the losses at the reconstruction balanced. `setup` builds all networks.
+    `judged` gives what the model must lower, `rival` what the adversary must lower.
     """
 
     percept: nn.ModuleDict
     adversary: Any
+    rebuilt: tuple[str, ...] = ()
+    """Names of the other losses that depend on the decoder, for the balancer."""
 
     def __init__(self, cfg: JudgedConfig, *, spec: DataSpec):
         super().__init__()
-        if spec.labels is not None and (cfg.percept or cfg.adversary):
-            raise ValueError("percept and adversary judge values; class maps have none: set neither")
+        if spec.labels is not None and (cfg.percept or cfg.adversary or cfg.align):
+            raise ValueError(
+                "percept, adversary and align take values; class maps have none: set none of them"
+            )
         self.cfg, self.spec = cfg, spec
         self.percept, self.adversary = nn.ModuleDict(), None
+        self.align: Alignment | None = None
+        self.balancer: Balancer | None = None
 
     def setup(self, tokenizer: TokenizerLike) -> None:
         """Build the networks that judge, on the tokenizer's device."""
@@ -60,6 +105,15 @@ class Judged(nn.Module):
         if self.cfg.adversary is not None:
             made = build("adversary", self.cfg.adversary, "objective.adversary", spec=self.spec)
             self.adversary = made.to(device)
+        if self.cfg.align is not None:
+            teacher = build("teacher", self.cfg.align, "objective.align", spec=self.spec)
+            dim, adaptive = tokenizer.proj.out_features, self.cfg.align_weight == "adaptive"
+            align = Alignment(teacher, dim=dim, margins=self.cfg.align_margins, adaptive=adaptive)
+            self.align = align.to(device)
+        if self.cfg.balance is not None:
+            judges = [f"percept/{label}" for label in self.percept] + ["gan/generator"]
+            names = (*self.rebuilt, *judges)
+            self.balancer = Balancer(names, total=self.cfg.balance, decay=self.cfg.balance_decay).to(device)
 
     def players(self, step: int) -> tuple[str, ...]:
         """The tokenizer, and from its first step on the adversary."""
@@ -75,9 +129,12 @@ class Judged(nn.Module):
         *,
         step: int,
         rng: Sequence[torch.Generator],
+        latents: Float[Tensor, "b *grid d"] | None = None,
+        output: Tensor | None = None,
     ) -> Losses:
-        """The losses of the judges for the model. `terms` are the other losses that depend on the decoder.
+        """The losses of the judges for the model, the alignment of `latents`, and the factors of all of them.
 
+        `terms` are the other losses that depend on the decoder; `output` is what they depend on, by default `x_hat`.
         In training a loss of weight 0 is left out, and so are the adversary's losses before its first step.
         """
         shown, x = visible(x_hat, batch)
@@ -86,20 +143,60 @@ class Judged(nn.Module):
             for label, percept in self.percept.items()
             if not self._is_skipped(f"percept/{label}", tokenizer, step)
         }
-        rival = self.adversary
+        learns = tokenizer.training and torch.is_grad_enabled()
+        out, rival = Losses({}), self.adversary
         waits = rival is None or (tokenizer.training and step < rival.start)
-        if waits or self._is_skipped("gan/generator", tokenizer, step):
-            return Losses(found)
-        layer: Tensor | None = tokenizer.decoder.last_layer
-        if not (tokenizer.training and torch.is_grad_enabled() and layer is not None and layer.requires_grad):
-            layer = None
-        weighted = [(self.cfg.weight(name, step), term) for name, term in {**terms, **found}.items()]
-        others = [weight * term for weight, term in weighted if weight]  # 0 times NaN would be NaN
-        against = None if layer is None or not others else torch.stack(others).sum()
-        out = rival.generator(
-            shown, x, mask=batch.valid, step=step, rng=rng, against=against, last_layer=layer
-        )
-        return Losses({**found, **out.terms}, metrics=out.metrics, factors=out.factors)
+        if not (waits or self._is_skipped("gan/generator", tokenizer, step)):
+            layer: Tensor | None = tokenizer.decoder.last_layer
+            if not (learns and layer is not None and layer.requires_grad):
+                layer = None
+            against = None if layer is None else self._weighted({**terms, **found}, {}, step)
+            out = rival.generator(
+                shown, x, mask=batch.valid, step=step, rng=rng, against=against, last_layer=layer
+            )
+        found, factors = {**found, **out.terms}, dict(out.factors)
+        if self.balancer is not None and learns:
+            weights = {name: self.cfg.weight(name, step) for name in self.balancer.names}
+            at = x_hat if output is None else output
+            factors |= self.balancer({**terms, **found}, weights, at, step)
+        if self.align is not None:
+            close, more = self._aligned(self.align, tokenizer, latents, x, {**terms, **found}, factors, step)
+            found, factors = {**found, **close}, {**factors, **more}
+        return Losses(found, metrics=out.metrics, factors=factors)
+
+    def _aligned(
+        self,
+        align: Alignment,
+        tokenizer: TokenizerLike,
+        latents: Tensor | None,
+        x: Tensor,
+        terms: Mapping[str, Tensor],
+        factors: Mapping[str, float | Tensor],
+        step: int,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The terms of the alignment and their factors; `terms` and `factors` are those of the other losses."""
+        learns = tokenizer.training and torch.is_grad_enabled()
+        if latents is None or (learns and not latents.requires_grad):
+            why = (
+                "gives no latents" if latents is None else "has a frozen encoder, whose latents do not learn"
+            )
+            raise ConfigError(f"objective.align: this run {why}; leave align out.")
+        close = align(latents, x)
+        own, others = self._weighted(close, {}, step), self._weighted(terms, factors, step)
+        if align.adaptive is None or not learns or own is None or others is None:
+            return close, {}
+        return close, dict.fromkeys(close, align.adaptive(own, others, tokenizer.proj.weight, step))
+
+    def _weighted(
+        self, terms: Mapping[str, Tensor], factors: Mapping[str, float | Tensor], step: int
+    ) -> Tensor | None:
+        """The sum of the terms as the trainer weighs them; None if no term has a weight."""
+        weights = {name: self.cfg.weight(name, step) for name in terms}
+        # 0 times NaN would be NaN.
+        found = [
+            weights[name] * factors.get(name, 1.0) * term for name, term in terms.items() if weights[name]
+        ]
+        return torch.stack(found).sum() if found else None
 
     def rival(
         self, x_hat: Float[Tensor, "b c *size"], batch: Batch, *, step: int, rng: Sequence[torch.Generator]
@@ -125,7 +222,7 @@ class Reconstruction(Judged):
     """Pixel loss between reconstruction and input, plus the losses of the quantizer (VQ-VAE, arXiv 1711.00937, eq. 3).
 
     Losses: `pixel/<loss>`, the (weighted) mean over valid positions and channels; the quantizer's losses;
-    `percept/<label>`, the mean over samples; the adversary's `gan/...`.
+    `percept/<label>`, the mean over samples; the adversary's `gan/...`; the alignment's `align/...`.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -148,6 +245,7 @@ class Reconstruction(Judged):
         super().__init__(cfg, spec=spec)
         self.loss = cfg.loss or spec.loss
         check_loss(self.loss, spec)
+        self.rebuilt = (f"pixel/{self.loss}",)
         self._options = {"width": cfg.width} if self.loss in ("smooth_l1", "huber") else {}
 
     def losses(
@@ -173,7 +271,8 @@ class Reconstruction(Judged):
         target = target_of(self.loss, batch.x, self.spec)
         pixel = pixel_loss(self.loss, y, target, batch.mask, weight=batch.weight, **self._options)
         terms = {f"pixel/{self.loss}": pixel}
-        more = self.judged(tokenizer, x_hat, batch, terms, step=step, rng=rng)
+        z = shared["latents"]
+        more = self.judged(tokenizer, x_hat, batch, terms, step=step, rng=rng, latents=z, output=y)
         return Losses(
             {**terms, **quantized.losses, **more.terms},
             x_hat,

@@ -5,9 +5,11 @@ from (seed, purpose, step), so a run that was killed and resumed ends with the s
 """
 
 import errno
+import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from vqcore.evaluate.measure import Measured, evaluate_data, sample_pictures, sa
 from vqcore.evaluate.verdict import verdicts
 from vqcore.network import asking
 from vqcore.protocols import Batch
+from vqcore.registry import registry
 from vqcore.run.checkpoints import add_evaluation, is_evaluated, resume, roll_back, save
 from vqcore.run.folder import check_folder, log_event, log_metrics, opened
 from vqcore.run.optim import rate_in_words
@@ -67,7 +70,8 @@ def train(config: RunConfig, access: Access | None = None) -> Run:
                     log_event(run.dir, 0, "warning", detail=str(finding))
             error: BaseException | None = None
             try:
-                _Loop(run).train()
+                with _kept_warnings(run):
+                    _Loop(run).train()
             except BaseException as caught:
                 error = caught
                 _explain(run, caught)
@@ -326,6 +330,30 @@ class Averages:
         own = {name: torch.as_tensor(value) / self.counts[name] for name, value in self.sums.items()}
         self.sums, self.counts = {}, {}
         return {name: float(value) / dist.world_size() for name, value in dist.sum_dicts(own).items()}
+
+
+class _Keeper(logging.Handler):
+    """Makes what plugins warn of in the log an event of the run, so that the report names it."""
+
+    def __init__(self, run: Run):
+        super().__init__(logging.WARNING)
+        origins = (origin for found in registry().ids().values() for origin in found)
+        self.run, self.plugins = run, {origin.module.partition(".")[0] for origin in origins} - {"vqcore"}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line of events.jsonl."""
+        if record.name.partition(".")[0] in self.plugins:
+            log_event(self.run.dir, self.run.step, "warning", detail=record.getMessage())
+
+
+@contextmanager
+def _kept_warnings(run: Run) -> Iterator[None]:
+    keeper = _Keeper(run)
+    logging.getLogger().addHandler(keeper)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(keeper)
 
 
 def _fixed_samples(run: Run) -> Batch:

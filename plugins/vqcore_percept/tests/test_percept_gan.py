@@ -1,14 +1,18 @@
 """The adversary and its discriminators: laws, closed forms, balance, whole runs."""
 
+import json
 import logging
 
 import pytest
 import torch
+from test_players import launch, same_end
 from test_trainer import lines, train_killed
 from toys import run_config
 from vqcore_percept.augment import augmented
 from vqcore_percept.gan import for_discriminator, for_generator, lecam
 
+from vqcore.artefacts.folder import load_tensors
+from vqcore.cli import main
 from vqcore.errors import ConfigError
 from vqcore.protocols import DataSpec
 from vqcore.rng import generator
@@ -239,7 +243,7 @@ ROUGH = {
 SETTINGS = {
     "late": {"objective__adversary": {**ROUGH, "start": 2}},
     "bf16-accumulate": {"optim__accumulate": 2, "run__precision": "bf16"},
-    "fp16": {"run__precision": "fp16"},
+    "fp16-accumulate": {"optim__accumulate": 2, "run__precision": "fp16"},
     "batch-norm": {
         "objective__adversary": {"name": "percept/gan", "discriminator": {**PATCH, "norm": "batch"}}
     },
@@ -267,6 +271,73 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch, name):
     steps = [line for line in logs[0] if "loss@adversary" in line]
     assert "metric/gan/accuracy/real" in steps[-1]
     assert len(steps) == (4 if name == "late" else 6)
+
+
+STILL = {"model__quantizer": {"name": "toy/quantizer", "rate": 0.0}, "data__evaluate": False}
+"""The toy's codebook does not sum over processes."""
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_processes_resume_in_the_middle_with_the_same_bits(tmp_path):
+    common = {
+        **STILL,
+        "objective": {"name": "reconstruction", "adversary": {**ROUGH, "start": 2}},
+        "optim": {"lr": 0.01, "accumulate": 2, "horizon": 6},
+        "run__precision": "bf16",
+    }
+    launch(tmp_path, "whole", 2, **common)
+    launch(tmp_path, "parts", 2, run__steps=4, **common)
+    launch(tmp_path, "parts", 2, **common)
+    same_end(tmp_path, "whole", "parts", ranks=2)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_processes_have_the_means_of_one(tmp_path):
+    """LeCam's means, the accuracies, the balancer's norms, the weights of the alignment's map."""
+    gan = {name: value for name, value in ROUGH.items() if name not in ("augment", "weight")}
+    objective = {"name": "reconstruction", "adversary": gan, "align": {"name": "toy/teacher"}, "balance": 1.0}
+    common = {**STILL, "objective": objective, "run__steps": 3}
+    one = launch(tmp_path, "one", 1, data__batch_size=8, **common)
+    two = launch(tmp_path, "two", 2, data__batch_size=4, **common)
+    ours, theirs = (load_tensors(end / "state.safetensors") for end in (one, two))
+    held = [name for name in ours if "real_mean" in name or "balancer" in name or "align.head" in name]
+    assert len(held) >= 6 and float(ours["players/adversary/module/real_mean"]) != 0
+    for name, value in ours.items():
+        if not name.startswith("window/"):
+            torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4, equal_nan=True, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("toy")
+def test_a_discriminator_that_wins_is_named_in_the_report_and_the_last_checkpoint_counts(
+    tmp_path, monkeypatch, capsys
+):
+    """The warning is forced. The sum of losses rises when the adversary enters, and chooses nothing."""
+    pytest.importorskip("vqcore_track")
+    monkeypatch.setattr("vqcore_percept.gan.WINS", -1.0)
+    weights = {"gan/generator": {"2": 0.0, "4": 50.0}}
+    objective = {"name": "reconstruction", "adversary": {**ROUGH, "start": 0}, "weights": weights}
+    run = tmp_path / "run"
+    train(run_config(run, objective=objective, hooks={"report": {"name": "track/report"}}))
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["warning"]
+    page = (run / "report.html").read_text()
+    for text in (
+        "it has won",
+        "lecam=true",
+        "gan/accuracy/real",
+        "gan/accuracy/rebuilt",
+        "factor/gan/generator",
+    ):
+        assert text in page, text
+    assert main(["export", str(run), str(tmp_path / "made")]) == 0
+    assert "step 6, the last checkpoint" in capsys.readouterr().out
+    ours = load_tensors(run / "checkpoints/step_6/ema.safetensors")
+    made = load_tensors(tmp_path / "made/model.safetensors")
+    assert ours and all(torch.equal(made[name], value) for name, value in ours.items())
+    assert not any("judge" in name for name in made)
 
 
 def test_one_bad_logit_does_not_spoil_the_means():

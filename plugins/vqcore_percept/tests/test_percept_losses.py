@@ -6,9 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from toys import run_config
 
+from vqcore.data.feed import Feed
 from vqcore.errors import ConfigError, VqcoreError
 from vqcore.protocols import DataSpec
+from vqcore.run.state import build as build_run
+from vqcore.run.step import Trouble, train_step
 from vqcore.testing.checks import check_borrowed
 from vqcore.testing.conformance import DiscriminatorConformance, PerceptConformance, TeacherConformance, build
 
@@ -140,6 +144,26 @@ def test_a_head_that_is_not_used_may_be_another(tmp_path):
         made({**TINY, "logits": True}).borrow({"net": weights(tmp_path, TINY, **other)})
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    broken = made(TINY).net.blocks[0].attn.proj.weight.clone()
+    broken[0, 0] = float("nan")
+    place = weights(tmp_path, TINY, **{"blocks.0.attn.proj.weight": broken})
+    with pytest.raises(VqcoreError, match=r"are not finite: blocks.0.attn.proj.weight"):
+        made(TINY).borrow({"net": place})
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_network_that_overflows_is_named_by_its_label(tmp_path):
+    eyes = {"name": "percept/timm", "model": "test_vit", "blocks": ["blocks.0"], "rgb": [0, 1, 1]}
+    percept = {"eyes": {**eyes, "weights": "random"}, "others": {**eyes, "weights": "random"}}
+    config = run_config(tmp_path / "run", objective={"name": "reconstruction", "percept": percept})
+    run = build_run(config, torch.device("cpu"))
+    run.objective.percept["eyes"].net.blocks[0].mlp.fc1.weight.fill_(1e38)
+    with pytest.raises(Trouble, match=r"loss/percept/eyes") as caught:
+        train_step(run, Feed(config, run.data, run.tokenizer.modality, run.extra, 1).next(0, 0))
+    assert "percept/others" not in str(caught.value)
+
+
 def test_random_weights_are_said_and_always_the_same(caplog):
     one, two_ = (made({**TINY, "weights": "random"}) for _ in range(2))
     assert one.borrow({}) == two_.borrow({})
@@ -221,6 +245,29 @@ class TestTeacherLaws(TeacherConformance):
         {"model": "test_vit", "output": "global"},
         {"model": "test_convnext", "resize": False},
     )
+
+
+def test_clip_as_a_teacher_gives_projected_patches_and_the_embedding(tower):
+    """Against the tower's own steps: its last tokens after the norm, in CLIP's space; the embedding is the tower's."""
+    from vqcore.testing.checks import check_teacher
+
+    settings, (_, x) = {name: tower[name] for name in ("model", "weights")}, two()
+    patches, whole = (
+        build("teacher", "percept/clip", {**settings, "output": output}, spec=RGB)
+        for output in ("patches", "global")
+    )
+    whole.load_state_dict(patches.state_dict())
+    net, kept = patches.net, {}
+    hook = net.ln_post.register_forward_hook(lambda module, args, out: kept.update(tokens=out))
+    with torch.no_grad():
+        found, embedding = patches(x), whole(x)
+        hook.remove()
+        wanted = kept["tokens"][:, 1:] @ net.proj
+        assert found.shape == (3, patches.dim, 4, 4) and patches.dim == 24
+        assert torch.allclose(found.flatten(2).mT, wanted, atol=1e-6)
+        assert torch.allclose(embedding, kept["tokens"][:, 0] @ net.proj, atol=1e-6)
+    for teacher in (patches, whole):
+        check_teacher(teacher, x)
 
 
 def test_a_teacher_gives_maps_without_class_tokens():

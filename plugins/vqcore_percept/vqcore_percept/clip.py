@@ -1,13 +1,16 @@
-"""Distances in the picture towers of CLIP (arXiv 2103.00020) and its kin, as open_clip builds them."""
+"""The picture towers of CLIP (arXiv 2103.00020) and its kin, as open_clip builds them: distances, and features."""
 
 import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from vqcore.borrowed import read, sha256
 from vqcore.errors import CheckpointError, SettingError, cannot_import, did_you_mean
@@ -79,6 +82,51 @@ class Clip(Compared):
 
     def borrow(self, places: Any) -> dict[str, str]:
         """Fill the tower: from a file of it or of the whole model, from open_clip's cache, or with `--download`."""
+        return {"net": filled(self.net, self.cfg, places.get("net", self.cfg.weights))}
+
+
+class ClipTeacher(nn.Module):
+    """Features of a frozen picture tower: a map of its last tokens, or one vector a picture.
+
+    Takes samples in the data's range `(b, c, h, w)`; gives `(b, dim, rows, columns)`, or `(b, dim)` for
+    `output: global`.
+    """
+
+    borrowed = ("net",)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ClipConfig):
+        """Settings of the teacher `percept/clip`."""
+
+        output: Literal["patches", "global"] = "patches"
+        """`patches`: a vector for each patch, after the last norm and the projection into CLIP's space, as 4M has
+        them. `global`: the picture's embedding."""
+
+    def __init__(self, cfg: Config, *, spec: DataSpec):
+        super().__init__()
+        self.cfg = cfg
+        self.net, self.seen = opened(cfg, spec)
+        if cfg.output == "patches" and not (
+            hasattr(self.net, "output_tokens") and hasattr(self.net, "grid_size")
+        ):
+            raise ValueError(f"{cfg.model} has no tokens of patches: set output=global")
+        with torch.no_grad():
+            self.dim: int = self(torch.zeros(1, spec.channels, *spec.size)).shape[1]
+        self.requires_grad_(False)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d ..."]:
+        """Features in fp32."""
+        with torch.autocast(x.device.type, enabled=False):
+            self.net.output_tokens = self.cfg.output == "patches"
+            found = self.net(self.seen(x))
+            if self.cfg.output == "global":
+                return found.float()
+            tokens = found[1] if self.net.proj is None else found[1] @ self.net.proj
+            rows, columns = self.net.grid_size
+            return rearrange(tokens, "b (h w) d -> b d h w", h=rows, w=columns).float()
+
+    def borrow(self, places: Any) -> dict[str, str]:
+        """Fill the tower, as `percept/clip` does."""
         return {"net": filled(self.net, self.cfg, places.get("net", self.cfg.weights))}
 
 

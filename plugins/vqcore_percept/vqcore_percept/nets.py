@@ -189,6 +189,9 @@ def fill_like(net: nn.Module, tensors: dict[str, Tensor], place: str, *, spare: 
     wrong += [name for name in tensors if matters(name) and name not in own]
     if wrong:
         raise CheckpointError(f"{place}: these weights do not fit: {listed(wrong, 4)}")
+    broken = [name for name in own if matters(name) and not bool(tensors[name].isfinite().all())]
+    if broken:
+        raise CheckpointError(f"{place}: these weights are not finite: {listed(broken, 4)}")
     net.load_state_dict({name: tensors.get(name, own[name]) if matters(name) else own[name] for name in own})
 
 

@@ -29,6 +29,7 @@ def vqcore_plugin() -> Plugin:
                 "features or embedding of a tower of CLIP",
             ),
             Component("teacher", "timm", "vqcore_percept.timm:TimmTeacher", "a frozen picture model of timm"),
+            Component("teacher", "clip", "vqcore_percept.clip:ClipTeacher", "a frozen picture tower of CLIP"),
             Component(
                 "metric", "lpips", "vqcore_percept.pairs:LPIPSMetric", "a distance that people agree with"
             ),

@@ -3,6 +3,8 @@
 A map is cut to the wanted size and not resized, because an interpolated feature is not the network's feature at that
 place. `crop: resize` does resize. The tensor has the values of the files unless mean, std or norm are set, as in the
 feature tokenizers of 4M (arXiv 2312.06647 and 2406.09406), which use a smooth L1 loss.
+
+With `teacher`, the files are pictures, and a frozen network turns them into maps on the device.
 """
 
 import math
@@ -20,11 +22,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqcore import config
+from vqcore.config import slot
 from vqcore.data.npy import read_array, read_member
 from vqcore.errors import DataError, SettingError, cause, did_you_mean, listed
+from vqcore.modalities.rgb import RGB
 from vqcore.modalities.views import centred_box, pixels, scaled_box, view_of
 from vqcore.protocols import DataSpec, View, expand
 from vqcore.reading import check_memory, size_of
+from vqcore_vision.taught import Taught
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 
@@ -33,6 +38,9 @@ SUFFIXES = (".npy", ".npz", ".safetensors")
 class FeatureConfig(config.Config):
     """Settings that feature maps and feature vectors have in common."""
 
+    teacher: config.Config | None = slot("teacher", default=None)
+    """The frozen network that makes features of pictures, e.g. {name: percept/timm, model: ..., resize: false}. Its
+    weights decide the tokens. Null: the files hold features."""
     channels: int
     """Length of a feature vector, e.g. 512 for CLIP-B/16, 768 for DINOv2-B/14, 1280 for ImageBind-H/14."""
     key: str | None = None
@@ -43,8 +51,19 @@ class FeatureConfig(config.Config):
     """The values minus `mean` are divided by this: one number, or one number per channel."""
     norm: float | None = None
     """Every vector is first scaled to this length; `show` cannot restore the original length."""
+    stride: int | None = None
+    """Pixels of a picture for one position, along each axis, e.g. 16 for CLIP-B/16; for a vector, the picture's side.
+    Needed with `teacher`, and for a map as an extra modality (pixels of the cropped picture); not used elsewhere."""
 
     def __post_init__(self) -> None:
+        if self.teacher is not None:
+            config.refuse_idle(self, "a teacher, which reads pictures,", "key")
+            if self.stride is None:
+                raise SettingError(
+                    "stride", "null: say how many pixels of a picture are one position, e.g. 16 for CLIP-B/16"
+                )
+        if self.stride is not None and self.stride < 1:
+            raise SettingError("stride", f"{self.stride} must be at least 1")
         if self.channels < 1:
             raise SettingError("channels", f"{self.channels} must be at least 1")
         for name in ("mean", "std"):
@@ -69,11 +88,12 @@ class Scaling:
         self.mean = torch.tensor(0.0 if cfg.mean is None else cfg.mean, dtype=torch.float32)
         self.std = torch.tensor(1.0 if cfg.std is None else cfg.std, dtype=torch.float32)
 
-    def apply(self, x: Float[Tensor, "c *size"]) -> Float[Tensor, "c *size"]:
-        """Scale to `norm`, subtract the mean, divide by the deviation; channels are the first axis."""
+    def apply(self, x: Float[Tensor, "..."], dim: int = 0) -> Float[Tensor, "..."]:
+        """Scale to `norm`, subtract the mean, divide by the deviation; channels are the axis `dim`."""
         if self.norm is not None:
-            x = F.normalize(x, dim=0) * self.norm
-        return (x - _column(self.mean, x.ndim)) / _column(self.std, x.ndim)
+            x = F.normalize(x, dim=dim) * self.norm
+        mean, std = (_column(one.to(x.device), x.ndim - dim) for one in (self.mean, self.std))
+        return (x - mean) / std
 
     def undo(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
         """Multiply by the deviation and add the mean; channels are the last axis."""
@@ -83,7 +103,7 @@ class Scaling:
 class Features:
     """Maps of feature vectors, one vector per position of a grid. Sizes are numbers of positions."""
 
-    suffixes = SUFFIXES
+    suffixes: tuple[str, ...] = SUFFIXES
     metrics = ("cosine", "mae")
 
     @dataclass(frozen=True, kw_only=True)
@@ -99,17 +119,16 @@ class Features:
         crop: Literal["cut", "resize"] = "cut"
         """cut: a window of the wanted size; resize: the largest box with the wanted aspect ratio, interpolated."""
         min_crop_scale: float = 1.0
-        """With crop resize: smallest share of a map that a training crop keeps."""
+        """Smallest share of a picture or map that a training crop keeps; with `teacher` or crop resize."""
         hflip: float = 0.0
-        """Share of training samples that are mirrored; only nearly equal to the features of the mirrored picture."""
-        stride: int | None = None
-        """As an extra modality: pixels of the cropped picture for one position of the map, e.g. 16 for CLIP-B/16.
-        It must be set there; elsewhere it is not used."""
+        """Share of training samples that are mirrored; a mirrored map is not quite the map of the mirrored picture."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.stride is not None and self.stride < 1:
-                raise SettingError("stride", f"{self.stride} must be at least 1")
+            if self.teacher is not None:
+                config.refuse_idle(
+                    self, "a teacher, which reads pictures,", "layout", "prefix_tokens", "crop"
+                )
             if self.prefix_tokens < 0:
                 raise SettingError("prefix_tokens", f"{self.prefix_tokens} is negative")
             if self.prefix_tokens and self.layout != "tokens":
@@ -117,12 +136,17 @@ class Features:
                     "prefix_tokens",
                     f"{self.prefix_tokens} with layout={self.layout}: only layout=tokens has prefix tokens",
                 )
-            if self.crop == "cut":
+            if self.crop == "cut" and self.teacher is None:
                 config.refuse_idle(self, "crop=cut", "min_crop_scale")
             if not 0 < self.min_crop_scale <= 1:
                 raise SettingError("min_crop_scale", f"{self.min_crop_scale} must lie in (0, 1]")
             if not 0 <= self.hflip <= 1:
                 raise SettingError("hflip", f"{self.hflip} must lie in 0..1")
+
+    def __new__(cls, cfg: Any = None, *, size: Any = None) -> "Features":
+        """Maps from files, or with a teacher maps of pictures. Copies and pickles come without settings."""
+        taught = cls is Features and cfg is not None and cfg.teacher is not None
+        return super().__new__(TaughtFeatures if taught else cls)
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None:
@@ -247,6 +271,14 @@ class Features:
                 f"{name}: {len(array)} tokens minus data.modality.prefix_tokens={prefix} are not a square map"
             )
         return rearrange(array[prefix:], "(h w) c -> c h w", h=side)
+
+
+class TaughtFeatures(Taught, Features):
+    """Maps that a teacher makes of pictures."""
+
+    def __init__(self, cfg: Features.Config, *, size: int | tuple[int, ...] | None):
+        Features.__init__(self, cfg, size=size)
+        self.take_teacher(RGB.Config(hflip=cfg.hflip, min_crop_scale=cfg.min_crop_scale))
 
 
 def read_numbers(source: Any, key: str | None) -> tuple[np.ndarray, str]:

@@ -1,7 +1,7 @@
 """One feature vector a sample, `(c, 1)`: a class token or a pooled embedding. The loss compares directions.
 
 4M's tokenizers of global DINOv2 and ImageBind features (arXiv 2406.09406) do the same: the values of the files, and a
-cosine loss over channels.
+cosine loss over channels. With `teacher`, the files are pictures, and a frozen network makes a vector of each.
 """
 
 import math
@@ -15,20 +15,33 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from vqcore import config
 from vqcore.errors import DataError
+from vqcore.modalities.rgb import RGB
 from vqcore.protocols import DataSpec, View
 from vqcore_vision.features import SUFFIXES, FeatureConfig, Scaling, read_numbers
+from vqcore_vision.taught import Taught
 
 
 class Vector:
     """Vectors of `channels` numbers, from arrays of any shape with this number of values; never cropped or mirrored."""
 
-    suffixes = SUFFIXES
+    suffixes: tuple[str, ...] = SUFFIXES
     metrics = ("cosine", "mae")
 
     @dataclass(frozen=True, kw_only=True)
     class Config(FeatureConfig):
         """Settings of feature vectors."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.teacher is None:
+                config.refuse_idle(self, "teacher=null", "stride")
+
+    def __new__(cls, cfg: Any = None, *, size: Any = None) -> "Vector":
+        """Vectors from files, or with a teacher vectors of pictures. Copies and pickles come without settings."""
+        taught = cls is Vector and cfg is not None and cfg.teacher is not None
+        return super().__new__(TaughtVector if taught else cls)
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if isinstance(size, int) and size != 1:
@@ -73,6 +86,20 @@ class Vector:
     def _single(self, x: Tensor) -> Float[Tensor, " c"]:
         x = x.detach().cpu().float()
         return rearrange(self.values(x if x.ndim == 3 else rearrange(x, "c 1 -> 1 c 1")), "1 c 1 -> c")
+
+
+class TaughtVector(Taught, Vector):
+    """Vectors that a teacher makes of pictures."""
+
+    def __init__(self, cfg: Vector.Config, *, size: int | tuple[int, ...] | None):
+        Vector.__init__(self, cfg, size=size)
+        self.take_teacher(RGB.Config())
+
+    extent, view = Vector.extent, Vector.view
+
+    def tensor(self, raw: Any, view: View) -> Float[Tensor, "3 h w"]:
+        """The largest centred square of the picture, `stride` pixels along each axis, whatever the view is."""
+        return self.rgb.tensor(raw, self.rgb.view(self.rgb.extent(raw), self.rgb.spec.size, None))
 
 
 def barcode(values: Float[Tensor, " c"]) -> Image.Image:
