@@ -36,7 +36,7 @@ TOYS = str(Path(__file__).parent / "fixtures" / "toy")
 KILLED = -signal.SIGKILL
 GAN = {"name": "reconstruction", "adversary": {"name": "toy/gan", "start": 2}}
 DENOISER = {"model__decoder": {"name": "toy/denoiser"}}
-FLOW = {"name": "toy/diffusion", "scheduler": {"name": "toy/flow"}, "times": "logit-normal"}
+FLOW = {"name": "diffusion", "scheduler": {"name": "toy/flow"}, "times": "logit-normal"}
 
 
 def written(folder, name, **changes):
@@ -114,11 +114,16 @@ def arrays(folder):
 
 KILLS = {
     "gan": ({"objective": GAN, "optim__accumulate": 2}, 10),
-    "diffusion": ({"objective": {"name": "toy/diffusion"}, **DENOISER}, 5),
+    "diffusion": ({"objective": {"name": "diffusion", "scheduler": {"name": "toy/ddpm"}}, **DENOISER}, 5),
     "flow": ({"objective": FLOW, **DENOISER, "optim__accumulate": 2}, 10),
     "gan-fp16": ({"objective": GAN, "run__precision": "fp16", "run__steps": 24}, 20),
     "diffusion-fp16": (
-        {"objective": {"name": "toy/diffusion"}, **DENOISER, "run__precision": "fp16", "run__steps": 24},
+        {
+            "objective": {"name": "diffusion", "scheduler": {"name": "toy/ddpm"}},
+            **DENOISER,
+            "run__precision": "fp16",
+            "run__steps": 24,
+        },
         20,
     ),
 }
@@ -175,7 +180,8 @@ def everything(folder):
         "model__decoder": {"name": "toy/control", "weights": base, "rider": "echo"},
         "model__quantizer": {"name": "quant/vq", "codebook_size": 16, "latent_dim": 3},
         "objective": {
-            "name": "toy/judged-diffusion",
+            "name": "diffusion",
+            "scheduler": {"name": "toy/ddpm"},
             "percept": {"lent": {"name": "toy/percept", "weights": net}},
             "adversary": {"name": "toy/gan", "start": 2},
             "weights": {"gan/generator": {2: 0.1, 6: 1.0}},
@@ -284,7 +290,7 @@ def test_a_teacher_rides_in_an_evaluation_as_it_did_in_training(tmp_path, capsys
     changes = {
         "data__extra": {"taught": taught},
         "model__decoder": {"name": "toy/control", "weights": base, "rider": "taught", "channels": 3},
-        "objective": {"name": "toy/diffusion"},
+        "objective": {"name": "diffusion", "scheduler": {"name": "toy/ddpm"}},
         "optim__lr": 0.1,
         "eval__sampling": {"steps": 2},
     }
@@ -335,7 +341,7 @@ def test_a_control_net_over_a_borrowed_base_decodes_with_steps_and_a_seed(tmp_pa
     base, other = lent(tmp_path / "base.safetensors"), lent(tmp_path / "other.safetensors", 1)
     control = {
         "model__decoder": {"name": "toy/control", "weights": base},
-        "objective": {"name": "toy/diffusion"},
+        "objective": {"name": "diffusion", "scheduler": {"name": "toy/ddpm"}},
     }
     assert main(["train", str(written(tmp_path, "run", eval__sampling={"steps": 2}, **control))]) == 0
     assert main(["eval", str(tmp_path / "run")]) == 0  # on this machine the run's config knows the place
