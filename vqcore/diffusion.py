@@ -116,9 +116,9 @@ def same_levels(scheduler: Any, other: Any) -> bool:
 
 
 def hidden_tokens(counts: Shaped[Tensor, " b"], order: Float[Tensor, "b *grid"]) -> Bool[Tensor, "b *grid"]:
-    """Which tokens are hidden: in each sample `counts` of them, those with the smallest numbers in `order`."""
-    place = order.flatten(1).argsort(1).argsort(1).view(order.shape)
-    return place < counts.view(-1, *[1] * (order.ndim - 1))
+    """Which tokens are hidden: `counts` of each sample's tokens, chosen by the random numbers `order`."""
+    places = order.flatten(1).argsort(1).view(order.shape)
+    return places < counts.view(-1, *[1] * (order.ndim - 1))
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {

@@ -35,7 +35,7 @@ from vqcore.diffusion import (
     times,
     x_0,
 )
-from vqcore.errors import SettingError
+from vqcore.errors import SettingError, VqcoreError
 from vqcore.losses import LossName, check_loss, output_of, pixel_loss, sample_losses, target_of
 from vqcore.protocols import (
     Batch,
@@ -211,7 +211,7 @@ def visible(x_hat: Float[Tensor, "b c *size"], batch: Batch) -> tuple[Tensor, Te
     return (x_hat, x) if batch.valid is None else (torch.where(batch.valid.unsqueeze(1), x_hat, x), x)
 
 
-def seen(batch: Batch) -> Float[Tensor, "b c *size"]:
+def seen(batch: Batch) -> Tensor:
     """The data for a network that knows no mask: 0 at invalid positions."""
     return batch.x if batch.valid is None else torch.where(batch.valid.unsqueeze(1), batch.x, 0).nan_to_num()
 
@@ -479,7 +479,10 @@ class Diffusion(Judged):
         """A scheduler with the noise levels of training: settings that both have are the same unless given."""
         file, ours = "sampling option scheduler", self.cfg.scheduler
         node = bracketed(name, file)
-        theirs: Any = registry().load("scheduler", registry().find("scheduler", node["name"], file).name)
+        try:
+            theirs: Any = registry().load("scheduler", registry().find("scheduler", node["name"]).name)
+        except VqcoreError as error:
+            raise error.at(file) from error
         known = {field.name for field in dataclasses.fields(theirs.Config)}
         kept = {key: value for key, value in to_tree(ours).items() if key in known}
         made = registry().build("scheduler", component("scheduler", {**kept, **node}, file=file), file)
