@@ -467,7 +467,7 @@ def test_another_scheduler_samples_with_the_noise_levels_of_training():
         ({"scheduler": "toy/ddpm[zero_snr=false]"}, "scheduler=toy/ddpm[zero_snr=false] has other noise levels"),
         ({"scheduler": "toy/ddpm[prediction=x0]"}, "or is for another prediction, than the decoder was trained"),
         ({"scheduler": "toy/flow"}, "scheduler=toy/flow has other noise levels"),
-        ({"scheduler": "toy/ddmp"}, "sampling option scheduler: vqcore-toy 0.0 has no scheduler 'toy/ddmp'. Did you mean 'toy/ddpm'?"),
+        ({"scheduler": "toy/ddmp"}, "sampling option scheduler: vqcore-toy 0.0 has no scheduler 'toy/ddmp'. Did"),
         ({"scheduler": "toy/encoder"}, "sampling option scheduler: 'toy/encoder' is "),
         ({"scheduler": "toy/ddpm[snr=1]"}, "sampling option scheduler: snr is not a setting of toy/ddpm"),
         ({"scheduler": "toy/ddpm[zero_snr"}, "sampling option scheduler: 'toy/ddpm[zero_snr' names no component"),

@@ -227,6 +227,27 @@ def test_everything_at_once_on_two_processes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.dist
+def test_noise_is_that_of_one_large_batch_on_two_processes_and_in_micro_batches(tmp_path):
+    pytest.importorskip("vqcore_quant")
+    hidden = {"cls_free_guidance_dropout": 0.3, "masked_cfg": True, "times": "mixed", "times_uniform": 0.5}
+    changes = {
+        **DENOISER,
+        "model__quantizer": {"name": "quant/fsq", "levels": [8, 8]},
+        "objective": {**FLOW, **hidden},
+        "run__steps": 3,
+    }
+    ways = {"one": (8, 1, 1), "ranks": (4, 1, 2), "micro": (4, 2, 1)}
+    for name, (batch, accumulate, ranks) in ways.items():
+        cut = {"data__batch_size": batch, "optim__accumulate": accumulate}
+        command("train", written(tmp_path, name, **changes, **cut), ranks=ranks)
+    one, *others = (load_tensors(tmp_path / name / "checkpoints/step_3/model.safetensors") for name in ways)
+    for other in others:
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
 def test_an_encoder_with_running_statistics_is_one_on_two_processes(tmp_path):
     """All processes evaluate with the statistics that are saved, also before a checkpoint was loaded."""
     pytest.importorskip("vqcore_quant")
