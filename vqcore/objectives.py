@@ -7,7 +7,6 @@
 import dataclasses
 import logging
 import math
-from abc import abstractmethod
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -116,7 +115,6 @@ class Judged(nn.Module):
         """Does anybody judge the reconstructions? Known after `setup`."""
         return bool(self.percept) or self.adversary is not None
 
-    @abstractmethod
     def rebuilt(
         self,
         tokenizer: TokenizerLike,
@@ -126,6 +124,7 @@ class Judged(nn.Module):
         shared: MutableMapping[str, Any],
     ) -> Rebuilt:
         """One pass of the tokenizer over a batch. What it draws must not depend on what `rng` has drawn before."""
+        raise NotImplementedError
 
     def losses(
         self,
@@ -437,7 +436,7 @@ class Diffusion(Judged):
         ] = 1.0,
         guidance_schedule: Annotated[
             Literal["constant", "linear", "cosine"],
-            "How the part of the guidance above 1 falls with the noise level u from 1 to 0: not at all, as u, or as "
+            "How the distance of the guidance from 1 falls with the noise level u from 1 to 0: not at all, as u, or as "
             "((1 - cos(pi u)) / 2)^2.",
         ] = "constant",
         guidance_from: Annotated[float, "Noise level, as a share, below which there is no guidance."] = 0.0,
