@@ -452,7 +452,7 @@ def test_metrics_with_another_net_are_not_compared(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_checkpoint_that_counts_when_an_adversary_enters_late(tmp_path, capsys):
-    """The total loss rises and PSNR falls from the step where the adversary gets its weight."""
+    """PSNR falls from the step where the adversary gets its weight."""
     objective = {**GAN, "weights": {"gan/generator": {4: 0, 5: 30}}}
     rival = {"optim": {"lr": 0.01, "players": {"adversary": {"lr": 0.1}}}}
     more = {"objective": objective, "run__steps": 12, "run__keep": 1, "data__length": 24, **rival}
@@ -464,7 +464,6 @@ def test_the_checkpoint_that_counts_when_an_adversary_enters_late(tmp_path, caps
         assert main(["train", str(path)]) == 0
     found = evaluations(tmp_path / "best")
     assert found == evaluations(tmp_path / "last")
-    assert found[12]["eval/loss"] > found[4]["eval/loss"]
     top = max(found, key=lambda step: found[step]["eval/metric/psnr"])
     assert top < 12
     whys = {
