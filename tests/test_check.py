@@ -444,7 +444,10 @@ def _raise():
     raise RuntimeError("no kernel")
 
 
-DIFFUSION = {"objective__name": "toy/diffusion", "model__decoder": {"name": "toy/own-size"}}
+DIFFUSION = {
+    "objective": {"name": "diffusion", "scheduler": {"name": "toy/ddpm"}},
+    "model__decoder": {"name": "toy/own-size"},
+}
 
 
 def test_a_sample_that_cannot_be_decoded_is_found_before_the_first_step(tmp_path, monkeypatch):

@@ -138,6 +138,23 @@ class TestReconstructionOfClasses(TestReconstruction):
 
 
 @pytest.mark.usefixtures("toy")
+class TestDiffusion(conformance.ObjectiveConformance):
+    component = "diffusion"
+    configs: ClassVar = (
+        {
+            "scheduler": {"name": "toy/ddpm"},
+            "cls_free_guidance_dropout": 0.5,
+            "adversary": {"name": "toy/gan"},
+        },
+        {"scheduler": {"name": "toy/flow"}, "times": "mixed", "min_snr": 5, "loss": "huber"},
+    )
+    tokenizer: ClassVar = {
+        **TestReconstruction.tokenizer,
+        "model": {**TestReconstruction.tokenizer["model"], "decoder": {"name": "toy/denoiser"}},
+    }
+
+
+@pytest.mark.usefixtures("toy")
 class TestDiary(conformance.HookConformance):
     component = "toy/diary"
     run: ClassVar = run_tree("unused", run__steps=2)

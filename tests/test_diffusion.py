@@ -183,7 +183,7 @@ def test_denoisers_follow_the_laws(tmp_path):
 def config(folder, name="cfg", **changes):
     """A run of a diffusion decoder as a file; returns its path. `changes` as in `run_tree`."""
     changes = {"model__decoder": {"name": "toy/denoiser"}, **changes}
-    changes.setdefault("objective", {"name": "toy/diffusion"})
+    changes.setdefault("objective", {"name": "diffusion", "scheduler": {"name": "toy/ddpm"}})
     file = folder / f"{name}.yaml"
     file.write_text(yaml.dump(run_tree(folder / name, **changes)))
     return str(file)
@@ -208,10 +208,10 @@ def weights(run, step=6):
 
 
 VARIANTS = {
-    "v": {"name": "toy/diffusion"},
-    "epsilon": {"name": "toy/diffusion", "scheduler": {"name": "toy/ddpm", "prediction": "epsilon"}},
-    "x0": {"name": "toy/diffusion", "scheduler": {"name": "toy/ddpm", "prediction": "x0", "zero_snr": True}},
-    "flow": {"name": "toy/diffusion", "scheduler": {"name": "toy/flow"}, "times": "logit-normal"},
+    "v": {"name": "diffusion", "scheduler": {"name": "toy/ddpm"}},
+    "epsilon": {"name": "diffusion", "scheduler": {"name": "toy/ddpm", "prediction": "epsilon"}},
+    "x0": {"name": "diffusion", "scheduler": {"name": "toy/ddpm", "prediction": "x0", "zero_snr": True}},
+    "flow": {"name": "diffusion", "scheduler": {"name": "toy/flow"}, "times": "logit-normal"},
 }
 
 

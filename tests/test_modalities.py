@@ -687,7 +687,7 @@ class TestArrays:
         for wrong in (np.ones((6, 6)), np.ones((6, 3)), np.ones((3, 6))):
             with pytest.raises(DataError, match=r"has shape .*, but a sample is a vector of 6 numbers"):
                 modality.read(wrong)
-            with pytest.raises(DataError, match="data.name=array"):
+            with pytest.raises(DataError, match=r"data\.name=array"):
                 modality.extent_of(wrong)
         assert array(channels=6, size=1, sizing="resize").read(np.ones((6, 3))).shape == (6, 3)
         label = array(kind="categorical", labels=10, size=1)

@@ -699,7 +699,7 @@ def test_a_wrong_value_in_a_mapped_file_costs_the_parts_that_have_it(tmp_path, m
         DataError, match=r"a\.npy, from \[65\] on: the value nan at \[1, 5\] \(channel first\)"
     ):
         modality.tensor(raw, parts[65])
-    with pytest.raises(DataError, match="has 2 channels .* but 3 are declared"):
+    with pytest.raises(DataError, match=r"has 2 channels .* but 3 are declared"):
         array(channels=3, size=(10,)).read(tmp_path / "a.npy")
 
 

@@ -14,7 +14,10 @@ from vqcore.objectives import Reconstruction
 from vqcore.sampling import UNSTATED, Option, options, resolved
 
 pytestmark = pytest.mark.usefixtures("toy")
-DIFFUSION = {"model__decoder": {"name": "toy/denoiser"}, "objective": {"name": "toy/diffusion"}}
+DIFFUSION = {
+    "model__decoder": {"name": "toy/denoiser"},
+    "objective": {"name": "diffusion", "scheduler": {"name": "toy/ddpm"}},
+}
 
 
 class Offering:
@@ -112,10 +115,10 @@ def test_the_tokenizer_takes_options_and_gives_every_sample_noise_of_its_own(tmp
 
 
 def test_show_lists_the_options_of_an_objective(capsys):
-    assert main(["show", "toy/diffusion"]) == 0
+    assert main(["show", "diffusion"]) == 0
     shown = capsys.readouterr().out
     listed = shown.partition("sampling options, for `vqcore decode RUN TOKENS OUT option=value`")[2]
-    assert "  steps: an integer, default 10\n      Steps of the sampler." in listed
+    assert "  steps: an integer, default 25\n      Steps of the sampler;" in listed
     assert "  guidance: a number, default 1.0\n" in listed
     assert main(["show", "reconstruction"]) == 0
     assert "sampling options" not in capsys.readouterr().out

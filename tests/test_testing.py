@@ -1877,7 +1877,10 @@ def test_good_objectives_pass(toy):
     for settings in ({"name": "toy/adversary"}, {"name": "reconstruction", **rival}):
         made = tokenizer(**settings)  # losses that wait for their start
         checks.check_objective(made.objective, made, BATCH)
-    for settings in ({"name": "toy/denoising"}, {"name": "toy/diffusion", "hide": 0.5}):
+    for settings in (
+        {"name": "toy/denoising"},
+        {"name": "diffusion", "scheduler": {"name": "toy/ddpm"}, "cls_free_guidance_dropout": 0.5},
+    ):
         made = tokenizer("toy/denoiser", **settings)
         checks.check_objective(made.objective, made, BATCH)
     checks.check_objective(optional(Annotated[float | None, "Any."], default=None)(), tokenizer(), BATCH)

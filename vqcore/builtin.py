@@ -16,6 +16,7 @@ COMPONENTS = (  # kind, name, target in vqcore, summary
     ("data", "folder", "data.sources:Folder", "a folder of files, at any depth"),
     ("data", "array", "data.sources:ArrayFile", "samples stacked in one .npy or .npz file"),
     ("objective", "reconstruction", "objectives:Reconstruction", "pixel loss plus the losses of the quantizer"),
+    ("objective", "diffusion", "objectives:Diffusion", "a denoiser learns to undo noise: diffusion and flow"),
     ("metric", "psnr", "metrics.pixels:PSNR", "peak signal-to-noise ratio in dB, mean over samples"),
     ("metric", "ssim", "metrics.ssim:SSIM", "structural similarity of 8-bit pictures, mean over samples"),
     ("metric", "mae", "metrics.pixels:MAE", "mean absolute error in the values that the tokenizer gets"),

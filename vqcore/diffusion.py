@@ -1,19 +1,22 @@
-"""What objectives and samplers of diffusion and flow share: times for a batch, and x_0 and epsilon from a prediction.
+"""What objectives and samplers of diffusion and flow share: times for a batch, x_0 and epsilon from a prediction,
+weights of losses, hidden tokens and guidance.
 
 All of it works with every scheduler (`vqcore.protocols.Scheduler`), whatever its network predicts.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from vqcore.protocols import time
 from vqcore.rng import rand, randn
 
-Times = Literal["uniform", "logit-normal"]
+Times = Literal["uniform", "logit-normal", "mixed"]
+Target = Literal["prediction", "x_0", "epsilon"]
 Coefficients = Float[Tensor, " b"]
 
 
@@ -24,14 +27,18 @@ def times(
     *,
     mean: float = 0.0,
     std: float = 1.0,
+    uniform: float = 0.1,
     device: torch.device | str = "cpu",
 ) -> Shaped[Tensor, " b"]:
     """A noise level for each sample, drawn from the sample's own generator.
 
     `logit-normal`: the logit of u in [0, 1] is normal with `mean` and `std` (arXiv 2403.03206, section 3.1); a higher
-    mean draws more noise. The scheduler's `time` turns u into a noise level.
+    mean draws more noise. `mixed`: logit-normal, but for the share `uniform` of the samples uniform, so that both ends
+    are seen (arXiv 2503.11056). The scheduler's `time` turns u into a noise level.
     """
     u = rand(rng) if distribution == "uniform" else torch.sigmoid(mean + std * randn(rng))
+    if distribution == "mixed":
+        u = torch.where(rand(rng) < uniform, rand(rng), u)
     return time(scheduler, u.to(device))
 
 
@@ -78,6 +85,65 @@ def coefficients(
         )
     a, b, c, d = (answer.double().flatten() for answer in asked)
     return a, b, c, d
+
+
+def min_snr(
+    scheduler: Any, t: Shaped[Tensor, " b"], gamma: float, of: Target = "prediction"
+) -> Float[Tensor, " b"]:
+    """The weight of each sample's squared error: min(SNR, gamma) for the error of x_0 (arXiv 2303.09556).
+
+    For an error of what the network predicts, or of epsilon, it is the weight that makes the loss the same: for
+    epsilon min(SNR, gamma) / SNR, for v min(SNR, gamma) / (SNR + 1), for a velocity min(SNR, gamma) b^2. So the weight
+    is finite at SNR 0 and without noise.
+    """
+    a, b, c, d = coefficients(scheduler, t, 1)
+    a, b = a.clamp(min=1e-6), b.clamp(min=1e-6)  # the limits at both ends
+    c, d = {
+        "prediction": (c, d),
+        "x_0": (torch.ones_like(a), torch.zeros_like(a)),
+        "epsilon": (torch.zeros_like(a), torch.ones_like(a)),
+    }[of]
+    return (torch.minimum(a.square(), gamma * b.square()) / (a * d - b * c).square()).float()
+
+
+def same_levels(scheduler: Any, other: Any) -> bool:
+    """Do two schedulers have the same noise levels, and do their networks predict the same?"""
+    if scheduler.num_steps != other.num_steps:
+        return False
+    t = time(scheduler, torch.linspace(0, 1, 33))
+    ours, theirs = (torch.stack(coefficients(one, t, 1)) for one in (scheduler, other))
+    return torch.allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+def hidden_tokens(counts: Shaped[Tensor, " b"], order: Float[Tensor, "b *grid"]) -> Bool[Tensor, "b *grid"]:
+    """Which tokens are hidden: `counts` of each sample's tokens, chosen by the random numbers `order`."""
+    places = order.flatten(1).argsort(1).view(order.shape)
+    return places < counts.view(-1, *[1] * (order.ndim - 1))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda u: 1.0,
+    "linear": lambda u: u,
+    "cosine": lambda u: ((1 - math.cos(math.pi * u)) / 2) ** 2,
+}
+"""The share of the guidance at a noise level u in [0, 1]: at 0 there is the least noise."""
+
+
+def guided(
+    held: Float[Tensor, "b *s"], free: Float[Tensor, "b *s"], weight: float, rescale: float = 0.0
+) -> Float[Tensor, "b *s"]:
+    """Classifier-free guidance: from a prediction without tokens, `free`, to `weight` times the way to `held`.
+
+    arXiv 2207.12598. With `rescale` in (0, 1], the standard deviation of each sample is pulled towards that of `held`
+    (arXiv 2305.08891, section 3.4): high weights otherwise give contrasts that are too strong.
+    """
+    found = free + weight * (held - free)
+    if not rescale:
+        return found
+    shape = (-1, *[1] * (held.ndim - 1))
+    wanted, has = (one.flatten(1).std(1).view(shape) for one in (held, found))
+    tiny = torch.finfo(found.dtype).tiny
+    return found * (rescale * wanted / has.clamp(min=tiny) + 1 - rescale)
 
 
 def _solved(

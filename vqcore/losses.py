@@ -66,23 +66,38 @@ def pixel_loss(
     weight: Float[Tensor, "b *size"] | None = None,
     width: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Mean over samples of the mean `loss_map` at valid positions; a sample without valid positions counts as 0.
+    """Mean over samples of `sample_losses`."""
+    if mask is None and weight is None:
+        return loss_map(name, y, x, width=width).mean()
+    return sample_losses(name, y, x, mask, weight=weight, width=width).mean()
 
-    With `weight`, at least 0, the mean of a sample is weighted; weight 0 is the same as invalid. Only the ratios of
-    weights within a sample matter.
+
+def sample_losses(
+    name: str,
+    y: Tensor,
+    x: Tensor,
+    mask: Bool[Tensor, "b *size"] | None = None,
+    *,
+    weight: Float[Tensor, "b *size"] | None = None,
+    width: float = 1.0,
+) -> Float[Tensor, " b"]:
+    """The mean `loss_map` of each sample at valid positions; of a sample without valid positions 0.
+
+    With `weight`, at least 0, the mean is weighted; weight 0 is the same as invalid. Only the ratios of weights within
+    a sample matter.
     """
     if weight is not None:
         mask = weight > 0 if mask is None else mask & (weight > 0)
     if mask is None:
-        return loss_map(name, y, x, width=width).mean()
+        return loss_map(name, y, x, width=width).flatten(1).mean(1)
     # A value at an invalid position may be NaN; then the gradient of its loss is NaN too, even when multiplied by 0.
     x = torch.where(mask if x.ndim == mask.ndim else mask.unsqueeze(1), x, 0)
     each = torch.where(mask, loss_map(name, y, x, width=width), 0.0).flatten(1)
     if weight is None:
-        return (each.sum(1) / mask.flatten(1).sum(1).clamp(min=1)).mean()
+        return each.sum(1) / mask.flatten(1).sum(1).clamp(min=1)
     counts = torch.where(mask, weight, 0.0).flatten(1)
     counts = counts / counts.amax(1, keepdim=True).clamp(min=torch.finfo(counts.dtype).tiny)
-    return ((each * counts).sum(1) / counts.sum(1).clamp(min=1)).mean()
+    return (each * counts).sum(1) / counts.sum(1).clamp(min=1)
 
 
 def target_of(name: str, x: Tensor, spec: DataSpec) -> Tensor:

@@ -149,8 +149,8 @@ _WORDS = {
 
 def _not_a(value: Any, types: tuple[type, ...], place: str) -> str:
     if isinstance(value, types) and (not isinstance(value, bool) or bool in types):
-        is_huge = isinstance(value, int) and value.bit_length() > 63
-        return f"{_named(place)} is a whole number of {value.bit_length()} bits" if is_huge else ""
+        bits = value.bit_length() if isinstance(value, int) else 0
+        return f"{_named(place)} is a whole number of {bits} bits" if bits > 63 else ""
     words = dict.fromkeys(
         _WORDS.get(one, "a whole number" if types == (int,) else "a number") for one in types
     )

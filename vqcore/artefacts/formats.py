@@ -15,9 +15,9 @@ import torch
 
 from vqcore.artefacts.folder import PROVENANCE, complete, refuse_nonfinite, sha256
 from vqcore.compose.build import component
-from vqcore.compose.text import from_text
+from vqcore.compose.text import pairs
 from vqcore.config import Config
-from vqcore.errors import CheckpointError, ConfigError, VqcoreError, first_line, listed
+from vqcore.errors import CheckpointError, VqcoreError, first_line, listed
 from vqcore.protocols import Foreign, tokenizer_reader, tokenizer_writer
 from vqcore.registry import Registry, registry
 
@@ -41,12 +41,7 @@ def settings(
     if isinstance(format, Config):
         return format
     node = {"name": format} if isinstance(format, str) else dict(format)
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not key or not equals:
-            raise ConfigError(f"{file}: '{word}' is not a setting; write key=value.")
-        node[key] = from_text(text)
-    return component("format", node, file=file, where=where, registry_=registry_)
+    return component("format", {**node, **pairs(words, file)}, file=file, where=where, registry_=registry_)
 
 
 def read_foreign(

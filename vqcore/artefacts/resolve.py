@@ -20,6 +20,7 @@ from vqcore.artefacts import hub
 from vqcore.artefacts.folder import CONFIG, PROVENANCE, WEIGHTS, read_evaluation
 from vqcore.artefacts.formats import PICKLES, refusal, settings
 from vqcore.compose.build import saved_tree
+from vqcore.compose.text import bracketed
 from vqcore.config import Config
 from vqcore.errors import CheckpointError, ConfigError, UnknownName, did_you_mean, listed
 from vqcore.files import local
@@ -27,8 +28,7 @@ from vqcore.registry import Registry, registry
 
 _STEP = re.compile(r"step_(\d+)")
 _AT_STEP = re.compile(r"(.+)@step_(\d+)")
-_PREFIX = re.compile(r"([a-z][a-z0-9]*/[a-z][a-z0-9-]*)(?:\[(.*?)\])?:(.+)", re.DOTALL)
-_NEXT_SETTING = re.compile(r",(?=\s*\w+=)")
+_PREFIX = re.compile(r"(([a-z][a-z0-9]*/[a-z][a-z0-9-]*)(?:\[.*?\])?):(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,8 @@ class Named:
 def parse(name: str, registry_: Registry | None = None) -> Place:
     """Take a name apart. Raises `CheckpointError` for a wrong hub id, `ConfigError` for wrong settings of a format."""
     found = None if _exists(name) else _PREFIX.fullmatch(name)
-    if found and _is_format(found[1], registry_):
-        words = _NEXT_SETTING.split(found[2]) if found[2] else ()
-        cfg = settings(found[1], [word.strip() for word in words], file=name, registry_=registry_)
+    if found and _is_format(found[2], registry_):
+        cfg = settings(bracketed(found[1], name), file=name, registry_=registry_)
         return replace(locate(found[3]), format=cfg)
     found = None if _exists(name) else _AT_STEP.fullmatch(name)
     if found and _is_run(_path(found[1])):
@@ -173,7 +172,7 @@ def _missing(text: str, place: Place, registry_: Registry | None) -> CheckpointE
         )
     if place.format is None and (found := _PREFIX.fullmatch(text)):
         try:
-            (registry_ or registry()).find("format", found[1])
+            (registry_ or registry()).find("format", found[2])
         except UnknownName as error:
             return CheckpointError(f"{text}: {what}, and {error}")
     return CheckpointError(f"{text}: {what}.")

@@ -6,13 +6,17 @@ a path or a number, each of these is a wrong result without an error.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vqcore.errors import ConfigError
+
+_BRACKETED = re.compile(r"([^\[\]]*)(?:\[(.*)\])?", re.DOTALL)
+_NEXT_SETTING = re.compile(r",(?=\s*\w+=)")
 _FLOW = ("[", "{", '"', "'")
 _UNCLEAR = re.compile(
     r"[-+]?(0[\d_]+"  # octal for YAML
@@ -60,6 +64,25 @@ def from_text(text: str) -> Any:
         return word(text)
     except (yaml.YAMLError, OmegaConfBaseException):
         return text
+
+
+def pairs(words: Iterable[str], file: str) -> dict[str, Any]:
+    """Words `key=value` as a mapping. Raises `ConfigError`, which names `file`, for other words."""
+    found = {}
+    for one in words:
+        key, equals, text = one.strip().partition("=")
+        if not key or not equals:
+            raise ConfigError(f"{file}: '{one.strip()}' is not a setting; write key=value.")
+        found[key] = from_text(text)
+    return found
+
+
+def bracketed(text: str, file: str) -> dict[str, Any]:
+    """`NAME` or `NAME[key=value,...]` as a mapping with the name. Raises `ConfigError`, which names `file`."""
+    found = _BRACKETED.fullmatch(text.strip())
+    if found is None or not found[1]:
+        raise ConfigError(f"{file}: '{text}' names no component; write NAME or NAME[key=value,...].")
+    return {"name": found[1], **pairs(_NEXT_SETTING.split(found[2]) if found[2] else (), file)}
 
 
 def plain_number(text: str) -> float | int | None:

@@ -88,8 +88,10 @@ def _backward(
     """Add the gradient of batch number `micro` of the `parts` batches of a step; returns the losses and metrics."""
     place = (run.step + run.progress.offset, micro)
     torch.manual_seed(derive(run.seed, "layers", *place, player.name, dist.rank()))  # dropout and quantizers
-    # The same generators for every player: one that needs what the model makes of this batch can compute it alone.
-    rng = sample_generators(range(len(batch.keys)), run.seed, "objective", *place, "model", dist.rank())
+    # The same generators for every player: one that needs what the model makes of this batch can compute it alone. They
+    # follow from a sample's place in the step, so that ranks and micro-batches draw what one large batch would draw.
+    first = (micro * dist.world_size() + dist.rank()) * len(batch.keys)
+    rng = sample_generators(range(first, first + len(batch.keys)), run.seed, "objective", place[0], "model")
     synced = micro == parts - 1 or dist.world_size() == 1
     with contextlib.nullcontext() if synced else player.forward.no_sync():  # type: ignore[operator]
         total, out = player.forward(batch, run.step, rng, shared)
