@@ -17,8 +17,8 @@ class Alignment(nn.Module):
 
     Terms: `align/cosine`, the mean over positions of max(0, 1 - m1 - cosine of a mapped latent and its feature);
     `align/distances`, the mean over pairs of positions of max(0, |difference of the two cosines of a pair| - m2), of
-    its mapped latents and of its features. `margins` are m1 and m2. As in the authors' code, mapped latents
-    stand in both. A teacher's map of another grid is resized to the grid of the latents.
+    its mapped latents and of its features. `margins` are m1 and m2. Mapped latents stand in both terms. A teacher's
+    map of another grid is resized to the grid of the latents.
     """
 
     def __init__(self, teacher: Any, *, dim: int, margins: tuple[float, float], adaptive: bool):
