@@ -328,7 +328,5 @@ def test_missing_weights_are_named(tmp_path, monkeypatch):
             VqcoreError, match=r"s/net-01.pth is missing: put https://a.org/net-01.pth there, give"
         ):
             hub_file("https://a.org/net-01.pth")
-        with pytest.raises(
-            VqcoreError, match=r"timm's test_vit \(hf://timm/test_vit.r160_in1k\) are not"
-        ):
+        with pytest.raises(VqcoreError, match=r"timm's test_vit \(hf://timm/test_vit.r160_in1k\) are not"):
             ready("fdd", {"model": "test_vit", "side": 64})
