@@ -441,7 +441,7 @@ def test_a_window_without_a_valid_position_is_no_perfect_sample():
     made = tokenizer_of(run_config("unused", data__modality=node, data__input_size=[4]))
     totals = _Totals(made, {"mae": MAE(MAE.Config(name="mae"), spec=made.spec)}, {}, {})
     mask = torch.tensor([[True] * 4, [False] * 4, [True, False, False, False]])
-    totals.decode(Batch(torch.zeros(3, 1, 4), ("a", "b", "c"), mask), torch.ones(3, 1, 4))
+    totals.decode(Batch(torch.zeros(3, 1, 4), ("a", "b", "c"), mask), {"": torch.ones(3, 1, 4)})
     assert totals.decoded == 2
     assert float(totals.sums["error"] / totals.decoded) == 1.0
     whole = {

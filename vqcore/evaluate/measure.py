@@ -228,7 +228,7 @@ class _Totals:
         baselines: Mapping[str, Predict],
         files: Mapping[str, str],
         *,
-        perturbs: bool,
+        perturbs: bool = False,
     ):
         self.tokenizer, self.baselines, self.files = tokenizer, baselines, files
         self.metrics = {f"metric/{label}": metric for label, metric in metrics.items()}
