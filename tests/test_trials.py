@@ -3,6 +3,7 @@
 Equal means equal to the bit: weights, averages, training state and metrics.jsonl.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -718,8 +719,9 @@ def test_lazy_parameters_are_refused(tmp_path, monkeypatch, capsys):
 
 
 def test_a_term_of_weight_0_that_is_not_finite_leaves_the_adaptive_weight_alone(tmp_path, monkeypatch):
-    def judged(self, tokenizer, x_hat, batch, terms, **more):
-        return real(self, tokenizer, x_hat, batch, {**terms, "nan": x_hat.mean() * float("nan")}, **more)
+    def judged(self, tokenizer, made, batch, **more):
+        terms = {**made.terms, "nan": made.x_hat.mean() * float("nan")}
+        return real(self, tokenizer, dataclasses.replace(made, terms=terms), batch, **more)
 
     real = Reconstruction.judged
     gan = {**GAN, "adversary": {"name": "toy/gan", "start": 0}}
