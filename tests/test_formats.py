@@ -390,7 +390,7 @@ def test_nothing_half_written_and_nothing_overwritten(here, tmp_path, capsys, mo
         (["export", "run", "x", "drop=1"], "command line: 'drop=1': export takes settings of a format only"),
         (["export", "run", "x", "--format", "toy/boxes", "--push", "me/x"], "--push uploads an artefact of ours"),
         (["import", "toy/boxes", "box"], "import needs a format, a source and a new folder"),
-        (["import"], "Installed formats: toy/plain, toy/boxes, toy/notes."),
+        (["import"], "toy/plain, toy/boxes, toy/notes."),
         (["import", "toy/boxes", "box", "x", "drpo=1"],
          "command line: drpo is not a setting of toy/boxes. Did you mean 'drop'"),
         (["import", "toy/boxes", "box", "x", "y"], "command line: 'y' is not a setting; write key=value."),

@@ -233,8 +233,8 @@ class Array:
         array = self._decode(x)
         if self._weight_place is not None:
             array = np.insert(array, self._weight_place, 1, axis=0)
-        if self.spec.rank == 1 and self.spec.size == (1,):
-            return rearrange(array, "c 1 -> c")
+        if set(self.spec.size) == set(array.shape[1:]) == {1}:
+            return array.reshape(len(array))
         if len(array) == 1:
             return rearrange(array, "1 ... -> ...")
         return rearrange(array, "c ... -> ... c") if self.cfg.channels_last else array
@@ -255,8 +255,8 @@ class Array:
 
     def _with_channels_first(self, array: np.ndarray, name: str) -> np.ndarray:
         rank, channels, shape = self.spec.rank, self._in_files, array.shape
-        if rank == 1 and self.spec.size == (1,) and array.ndim < 2:
-            array = array.reshape(array.size, 1)
+        if set(self.spec.size) == {1} and array.ndim < 2:
+            array = array.reshape(array.size, *self.spec.size)
         elif array.ndim == rank and channels == 1:
             array = rearrange(array, "... -> 1 ...")
         elif array.ndim == rank + 1 and self.cfg.channels_last:

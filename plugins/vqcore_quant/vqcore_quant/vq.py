@@ -133,7 +133,8 @@ class VQ(nn.Module):
         self.project_in = nn.Identity() if same else nn.Linear(cfg.latent_dim, inner)
         self.project_out = nn.Identity() if same else nn.Linear(inner, cfg.latent_dim)
         embed = nn.init.kaiming_uniform_(torch.empty(sets * cfg.codebook_size, width))
-        embed = F.normalize(embed, dim=-1) if cfg.normalize else embed
+        if cfg.normalize and not embed.is_meta:  # torch loads its compiler for a norm without data: seconds
+            embed = F.normalize(embed, dim=-1)
         embed = embed.unflatten(0, (sets, -1)) if sets > 1 else embed
         self.register_buffer("initted", torch.tensor([0.0 if cfg.kmeans_init else 1.0]))
         self.register_buffer("cluster_size", torch.zeros(embed.shape[:-1]))

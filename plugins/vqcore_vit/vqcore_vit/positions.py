@@ -26,7 +26,8 @@ def sincos_positions(grid: tuple[int, ...], width: int) -> Float[Tensor, "1 d *g
         raise ValueError(
             f"width={width} is below {2 * len(grid)}, the minimum for position embeddings on {len(grid)} axes"
         )
-    omega = TEMPERATURE ** (-torch.arange(num_freqs) / num_freqs)
+    # A number to the power of a tensor would load torch's compiler on the meta device.
+    omega = torch.pow(torch.tensor(TEMPERATURE), -torch.arange(num_freqs) / num_freqs)
     pos_emb = torch.zeros(1, width, *grid)
     for axis, length in enumerate(grid):
         angle = omega[:, None] * torch.arange(length)

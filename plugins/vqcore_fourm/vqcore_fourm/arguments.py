@@ -1,0 +1,217 @@
+"""The arguments of 4M's classes: their defaults, what they may be, and the config of ours that they amount to."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vqcore.compose.build import from_tree
+from vqcore.errors import CheckpointError, ConfigError, did_you_mean, listed
+from vqcore.schema import TokenizerConfig
+from vqcore_fourm.tables import FEATURES, MLP, OPTIONS, VIT
+
+Check = tuple[str, Callable[[Any], bool]]
+LARGEST = 2**31 - 1
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= LARGEST
+
+
+def _sides(value: Any) -> bool:
+    return _whole(value) or (isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_whole, value)))
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+
+
+def _or_null(check: Check) -> Check:
+    return f"{check[0]}, or null", lambda value: value is None or check[1](value)
+
+
+def _one_of(*names: str) -> Check:
+    return f"one of {listed(names)}", lambda value: isinstance(value, str) and value in names
+
+
+COUNT: Check = ("a whole number from 1 on", _whole)
+SIZE: Check = ("one or two whole numbers from 1 on", _sides)
+FLAG: Check = ("true or false", lambda value: type(value) is bool)
+NUMBER: Check = ("a number from 0 on", _number)
+SHARE: Check = ("a number from 0 to below 1", lambda value: _number(value) and value < 1)
+TEXT: Check = ("a name", lambda value: isinstance(value, str))
+
+ARGUMENTS: dict[str, tuple[Any, Check]] = {
+    "image_size": (224, SIZE),
+    "image_size_enc": (None, _or_null(SIZE)),
+    "image_size_dec": (None, _or_null(SIZE)),
+    "n_channels": (3, COUNT),
+    "n_labels": (None, _or_null(COUNT)),
+    "enc_type": ("vit_b_enc", TEXT),
+    "dec_type": ("vit_b_dec", TEXT),
+    "patch_proj": (True, FLAG),
+    "post_mlp": (False, FLAG),
+    "out_conv": (False, FLAG),
+    "patch_size": (16, SIZE),
+    "patch_size_dec": (None, _or_null(SIZE)),
+    "quant_type": ("lucid", _one_of("lucid", "memcodes")),
+    "codebook_size": (16384, COUNT),
+    "num_codebooks": (1, COUNT),
+    "latent_dim": (32, COUNT),
+    "norm_codes": (True, FLAG),
+    "norm_latents": (False, FLAG),
+    "ema_decay": (0.99, SHARE),
+    "threshold_ema_dead_code": (0.25, NUMBER),
+    "coef_ema_dead_code": (None, _or_null(NUMBER)),
+    "code_replacement_policy": ("batch_random", _one_of("batch_random", "linde_buzo_gray")),
+    "commitment_weight": (1.0, NUMBER),
+    "kmeans_init": (False, FLAG),
+    "undo_std": (False, FLAG),
+}
+"""What decides a tokenizer: default and check of each argument. 4M's classes swallow all other arguments."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Checked arguments of a class of 4M; `domain` is the modality by 4M's name, empty if nobody knows it."""
+
+    values: Mapping[str, Any]
+    domain: str = ""
+    standardised: bool = False
+    """Pictures were standardised with the mean and deviation of ImageNet, and the model does not undo it."""
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+def check(given: Mapping[str, Any], where: str, *, domain: str = "", standardised: bool = False) -> Arguments:
+    """Arguments with their defaults. Raises `CheckpointError` that names `where` for a value that cannot be."""
+    values = {}
+    for name, (default, (wish, fits)) in ARGUMENTS.items():
+        value = given.get(name, default)
+        if not fits(value):
+            shown = repr(value)[:60] if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+            raise CheckpointError(f"{where}: {name} is {shown}, expected {wish}.")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return Arguments(values, domain, standardised)
+
+
+def from_options(options: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The arguments that 4M makes from the options of a training script and from the shapes of the weights."""
+    given = dict(options)
+    given |= {new: options[old] for old, new in OPTIONS.items() if old in options}
+    domain = str(options.get("domain", ""))
+    if any(word in domain for word in FEATURES):
+        given["patch_proj"] = False
+    size = options.get("input_size") or options.get("input_size_max")
+    if "sam" in domain and not any(word in domain for word in FEATURES):
+        size = options.get("mask_size")
+    if size is not None:
+        given["image_size"] = size
+    if len(embedding := shapes.get("cls_emb.weight", ())) == 2:
+        given["n_labels"], given["n_channels"] = embedding
+    else:
+        given["n_labels"] = None
+        into = shapes.get("encoder.linear_in.weight") or shapes.get("encoder.proj.weight") or ()
+        if len(into) >= 2:
+            given["n_channels"] = into[1]
+    return given
+
+
+def to_config(
+    args: Arguments, *, encoder_only: bool, size: int | tuple[int, ...] | None, where: str
+) -> TokenizerConfig:
+    """The config of ours. `size` replaces the nominal size; the position embeddings keep theirs."""
+    pixels = args["image_size"]
+    nominal = _pair(size) if size else _data_size(args, pixels, args["patch_size"], where)
+    if "MLP" in args["enc_type"] and not size:
+        nominal = (1, 1)
+    model: dict[str, Any] = {
+        "encoder": _network(args, "enc", where),
+        "quantizer": _quantizer(args),
+        "decoder": {"name": "fourm/none"} if encoder_only else _network(args, "dec", where),
+    }
+    if args["n_labels"]:
+        model["embed_dim"] = args["n_channels"]
+    tree = {
+        "modality": _modality(args),
+        "size": list(nominal),
+        "model": model,
+        "objective": {"name": "reconstruction"},
+    }
+    try:
+        return from_tree(tree, schema=TokenizerConfig, file=f"{where}, as vqcore reads it")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _modality(args: Arguments) -> dict[str, Any]:
+    if args["n_labels"]:
+        return {"name": "array", "kind": "categorical", "labels": args["n_labels"]}
+    is_rgb = args["undo_std"] or (args.domain.startswith("rgb") and not args.standardised)
+    if is_rgb and args["n_channels"] == 3:
+        return {"name": "rgb"}
+    return {"name": "array", "channels": args["n_channels"]}
+
+
+def _network(args: Arguments, part: str, where: str) -> dict[str, Any]:
+    key, whole = f"{part}_type", "encoder" if part == "enc" else "decoder"
+    name = args[key]
+    if "vit" in name:
+        if name not in VIT or not name.endswith(part):
+            known = [each for each in VIT if each.endswith(part)]
+            hint = did_you_mean(name, known) or f" It has: {listed(known)}."
+            raise CheckpointError(f"{where}: {key} is {name[:60]!r}, which 4M does not have.{hint}")
+        patch = (args["patch_size_dec"] if part == "dec" else None) or args["patch_size"]
+        pixels = args[f"image_size_{part}"] or args["image_size"]
+        made = {"name": f"vit/{whole}", **VIT[name], "post_mlp": args["post_mlp"]}
+        made |= {"patch_size": _listed(patch)} if args["patch_proj"] else {"patch_proj": False}
+        made[f"input_size_{part}"] = list(_data_size(args, pixels, patch, where))
+        return made | ({"out_conv": "convnext"} if part == "dec" and args["out_conv"] else {})
+    found = MLP.fullmatch(name)
+    if found is None:
+        raise CheckpointError(
+            f"{where}: {key} is {name[:60]!r}, which 4M does not have. It has {listed(VIT)}, and MLPs such as "
+            "BottleneckMLP/B_6-Wi_1024."
+        )
+    kind, depth, width, expansion = found.groups()
+    made = {"name": f"vit/mlp-{whole}", "depth": int(depth), "width": int(width)}
+    if kind == "MLP":
+        return made | {"kind": "plain", "activation": "none"}
+    return made | ({"expansion": int(expansion)} if expansion else {})
+
+
+def _quantizer(args: Arguments) -> dict[str, Any]:
+    shared = {name: args[name] for name in ("codebook_size", "latent_dim", "num_codebooks")}
+    if args["quant_type"] == "memcodes":
+        return {"name": "quant/memcodes", **shared}
+    made = {"name": "quant/vq", **shared, "normalize": args["norm_codes"], "decay": args["ema_decay"]}
+    made |= {"dead_code": args["code_replacement_policy"], "kmeans_init": args["kmeans_init"]}
+    if args["coef_ema_dead_code"]:
+        made["coef_ema_dead_code"] = args["coef_ema_dead_code"]
+    else:
+        made["threshold_ema_dead_code"] = args["threshold_ema_dead_code"]
+    if args["num_codebooks"] > 1:  # each code is as wide as a latent, and linear layers lead in and out
+        made["code_dim"] = args["latent_dim"]
+    return made | {"norm_latents": args["norm_latents"], "commitment_weight": args["commitment_weight"]}
+
+
+def _data_size(args: Arguments, pixels: Any, patch: Any, where: str) -> tuple[int, ...]:
+    """The size of the data: pixels, or of feature maps the positions, of which 4M says only the pixels."""
+    sides, steps = _pair(pixels), _pair(patch)
+    uses_vit = "vit" in args["enc_type"] or "vit" in args["dec_type"]
+    if not uses_vit:
+        return sides
+    if any(side % step for side, step in zip(sides, steps)):
+        raise CheckpointError(
+            f"{where}: image_size {list(sides)} is no multiple of patch_size {list(steps)}."
+        )
+    return sides if args["patch_proj"] else tuple(side // step for side, step in zip(sides, steps))
+
+
+def _pair(size: Any) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _listed(size: Any) -> Any:
+    return list(size) if isinstance(size, tuple) else size

@@ -1,0 +1,30 @@
+"""The decoder of a tokenizer that has none."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vqcore import config
+from vqcore.errors import CheckpointError
+from vqcore.protocols import DataSpec
+
+
+class NoDecoder(nn.Module):
+    """Stands where a tokenizer has a decoder; it has no weights and refuses to decode."""
+
+    last_layer: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config):
+        """Settings of `fourm/none`: it has none."""
+
+    def __init__(self, cfg: Config, *, dim: int, spec: DataSpec):
+        super().__init__()
+        # The contract of decoders asks for a tensor; nothing is trained here, so it is empty.
+        self.register_buffer("last_layer", torch.empty(0), persistent=False)
+
+    def forward(self, z_q: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b c *size"]:
+        """Raise `CheckpointError`."""
+        raise CheckpointError("this tokenizer cannot decode: it is a VQ of 4M, an encoder and a quantizer.")

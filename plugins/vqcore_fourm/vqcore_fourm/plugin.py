@@ -1,0 +1,26 @@
+"""The manifest of vqcore-fourm. Light layer: imports vqcore.plugin and nothing else."""
+
+from vqcore.plugin import Component, Plugin, hookimpl
+
+
+@hookimpl
+def vqcore_plugin() -> Plugin:
+    """The components whose names start with `fourm/`."""
+    return Plugin(
+        api=1,
+        summary="The tokenizers of 4M, token for token",
+        components=(
+            Component(
+                "format",
+                "checkpoint",
+                "vqcore_fourm.checkpoint:Checkpoint",
+                "tokenizers of 4M: training checkpoints and published files",
+            ),
+            Component(
+                "decoder",
+                "none",
+                "vqcore_fourm.none:NoDecoder",
+                "no decoder, for 4M's VQ, which only encodes",
+            ),
+        ),
+    )
