@@ -36,7 +36,9 @@ VGG = "name: percept/timm, model: vgg16, resize: false, weights: WEIGHTS"
 PERCEPT = (f"objective.percept={{vgg: {{{VGG}, blocks: [features.3, features.8, features.15]}}}}",)
 PATCHES = "discriminator: {name: percept/patchgan, width: 32, depth: 2}"
 HEADS = f"discriminator: {{name: percept/dino, trunk: {{{VGG}}}, blocks: [net.features.8, net.features.15], kernel: 3}}"
-PLAYER = "optim.players.adversary={lr: 1.0e-3, betas: [0.5, 0.9], warmup: 10}"
+PLAYER = (
+    "optim.players.adversary={name: adamw, args: {fused: true}, lr: 1.0e-3, betas: [0.5, 0.9], warmup: 10}"
+)
 
 
 def rival(discriminator: str, weights: str, more: str = "") -> tuple[str, ...]:
@@ -54,7 +56,7 @@ ADAPTIVE = ", weight: adaptive, clamp: [0.0, 100.0]"
 RUNS: dict[str, tuple[str, ...]] = {
     "mse": (),
     "+ perceptual": (*PERCEPT, "objective.weights={percept/vgg: 0.02}"),
-    "+ fixed": rival(PATCHES, "{TENTH: 0, FIFTH: 0.1}"),
+    "+ fixed": rival(PATCHES, "{TENTH: 0, FIFTH: FIXED}"),
     "+ adaptive-late": rival(PATCHES, LATE, ADAPTIVE),
     "+ adaptive-late, heads": rival(HEADS, LATE, ADAPTIVE),
 }
@@ -71,6 +73,7 @@ def main() -> None:
         "--first-steps", type=int, default=800, help="steps of the tokenizer that all start from"
     )
     parser.add_argument("--steps", type=int, default=240, help="steps of each run after it")
+    parser.add_argument("--fixed", type=float, default=0.01, help="weight of the fixed adversary")
     parser.add_argument("--only", nargs="*", default=list(RUNS), choices=list(RUNS))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -82,7 +85,7 @@ def main() -> None:
     train(first, args.first_steps, ())
     folders = {name: args.folder / _slug(name) for name in args.only}
     for name, folder in folders.items():
-        settings = [_filled(one, weights, args.steps) for one in RUNS[name]]
+        settings = [_filled(one, weights, args.steps, args.fixed) for one in RUNS[name]]
         start = (f"model.full_ckpt={first}", "data.batch_size=4", "optim.lr=2.0e-3", "optim.warmup=20")
         train(folder, args.steps, (*start, *settings))
     originals, photographs = crops(sorted(HELD_OUT.glob("*.jpg")))
@@ -96,14 +99,15 @@ def _slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name).split())
 
 
-def _filled(setting: str, weights: Path, steps: int) -> str:
-    """A setting of `RUNS` with what depends on the folder and on the number of steps."""
+def _filled(setting: str, weights: Path, steps: int, fixed: float) -> str:
+    """A setting of `RUNS` with what depends on the command line."""
     known = {
-        "WEIGHTS": str(weights),
+        "FIXED": fixed,
         "TENTH": steps // 10,
         "FIFTH": steps // 5,
         "THIRD": steps // 3,
         "HALF": steps // 2,
+        "WEIGHTS": weights,  # last: a path may hold any of these words
     }
     for word, value in known.items():
         setting = setting.replace(word, str(value))
