@@ -79,6 +79,18 @@ def test_a_zero_feature_has_a_finite_gradient(tmp_path):
     assert bool(x_hat.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("logits", [False, True])
+def test_what_comes_after_the_last_block_runs_only_for_logits(logits):
+    percept = made({"model": "test_vit", "blocks": ["blocks.1", "blocks.0"], "logits": logits})
+    ran = []
+    for number, block in enumerate(percept.net.blocks):
+        block.register_forward_hook(lambda module, args, out, number=number: ran.append(number))
+    percept(*two())
+    count = len(percept.net.blocks)
+    assert count > 2
+    assert sorted(set(ran)) == (list(range(count)) if logits else [0, 1])
+
+
 @pytest.mark.parametrize("kind", ["cosine", "l1", "mse"])
 def test_distances_are_what_they_say(kind):
     """Against a calculation token by token, with the input made by hand."""

@@ -63,12 +63,11 @@ class Dino(nn.Module):
         return torch.cat([head(one).flatten(1) for head, one in zip(self.heads, features)], 1)
 
     def _features(self, x: Tensor) -> list[Float[Tensor, "b n d"]]:
-        with tapped(self.trunk, self.cfg.blocks) as found:
-            out = self.trunk(x)
         if not self.cfg.blocks:
-            return [as_tokens(out, channels_last=False)]
+            return [as_tokens(self.trunk(x), channels_last=False)]
+        found, _ = tapped(self.trunk, self.cfg.blocks, x)
         last = getattr(getattr(self.trunk, "net", None), "output_fmt", "NCHW") == "NHWC"
-        return [as_tokens(found[name], channels_last=last) for name in self.cfg.blocks]
+        return [as_tokens(one, channels_last=last) for one in found]
 
 
 class _Head(nn.Module):

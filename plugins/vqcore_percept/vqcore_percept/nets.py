@@ -1,8 +1,7 @@
 """What networks for pictures share: the way from a sample to their input, distances of features, borrowed weights."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -140,29 +139,44 @@ class Compared(nn.Module):
             return torch.stack([distance(self.distance, a, b) for a, b in zip(found, wanted)]).sum(0)
 
     def _features(self, x: Tensor) -> list[Float[Tensor, "b n d"]]:
-        with tapped(self.net, self.blocks) as found:
-            out = self.net(self.seen(x))
-        kept = [found[name] for name in self.blocks] + ([out] if self.output else [])
+        if self.output:
+            found, out = tapped(self.net, self.blocks, self.seen(x), whole=True)
+            kept = [*found, out]
+        else:
+            kept, _ = tapped(self.net, self.blocks, self.seen(x))
         return [as_tokens(one, channels_last=self.channels_last) for one in kept]
 
 
-@contextmanager
-def tapped(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Inside the block, what these submodules return is kept under their names."""
+class _Enough(Exception):
+    pass
+
+
+def tapped(net: nn.Module, names: Sequence[str], x: Tensor, *, whole: bool = False) -> tuple[list[Any], Any]:
+    """What these submodules return first when `net` takes `x`, in this order, and the output of the whole network.
+
+    What comes after the last of them does not run, and the output is None, unless `whole` asks for it.
+    """
     found: dict[str, Any] = {}
+    wanted = set(names)
 
     def keeper(name: str) -> Callable[..., None]:
         def keep(module: nn.Module, args: Any, out: Any) -> None:
-            found[name] = out
+            found.setdefault(name, out)
+            if not whole and len(found) == len(wanted):
+                raise _Enough
 
         return keep
 
-    hooks = [net.get_submodule(name).register_forward_hook(keeper(name)) for name in names]
+    hooks = [net.get_submodule(name).register_forward_hook(keeper(name)) for name in wanted]
+    out = None
     try:
-        yield found
+        out = net(x)
+    except _Enough:
+        pass
     finally:
         for hook in hooks:
             hook.remove()
+    return [found[name] for name in names], out
 
 
 def as_tokens(x: Any, *, channels_last: bool) -> Float[Tensor, "b n d"]:
