@@ -136,7 +136,9 @@ RUNS = {
 
 
 @pytest.mark.usefixtures("toy")
-@pytest.mark.parametrize("name", list(RUNS))
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in list(RUNS)[:-1]), list(RUNS)[-1]]
+)
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch, name):
     train(run_config(tmp_path / "whole", **RUNS[name]))
     train_killed(monkeypatch, run_config(tmp_path / "killed", **RUNS[name]), 1, 3, 5)

@@ -110,7 +110,9 @@ sys.stdout.buffer.write(seen)
 """
 
 
-@pytest.mark.parametrize("width", [20, 80, 120])
+@pytest.mark.parametrize(
+    "width", [pytest.param(20, marks=pytest.mark.slow), 80, pytest.param(120, marks=pytest.mark.slow)]
+)
 def test_in_a_terminal(width):
     """A real terminal: each state of the line takes one row, and square brackets are letters."""
     script = [sys.executable, "-c", SCRIPT.replace("WIDTH", str(width))]

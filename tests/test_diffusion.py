@@ -270,7 +270,11 @@ PLAIN = {"model__decoder": {"name": "toy/decoder"}, "objective": {"name": "recon
 
 
 @pytest.mark.parametrize(
-    ("variant", "more"), [("flow", {}), ("v", {"run__precision": "bf16", "optim__accumulate": 2})]
+    ("variant", "more"),
+    [
+        ("flow", {}),
+        pytest.param("v", {"run__precision": "bf16", "optim__accumulate": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_stops_ends_with_the_same_bits(tmp_path, variant, more):
     changes = {"objective": VARIANTS[variant], "optim__horizon": 6, **more}

@@ -471,11 +471,14 @@ NOTHING = "data.eval_path: no held-out data is given. Set data.eval_path=my/phot
     ("data", "says", "mended"),
     [
         ({}, NOTHING, ["data.eval_path=mine"]),
-        ({"name": "folder", "path": "gone"}, NOTHING, ["data.eval_path=mine"]),
-        (
+        pytest.param(
+            {"name": "folder", "path": "gone"}, NOTHING, ["data.eval_path=mine"], marks=pytest.mark.slow
+        ),
+        pytest.param(
             {"name": "array", "path": "gone.npy", "eval_path": "gone.npy"},
             "gone.npy: there is no such file. The tokenizer was trained with these settings.",
             None,
+            marks=pytest.mark.slow,
         ),
         ({"name": "nowhere/waves"}, "data.name: no plugin 'nowhere'", None),
     ],

@@ -385,6 +385,7 @@ class TestPrecision:
             run.step == 6 and run.progress.skipped == 0 and run.players["model"].scaler.get_scale() == 32768
         )
 
+    @pytest.mark.slow
     def test_fp16_ends_near_fp32(self, tmp_path):
         single = train(run_config(tmp_path / "a", run__steps=20)).progress.evaluation["eval/loss"]
         half = train(run_config(tmp_path / "b", run__steps=20, run__precision="fp16")).progress.evaluation[

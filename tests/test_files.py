@@ -261,11 +261,10 @@ def test_one_helper_writes_everything():
         if "testing" not in path.parts and str(path.relative_to(ROOT)) not in ONE_HELPER | APPENDED
         for line in writes_of(path)
     ]
-    writes = [
-        line for line in found if "sounds.py" not in line
-    ]  # a modality writes to the path that it is given
+    # A modality writes to the path that it is given; a library asks for a file, which is made in memory.
+    writes = [line for line in found if "sounds.py" not in line and "fid.py" not in line]
     assert writes == []
-    assert len(found) == len(writes) + 1, "the search finds what it looks for"
+    assert len(found) == 2, "the search finds what it looks for"
 
 
 @pytest.mark.parametrize(

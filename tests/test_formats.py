@@ -195,6 +195,7 @@ def test_damaged_evaluations_do_not_count(tmp_path):
     assert best_checkpoint(tmp_path, "metric/psnr") is None
 
 
+@pytest.mark.slow
 def test_every_verb_says_which_checkpoint_it_took_and_why(tmp_path, capsys, monkeypatch):
     run = asking(tmp_path, "metric/psnr")
     monkeypatch.chdir(tmp_path)

@@ -123,7 +123,7 @@ def test_codes_that_are_not_valid_do_not_count():
         counts.add(codes, valid)
         window.add(codes, valid=valid)
     assert counts.tokens == window.held == window.taken == 4
-    expected = {"codes/usage": 0.5, "codes/perplexity": pytest.approx(2.0)}
+    expected = {"codes/usage": 0.5, "codes/entropy": 1.0, "codes/perplexity": pytest.approx(2.0)}
     assert counts.metrics() == expected and window.metrics() == expected
     window.add(codes, valid=torch.zeros(2, 2, dtype=torch.bool))
     assert window.metrics() == expected

@@ -46,12 +46,19 @@ def same_end(tmp_path, *names, step=6, ranks=1):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"objective": GAN},
-        {"objective": GAN, "optim__accumulate": 2, "run__precision": "bf16"},
-        {"objective": GAN, "run__precision": "fp16", "optim__accumulate": 2},
-        {"objective": BALANCED, "optim__accumulate": 2},
+        pytest.param({"objective": GAN}, id="gan", marks=pytest.mark.slow),
+        pytest.param(
+            {"objective": GAN, "optim__accumulate": 2, "run__precision": "bf16"},
+            id="gan-bf16-accumulate",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"objective": GAN, "optim__accumulate": 2, "run__precision": "fp16"},
+            id="gan-fp16-accumulate",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"objective": BALANCED, "optim__accumulate": 2}, id="head-balancer-gan"),
     ],
-    ids=["gan", "gan-bf16-accumulate", "gan-fp16-accumulate", "head-balancer-gan"],
 )
 def test_a_rival_a_head_and_a_balancer_resume_with_the_same_bits(tmp_path, monkeypatch, changes):
     train(run_config(tmp_path / "whole", **changes))

@@ -364,6 +364,7 @@ def vqcore_plugin():
 """
 
 
+@pytest.mark.slow
 def test_a_run_on_windows_with_weights(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(RECORDINGS)
     (tmp_path / "long").mkdir()

@@ -282,6 +282,7 @@ def test_many_small_parts_that_no_memory_holds_together(monkeypatch):
 # --- ~ --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_home_is_meant_in_every_path(tiny, monkeypatch, capsys):
     """Each door that takes a path finds what lies in the home folder, and writes there."""
     home = Path("home").absolute()

@@ -2284,6 +2284,7 @@ def places_of_laws(name):
             yield node.lineno, node.end_lineno
 
 
+@pytest.mark.slow
 def test_every_line_of_the_kit_that_can_fail_has_a_toy_that_makes_it_fail(toy):
     """Mutation coverage: the tables above (hooks and formats have tests of their own) reach every law."""
     reached = set()

@@ -77,14 +77,29 @@ def test_a_run_writes_what_the_design_says(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        ADVERSARY,
-        {"model__encoder": {"name": "toy/encoder", "dropout": 0.3}, "optim__accumulate": 2},
-        {"run__precision": "bf16", "ema": {"decay": None}},
-        {"objective__name": "toy/denoising", "model__decoder": {"name": "toy/denoiser"}, "data__workers": 1},
-        {"data__input_size_min": 4, "data__input_size_max": 8, "data__resolution_step": 4},
+        pytest.param({}, id="plain"),
+        pytest.param(ADVERSARY, id="adversary"),
+        pytest.param(
+            {"model__encoder": {"name": "toy/encoder", "dropout": 0.3}, "optim__accumulate": 2},
+            id="dropout-accumulate",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"run__precision": "bf16", "ema": {"decay": None}}, id="bf16", marks=pytest.mark.slow),
+        pytest.param(
+            {
+                "objective__name": "toy/denoising",
+                "model__decoder": {"name": "toy/denoiser"},
+                "data__workers": 1,
+            },
+            id="denoising-workers",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"data__input_size_min": 4, "data__input_size_max": 8, "data__resolution_step": 4},
+            id="multi-resolution",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["plain", "adversary", "dropout-accumulate", "bf16", "denoising-workers", "multi-resolution"],
 )
 def test_killed_and_resumed_ends_with_the_same_bits(tmp_path, monkeypatch, changes):
     train(run_config(tmp_path / "whole", **changes))

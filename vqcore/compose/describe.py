@@ -135,7 +135,7 @@ def _escaped(tree: Any) -> Any:
     return tree
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     """Quotes texts that OmegaConf reads as numbers (`1e3`), and texts with line breaks, which PyYAML may change."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:

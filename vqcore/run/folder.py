@@ -48,6 +48,11 @@ def check_folder(config: RunConfig) -> list[str]:
     that could not be read back from the folder.
     """
     check_readable(config, dump(config))
+    return _moved(config)
+
+
+def _moved(config: RunConfig) -> list[str]:
+    """Raise `RunError` for what else `run.dir` may be; returns the settings by which its samples lie elsewhere."""
     folder = config.run.folder
     if folder.exists() and not folder.is_dir():
         raise RunError(f"run.dir={folder} is a file, not a folder.")
@@ -74,7 +79,7 @@ def opened(config: RunConfig, data: Data) -> Iterator[None]:
 def _begin(config: RunConfig, data: Data) -> None:
     """Write config and provenance into the folder of a run, which this process has locked."""
     folder = config.run.folder
-    moved = check_folder(config)  # again, now that nobody else can have begun
+    moved = _moved(config)  # again, now that nobody else can have begun
     (folder / "checkpoints").mkdir(exist_ok=True)
     _clear(folder)
     _check_samples(config, data, moved)

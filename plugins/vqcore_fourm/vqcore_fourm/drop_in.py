@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vqcore.console import say
 from vqcore.errors import CheckpointError
 from vqcore.tokenizer import Tokenizer
 from vqcore_fourm.checkpoint import understood
@@ -95,7 +96,7 @@ def get_image_tokenizer(
     source = read_source(path, ema=False, allow_pickle=True)
     args, kind = understood(source, path)
     if verbose:
-        print(f"Loaded tokenizer {tokenizer_id}: {'VQ' if encoder_only else kind}, all tensors fit.")
+        say(f"Loaded tokenizer {tokenizer_id}: {'VQ' if encoder_only else kind}, all tensors fit.")
     kept = dict(args.values, model_type="VQ" if encoder_only else kind, sync_codebook=False)
     model = ImageTokenizer(tokenizer, undo_std=args["undo_std"])
     return model.eval(), argparse.Namespace(**{**source.given, **kept})

@@ -78,8 +78,7 @@ def compare(backend, case):
 @pytest.mark.parametrize(
     ("backend", "cases"),
     [
-        ("eager", ["cosine"]),
-        pytest.param("eager", [*CASES][1:], marks=pytest.mark.slow),
+        pytest.param("eager", [*CASES], marks=pytest.mark.slow),
         pytest.param("aot_eager", [*CASES], marks=pytest.mark.slow),
         pytest.param("inductor", ["cosine"], marks=[pytest.mark.slow, needs_compiler]),
     ],
@@ -106,7 +105,8 @@ class Decode(Encode):
 
 
 @pytest.mark.parametrize(
-    "case", ["cosine", "euclidean-kmeans", pytest.param("everything", marks=pytest.mark.slow)]
+    "case",
+    ["cosine", *(pytest.param(one, marks=pytest.mark.slow) for one in ("euclidean-kmeans", "everything"))],
 )
 def test_exported_programs_need_nothing_of_ours_and_take_other_sizes(case):
     quantizer = build(CASES[case]).eval()

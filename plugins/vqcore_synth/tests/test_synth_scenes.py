@@ -290,6 +290,7 @@ def test_the_head_is_above_the_feet_and_left_is_not_right():
 # A function of seed, split and number
 
 
+@pytest.mark.slow
 def test_samples_are_the_same_in_another_process_and_after_pickling():
     data = source(side=24)
     found = data.get(5)
