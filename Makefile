@@ -52,7 +52,7 @@ test: .venv/full
 	$(PYTEST) -n 2
 
 test-slow: .venv/full
-	$(PYTEST) -m slow --durations=10
+	$(PYTEST) -n 2 -m slow --durations=10
 
 lint: .venv/full
 	$(BIN)/ruff check .
