@@ -326,7 +326,7 @@ def test_a_discriminator_that_wins_is_named_in_the_report_and_the_last_checkpoin
     page = (run / "report.html").read_text()
     for text in (
         "it has won",
-        "lecam=true",
+        "lecam=0.01",
         "gan/accuracy/real",
         "gan/accuracy/rebuilt",
         "factor/gan/generator",
