@@ -190,6 +190,7 @@ def test_without_eval_best_the_last_checkpoint_counts(tmp_path):
     assert "step 12, the last checkpoint" in Tokenizer.load(tmp_path / "run").taken
 
 
+@pytest.mark.slow
 def test_another_best_is_sought_anew_from_the_step_where_it_was_named(tmp_path):
     train(run_config(tmp_path / "run", eval={"every": 3, "best": "loss/pixel/mse"}, **BEST))
     longer = {**BEST, "run__steps": 18}

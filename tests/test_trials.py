@@ -304,6 +304,7 @@ def test_a_teacher_on_two_processes(tmp_path, place):
     assert one["results"][0]["metrics"] == pytest.approx(two["results"][0]["metrics"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_teacher_rides_in_an_evaluation_as_it_did_in_training(tmp_path, capsys):
     """The decoder sees what the teacher says, so other weights of the teacher are other metrics and pictures."""
     base, weights = lent(tmp_path / "base.safetensors"), lent(tmp_path / "teacher.safetensors", 1)
@@ -359,6 +360,7 @@ def test_what_other_teachers_say_is_not_compared(tmp_path, capsys):
 # --------------------------------------------------------------------------------------- a base under a denoiser
 
 
+@pytest.mark.slow
 def test_a_control_net_over_a_borrowed_base_decodes_with_steps_and_a_seed(tmp_path, capsys):
     base, other = lent(tmp_path / "base.safetensors"), lent(tmp_path / "other.safetensors", 1)
     control = {
@@ -589,6 +591,7 @@ def test_two_players_share_a_module(tmp_path, monkeypatch):
     same_end(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_a_head_tied_to_the_tokenizer_is_trained_once_and_evaluated_with_the_averages(tmp_path, monkeypatch):
     def setup(self, tokenizer):
         self.head = nn.Linear(tokenizer.quantizer.dim, 2)

@@ -104,10 +104,8 @@ class Decode(Encode):
         return self.quantizer.decode(codes)
 
 
-@pytest.mark.parametrize(
-    "case",
-    ["cosine", *(pytest.param(one, marks=pytest.mark.slow) for one in ("euclidean-kmeans", "everything"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["cosine", "euclidean-kmeans", "everything"])
 def test_exported_programs_need_nothing_of_ours_and_take_other_sizes(case):
     quantizer = build(CASES[case]).eval()
     z = batch(0)[0]
