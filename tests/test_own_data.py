@@ -283,13 +283,36 @@ def no_data_as_numbers_and_no_config_yet(case):
     case.save(make, count=24)
 
 
+WIDE = np.reshape([1.0, 6000.0], (2, 1, 1))
+"""Deviations of two channels: -9999 lies far from the values of the first, and among those of the second."""
+
+
+@way(r"nodata: \[-9999\.0\]  # please check: -9999 lies far from", command="new")
+def no_data_beside_a_channel_that_reaches_as_far(case):
+    def make():
+        array = case.normal(shape=(2, 16, 16)) * WIDE
+        array[:, 0, :2] = -9999 if case.wrong else array[:, 0, :2]
+        return array.astype(np.float32)
+
+    case.save(make, count=24)
+
+
+@way(r"-9999 occurs, far from all other values of a channel: learned as a value")
+def no_data_under_a_scale_that_hides_it(case):
+    holes(case, -9999)
+    scale = {"scale": {"kind": "standard", "mean": 0, "std": 1000 if case.wrong else 1}}
+    return {"modality": scale if case.wrong else {**scale, "nodata": [-9999]}}
+
+
 @way(r"has no position where every channel has a value; -1, NaN and infinity count as missing", error=True)
 def a_no_data_value_that_is_everywhere(case):
     case.save(lambda: np.stack([np.full((8, 8), -1.0 if case.wrong else 1.0), case.normal()[0]]))
     return {"modality": {"nodata": [-1]}}
 
 
-@way(r"the no-data value -9999 does not occur in 6 samples, but -999 does, far from all other values")
+@way(
+    r"the no-data value -9999 does not occur in 6 samples, but -999 does, far from all other values of a channel"
+)
 def another_no_data_value_than_that_of_the_files(case):
     holes(case, -999)
     return {"modality": {"nodata": [-9999 if case.wrong else -999]}}

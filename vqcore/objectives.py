@@ -84,8 +84,9 @@ class JudgedConfig(ObjectiveConfig):
     """`adaptive` multiplies the weights of align/... by the ratio of the gradients of the losses at the reconstruction
     and of the alignment, where the latents are made, as of the step before. VA-VAE: adaptive, with weights of 0.1."""
     balance: float | None = None
-    """Make the weights of pixel/..., percept/... and gan/generator shares of the gradient at the reconstruction, whose
-    norms add up to this number (balancer of EnCodec, arXiv 2210.13438: 1.0). Null: weights multiply losses."""
+    """Make the weights of pixel/... (or diffusion/...), percept/... and gan/generator shares of the gradient at what
+    the decoder returns, whose norms add up to this number (balancer of EnCodec, arXiv 2210.13438: 1.0). Null: weights
+    multiply losses."""
     balance_decay: float = 0.999
     """Decay of the running means of the gradients' norms."""
 

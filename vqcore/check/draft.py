@@ -384,7 +384,7 @@ def _scale(
         nodata = fills(arrays)
         if nodata:
             notes["nodata"] = (
-                f"please check: {listed(f'{one:g}' for one in nodata)} lies far from all other values"
+                f"please check: {listed(f'{one:g}' for one in nodata)} lies far from all other values of a channel"
             )
     nodata = [float(one) for one in (nodata if isinstance(nodata, (list, tuple)) else [nodata])]
     found = propose_scale(summarise(arrays, channels=channels, nodata=nodata))

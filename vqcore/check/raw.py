@@ -140,17 +140,23 @@ def _cut_off(declared: Declared, values: Sequence[np.ndarray]) -> Iterator[Findi
 
 
 def _nodata(declared: Declared, files: Sequence[_File], nodata: Sequence[float]) -> Iterator[Finding]:
-    """A warning if no declared number occurs and another usual one does."""
-    if not nodata or any(stands_for(file.array, nodata).any() for file in files):
+    """A warning if a number that is usual for no data occurs, and no declared one does."""
+    if nodata and any(stands_for(file.array, nodata).any() for file in files):
         return
-    shown = listed(f"{one:g}" for one in nodata)
+    others = fills([file.array for file in files])
+    shown, also = (listed(f"{one:g}" for one in each) for each in (nodata, others))
     what = f"the no-data value {shown} does not occur in {len(files)} samples"
-    if others := fills([file.array for file in files]):
-        also = listed(f"{one:g}" for one in others)
+    if others:
+        where = "far from all other values of a channel"
+        what = (
+            f"{what}, but {also} does, {where}" if nodata else f"{also} occurs, {where}: learned as a value"
+        )
         numbers = ",".join(f"{one:.9g}" for one in others)
-        what = f"{what}, but {also} does, far from all other values"
-        yield Finding("warning", declared.where, what, f"Set data.modality.nodata=[{numbers}].")
-    else:
+        remedy = (
+            f"If it stands for no data, set data.modality.nodata=[{numbers}]; --values gives the scale then."
+        )
+        yield Finding("warning", declared.where, what, remedy)
+    elif nodata:
         yield Finding("note", declared.where, what)
 
 

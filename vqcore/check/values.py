@@ -262,21 +262,29 @@ def raw_arrays(declared: Declared, count: int) -> Iterator[tuple[str, np.ndarray
 
 
 def fills(arrays: Sequence[np.ndarray]) -> list[float]:
-    """Values that occur more than once, are usual for what is missing, and lie far from all others."""
-    found = []
+    """Values of arrays `(c, *size)` that are usual for what is missing, and lie far from all others of a channel.
+
+    Each of them occurs more than once there. Channels are looked at alone: what is far in one is usual in another.
+    """
+    rows = [array.reshape(len(array), -1) for array in arrays]
+    channels = max(map(len, rows), default=0)
+    found = (_fills([one[channel] for one in rows if channel < len(one)]) for channel in range(channels))
+    here = {fill for each in found for fill in each}
+    return [fill for fill in _FILLS if fill in here]
+
+
+def _fills(rows: Sequence[np.ndarray]) -> Iterator[float]:
+    """What `fills` finds in one channel."""
+    plain = np.concatenate([np.ma.compressed(row) for row in rows]).astype(np.float64)
+    plain = plain[np.isfinite(plain)]
     for fill in _FILLS:
-        counts, low, high = 0, math.inf, -math.inf
-        for array in arrays:
-            plain = np.ma.compressed(array).astype(np.float64)
-            hits = np.isclose(plain, fill, rtol=1e-6, atol=0)
-            counts += int(hits.sum())
-            rest = plain[~hits & np.isfinite(plain)]
-            if len(rest):
-                low, high = min(low, float(rest.min())), max(high, float(rest.max()))
+        hits = np.isclose(plain, fill, rtol=1e-6, atol=0)
+        if hits.sum() < 2 or hits.all():
+            continue
+        low, high = float(plain[~hits].min()), float(plain[~hits].max())
         beyond = low - fill if fill < low else fill - high if fill > high else 0.0
-        if counts > 1 and high >= low and beyond > 0.2 * (high - low):
-            found.append(fill)
-    return found
+        if beyond > 0.2 * (high - low):
+            yield fill
 
 
 def better(declared: Declared, *, refused: bool = False) -> str:
