@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import fourm_names
 import pytest
 import torch
 from safetensors.torch import load_file
+from vqcore_unet import fourm
 from vqcore_unet.schedulers import DDIM, DDPM, PNDM
 from vqcore_unet.table import alphas_cumprod
 from vqcore_unet.unet import UNet
@@ -73,7 +73,7 @@ def recorded(case):
 def denoiser(case, io, **more):
     cls, settings = NETS[case]
     state = {name.removeprefix("state/"): t for name, t in io.items() if name.startswith("state/")}
-    state = fourm_names.unet(state, settings["depth"]) if cls is UNet else fourm_names.uvit(state)
+    state = fourm.unet(state, settings["depth"]) if cls is UNet else fourm.uvit(state)
     channels, dim = (2, 8) if case == "uvit_resolution" else (3, 16)
     net = cls(cls.Config(**{**settings, **more}), dim=dim, spec=DataSpec(channels=channels, size=(32, 32)))
     net.load_state_dict(state)

@@ -1,6 +1,9 @@
 """From the names of tensors in 4M's denoisers to those of `unet/unet` and `unet/uvit`."""
 
 import re
+from collections.abc import Mapping
+
+from torch import Tensor
 
 RES = {
     "in_layers.0": "norm1",
@@ -13,16 +16,16 @@ RES = {
 }
 
 
-def unet(state, depth):
+def unet(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
     """The state of `unet/unet` with `depth` residual blocks a level, from 4M's."""
     return {_unet(name, depth): _linear(name, tensor) for name, tensor in state.items()}
 
 
-def _linear(name, tensor):
+def _linear(name: str, tensor: Tensor) -> Tensor:
     return tensor.squeeze(-1) if re.search(r"\.(qkv|proj_out)\.weight$", name) else tensor
 
 
-def _unet(name, depth):
+def _unet(name: str, depth: int) -> str:
     name = re.sub("|".join(map(re.escape, RES)), lambda found: RES[found[0]], name)
     fixed = {
         "time_embed.0.": "level.time.linear_1.",
@@ -67,12 +70,12 @@ UVIT = {
 }
 
 
-def uvit(state):
+def uvit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of `unet/uvit` from 4M's: without its fixed positions and the second name of one convolution."""
     return {_uvit(name): tensor for name, tensor in state.items() if not re.search("pos_emb|Conv2d_0", name)}
 
 
-def _uvit(name):
+def _uvit(name: str) -> str:
     for old, new in UVIT.items():
         if re.match(old, name):
             return re.sub("^" + old, new, name)
