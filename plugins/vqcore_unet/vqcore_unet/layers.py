@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vqcore.attention import attend
+
 EPS = 1e-5
 """Epsilon of every GroupNorm."""
 MAX_PERIOD = 1e4
@@ -108,21 +110,6 @@ class ResBlock(nn.Module):
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + y
 
 
-def attend(
-    q: Float[Tensor, "b n d"],
-    k: Float[Tensor, "b m d"],
-    v: Float[Tensor, "b m d"],
-    heads: int,
-    *,
-    visible: Tensor | None = None,
-    dropout: float = 0.0,
-) -> Float[Tensor, "b n d"]:
-    """Scaled dot-product attention with `heads` heads; `visible` is True where a key may be seen, `(b, 1, 1, m)`."""
-    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
-    x = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
-    return rearrange(x, "b h n d -> b n (h d)")
-
-
 class Attention(nn.Module):
     """Self-attention over all positions on a residual branch, whose last layer starts at zero."""
 
@@ -135,8 +122,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
         y = rearrange(self.norm(x).flatten(2), "b c n -> b n c")
-        q, k, v = self.qkv(y).chunk(3, -1)
-        y = rearrange(self.proj_out(attend(q, k, v, self.heads)), "b n c -> b c n")
+        q, k, v = rearrange(self.qkv(y), "b n (part h d) -> part b n h d", part=3, h=self.heads)
+        y = attend(q, k, v, backend="sdpa")
+        y = rearrange(self.proj_out(rearrange(y, "b n h d -> b n (h d)")), "b n c -> b c n")
         return x + y.unflatten(2, tuple(x.shape[2:]))
 
 
