@@ -62,6 +62,8 @@ class UViT(Pixels):
     class Config(DenoiserConfig):
         """Settings of `unet/uvit`."""
 
+        dropout: float = 0.0
+        """Probability that a channel is dropped inside a branch of the transformer in training (4M: 0.2)."""
         size: Literal["b", "l", "h"] | None = None
         """Preset of mid_width, mid_depth, mid_heads: b 768, 12, 12; l 1024, 24, 16; h 1280, 32, 16."""
         widths: tuple[int, ...] = (128, 256)
@@ -152,7 +154,7 @@ class UViT(Pixels):
             heads=1,
             time=4 * first,
             groups=cfg.norm_groups,
-            dropout=cfg.dropout,
+            dropout=0.0,  # simple diffusion and 4M: only where positions are few
         )
         self.downsample_mid = Downsample(rank, self.u.channels) if cfg.downsample_before_mid else None
         self.mid = Middle(cfg, rank, self.u.channels, dim)
