@@ -59,6 +59,11 @@ def zeroed(module: Any) -> Any:
     return module
 
 
+def swish(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nobody else sees: in its own memory where no gradient is wanted."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 def waves(t: Float[Tensor, "..."], width: int) -> Float[Tensor, "... d"]:
     """Cosines and then sines of numbers, with `width // 2` frequencies each, fp32."""
     half = width // 2
@@ -116,12 +121,13 @@ class ResBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c *size"], level: Float[Tensor, "b d"] | None = None
     ) -> Float[Tensor, "b c_out *size"]:
-        y = self.conv1(F.silu(self.norm1(x)))
+        y = self.conv1(swish(self.norm1(x)))
         if self.time_emb_proj is not None and level is not None:
             shift = self.time_emb_proj(F.silu(level))
-            y = y + shift.view(*shift.shape, *[1] * (y.ndim - 2))
-        y = self.conv2(self.dropout(F.silu(self.norm2(y))))
-        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + y
+            y += shift.view(*shift.shape, *[1] * (y.ndim - 2))
+        y = self.conv2(self.dropout(swish(self.norm2(y))))
+        y += x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return y
 
 
 class Attention(nn.Module):
