@@ -41,8 +41,8 @@ def transposed(rank: int, channels_in: int, channels_out: int, kernel: Any, **op
 def channels_last(x: Any) -> Any:
     """The same tensor, or module with all its convolutions, with the channels innermost in memory.
 
-    The values stay where they are: only strides change. A U-Net at 224 px takes two thirds of the time on a CPU,
-    since neither convolutions nor attention have to move the channels.
+    Shapes and values stay the same, only strides change. Convolutions of many channels are faster so, and attention
+    need not move the channels.
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     if isinstance(x, nn.Module):
