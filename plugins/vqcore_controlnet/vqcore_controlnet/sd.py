@@ -272,7 +272,9 @@ class StableDiffusion(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """The last weight, which is frozen."""
+        """The last weight, which is the base's and frozen; until the base is there, the last that learns."""
+        if not isinstance(self.base, Base):
+            return self.controlnet.controlnet_mid_block.weight
         return self.base.unet.conv_out.weight
 
     def target_shape(self, size: tuple[int, ...]) -> tuple[int, ...]:
