@@ -264,11 +264,15 @@ class Tokenizer(nn.Module):
     def latents(self, x: Tensor) -> Float[Tensor, "b *grid d"]:
         """The input of the quantizer. `x` is float `(b, c, *size)`, or a class map `(b, *size)` of integers."""
         with self.autocast(encoding=True):
-            if self.spec.labels is not None:
-                ids, dtype = x.long(), self.proj.weight.dtype
-                wide = F.one_hot(ids, self.spec.labels).to(dtype) if self.embed is None else self.embed(ids)
-                x = rearrange(wide, "b ... c -> b c ...")
-            return self.proj(self.encoder(x))
+            return self.proj(self.encoder(self.embedded(x)))
+
+    def embedded(self, x: Tensor) -> Float[Tensor, "b c *size"]:
+        """The input of the encoder: class ids `(b, *size)` embedded or one-hot; everything else unchanged."""
+        if self.spec.labels is None:
+            return x
+        ids = x.long()
+        wide = F.one_hot(ids, self.spec.labels).float() if self.embed is None else self.embed(ids)
+        return rearrange(wide, "b ... c -> b c ...")
 
     def quantize(self, z: Float[Tensor, "b *grid d"], mask: Tensor | None = None) -> Quantized:
         """Quantize latents. `mask`, bool `(b, *size)`, is True where the input is valid.

@@ -15,6 +15,17 @@ RES = {
     "op": "conv",
 }
 
+FIXED = {
+    "time_embed.0.": "level.time.linear_1.",
+    "time_embed.2.": "level.time.linear_2.",
+    "input_blocks.0.0.": "conv_in.",
+    "middle_block.0.": "mid_in.",
+    "middle_block.1.": "mid_attention.",
+    "middle_block.2.": "mid_out.",
+    "out.0.": "norm_out.",
+    "out.2.": "conv_out.",
+}
+
 
 def unet(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
     """The state of `unet/unet` with `depth` residual blocks a level, from 4M's."""
@@ -27,17 +38,7 @@ def _linear(name: str, tensor: Tensor) -> Tensor:
 
 def _unet(name: str, depth: int) -> str:
     name = re.sub("|".join(map(re.escape, RES)), lambda found: RES[found[0]], name)
-    fixed = {
-        "time_embed.0.": "level.time.linear_1.",
-        "time_embed.2.": "level.time.linear_2.",
-        "input_blocks.0.0.": "conv_in.",
-        "middle_block.0.": "mid_in.",
-        "middle_block.1.": "mid_attention.",
-        "middle_block.2.": "mid_out.",
-        "out.0.": "norm_out.",
-        "out.2.": "conv_out.",
-    }
-    for old, new in fixed.items():
+    for old, new in FIXED.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
     side, number, part, rest = name.split(".", 3)
@@ -50,6 +51,37 @@ def _unet(name: str, depth: int) -> str:
     if rest.startswith("conv."):
         return f"u.up.{level}.resample.{rest}"
     return f"u.up.{level}.{'attentions' if part == '1' else 'blocks'}.{index}.{rest}"
+
+
+def from_unet(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """The state that 4M's U-Net has, from that of `unet/unet`: the inverse of `unet`."""
+    attended = {name.split(".")[2] for name in state if re.match(r"u\.up\.\d+\.attentions\.", name)}
+    return {_from_unet(name, depth, attended): _pointwise(name, tensor) for name, tensor in state.items()}
+
+
+def _pointwise(name: str, tensor: Tensor) -> Tensor:
+    return tensor.unsqueeze(-1) if re.search(r"\.(qkv|proj_out)\.weight$", name) else tensor
+
+
+def _from_unet(name: str, depth: int, attended: set[str]) -> str:
+    for old, new in FIXED.items():
+        if name.startswith(new):
+            return old + _res(name.removeprefix(new), down=False)
+    _, side, level, kind, rest = name.split(".", 4)
+    first = int(level) * (depth + 1) + (side == "down")
+    block = "input_blocks" if side == "down" else "output_blocks"
+    if kind == "resample":
+        place = 0 if side == "down" else 1 + (level in attended)
+        return f"{block}.{first + depth}.{place}.{_res(rest, down=side == 'down')}"
+    index, rest = rest.split(".", 1)
+    return f"{block}.{first + int(index)}.{int(kind == 'attentions')}.{_res(rest, down=False)}"
+
+
+def _res(rest: str, *, down: bool) -> str:
+    """The name of a layer of a block; `conv` is called `op` on the way down alone."""
+    part, dot, end = rest.partition(".")
+    names = {ours: theirs for theirs, ours in RES.items() if down or theirs != "op"}
+    return names.get(part, part) + dot + end
 
 
 UVIT = {
