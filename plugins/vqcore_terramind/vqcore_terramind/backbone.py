@@ -1,6 +1,6 @@
 """The encoder of a tokenizer as a feature extractor, as terratorch's `VQBackbone`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from einops import rearrange
 from jaxtyping import Float
@@ -33,11 +33,11 @@ class Backbone(nn.Module):
         return rearrange(z if self.out == "latent" else made.quantize(z).z_q, "b h w d -> b d h w")
 
     def _blocks(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b i j d"]]:
-        encoder, seen = self.tokenizer.encoder, list[Tensor]()
-        blocks: nn.ModuleList = encoder.blocks
+        encoder: Any = self.tokenizer.encoder
+        seen = list[Tensor]()
         handles = [
             block.register_forward_hook(lambda module, inputs, output: seen.append(output))
-            for block in blocks
+            for block in encoder.blocks
         ]
         try:
             last = encoder(x)

@@ -84,9 +84,9 @@ class Variant:
         part = {**self.transformer, "patch_size": self.patch, "post_mlp": True}
         decoder: Mapping[str, Any] = self.denoiser
         if self.labels:
-            decoder = {"name": "vit/decoder", **part, "input_size_dec": [self.size, self.size]}
+            decoder = {"name": "vit/decoder", **part, "input_size_dec": self.size}
         return {
-            "encoder": {"name": "vit/encoder", **part, "input_size_enc": [self.size, self.size]},
+            "encoder": {"name": "vit/encoder", **part, "input_size_enc": self.size},
             "quantizer": {"name": "quant/fsq", "levels": self.levels, "form": "sigmoid01"},
             "decoder": {"name": "fourm/none"} if encoder_only else dict(decoder),
             **({"embed_dim": None} if self.labels else {}),
