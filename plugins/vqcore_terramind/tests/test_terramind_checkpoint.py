@@ -44,6 +44,11 @@ STAND_INS = {
 """The published tokenizer whose bands, levels and classes a recorded case has."""
 
 
+def some(names, *fast):
+    """All names as parameters; those that are not in `fast` run in the long suite."""
+    return [pytest.param(name, marks=[] if name in fast else pytest.mark.slow) for name in names]
+
+
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
     """Tiny networks in the place of those of the published tokenizers, as `tiny-NAME`."""
@@ -102,7 +107,7 @@ def same(codes, tokens):
 # ------------------------------------------------------------------------------------------------- recorded results
 
 
-@pytest.mark.parametrize("case", STAND_INS)
+@pytest.mark.parametrize("case", some(STAND_INS, "terramind_vqvae_sizes", "terramind_pt_s2l2a"))
 def test_latents_codes_and_values(case):
     tokenizer, io = load(case)
     for name in ("x", "x_wide", "x_other", "x24", "x32", "x_tall"):
@@ -137,6 +142,7 @@ def grad_of(tokenizer, name):
     return names.theirs(here, tokenizer.cfg)[name]
 
 
+@pytest.mark.slow
 def test_a_training_step_of_land_cover():
     tokenizer, io = load("terramind_vqvae_lulc")
     batch = Batch(io["x"], tuple("ab"[: len(io["x"])]))
@@ -158,6 +164,7 @@ def test_a_training_step_of_land_cover():
         near(grad_of(tokenizer, name), value)
 
 
+@pytest.mark.slow
 def test_predictions_and_a_training_step_of_a_denoiser():
     tokenizer, io = load("terramind_divae")
     net, x_t, t, z_q = tokenizer.decoder, io["x_t"], io["t"].float(), io["quant"].movedim(1, -1)
@@ -187,6 +194,7 @@ def test_predictions_and_a_training_step_of_a_denoiser():
         near(grad_of(tokenizer, name.removeprefix("grad/")), io[name], 1e-4)
 
 
+@pytest.mark.slow
 def test_samples():
     tokenizer, io = load("terramind_divae_sampling")
     codes, wide = io["tokens"].unsqueeze(-1), io["tokens_wide"].unsqueeze(-1)
@@ -211,6 +219,7 @@ def test_samples():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_trajectory_clamped_and_free():
     tokenizer, io = load("terramind_divae_sampling")
     net, cond = tokenizer.decoder, tokenizer.decoder.condition(io["quant"].movedim(1, -1), size=(32, 32))
@@ -228,6 +237,7 @@ def test_a_trajectory_clamped_and_free():
     assert y.abs().max() > 1
 
 
+@pytest.mark.slow
 def test_from_reflectances_to_reflectances(tmp_path):
     tokenizer, io = load("terramind_pt_s2l2a")
     x = torch.cat([tokenizer.read(raw.numpy(), size=raw.shape[-1]) for raw in io["raw"]])
@@ -256,7 +266,9 @@ def test_the_encoder_as_a_backbone():
 # ------------------------------------------------------------------------------------------------- published ones
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", some(PUBLISHED, "terramind_v1_tokenizer_dem", "terramind_v01_tokenizer_lulc")
+)
 def test_published_architectures_statistics_and_addresses(name):
     told, row = PUBLISHED[name], tables.variant_of(name)
     assert tables.variant_of(row.name.lower()) == row
@@ -305,6 +317,7 @@ def test_the_list_says_hub_ids_and_licences(capsys):
 # ------------------------------------------------------------------------------------------------- use
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     file, io = (
@@ -330,6 +343,7 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in Path("out").iterdir()) == ["Tiny_v1-S2L2A.pt", "vqcore.json"]
 
 
+@pytest.mark.slow
 def test_codes_are_fp32_in_every_precision():
     tokenizer, io = load("terramind_encoder")
     for precision in ("bf16", "fp16"):
@@ -386,7 +400,7 @@ def test_inputs_that_terratorch_would_take_for_classes():
 # ------------------------------------------------------------------------------------------------- export
 
 
-@pytest.mark.parametrize("case", STAND_INS)
+@pytest.mark.parametrize("case", some(STAND_INS, "terramind_pt_lulc"))
 def test_there_and_back(tmp_path, case):
     """The written file has the names, shapes and bits of the one that was read; its note restores the fingerprint."""
     tokenizer, _ = load(case)
@@ -421,6 +435,7 @@ def export(tokenizer, folder, **options):
     write_foreign(tokenizer, folder, settings_of({"name": FORMAT, **options}, file="test"))
 
 
+@pytest.mark.slow
 def test_a_modality_of_ones_own_goes_there_and_back(tmp_path):
     scale = {"kind": "standard", "mean": [1.0, 2.0, 3.0], "std": 2.0}
     own = small(modality={"name": "array", "channels": ["a", "b", "c"], "scale": scale})
@@ -496,6 +511,7 @@ def test_files_under_the_name_of_another_tokenizer(case, variant, text):
         read(source(case), variant)
 
 
+@pytest.mark.slow
 def test_the_name_of_a_file_is_looked_at(tmp_path):
     for row in ("v1-S1RTC", "v1-S1GRD", "v1-DEM"):
         shutil.copy(source("terramind_backbone"), tmp_path / tables.VARIANTS[f"tiny-{row}"].file)
@@ -581,6 +597,7 @@ def test_damaged_notes(tmp_path, note, text):
         read(tmp_path / "a.pt", None)
 
 
+@pytest.mark.slow
 def test_a_note_of_another_tokenizer(tmp_path):
     export(small(), tmp_path / "out")
     torch.save(state(LULC), tmp_path / "out/TerraMind_Tokenizer.pt")
@@ -613,12 +630,14 @@ def test_settings_out_of_range(settings, text):
         read(source(S2), **{"variant": "tiny-v1-S2L2A", **settings})
 
 
+@pytest.mark.slow
 def test_names_that_do_not_fit_a_unet_are_listed(tmp_path):
     torch.save({**state(), "decoder.odd": torch.ones(1), "decoder.a.b.c.d": torch.ones(1)}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"decoder.odd is unknown; decoder.a.b.c.d is unknown"):
         read(tmp_path / "a.pt", "tiny-v1-S2L2A")
 
 
+@pytest.mark.slow
 def test_a_safe_file_of_the_same_tensors(tmp_path):
     save_file({name: value.contiguous() for name, value in state().items()}, tmp_path / "s2.safetensors")
     made = Tokenizer.load(tmp_path / "s2.safetensors", format={"name": FORMAT, "variant": "tiny-v1-S2L2A"})

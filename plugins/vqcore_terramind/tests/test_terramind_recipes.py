@@ -19,10 +19,14 @@ CFGS = Path(__file__).parents[3] / "cfgs/terramind"
 RECIPES = {"dem": "v1-DEM", "s2l2a": "v1-S2L2A", "lulc": "v1-LULC"}
 
 
-def test_these_are_all_recipes():
-    assert {path.stem for path in CFGS.glob("*.yaml")} == set(RECIPES)
+def test_these_are_all_recipes_and_they_compose():
+    paths = {path.stem: path for path in CFGS.glob("*.yaml")}
+    assert paths.keys() == RECIPES.keys()
+    for path in paths.values():
+        assert load(str(path), [], schema=RunConfig).config.model.quantizer.form == "sigmoid01"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_a_tokenizer_like_the_published_one(name):
     path, row = CFGS / f"{name}.yaml", tables.variant_of(RECIPES[name])
