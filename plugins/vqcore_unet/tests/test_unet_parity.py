@@ -104,7 +104,9 @@ def test_predictions(case):
         near(net(io["x_t"], times, net.condition(z, size=(32, 32), mask=mask)), io[name], 1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"depth": 0, "attention": (2, 4)}, {"mult": (1, 1), "attention": ()}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"depth": 0, "attention": (2, 4)}, {"mult": (1, 1), "attention": ()}]
+)
 def test_names_of_a_unet_and_back(settings):
     spec = DataSpec(channels=1, size=(32, 32))
     with torch.device("meta"):
@@ -113,7 +115,11 @@ def test_names_of_a_unet_and_back(settings):
     theirs = fourm.from_unet(ours, depth)
     assert fourm.unet(theirs, depth).keys() == ours.keys() and len(theirs) == len(ours)
     if not settings:
-        wanted = {"input_blocks.4.0.op.weight", "output_blocks.3.2.conv.weight", "output_blocks.11.1.conv.weight"}
+        wanted = {
+            "input_blocks.4.0.op.weight",
+            "output_blocks.3.2.conv.weight",
+            "output_blocks.11.1.conv.weight",
+        }
         assert wanted | {"input_blocks.9.1.qkv.weight", "out.2.bias", "time_embed.2.bias"} <= theirs.keys()
         assert theirs["middle_block.1.qkv.weight"].ndim == 3
 
