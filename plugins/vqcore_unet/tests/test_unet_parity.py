@@ -104,6 +104,18 @@ def test_predictions(case):
         near(net(io["x_t"], times, net.condition(z, size=(32, 32), mask=mask)), io[name], 1e-5)
 
 
+@pytest.mark.parametrize("case", NETS)
+def test_names_and_shapes_of_4m(case):
+    """From our state to 4M's: every tensor, its name and its bits."""
+    io = recorded(case)
+    net = denoiser(case, io)
+    state, named = net.state_dict(), fourm.names(net)
+    found = {theirs: fourm.like_theirs(theirs, state[ours]) for ours, theirs in named.items()}
+    wanted = {key.removeprefix("state/"): t for key, t in io.items() if key.startswith("state/")}
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
 @torch.no_grad()
 def test_tokens_that_are_all_hidden_are_not_seen_by_cross_attention():
     """4M's see the mean of all tokens; so would guidance."""
