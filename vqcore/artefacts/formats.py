@@ -112,7 +112,7 @@ def refuse_misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], wh
     `wanted` are the tensors that must be there, with their shapes; `where` names file and tokenizer.
     """
     wrong = [f"{name} is missing" for name in wanted if name not in found]
-    wrong += [f"{name} is unknown" for name in found if name not in wanted]
+    wrong += [f"{name[:80]} is unknown" for name in found if name not in wanted]
     wrong += [
         f"{name} has the shape {list(found[name].shape)} instead of {list(each.shape)}"
         for name, each in wanted.items()

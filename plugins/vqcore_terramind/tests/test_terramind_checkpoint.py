@@ -19,11 +19,15 @@ from vqcore.artefacts.formats import write_foreign
 from vqcore.borrowed import weights_of
 from vqcore.cli import main
 from vqcore.compose.build import from_tree
+from vqcore.config import to_tree
 from vqcore.errors import CheckpointError, ConfigError, DataError
 from vqcore.protocols import Batch
 from vqcore.rng import generator
-from vqcore.schema import TokenizerConfig
+from vqcore.run.state import Access
+from vqcore.schema import RunConfig, TokenizerConfig
+from vqcore.testing.conformance import FormatConformance
 from vqcore.tokenizer import Tokenizer
+from vqcore.trainer import train
 
 DATA = Path(__file__).parent / "data"
 RECORDED = json.loads((DATA / "terramind_cases.json").read_text())
@@ -397,6 +401,42 @@ def test_inputs_that_terratorch_would_take_for_classes():
         cover.read(np.full((32, 32), 10, np.uint8))
 
 
+class TestFormat(FormatConformance):
+    component, configs = FORMAT, ({"variant": "tiny-v1-LULC"},)
+
+    def sample(self, folder):
+        return Path(shutil.copy(source(LULC), folder / tables.VARIANTS["tiny-v1-LULC"].file))
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_published_file_and_keeps_its_tokens(tmp_path):
+    tokenizer, _ = load(LULC)
+    maps = np.random.default_rng(0).integers(0, 10, (8, 32, 32), dtype=np.uint8)
+    np.save(tmp_path / "maps.npy", maps)
+    cfg = to_tree(tokenizer.cfg)
+    start = {"name": FORMAT, "variant": "tiny-v1-LULC", "path": str(source(LULC))}
+    tree = {
+        "data": {
+            "name": "array",
+            "path": str(tmp_path / "maps.npy"),
+            "batch_size": 4,
+            "workers": 0,
+            "input_size": 32,
+        },
+        "model": {**cfg["model"], "full_ckpt": start, "freeze_enc": True},
+        "run": {"dir": str(tmp_path / "run"), "steps": 2},
+        "optim": {"lr": 0.001},
+    }
+    tree["data"]["modality"] = cfg["modality"]
+    with pytest.raises(CheckpointError, match="allow-pickle"):
+        train(from_tree(tree, schema=RunConfig))
+    train(from_tree(tree, schema=RunConfig), Access(allow_pickle=True))
+    made = Tokenizer.load(tmp_path / "run")
+    assert made.fingerprint == tokenizer.fingerprint
+    assert not torch.equal(made.decoder.out_proj.weight, tokenizer.decoder.out_proj.weight)
+    export(made, tmp_path / "out", variant="tiny-v1-LULC")
+
+
 # ------------------------------------------------------------------------------------------------- export
 
 
@@ -548,6 +588,9 @@ class Foreign:
         (lambda s: {f"module.{k}": v for k, v in s.items()}, "all names begin with module."),
         (lambda s: {**s, "more": Foreign()}, r"holds more than tensors and plain data: \w*io\.open"),
         (lambda s: {**s, "epoch": 3}, "epoch is no tensor with a name"),
+        (lambda s: {**s, "quant_proj.bias": s["quant_proj.bias"].to_sparse()}, "quant_proj.bias is no plain tensor"),
+        (lambda s: {**s, "quant_proj.bias": s["quant_proj.bias"].long()}, "quant_proj.bias is no plain tensor"),
+        (lambda s: {**s, "quant_proj.bias": s["quant_proj.bias"].to("meta")}, "quant_proj.bias is no plain tensor"),
         (lambda s: [*s.values()], "no state dict, but a list"),
         (lambda s: {}, "no state dict"),
         (lambda s: {**s, "quantize._codebook.embed": torch.ones(2)}, "tokenizer of 4M; read it with fourm/checkpoint"),

@@ -195,6 +195,8 @@ def _tensors(file: Path, allow_pickle: bool) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{file}: {str(name)[:60]} is no tensor with a name, so it is no state dict."
             )
+        if value.layout != torch.strided or not value.is_floating_point() or value.device.type != "cpu":
+            raise CheckpointError(f"{file}: {name[:60]} is no plain tensor of floating-point numbers.")
     return found
 
 
