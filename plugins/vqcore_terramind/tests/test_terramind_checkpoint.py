@@ -673,6 +673,16 @@ def test_settings_out_of_range(settings, text):
         read(source(S2), **{"variant": "tiny-v1-S2L2A", **settings})
 
 
+def test_codecs_of_aion_are_next(tmp_path):
+    folder = tmp_path / "models--polymathic-ai--aion-image-codec/snapshots/abc"
+    folder.mkdir(parents=True)
+    save_file({"encoder.weight": torch.ones(1)}, folder / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match="the codecs of AION are not read yet; they are next, see docs/from-terr"
+    ):
+        read(folder, None)
+
+
 @pytest.mark.slow
 def test_names_that_do_not_fit_a_unet_are_listed(tmp_path):
     torch.save({**state(), "decoder.odd": torch.ones(1), "decoder.a.b.c.d": torch.ones(1)}, tmp_path / "a.pt")

@@ -8,6 +8,7 @@ says everything.
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "model_ema")
 OTHERS = {
     ("encoder_embeddings.", "decoder_embeddings."): "it is a generative model, not a tokenizer",
     ("quantize.", "cls_emb."): "it is a tokenizer of 4M; read it with fourm/checkpoint",
-    ("subsample_in.", "subsample_out."): AION,
+    ("subsample_in.", "pre_quant_norm.", "normalization_quantizer.", "quantizer."): AION,
 }
 """How names of tensors of other models begin, and what to say of a file with such names."""
 
@@ -96,6 +97,8 @@ class Checkpoint:
 
     def read(self, path: Path, *, allow_pickle: bool) -> Foreign:
         """Config and tensors. Raises `CheckpointError` for what is damaged, does not fit, or is another tokenizer."""
+        if any(re.match(r"aion-|.*polymathic-ai", part) for part in path.absolute().parts):
+            raise CheckpointError(f"{path} is no tokenizer of TerraMind: {AION}.")
         file = _file(path, self.row)
         note = _note(file)
         tensors = _tensors(file, allow_pickle)
@@ -210,8 +213,6 @@ def _facts(tensors: Mapping[str, Tensor], file: Path) -> Facts:
     for begins, what in OTHERS.items():
         if any(name.startswith(begins) for name in tensors):
             raise CheckpointError(f"{file} is no tokenizer of TerraMind: {what}.")
-    if any("polymathic-ai" in part for part in file.absolute().parts):
-        raise CheckpointError(f"{file} is no tokenizer of TerraMind: {AION}.")
     first, last = (tensors.get(name) for name in ("encoder.proj.weight", "quant_proj.weight"))
     if first is None or last is None or first.ndim != 4 or not last.ndim:
         raise CheckpointError(
