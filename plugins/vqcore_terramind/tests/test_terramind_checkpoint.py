@@ -453,6 +453,8 @@ def test_there_and_back(tmp_path, case):
     for path in (file, tmp_path / "out"):
         again = read(path, None)
         assert again.fingerprint == tokenizer.fingerprint and again.cfg == tokenizer.cfg
+        kept, origin = again.origin["origin"], tokenizer.origin["origin"]
+        assert all(kept.get(key) == origin.get(key) for key in ("licence", "classes", "class"))
     (tmp_path / "out/vqcore.json").unlink()
     plain = read(file, f"tiny-{STAND_INS[case]}")
     assert plain.fingerprint == tokenizer.fingerprint
@@ -629,8 +631,8 @@ def test_damaged_files(tmp_path, content, name):
         ("[1", "damaged"),
         ("[]", "damaged"),
         ('{"file": "a.pt"}', "has no 'variant'"),
-        ('{"file": "a.pt", "variant": 3, "tokenizer": {}}', "damaged"),
-        ('{"file": "a.pt", "variant": null, "tokenizer": {}}', "modality"),
+        ('{"file": "a.pt", "variant": 3, "origin": {}, "tokenizer": {}}', "damaged"),
+        ('{"file": "a.pt", "variant": null, "origin": {}, "tokenizer": {}}', "modality"),
     ],
 )
 def test_damaged_notes(tmp_path, note, text):

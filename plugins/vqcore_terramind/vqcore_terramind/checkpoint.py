@@ -27,13 +27,15 @@ from vqcore.errors import CheckpointError, ConfigError, SettingError, listed
 from vqcore.protocols import Foreign
 from vqcore.reading import read_json
 from vqcore.schema import TokenizerConfig
-from vqcore_terramind.names import foreign_settings, ours, theirs, wanted
+from vqcore_terramind.names import embedding, foreign_settings, ours, theirs, wanted
 from vqcore_terramind.tables import AION, VARIANTS, Variant, published, variant_of
 
 log = logging.getLogger(__name__)
 
 NOTE, FILE = "vqcore.json", "TerraMind_Tokenizer.pt"
 SUFFIXES = (*PICKLES, ".safetensors")
+KEPT = ("licence", "classes")
+"""What a file that vqcore wrote keeps of where its weights came from."""
 WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "model_ema")
 
 OTHERS = {
@@ -112,6 +114,7 @@ class Checkpoint:
             _warn(row)
         else:
             cfg, where = self._noted(note, file), f"{file} with its {NOTE}"
+            origin |= {key: note["origin"][key] for key in KEPT if key in note["origin"]}
             origin |= {"variant": note["variant"]} if note["variant"] else {}
         refuse_misfits(wanted(cfg, where), tensors, where)
         return Foreign(cfg, ours(tensors, cfg), origin)
@@ -122,7 +125,7 @@ class Checkpoint:
         Raises `CheckpointError` that names the settings which terratorch does not have.
         """
         cfg = tokenizer.cfg
-        if wrong := list(foreign_settings(cfg)):
+        if wrong := list(filter(None, (*foreign_settings(cfg), embedding(tokenizer)))):
             raise CheckpointError(f"terratorch cannot hold this tokenizer: {'; '.join(wrong)}.")
         made = theirs(weights_of(tokenizer), cfg)
         if self.row is not None:
@@ -131,7 +134,9 @@ class Checkpoint:
         name = None if self.row is None else self.row.full
         plain = {key: value.detach().float().cpu().contiguous() for key, value in made.items()}
         torch.save(plain, folder / file)
-        note = {"file": file, "variant": name, "tokenizer": to_tree(portable(cfg))}
+        origin = tokenizer.origin.get("origin", {})
+        kept = {key: origin[key] for key in KEPT if key in origin}
+        note = {"file": file, "variant": name, "origin": kept, "tokenizer": to_tree(portable(cfg))}
         (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
     def _noted(self, note: Mapping[str, Any], file: Path) -> TokenizerConfig:
@@ -176,7 +181,7 @@ def _note(file: Path) -> dict[str, Any] | None:
     path = file.parent / NOTE
     if not path.is_file():
         return None
-    shape = {"file": str, "variant": (str, type(None)), "tokenizer": dict}
+    shape = {"file": str, "variant": (str, type(None)), "origin": dict, "tokenizer": dict}
     note = read_json(path, CheckpointError, shape)
     return note if note["file"] == file.name else None
 

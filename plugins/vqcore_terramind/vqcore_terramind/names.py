@@ -35,10 +35,19 @@ def wanted(cfg: TokenizerConfig, where: str) -> dict[str, Tensor]:
     """The tensors of a file of such a tokenizer, without values, by TerraMind's names."""
     try:
         with torch.device("meta"):
-            made = weights_of(Tokenizer(cfg, fetch=False))
+            made = Tokenizer(cfg, fetch=False)
     except (VqcoreError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{where}: no such tokenizer can be built: {first_line(error)}") from error
-    return theirs(made, cfg)
+    if wrong := embedding(made):
+        raise CheckpointError(f"{where}: {wrong}.")
+    return theirs(weights_of(made), cfg)
+
+
+def embedding(tokenizer: Tokenizer) -> str:
+    """Why terratorch cannot hold a tokenizer with a class embedding; empty for all others."""
+    if tokenizer.embed is None:
+        return ""
+    return f"model.embed_dim={tokenizer.cfg.model.embed_dim}: it sees classes one-hot (model.embed_dim=null)"
 
 
 def theirs(tensors: Mapping[str, Tensor], cfg: TokenizerConfig) -> dict[str, Tensor]:
@@ -49,9 +58,9 @@ def theirs(tensors: Mapping[str, Tensor], cfg: TokenizerConfig) -> dict[str, Ten
         begin = next((begin for begin in RENAMED if name.startswith(begin)), None)
         if begin is None:
             made[name] = tensor
-            continue
-        wide = tensor[..., None, None] if tensor.ndim == 2 else tensor
-        made[RENAMED[begin] + name.removeprefix(begin)] = wide
+        else:
+            wide = tensor[..., None, None] if tensor.ndim == 2 else tensor
+            made[RENAMED[begin] + name.removeprefix(begin)] = wide
     if net:
         found = _unet().from_unet(net, _depth(cfg))
         made |= {f"decoder.{name}": tensor for name, tensor in found.items()}
@@ -67,9 +76,8 @@ def ours(tensors: Mapping[str, Tensor], cfg: TokenizerConfig) -> dict[str, Tenso
         if begin is None:
             made[name] = tensor
         else:
-            made[begin + name.removeprefix(RENAMED[begin])] = (
-                tensor.flatten(1) if tensor.ndim == 4 else tensor
-            )
+            flat = tensor.flatten(1) if tensor.ndim == 4 else tensor
+            made[begin + name.removeprefix(RENAMED[begin])] = flat
     if net:
         made |= {f"decoder.{name}": tensor for name, tensor in _unet().unet(net, _depth(cfg)).items()}
     return made
@@ -79,8 +87,6 @@ def foreign_settings(cfg: TokenizerConfig) -> Iterator[str]:
     """What a tokenizer has that terratorch cannot hold, one line each, by the key of the setting."""
     if len(cfg.size) != 2:
         yield f"size={list(cfg.size)}: its samples have two axes"
-    if getattr(cfg.modality, "kind", "") == "categorical" and cfg.model.embed_dim is not None:
-        yield f"model.embed_dim={cfg.model.embed_dim}: it sees classes one-hot (model.embed_dim=null)"
     yield from _transformer(cfg, "encoder")
     quantizer: Any = cfg.model.quantizer
     if quantizer.name != "quant/fsq":
