@@ -5,26 +5,18 @@ optimizer, the gradient scaler, the epoch and the loss balancer of a training ch
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vqcore import config
-from vqcore.borrowed import weights_of
-from vqcore.errors import CheckpointError, SettingError, VqcoreError
+from vqcore.artefacts.formats import refuse_misfits
+from vqcore.errors import CheckpointError, SettingError
 from vqcore.protocols import Foreign
-from vqcore.schema import TokenizerConfig
-from vqcore.tokenizer import Tokenizer
-from vqcore_fourm.arguments import ARGUMENTS, Arguments, check, from_options, to_config
+from vqcore_fourm.arguments import Arguments, check, from_options, known, to_config
+from vqcore_fourm.names import completed, to_ours, wanted
 from vqcore_fourm.sources import CONFIG, WEIGHTS, Source, read_source
-from vqcore_fourm.tables import CLASSES, LICENCE, MLP, POINTWISE, PUBLISHED, ours, theirs
-
-SHOWN = 8
-"""So many tensors that do not fit are named; of the others the number."""
+from vqcore_fourm.tables import CLASSES, LICENCE, MLP, PUBLISHED, ours
 
 
 class Checkpoint:
@@ -61,33 +53,53 @@ class Checkpoint:
     def read(self, path: Path, *, allow_pickle: bool) -> Foreign:
         """Config and tensors. Raises `CheckpointError` for what is damaged, does not fit, or is not a tokenizer."""
         source = read_source(path, ema=self.cfg.ema, allow_pickle=allow_pickle)
-        args, kind = understood(source, path, self.cfg.domain)
-        made = to_config(args, encoder_only=kind == "VQ", size=self.cfg.size, where=str(path))
-        tensors = renamed(source.tensors)
-        _check_fit(made, tensors, args, str(path))
-        return Foreign(made, tensors, _origin(source, path, kind, self.cfg.ema))
+        args = understood(source, path, self.cfg.domain)
+        return assembled(source, args, path, size=self.cfg.size, ema=self.cfg.ema)
 
 
-def understood(source: Source, path: Path, domain: str | None = None) -> tuple[Arguments, str]:
-    """The arguments and the class that a source amounts to. Raises `CheckpointError` if it cannot be read."""
+def assembled(
+    source: Source,
+    args: Arguments,
+    path: Path,
+    *,
+    size: int | tuple[int, ...] | None = None,
+    ema: bool = False,
+) -> Foreign:
+    """Config and tensors of a source with these arguments. Raises `CheckpointError` for what does not fit."""
+    made = to_config(args, size=size, where=str(path))
+    right = wanted(made, str(path))
+    tensors = completed(source.tensors, right, str(path))
+    refuse_misfits(right, tensors, str(path))
+    return Foreign(made, to_ours(tensors, made), _origin(source, path, args.kind, ema))
+
+
+def understood(source: Source, path: Path, domain: str | None = None) -> Arguments:
+    """The arguments that a source amounts to. Raises `CheckpointError` if it cannot be read."""
     names = source.tensors.keys()
     kind = kind_of(source, path)
     if why := CLASSES[kind]:
-        raise CheckpointError(f"{path} is a {kind} of 4M: {why}. VQ and VQVAE are read.")
+        raise CheckpointError(f"{path} is a {kind} of 4M: {why}. VQ, VQVAE and DiVAE are read.")
     given = source.given
-    known = next((domain for row, domain in PUBLISHED if _is_of(path, row.id)), "")
+    found = next((domain for row, domain in PUBLISHED if _is_of(path, row.id)), "")
     if source.options:
         given = from_options(given, {name: tuple(tensor.shape) for name, tensor in source.tensors.items()})
-        known = str(given.get("domain", ""))
+        found = str(given.get("domain", ""))
     standardised = given.get("imagenet_default_mean_and_std") is True
-    args = check(given, str(path), domain=known if domain is None else domain, standardised=standardised)
+    args = check(
+        given,
+        str(path),
+        kind=kind,
+        domain=found if domain is None else domain,
+        standardised=standardised,
+        sees_size=any(name.startswith("decoder.height_embedding.") for name in names),
+    )
     for key in ("enc_type", "dec_type"):
         # Before anything of this size is built.
-        if (found := MLP.fullmatch(args[key])) and int(found[2]) > len(names):
+        if (mlp := MLP.fullmatch(args[key])) and int(mlp[2]) > len(names):
             raise CheckpointError(
                 f"{path}: {key} is {args[key]}, but the file has only {len(names)} tensors."
             )
-    return args, kind
+    return args
 
 
 def kind_of(source: Source, path: Path) -> str:
@@ -105,39 +117,9 @@ def kind_of(source: Source, path: Path) -> str:
         return "VQ"
     if source.options:
         return "DiVAE" if "beta_schedule" in source.given else "VQVAE"
+    if isinstance(decoder := source.given.get("dec_type"), str):
+        return "DiVAE" if decoder.startswith(("unet_", "uvit_")) else "VQVAE"
     return "VQVAE" if any(name.startswith("decoder.in_proj.") for name in names) else "DiVAE"
-
-
-def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by our names, with convolutions of one position as matrices."""
-    pointwise = {ours(name) for name in POINTWISE}
-    return {
-        ours(name): tensor.flatten(1)
-        if ours(name) in pointwise and tensor.ndim == 4 and tensor.shape[2:] == (1, 1)
-        else tensor
-        for name, tensor in tensors.items()
-    }
-
-
-def _check_fit(cfg: TokenizerConfig, tensors: Mapping[str, Tensor], args: Arguments, where: str) -> None:
-    """Raise `CheckpointError` that lists every tensor, by 4M's name, that is missing, unknown or wrongly shaped."""
-    try:
-        with torch.device("meta"):
-            wanted = weights_of(Tokenizer(cfg, fetch=False))
-    except (VqcoreError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"{where}: no such tokenizer can be built: {error}") from error
-    wrong = [f"{theirs(name)} is missing" for name in wanted if name not in tensors]
-    wrong += [f"{theirs(name)} is unknown" for name in tensors if name not in wanted]
-    wrong += [
-        f"{theirs(name)} has the shape {list(tensors[name].shape)} instead of {list(each.shape)}"
-        for name, each in wanted.items()
-        if name in tensors and each.shape != tensors[name].shape
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise CheckpointError(
-            f"{where}: its weights do not fit its configuration: {'; '.join(wrong[:SHOWN])}{more}."
-        )
 
 
 def _origin(source: Source, path: Path, kind: str, ema: bool) -> dict[str, Any]:
@@ -148,7 +130,7 @@ def _origin(source: Source, path: Path, kind: str, ema: bool) -> dict[str, Any]:
             made["epoch"] = source.epoch
         if isinstance(domain := source.given.get("domain"), str):
             made["domain"] = domain
-    elif ignored := sorted(name for name in source.given if name not in ARGUMENTS):
+    elif ignored := sorted(name for name in source.given if name not in known(kind)):
         made["ignored"] = ignored
     if any(_is_of(path, row.id) for row, _ in PUBLISHED):
         made["licence"] = LICENCE

@@ -14,7 +14,7 @@ from torch import Tensor
 from vqcore.artefacts.folder import load_tensors
 from vqcore.artefacts.formats import PICKLES, read_pickle
 from vqcore.errors import CheckpointError, first_line, listed
-from vqcore_fourm.arguments import ARGUMENTS
+from vqcore_fourm.arguments import ARGUMENTS, DIVAE
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LONGEST = 10_000
@@ -100,7 +100,7 @@ def _one_file(path: Path) -> Source:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({first_line(error)}).") from error
     given = {}
-    for name in header.keys() & ARGUMENTS.keys():
+    for name in header.keys() & {**ARGUMENTS, **DIVAE}.keys():
         text = header[name]
         try:
             # Python writes tuples with parentheses, which YAML takes as text.
