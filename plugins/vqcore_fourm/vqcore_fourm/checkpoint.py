@@ -4,24 +4,36 @@ What 4M ignores by design is ignored here too: arguments that its classes do not
 optimizer, the gradient scaler, the epoch and the loss balancer of a training checkpoint. Everything else must fit.
 """
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vqcore import config
+from vqcore.artefacts.folder import save_tensors
 from vqcore.artefacts.formats import refuse_misfits
-from vqcore.errors import CheckpointError, SettingError
+from vqcore.borrowed import weights_of
+from vqcore.compose.build import from_tree
+from vqcore.config import portable, to_tree
+from vqcore.errors import CheckpointError, SettingError, VqcoreError, first_line, listed
 from vqcore.protocols import Foreign
+from vqcore.registry import registry
+from vqcore.schema import TokenizerConfig
 from vqcore_fourm.arguments import Arguments, check, from_options, known, to_config
-from vqcore_fourm.names import completed, to_ours, wanted
-from vqcore_fourm.sources import CONFIG, WEIGHTS, Source, read_source
+from vqcore_fourm.export import arguments_of
+from vqcore_fourm.names import completed, to_ours, to_theirs, wanted
+from vqcore_fourm.sources import CONFIG, NOTE, WEIGHTS, Source, read_source
 from vqcore_fourm.tables import CLASSES, LICENCE, MLP, PUBLISHED, ours
+
+OF_DECODERS = ("dec_type", "image_size_dec", "patch_size_dec", "out_conv")
+"""Arguments that mean nothing to a VQ."""
 
 
 class Checkpoint:
     """Reads a training checkpoint (.pth), a folder or hub repository with config.json and model.safetensors, or one
-    .safetensors file with its configuration in the header."""
+    .safetensors file with its configuration in the header. Writes folders."""
 
     published = tuple(row for row, _ in PUBLISHED)
 
@@ -53,8 +65,27 @@ class Checkpoint:
     def read(self, path: Path, *, allow_pickle: bool) -> Foreign:
         """Config and tensors. Raises `CheckpointError` for what is damaged, does not fit, or is not a tokenizer."""
         source = read_source(path, ema=self.cfg.ema, allow_pickle=allow_pickle)
+        if source.note is not None and (
+            said := [key for key in ("size", "domain") if getattr(self.cfg, key)]
+        ):
+            raise CheckpointError(f"{path}: its {NOTE} says all of the tokenizer; leave {listed(said)} out.")
         args = understood(source, path, self.cfg.domain)
         return assembled(source, args, path, size=self.cfg.size, ema=self.cfg.ema)
+
+    def write(self, tokenizer: Any, folder: Path) -> None:
+        """Write the published form, and beside it what this form does not hold: `vqcore.json`.
+
+        Raises `CheckpointError` that names every setting which 4M cannot hold.
+        """
+        if tokenizer.decoder is None:
+            raise CheckpointError("this tokenizer has no decoder: it was loaded with encoder_only=True.")
+        kind, given = arguments_of(tokenizer.cfg, tokenizer.spec)
+        held = {name: value for name, value in given.items() if kind != "VQ" or name not in OF_DECODERS}
+        header = {name: str(value) for name, value in held.items()}
+        save_tensors(folder / WEIGHTS, to_theirs(weights_of(tokenizer), tokenizer.cfg), header)
+        note = {"tokenizer": to_tree(portable(tokenizer.cfg)), "origin": tokenizer.origin.get("origin", {})}
+        for name, content in ((CONFIG, held), (NOTE, note)):
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def assembled(
@@ -66,11 +97,35 @@ def assembled(
     ema: bool = False,
 ) -> Foreign:
     """Config and tensors of a source with these arguments. Raises `CheckpointError` for what does not fit."""
-    made = to_config(args, size=size, where=str(path))
+    made = (
+        to_config(args, size=size, where=str(path))
+        if source.note is None
+        else _noted(source.note, args, path)
+    )
     right = wanted(made, str(path))
     tensors = completed(source.tensors, right, str(path))
     refuse_misfits(right, tensors, str(path))
     return Foreign(made, to_ours(tensors, made), _origin(source, path, args.kind, ema))
+
+
+def _noted(note: Mapping[str, Any], args: Arguments, path: Path) -> TokenizerConfig:
+    """The config that vqcore wrote beside the file. Raises `CheckpointError` if it is that of another tokenizer."""
+    where = f"{path}: its {NOTE}"
+    try:
+        cfg = from_tree(note["tokenizer"], schema=TokenizerConfig, file=where)
+        spec = registry().build("modality", cfg.modality, "data.modality", size=cfg.size).spec
+        kind, right = arguments_of(cfg, spec)
+    except VqcoreError as error:
+        raise CheckpointError(f"{where}: {first_line(error)}") from error
+    if kind != args.kind:
+        raise CheckpointError(f"{where} is of a {kind}, and the file holds a {args.kind}.")
+    for name, value in right.items():
+        if value != args[name] and not (kind == "VQ" and name in OF_DECODERS):
+            raise CheckpointError(
+                f"{where} says {name}={value}, and its configuration {args[name]}: they are of two tokenizers. "
+                f"Without {NOTE} the file is read as 4M's."
+            )
+    return cfg
 
 
 def understood(source: Source, path: Path, domain: str | None = None) -> Arguments:
@@ -134,6 +189,8 @@ def _origin(source: Source, path: Path, kind: str, ema: bool) -> dict[str, Any]:
         made["ignored"] = ignored
     if any(_is_of(path, row.id) for row, _ in PUBLISHED):
         made["licence"] = LICENCE
+    elif source.note is not None and isinstance(licence := source.note["origin"].get("licence"), str):
+        made["licence"] = licence
     return made
 
 

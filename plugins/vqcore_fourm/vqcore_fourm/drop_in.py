@@ -88,7 +88,7 @@ class DiffusionTokenizer(Codes):
         self,
         quant: Float[Tensor, "b d h w"],
         timesteps: int | None = None,
-        scheduler: str | None = None,
+        scheduler: Any = None,
         generator: torch.Generator | None = None,
         image_size: int | tuple[int, ...] | None = None,
         verbose: bool = False,
