@@ -57,6 +57,7 @@ from vqcore.protocols import (
     DataSpec,
     Encoder,
     Facts,
+    Foreign,
     Modality,
     Objective,
     Part,
@@ -658,12 +659,15 @@ class Tokenizer(nn.Module):
             foreign = read_foreign(
                 named.path, named.format, source=named.source, allow_pickle=allow_pickle, registry_=registry_
             )
-            with asking(download or asked()):
-                tokenizer = cls(foreign.config, encoder_only=encoder_only, fetch=False, registry_=registry_)
+            tokenizer = cls.of(
+                foreign,
+                str(named),
+                encoder_only=encoder_only,
+                borrowed=borrowed,
+                download=download,
+                registry_=registry_,
+            )
             tokenizer.precision = precision
-            tokenizer._borrow_all(borrowed, {}, download)
-            tokenizer.fill(foreign.tensors, str(named))
-            tokenizer.origin = {"origin": dict(foreign.origin)}
             return tokenizer.to(device or "cpu").eval()
         folder = named.path
         made = verify(folder)
@@ -685,6 +689,25 @@ class Tokenizer(nn.Module):
         else:
             tokenizer.origin.pop("metrics", None)
         return tokenizer.to(device or "cpu").eval()
+
+    @classmethod
+    def of(
+        cls,
+        foreign: Foreign,
+        name: str,
+        *,
+        encoder_only: bool = False,
+        borrowed: Mapping[str, str | Path] | None = None,
+        download: bool = False,
+        registry_: Registry | None = None,
+    ) -> "Tokenizer":
+        """A tokenizer of what a format read, in eval mode; `name` is for errors, all else as in `load`."""
+        with asking(download or asked()):
+            tokenizer = cls(foreign.config, encoder_only=encoder_only, fetch=False, registry_=registry_)
+        tokenizer._borrow_all(borrowed, {}, download)
+        tokenizer.fill(foreign.tensors, name)
+        tokenizer.origin = {"origin": dict(foreign.origin)}
+        return tokenizer.eval()
 
     def _borrow_all(
         self, places: Mapping[str, str | Path] | None, recorded: Mapping[str, Any], download: bool

@@ -56,7 +56,11 @@ def read_foreign(
         raise CheckpointError(
             f"{cfg.name} reads training configs, not tokenizers: vqcore import {cfg.name} {path} FILE.yaml"
         )
-    found = reader.read(path, allow_pickle=allow_pickle)
+    return completed(reader.read(path, allow_pickle=allow_pickle), path, source=source)
+
+
+def completed(found: Foreign, path: Path, *, source: str) -> Foreign:
+    """What was read from `path`, with source and hash. Raises `CheckpointError` for weights that are not finite."""
     refuse_nonfinite(found.tensors, path)
     origin = {"source": source, **found.origin}
     if "sha256" not in origin:
