@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from test_contracts_page import FENCE, NAME, Section, follow
-from vqcore_terramind import names, tables
+from vqcore_fourm.names import to_theirs
+from vqcore_terramind import held, tables
 
 from vqcore.borrowed import weights_of
 from vqcore.compose.build import from_tree
@@ -29,8 +30,8 @@ def published(tmp_path, monkeypatch):
         row, transformer={"width": 32, "depth": 1, "num_heads": 2}, denoiser={**tables.DENOISER, **MICRO}
     )
     monkeypatch.setitem(tables.VARIANTS, row.name, row)
-    monkeypatch.setattr(names, "SHAPES", {*names.SHAPES, (32, 1, 2)})
-    monkeypatch.setattr(names, "DENOISERS", [*names.DENOISERS, MICRO])
+    monkeypatch.setattr(held, "SHAPES", {*held.SHAPES, (32, 1, 2)})
+    monkeypatch.setattr(held, "DENOISERS", [*held.DENOISERS, MICRO])
     tree = {
         "modality": row.modality(),
         "size": [256, 256],
@@ -38,7 +39,7 @@ def published(tmp_path, monkeypatch):
         "objective": row.objective(),
     }
     made = Tokenizer(from_tree(tree, schema=TokenizerConfig))
-    torch.save(names.theirs(weights_of(made), made.cfg), row.file)
+    torch.save(to_theirs(weights_of(made), made.cfg), row.file)
     rng = np.random.default_rng(0)
     Path("scenes").mkdir()
     for number in range(2):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vqcore_fourm.names import to_ours, to_theirs, wanted
 
 from vqcore import config
 from vqcore.artefacts.folder import load_tensors
@@ -23,11 +24,12 @@ from vqcore.artefacts.formats import PICKLES, read_pickle, refuse_misfits
 from vqcore.borrowed import weights_of
 from vqcore.compose.build import from_tree
 from vqcore.config import portable, to_tree
-from vqcore.errors import CheckpointError, ConfigError, SettingError, listed
+from vqcore.errors import CheckpointError, ConfigError, SettingError, VqcoreError, listed
 from vqcore.protocols import Foreign
-from vqcore.reading import read_json
+from vqcore.reading import misfit, read_json
+from vqcore.registry import registry
 from vqcore.schema import TokenizerConfig
-from vqcore_terramind.names import embedding, foreign_settings, ours, theirs, wanted
+from vqcore_terramind.held import foreign_settings
 from vqcore_terramind.tables import AION, VARIANTS, Variant, published, variant_of
 
 log = logging.getLogger(__name__)
@@ -117,7 +119,7 @@ class Checkpoint:
             origin |= {key: note["origin"][key] for key in KEPT if key in note["origin"]}
             origin |= {"variant": note["variant"]} if note["variant"] else {}
         refuse_misfits(wanted(cfg, where), tensors, where)
-        return Foreign(cfg, ours(tensors, cfg), origin)
+        return Foreign(cfg, to_ours(tensors, cfg), origin)
 
     def write(self, tokenizer: Any, folder: Path) -> None:
         """Write the state dict, and `vqcore.json` with all that the file does not say.
@@ -125,9 +127,11 @@ class Checkpoint:
         Raises `CheckpointError` that names the settings which terratorch does not have.
         """
         cfg = tokenizer.cfg
-        if wrong := list(filter(None, (*foreign_settings(cfg), embedding(tokenizer)))):
+        if tokenizer.decoder is None:
+            raise CheckpointError("this tokenizer has no decoder: it was loaded with encoder_only=True.")
+        if wrong := list(foreign_settings(cfg, tokenizer.spec)):
             raise CheckpointError(f"terratorch cannot hold this tokenizer: {'; '.join(wrong)}.")
-        made = theirs(weights_of(tokenizer), cfg)
+        made = to_theirs(weights_of(tokenizer), cfg)
         if self.row is not None:
             _check_place(cfg, made, self.row)
         file = FILE if self.row is None else self.row.file
@@ -148,9 +152,10 @@ class Checkpoint:
             )
         try:
             cfg = from_tree(note["tokenizer"], schema=TokenizerConfig, file=str(where))
-        except ConfigError as error:
+            modality = registry().build("modality", cfg.modality, "data.modality", size=cfg.size)
+        except VqcoreError as error:
             raise CheckpointError(str(error)) from error
-        if wrong := list(foreign_settings(cfg)):
+        if wrong := list(foreign_settings(cfg, modality.spec)):
             raise CheckpointError(f"{where}: terratorch cannot hold such a tokenizer: {'; '.join(wrong)}.")
         if self.cfg.size is not None:
             raise CheckpointError(f"{where}: it says the nominal size, {list(cfg.size)}; leave size out.")
@@ -182,8 +187,12 @@ def _note(file: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     shape = {"file": str, "variant": (str, type(None)), "origin": dict, "tokenizer": dict}
-    note = read_json(path, CheckpointError, shape)
-    return note if note["file"] == file.name else None
+    note = read_json(path, CheckpointError, {})
+    if note.get("file") != file.name:
+        return None  # of another file
+    if wrong := misfit(note, shape):
+        raise CheckpointError(f"{path}: damaged: {wrong}.")
+    return note
 
 
 def _tensors(file: Path, allow_pickle: bool) -> dict[str, Tensor]:
