@@ -1,5 +1,6 @@
 """The conformance kit on the components of the core: data sources, metrics, modalities, objectives."""
 
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -37,6 +38,25 @@ class TestFolder(conformance.DataConformance):
             Image.fromarray(rng.integers(0, 255, (12, 9, 3), np.uint8)).save(folder / f"train/{name}.png")
         Image.fromarray(rng.integers(0, 255, (12, 9, 3), np.uint8)).save(folder / "eval/a/one.png")
         return {"path": str(folder / "train"), "eval_path": str(folder / "eval")}
+
+
+class TestTar(conformance.DataConformance):
+    component, modality, size = "tar", {"name": "rgb"}, (8, 8)
+    configs: ClassVar = [
+        {"extra": {"valid": {"name": "mask"}}, "extra_suffix": {"valid": "mask.png"}},
+        {"suffix": "png"},
+    ]
+
+    def settings(self, folder):
+        rng = np.random.default_rng(0)
+        for shard, names in (("a-0", ("two", "one")), ("a-1", ("one",)), ("b-0", ("one",))):
+            with tarfile.open(folder / f"{shard}.tar", "w") as file:
+                for name in names:
+                    picture = Image.fromarray(rng.integers(0, 255, (12, 9, 3), np.uint8))
+                    for suffix in ("mask.png", "png"):
+                        picture.convert("L" if suffix == "mask.png" else "RGB").save(folder / f"x.{suffix}")
+                        file.add(folder / f"x.{suffix}", arcname=f"{name}.{suffix}")
+        return {"path": str(folder / "a-{0..1}.tar"), "eval_path": str(folder / "b-0.tar")}
 
 
 class TestArrayFile(conformance.DataConformance):

@@ -373,3 +373,18 @@ def test_a_rival_on_two_processes_resumes_with_the_same_bits(tmp_path):
     launch(tmp_path, "parts", 2, **common)
     same_end(tmp_path, "whole", "parts", ranks=2)
     assert any("factor/gan/generator" in line for line in lines(tmp_path / "whole"))
+
+
+def test_moments_come_back_in_the_layout_of_their_parameters(tmp_path):
+    """Fused kernels pair numbers by their place in memory, and checkpoints keep no layout."""
+    config = run_config(tmp_path / "run", optim__args={"fused": True})
+    run = build(config, CPU)
+    turned = [p for p in run.tokenizer.parameters() if p.ndim == 2 and min(p.shape) > 1]
+    for p in turned:
+        p.data = p.data.T.contiguous().T
+    with Feed(config, run.data, run.tokenizer.modality, run.extra, run.steps) as feed:
+        train_step(run, feed.next(0))
+    player = run.players["model"]
+    player.load_state({name: value.contiguous() for name, value in player.state().items()}, {})
+    moments = [player.optimizer.state[p]["exp_avg"] for p in turned if p in player.optimizer.state]
+    assert moments and all(moment.stride()[0] == 1 for moment in moments)

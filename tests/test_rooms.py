@@ -25,7 +25,7 @@ ROOMS = (
     ("registry", "builtin", "dist"),
     ("console",),
     ("compose",),
-    ("balance", "losses", "metrics", "sampling", "diffusion"),
+    ("attention", "balance", "losses", "metrics", "sampling", "diffusion"),
     ("data",),
     ("modalities",),
     ("pictures",),

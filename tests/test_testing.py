@@ -1518,6 +1518,8 @@ BAD = [
     (data, variant(Data, __len__=lambda s: 0), "length law: there are no samples"),
     (data, variant(Data, left_out={".txt": 0}), "left-out law: 0 x '.txt'"),
     (data, variant(Data, left_out={"": 2}), "left-out law: 2 x ''"),
+    (data, variant(Data, get=lambda s, i, label="": __file__, bytes_of=lambda s, i, label="": 7),
+     r"bytes law: sample 0 has \d+ bytes, bytes_of says 7"),
     (data, keyed(lambda i: "same"), "key law: 5 of 6 keys are not unique"),
     (data, keyed(lambda i: f"/data/{i}"), "key law: '/data/0' is not a relative path"),
     (data, keyed(lambda i: f"../{i}"), "key law"),

@@ -1,12 +1,17 @@
-"""The toy components of tests/fixtures/toy as an installed plugin, and configs made of them."""
+"""The toy components of tests/fixtures/toy as an installed plugin, configs made of them, and a fake xFormers."""
 
 import json
 import shutil
+import sys
 import tempfile
+import types
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
+from vqcore import attention
 from vqcore.assembly import tokenizer_config
 from vqcore.compose.build import from_tree
 from vqcore.registry import registry
@@ -73,3 +78,45 @@ def trained(directory, **changes):
         _trained[key] = Path(_kept.name, str(len(_trained)))
         train(run_config(_trained[key], **changes))
     return Path(shutil.copytree(_trained[key], directory))
+
+
+def forget_attention():
+    """Let the switch of attention look again for xFormers."""
+    for cached in (attention._problem, attention._xformers, attention._announce):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def xformers(monkeypatch):
+    """A fake xFormers with the tensor layout of the real package; `fails` is the error that it raises."""
+    ops = types.ModuleType("xformers.ops")
+    ops.calls, ops.fails = [], None
+
+    def memory_efficient_attention(q, k, v, attn_bias=None, p=0.0):
+        """The formula that the real one documents, and its demands on a bias."""
+        if ops.fails:
+            raise ops.fails
+        ops.calls.append(tuple(q.shape))
+        products = torch.einsum("bnhd,bmhd->bhnm", q, k) * q.shape[-1] ** -0.5
+        if attn_bias is not None:
+            assert attn_bias.shape == products.shape and attn_bias.dtype == q.dtype
+            assert attn_bias.stride(-1) <= 1 and all(step % 8 == 0 for step in attn_bias.stride()[:-1])
+            products = products + attn_bias
+        return torch.einsum("bhnm,bmhd->bnhd", F.dropout(products.softmax(-1), p), v)
+
+    ops.memory_efficient_attention = memory_efficient_attention
+    package = types.ModuleType("xformers")
+    package.ops = ops
+    monkeypatch.setitem(sys.modules, "xformers", package)
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    forget_attention()
+    yield ops
+    forget_attention()
+
+
+@pytest.fixture
+def no_xformers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    forget_attention()
+    yield
+    forget_attention()

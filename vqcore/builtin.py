@@ -14,6 +14,7 @@ COMPONENTS = (  # kind, name, target in vqcore, summary
     ("reader", "parquet", "data.readers:Parquet", "Parquet files: columns are channels, rows are positions"),
     ("reader", "hdf5", "data.readers:Hdf5", "HDF5 files: a data set by its path"),
     ("data", "folder", "data.sources:Folder", "a folder of files, at any depth"),
+    ("data", "tar", "data.sources:Tar", "tar shards with the names of WebDataset, on disk or at addresses"),
     ("data", "array", "data.sources:ArrayFile", "samples stacked in one .npy or .npz file"),
     ("objective", "reconstruction", "objectives:Reconstruction", "pixel loss plus the losses of the quantizer"),
     ("objective", "diffusion", "objectives:Diffusion", "a denoiser learns to undo noise: diffusion and flow"),

@@ -9,13 +9,16 @@ into a folder, can tell what a killed process left.
 
 import errno
 import fcntl
+import multiprocessing.util
 import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from vqcore.errors import VqcoreError
 
@@ -87,6 +90,29 @@ def write_text(path: Path, text: str, *, new: bool = False) -> None:
     """Write a small text file in one go, as `aside` does. Bytes of names that are not UTF-8 become `\\udcXX`."""
     with aside(path, new=new) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def scratch() -> Path:
+    """A new folder of this process, in memory where the system has a place for this; it ends with the process.
+
+    What a killed process left is removed by the next one that asks for such a folder.
+    """
+    memory = Path("/dev/shm")
+    base = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    base /= f"vqcore-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    sweep(base)
+    held = _beside(base, "", _new_folder)
+    path, _ = held.__enter__()
+    # Unlike atexit, this is also called where a process was made by `multiprocessing`.
+    multiprocessing.util.Finalize(None, _discard, args=(path, held, os.getpid()), exitpriority=0)
+    return path
+
+
+def _discard(path: Path, held: Any, process: int) -> None:
+    if process == os.getpid():
+        shutil.rmtree(path, ignore_errors=True)
+        held.__exit__(None, None, None)
 
 
 @contextmanager

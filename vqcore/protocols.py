@@ -1021,6 +1021,30 @@ def left_out(data: Any) -> Mapping[str, int]:
 
 
 @runtime_checkable
+class KnowsBytes(Protocol):
+    """A data source that knows how many bytes a sample has without fetching it.
+
+    None for one that is missing.
+    """
+
+    def bytes_of(self, index: int, label: str = "") -> int | None: ...
+
+
+def bytes_of(data: Any, index: int, label: str = "") -> int | None:
+    """How many bytes a sample has. Default: those of the file or array that `get` gives; None for anything else.
+
+    Raises `DataError` or `OSError` as `get` does.
+    """
+    if isinstance(data, KnowsBytes):
+        return data.bytes_of(index, label)
+    given = data.get(index, label)
+    source = given.source if isinstance(given, Window) else given
+    if isinstance(source, (str, Path)):
+        return Path(source).stat().st_size
+    return source.nbytes if isinstance(source, np.ndarray) else None
+
+
+@runtime_checkable
 class SampleReader(Protocol):
     """Reads files of one or more suffixes as arrays. Built as `Class(cfg)`.
 
@@ -1419,7 +1443,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         KnowsExtent,
     ),
     "reader": (NamesParts,),
-    "data": (LeavesOut,),
+    "data": (LeavesOut, KnowsBytes),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "format": (ReadsTokenizers, ReadsConfigs, WritesTokenizers, Publishes),
 }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vqcore.errors import DataError
-from vqcore.protocols import Data, Window
+from vqcore.protocols import Data, Window, bytes_of
 
 CHOSEN = 64
 """So many samples are compared byte by byte: those whose keys have the lowest hashes."""
@@ -44,12 +44,9 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
 
 def _size(data: Data, index: int, label: str) -> Any:
     try:
-        source = _source(data, index, label)
-        if isinstance(source, Path):
-            return source.stat().st_size
+        return bytes_of(data, index, label)
     except (DataError, OSError):
         return None
-    return (str(source.dtype), source.shape) if isinstance(source, np.ndarray) else ""
 
 
 def _content(data: Data, index: int, label: str) -> Any:
@@ -60,7 +57,9 @@ def _content(data: Data, index: int, label: str) -> Any:
                 return hashlib.file_digest(file, "sha256").hexdigest()
     except (DataError, OSError):
         return None
-    return _hash(np.ascontiguousarray(source).tobytes()) if isinstance(source, np.ndarray) else ""
+    if not isinstance(source, np.ndarray):
+        return ""
+    return str(source.dtype), source.shape, _hash(np.ascontiguousarray(source).tobytes())
 
 
 def _source(data: Data, index: int, label: str) -> Any:

@@ -1,9 +1,9 @@
-"""A sorted listing of the files in a folder. All paths are stored in one bytes object, a few bytes for each file."""
+"""Sorted names of files, a few bytes each, and the listing of a folder."""
 
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,48 +14,39 @@ from vqcore.errors import DataError, cause, did_you_mean, listed
 _AGAIN = "folder listed under another name"
 
 
-class Listing:
-    """The files below `root` with one of `suffixes`, sorted by key. The key is the path below `root` without suffix.
+class Names:
+    """Keys of files in sorted order, in one bytes object: a path with slashes, cut at its suffix.
 
-    Upper and lower case are equal in suffixes, which are plain ASCII. Left out, and counted by kind in `left_out`, are
-    files with other suffixes, hidden files and folders, what is no file (a pipe), and links to folders that are listed
-    under another name. A dead link counts as a file, which cannot be read. `setting` is the config key for error
-    messages. Raises `DataError` if the folder does not exist, if no file has one of the suffixes, or if two files have
-    the same key.
+    `paths` come in the order of their keys, `cuts` are the lengths of the suffixes.
     """
 
-    def __init__(self, root: str, suffixes: Sequence[str], setting: str):
-        self.root, self.suffixes, self.setting = Path(root), tuple(suffixes), setting
-        self._left_out: Counter[str] = Counter()
-        self._seen: set[tuple[int, int]] = set()
-        _require_folder(self.root, setting)
+    setting: str
+    suffixes: tuple[str, ...]
+    _left_out: Counter[str]
+
+    def __init__(self, paths: Iterable[tuple[bytes, int]]):
         blob, ends, cuts = bytearray(), [0], bytearray()
-        try:
-            for path, cut in self._below(self.root, b""):
-                blob += path
-                ends.append(len(blob))
-                cuts.append(cut)
-        except OSError as error:
-            raise DataError(f"{setting}: {error.filename or root}: {cause(error)}") from error
+        for path, cut in paths:
+            blob += path
+            ends.append(len(blob))
+            cuts.append(cut)
         self._blob, self._cuts = bytes(blob), bytes(cuts)
         self._ends = np.array(ends, dtype=np.int64)
-        if len(ends) == 1:
-            raise DataError(self._nothing())
 
     def __len__(self) -> int:
         return len(self._cuts)
 
     @property
     def left_out(self) -> dict[str, int]:
-        """How many entries below the root are no samples, by kind: a suffix, or words; the most frequent kind first."""
+        """How many entries are no samples, by kind: a suffix, or words; the most frequent kind first."""
         return dict(self._left_out.most_common())
 
-    def path(self, index: int) -> Path:
-        """The path of file `index`."""
-        return self.root / os.fsdecode(self._blob[self._ends[index] : self._ends[index + 1]])
+    def name(self, index: int) -> str:
+        """The name of file `index`: its key with its suffix."""
+        return os.fsdecode(self._blob[self._ends[index] : self._ends[index + 1]])
 
     def key(self, index: int) -> str:
-        """The path of file `index` below the root, with slashes and without suffix."""
+        """The name of file `index` without suffix."""
         return os.fsdecode(self._key(index))
 
     def find(self, key: str) -> int | None:
@@ -70,7 +61,7 @@ class Listing:
                 high = middle
         return low if low < len(self) and self._key(low) == wanted else None
 
-    def without_partner(self, other: "Listing") -> list[int]:
+    def without_partner(self, other: "Names") -> list[int]:
         """The indices of the files whose key is not in the other listing."""
         lonely, place = [], 0
         for index in range(len(self)):
@@ -83,6 +74,41 @@ class Listing:
 
     def _key(self, index: int) -> bytes:
         return self._blob[self._ends[index] : self._ends[index + 1] - self._cuts[index]]
+
+
+class Listing(Names):
+    """The files below `root` with one of `suffixes`, sorted by key. The key is the path below `root` without suffix.
+
+    Upper and lower case are equal in suffixes, which are plain ASCII. Left out, and counted by kind in `left_out`, are
+    files with other suffixes, hidden files and folders, what is no file (a pipe), and links to folders that are listed
+    under another name. A dead link counts as a file, which cannot be read. `setting` is the config key for error
+    messages. Raises `DataError` if the folder does not exist, if no file has one of the suffixes, or if two files have
+    the same key.
+    """
+
+    def __init__(self, root: str, suffixes: Sequence[str], setting: str):
+        self.root, self.suffixes, self.setting = Path(root), tuple(suffixes), setting
+        self._left_out: Counter[str] = Counter()
+        self._seen: set[tuple[int, int]] = set()
+        _require_folder(self.root, setting)
+        try:
+            super().__init__(self._below(self.root, b""))
+        except OSError as error:
+            raise DataError(f"{setting}: {error.filename or root}: {cause(error)}") from error
+        if not len(self):
+            raise DataError(self._nothing())
+
+    def path(self, index: int) -> Path:
+        """The path of file `index`."""
+        return self.root / self.name(index)
+
+    def where(self, index: int) -> str:
+        """Where a file is, for messages."""
+        return str(self.path(index))
+
+    def wanted(self, key: str) -> str:
+        """What a file with this key would be called, for messages."""
+        return f"{self.root / key}{'|'.join(self.suffixes)}"
 
     def _below(self, folder: Path, prefix: bytes) -> Iterator[tuple[bytes, int]]:
         """Yield `(path below the root, length of the suffix)` in the order of keys."""

@@ -1,4 +1,4 @@
-"""The data sources of the core: a folder of files, and an array file with one sample after the other."""
+"""The data sources of the core: a folder of files, tar shards, and an array file with one sample after the other."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ import numpy as np
 
 from vqcore.data.listing import Listing, nearest_sibling
 from vqcore.data.npy import map_array, read_member
+from vqcore.data.shards import Shards
 from vqcore.data.split import Split
 from vqcore.errors import DataError, SettingError, did_you_mean, listed
 from vqcore.files import local
@@ -16,7 +17,46 @@ from vqcore.protocols import Modality
 from vqcore.schema import DataConfig
 
 
-class Folder:
+class _Files:
+    """Samples that are files with names. Files of extra modalities belong to them by name without suffix."""
+
+    _files: Listing | Shards
+    _extra: Mapping[str, Listing | Shards]
+
+    def _check_partners(self, most: float) -> None:
+        for label, files in self._extra.items():
+            lonely = self._files.without_partner(files)
+            if len(lonely) > most * len(self):
+                count = f"{len(lonely)} of {len(self)} samples have no file for '{label}'"
+                raise DataError(f"{files.setting}: {count}. The first: {self._missing(lonely[0], label)}")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many files are no samples, by kind."""
+        return self._files.left_out
+
+    def key(self, index: int) -> str:
+        """The name of a sample without suffix: the path below the folder, or behind the name of its shard."""
+        return self._files.key(index)
+
+    def get(self, index: int, label: str = "") -> Path:
+        """The file of a sample, or of its extra modality `label`. Raises `DataError` if the extra file is missing."""
+        if not label:
+            return self._files.path(index)
+        partner = self._extra[label].find(self._files.key(index))
+        if partner is None:
+            raise DataError(self._missing(index, label))
+        return self._extra[label].path(partner)
+
+    def _missing(self, index: int, label: str) -> str:
+        key = self._files.key(index)
+        return f"{self._files.where(index)}: has no file for '{label}': {self._extra[label].wanted(key)} does not exist"
+
+
+class Folder(_Files):
     """A folder of files at any depth, one file per sample. Files of extra modalities have the same names elsewhere.
 
     A sample without a file of an extra modality counts as unreadable. If this is a larger share than `max_bad_share`,
@@ -53,37 +93,74 @@ class Folder:
             label: Listing(_expanded(extra_path[label]), each.suffixes, f"{prefix}.{label}")
             for label, each in extra.items()
         }
-        for label, files in self._extra.items():
-            lonely = self._files.without_partner(files)
-            if len(lonely) > cfg.max_bad_share * len(self):
-                count = f"{len(lonely)} of {len(self)} samples have no file for '{label}'"
-                raise DataError(f"{files.setting}: {count}. The first: {self._missing(lonely[0], label)}")
+        self._check_partners(cfg.max_bad_share)
 
-    def __len__(self) -> int:
-        return len(self._files)
 
-    @property
-    def left_out(self) -> dict[str, int]:
-        """How many entries of the folder are no samples, by kind."""
-        return self._files.left_out
+class Tar(_Files):
+    """Tar shards, one or more files per sample, with the names of WebDataset: `000123.jpg`, `000123.depth.png`.
 
-    def key(self, index: int) -> str:
-        """The path below the folder, without suffix."""
-        return self._files.key(index)
+    Extra modalities are further fields of the same shards, or shards of the same names elsewhere. The key of a sample
+    is `shard/name`. Shards are paths, or addresses that fsspec knows. The headers of a shard are read once and kept in
+    the user's cache folder.
+    """
 
-    def get(self, index: int, label: str = "") -> Path:
-        """The file of a sample, or of its extra modality `label`. Raises `DataError` if the extra file is missing."""
+    @dataclass(frozen=True, kw_only=True)
+    class Config(DataConfig):
+        """Settings of tar shards."""
+
+        locations: ClassVar[tuple[str, ...]] = ("path", "extra_path")
+
+        path: str
+        """Shards of the training samples, e.g. shards/rgb-{00000..00099}.tar, also s3:// and https://."""
+        eval_path: str | None = None
+        """Shards of the held-out samples."""
+        suffix: str | None = None
+        """What follows the first dot in the names of the files, e.g. jpg. Null: whatever data.modality reads."""
+        extra_path: dict[str, str] = field(default_factory=dict)
+        """Shards of extra modalities, by label of data.extra. By default the shards of data.path."""
+        eval_extra_path: dict[str, str] = field(default_factory=dict)
+        """Shards of extra modalities for the held-out samples. By default the shards of data.eval_path."""
+        extra_suffix: dict[str, str] = field(default_factory=dict)
+        """What follows the first dot in the names of an extra modality, e.g. depth.png, by label of data.extra."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for setting in ("extra_path", "eval_extra_path", "extra_suffix"):
+                _check_known(setting, getattr(self, setting), self.extra)
+            for label in self.extra:
+                if label not in self.extra_suffix and label not in self.extra_path:
+                    raise SettingError(
+                        ("extra",),
+                        f"extra.{label} lies in the same shards: set data.extra_suffix.{label}, e.g. {label}.png, or "
+                        f"data.extra_path.{label}",
+                    )
+
+    _files: Shards
+    _extra: Mapping[str, Shards]
+
+    def __init__(self, cfg: Config, *, split: Split, modality: Modality, extra: Mapping[str, Modality]):
+        train = split == "train"
+        path, setting = (cfg.path, "data.path") if train else (_held_out(cfg.eval_path), "data.eval_path")
+        paths = cfg.extra_path if train else cfg.eval_extra_path
+        prefix = "data.extra_path" if train else "data.eval_extra_path"
+        self._files = Shards(path, modality.suffixes, setting, (cfg.suffix,) if cfg.suffix else ())
+        self._extra = {
+            label: Shards(
+                paths.get(label, path),
+                each.suffixes,
+                f"{prefix}.{label}" if label in paths else setting,
+                (cfg.extra_suffix[label],) if label in cfg.extra_suffix else (),
+            )
+            for label, each in extra.items()
+        }
+        self._check_partners(cfg.max_bad_share)
+
+    def bytes_of(self, index: int, label: str = "") -> int | None:
+        """The bytes of a file in its shard; None if an extra modality has no file for this sample."""
         if not label:
-            return self._files.path(index)
+            return self._files.bytes_of(index)
         partner = self._extra[label].find(self._files.key(index))
-        if partner is None:
-            raise DataError(self._missing(index, label))
-        return self._extra[label].path(partner)
-
-    def _missing(self, index: int, label: str) -> str:
-        files = self._extra[label]
-        wanted = f"{files.root / self._files.key(index)}{'|'.join(files.suffixes)}"
-        return f"{self._files.path(index)}: has no file for '{label}': {wanted} does not exist"
+        return None if partner is None else self._extra[label].bytes_of(partner)
 
 
 class ArrayFile:
@@ -148,18 +225,25 @@ class ArrayFile:
         return self._arrays[label]
 
 
-def _path_of(path: str, eval_path: str | None, split: Split) -> tuple[str, str]:
-    """The path of a split with `~` expanded (a shell does not expand `~` after `=`), and the setting with this path."""
-    for setting, given in (("data.path", path), ("data.eval_path", eval_path or "")):
-        if "://" in given:
-            raise DataError(f"{setting}: {given} is an address. Download the files, and give their folder")
-    if split == "train":
-        return _expanded(path), "data.path"
+def _held_out(eval_path: str | None) -> str:
     if eval_path is None:
         raise DataError(
             "data.eval_path: no held-out data is given. Set data.eval_share=0.1, or data.eval_path=data/heldout"
         )
-    return _expanded(eval_path), "data.eval_path"
+    return eval_path
+
+
+def _path_of(path: str, eval_path: str | None, split: Split) -> tuple[str, str]:
+    """The path of a split with `~` expanded (a shell does not expand `~` after `=`), and the setting with this path."""
+    for setting, given in (("data.path", path), ("data.eval_path", eval_path or "")):
+        if "://" in given:
+            raise DataError(
+                f"{setting}: {given} is an address. Download the files, and give their folder; tar shards are read "
+                "where they are (data.name=tar)"
+            )
+    if split == "train":
+        return _expanded(path), "data.path"
+    return _expanded(_held_out(eval_path)), "data.eval_path"
 
 
 def _expanded(path: str) -> str:
@@ -168,13 +252,18 @@ def _expanded(path: str) -> str:
 
 def _check_labels(setting: str, given: Mapping[str, str], extra: Mapping[str, Any]) -> None:
     """Raise `SettingError` unless `given` and `data.extra` have the same labels."""
+    _check_known(setting, given, extra)
+    for label in extra:
+        if label not in given:
+            raise SettingError(("extra",), f"extra.{label} has no source. Set data.{setting}.{label}")
+
+
+def _check_known(setting: str, given: Mapping[str, str], extra: Mapping[str, Any]) -> None:
+    """Raise `SettingError` for a label of `given` that is none of `data.extra`."""
     for label in given:
         if label not in extra:
             hint = did_you_mean(label, extra) or f" Labels: {listed(extra) or 'none'}."
             raise SettingError((setting,), f"{setting}.{label}: data.extra.{label} does not exist.{hint}")
-    for label in extra:
-        if label not in given:
-            raise SettingError(("extra",), f"extra.{label} has no source. Set data.{setting}.{label}")
 
 
 def _open(path: Path, name: str | None, where: str) -> np.ndarray:

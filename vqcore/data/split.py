@@ -9,7 +9,7 @@ import numpy as np
 
 from vqcore.data.windows import files_of
 from vqcore.errors import DataError, listed
-from vqcore.protocols import Data, left_out
+from vqcore.protocols import Data, bytes_of, left_out
 from vqcore.schema import DataConfig
 
 Split = Literal["train", "eval"]
@@ -28,6 +28,10 @@ class Side:
     def left_out(self) -> Mapping[str, int]:
         """What the whole source leaves out."""
         return left_out(self.data)
+
+    def bytes_of(self, index: int, label: str = "") -> int | None:
+        """What the whole source says."""
+        return bytes_of(self.data, int(self.places[index]), label)
 
     def key(self, index: int) -> str:
         """The key of a sample in the whole source."""

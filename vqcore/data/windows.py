@@ -20,6 +20,7 @@ from vqcore.protocols import (
     Modality,
     Sizing,
     Window,
+    bytes_of,
     extent_of,
     fill,
     finishes,
@@ -187,6 +188,10 @@ class Windowed:
     def left_out(self) -> Mapping[str, int]:
         """What the source leaves out."""
         return left_out(self.records)
+
+    def bytes_of(self, index: int, label: str = "") -> int | None:
+        """The bytes of the record."""
+        return bytes_of(self.records, self._place(index)[0], label)
 
     def key(self, index: int) -> str:
         """The key of the record, and where the window begins."""

@@ -93,8 +93,13 @@ class Player:
             if key.startswith("optimizer/"):
                 name, _, entry = key.removeprefix("optimizer/").rpartition("/")
                 p = named[name]
-                stays = entry == "step" and not counts_on_device
-                self.optimizer.state[p][entry] = value.clone() if stays else value.to(p.device, copy=True)
+                if entry == "step" and not counts_on_device:
+                    value = value.clone()
+                elif value.shape == p.shape:  # in the layout of the parameter: fused kernels do not compare strides
+                    value = torch.empty_like(p, dtype=value.dtype).copy_(value)
+                else:
+                    value = value.to(p.device, copy=True)
+                self.optimizer.state[p][entry] = value
         if scale:
             self.scaler.load_state_dict(scale)
 

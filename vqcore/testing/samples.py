@@ -23,7 +23,9 @@ from vqcore.protocols import (
     HasFacts,
     HasPicture,
     HasValues,
+    KnowsBytes,
     View,
+    Window,
     Writes,
     better,
     extent_of,
@@ -376,6 +378,11 @@ def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None)
         assert good, f"left-out law: {number!r} x {kind!r} is not how many entries of a kind are left out"
     readers = {"": modality, **(extra or {})}
     chosen = sorted({0, count // 2, count - 1})
+    for index in chosen if isinstance(data, KnowsBytes) else ():
+        given, known = data.get(index), data.bytes_of(index)
+        source = given.source if isinstance(given, Window) else given
+        true = Path(source).stat().st_size if isinstance(source, (str, Path)) else known
+        assert known == true, f"bytes law: sample {index} has {true} bytes, bytes_of says {known}"
     first = {
         (index, label): _raw(data, index, label, reader)
         for index in chosen

@@ -276,6 +276,20 @@ def test_vqgans_pair_is_as_large_as_the_papers():
     assert sizes == pytest.approx([29.30 - (512 * 9 + 1) * 256 / 1e6, 42.45], abs=0.01)
 
 
+@torch.no_grad()
+def test_the_kernel_of_attention_is_a_setting(xformers):
+    """With tokens hidden as well: 16 keys of the grid, some of them, or all."""
+    z, x, t = noise(2, 4, 4, 5), noise(2, 3, 32, 16), torch.tensor([3.0, 700.0])
+    hidden = torch.stack([noise(4, 4) > 0, torch.ones(4, 4, dtype=torch.bool)])
+    found = {}
+    for kernel in ("sdpa", "math", "xformers", "auto"):
+        xformers.calls.clear()
+        made = net("unet/uvit", conditioning="cross-attention", attention=kernel)
+        found[kernel] = made(x, t, made.condition(z, size=(32, 16), mask=hidden))
+        torch.testing.assert_close(found[kernel], found["sdpa"], atol=1e-5, rtol=1e-4)
+        assert bool(xformers.calls) == (kernel in ("xformers", "auto"))
+
+
 def excerpts():
     page = (Path(__file__).parents[3] / "docs/diffusion.md").read_text(encoding="utf-8")
     ours = page.partition("## Networks and schedulers")[2]

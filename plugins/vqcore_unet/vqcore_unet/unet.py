@@ -17,7 +17,18 @@ from torch import Tensor, nn
 from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec
 from vqcore_unet.denoiser import DenoiserConfig, Pixels, at_least, check_groups
-from vqcore_unet.layers import EPS, Attention, Levels, ResBlock, UShape, conv, resized, runner, zeroed
+from vqcore_unet.layers import (
+    EPS,
+    Attention,
+    Levels,
+    ResBlock,
+    UShape,
+    channels_last,
+    conv,
+    resized,
+    runner,
+    zeroed,
+)
 
 _PATCH = {
     1: "b c (h p) -> b (c p) h",
@@ -93,6 +104,7 @@ class UNet(Pixels):
         self.mid_out = ResBlock(rank, middle, middle, **time)
         self.norm_out = nn.GroupNorm(cfg.norm_groups, cfg.widths[0], eps=EPS)
         self.conv_out = zeroed(conv(rank, cfg.widths[0], patches))
+        channels_last(self)
 
     @property
     def last_layer(self) -> Tensor:
@@ -112,7 +124,7 @@ class UNet(Pixels):
         if mask is not None:
             z_q = z_q.masked_fill(mask.unsqueeze(-1), 0.0)
         z = rearrange(z_q.to(self.conv_in.weight.dtype), "b ... d -> b d ...")
-        z = resized(z, tuple(side // self.patch for side in size))
+        z = channels_last(resized(z, tuple(side // self.patch for side in size)))
         weight = self.conv_in.weight[:, -z.shape[1] :]
         hint = _CONVOLVE[self.rank](z, weight, self.conv_in.bias, padding=1)
         return Condition(hint, self.original(extras, z_q))
@@ -124,7 +136,7 @@ class UNet(Pixels):
         run = runner(self, self.checkpointing)
         level = self.level(t, cond.size)
         sides = dict(zip("pqr", [self.patch] * self.rank))
-        y = rearrange(x_t.to(self.conv_in.weight.dtype), _PATCH[self.rank], **sides)
+        y = channels_last(rearrange(x_t.to(self.conv_in.weight.dtype), _PATCH[self.rank], **sides))
         y = cond.hint + _CONVOLVE[self.rank](y, self.conv_in.weight[:, : y.shape[1]], padding=1)
         y, seen = self.u.descend(y, level, run)
         y = run(self.mid_out, run(self.mid_attention, run(self.mid_in, y, level)), level)

@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vqcore.attention import Backend, attend
 from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec, expand
 from vqcore_unet.denoiser import DenoiserConfig, Pixels, at_least, check_groups
@@ -26,7 +27,6 @@ from vqcore_unet.layers import (
     Levels,
     Upsample,
     UShape,
-    attend,
     conv,
     resized,
     runner,
@@ -51,7 +51,7 @@ class Condition(NamedTuple):
 
     tokens: Float[Tensor, "b n d"] | None
     keys: tuple[tuple[Tensor, Tensor], ...]
-    visible: Bool[Tensor, "b 1 1 m"] | None
+    visible: Bool[Tensor, "b m"] | None
     size: Float[Tensor, "b r"] | None
 
 
@@ -62,6 +62,8 @@ class UViT(Pixels):
     class Config(DenoiserConfig):
         """Settings of `unet/uvit`."""
 
+        dropout: float = 0.0
+        """Probability that a channel is dropped inside a branch of the transformer in training (4M: 0.2)."""
         size: Literal["b", "l", "h"] | None = None
         """Preset of mid_width, mid_depth, mid_heads: b 768, 12, 12; l 1024, 24, 16; h 1280, 32, 16."""
         widths: tuple[int, ...] = (128, 256)
@@ -84,6 +86,8 @@ class UViT(Pixels):
         """Blocks of the transformer's second half also see the output of their partner in the first half."""
         conditioning: Literal["concat", "cross-attention"] = "concat"
         """How the transformer sees tokens: added at its grid, a learned vector where hidden; or by cross-attention."""
+        attention: Backend = "auto"
+        """Attention kernel: torch's sdpa, xformers, math (plain products, slow), or auto: xformers where it runs."""
         attn_dropout: float = 0.0
         """Probability that an attention weight is dropped in training."""
         drop_path: float = 0.0
@@ -91,7 +95,7 @@ class UViT(Pixels):
         as_4m: bool = False
         """Cross-attention with 4M's errors, for its checkpoints: nearest positions, all tokens hidden still seen."""
 
-        training_only = (*DenoiserConfig.training_only, "attn_dropout", "drop_path")
+        training_only = (*DenoiserConfig.training_only, "attention", "attn_dropout", "drop_path")
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -150,7 +154,7 @@ class UViT(Pixels):
             heads=1,
             time=4 * first,
             groups=cfg.norm_groups,
-            dropout=cfg.dropout,
+            dropout=0.0,  # simple diffusion and 4M: only where positions are few
         )
         self.downsample_mid = Downsample(rank, self.u.channels) if cfg.downsample_before_mid else None
         self.mid = Middle(cfg, rank, self.u.channels, dim)
@@ -217,6 +221,7 @@ class Middle(nn.Module):
                 time=4 * cfg.widths[0],
                 context=dim if self.cross else 0,
                 skip=index > half,
+                backend=cfg.attention,
                 dropout=cfg.dropout,
                 attn_dropout=cfg.attn_dropout,
                 drop_path=cfg.drop_path * index / max(1, depth - 1),
@@ -232,7 +237,7 @@ class Middle(nn.Module):
         if self.cross:
             blocks: Iterable[Any] = self.blocks
             keys = tuple(block.keys(z.flatten(1, -2)) for block in blocks)
-            return None, keys, None if mask is None else ~mask.flatten(1)[:, None, None]
+            return None, keys, None if mask is None else ~mask.flatten(1)
         y = rearrange(resized(rearrange(z, "b ... d -> b d ..."), grid), "b d ... -> b (...) d")
         y = self.cond_proj(y)
         # Without a mask as well, so that distributed training always has a gradient of mask_token.
@@ -271,12 +276,14 @@ class Block(nn.Module):
         time: int,
         context: int,
         skip: bool,
+        backend: Backend,
         dropout: float,
         attn_dropout: float,
         drop_path: float,
     ):
         super().__init__()
-        self.heads, self.attn_dropout, self.drop_path = heads, attn_dropout, drop_path
+        self.heads, self.backend = heads, backend
+        self.attn_dropout, self.drop_path = attn_dropout, drop_path
         self.skip_linear = _linear(2 * width, width) if skip else None
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.qkv = _linear(width, 3 * width, parts=3)
@@ -306,35 +313,38 @@ class Block(nn.Module):
         skip: Float[Tensor, "b n w"] | None,
         key: Float[Tensor, "b m w"] | None,
         value: Float[Tensor, "b m w"] | None,
-        visible: Bool[Tensor, "b 1 1 m"] | None,
+        visible: Bool[Tensor, "b m"] | None,
         as_4m: bool,
     ) -> Float[Tensor, "b n w"]:
         if self.skip_linear is not None and skip is not None:
             x = self.skip_linear(torch.cat([x, skip], -1))
-        left_out = self.attn_dropout if self.training else 0.0
         level = F.silu(level).unsqueeze(1)
         modulation = self.modulation(level).chunk(4 if key is None else 6, -1)
         gates = self.gate(level).chunk(2 if key is None else 3, -1)
         q, k, v = self.qkv(_modulated(self.norm1(x), modulation[0], modulation[1])).chunk(3, -1)
-        y = self.dropout(self.attn_proj(attend(q, k, v, self.heads, dropout=left_out)))
+        y = self.dropout(self.attn_proj(self._attend(q, k, v)))
         x = x + self._drop_path(gates[0] * y)
         if key is not None:
             q = self.cross_q(_modulated(self.query_norm(x), modulation[2], modulation[3]))
-            x = x + self._drop_path(gates[1] * self._cross(q, key, value, visible, left_out, as_4m))
+            x = x + self._drop_path(gates[1] * self._cross(q, key, value, visible, as_4m))
         y = self.fc1(_modulated(self.norm2(x), modulation[-2], modulation[-1]))
         return x + self._drop_path(gates[-1] * self.dropout(self.fc2(F.gelu(y))))
 
-    def _cross(
-        self, q: Tensor, key: Any, value: Any, visible: Tensor | None, dropout: float, as_4m: bool
-    ) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Attention of all heads; the last axis has one head after the other."""
+        q, k, v = (rearrange(x, "b n (h d) -> b n h d", h=self.heads) for x in (q, k, v))
+        dropout = self.attn_dropout if self.training else 0.0
+        y = attend(q, k, v, visible=visible, backend=self.backend, dropout=dropout)
+        return rearrange(y, "b n h d -> b n (h d)")
+
+    def _cross(self, q: Tensor, key: Any, value: Any, visible: Tensor | None, as_4m: bool) -> Tensor:
         """Cross-attention. Where a sample has no visible token, the branch is zero (4M: the mean of all tokens)."""
         if visible is None:
-            return self.dropout(self.cross_proj(attend(q, key, value, self.heads, dropout=dropout)))
+            return self.dropout(self.cross_proj(self._attend(q, key, value)))
         some = visible.any(-1, keepdim=True)
-        q = q * some[:, 0] if as_4m else q  # without a query all keys weigh the same
-        y = attend(q, key, value, self.heads, visible=visible | ~some, dropout=dropout)
-        y = self.dropout(self.cross_proj(y))
-        return y if as_4m else y * some[:, 0]
+        q = q * some.unsqueeze(-1) if as_4m else q  # without a query all keys weigh the same
+        y = self.dropout(self.cross_proj(self._attend(q, key, value, visible | ~some)))
+        return y if as_4m else y * some.unsqueeze(-1)
 
     def _drop_path(self, x: Tensor) -> Tensor:
         if not self.training or not self.drop_path:

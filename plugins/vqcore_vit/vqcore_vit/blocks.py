@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vqcore_vit.attention import Backend, attend
+from vqcore.attention import Backend, attend
 
 EPS = 1e-6
 """Epsilon of every LayerNorm."""

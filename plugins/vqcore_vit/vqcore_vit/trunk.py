@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vqcore.attention import Backend
 from vqcore.config import Config, refuse_idle
 from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec
-from vqcore_vit.attention import Backend
 from vqcore_vit.blocks import EPS, MLP, Block, linear
 from vqcore_vit.convs import ConvNeXtBlock, GridConv, OutputConvs, unpatch
 from vqcore_vit.positions import resize_positions, sincos_positions

@@ -1,0 +1,290 @@
+"""Tar shards: names, damage, the cache of indices, addresses; the same batches as from a folder."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import textwrap
+from pathlib import Path
+
+import fsspec  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vqcore.data import shards
+from vqcore.data.batches import TrainBatches
+from vqcore.data.identity import CHOSEN, identity
+from vqcore.data.shards import Shards, expand
+from vqcore.errors import ConfigError, DataError
+from vqcore.files import scratch
+from vqcore.registry import registry
+from vqcore.testing.conformance import configured
+
+SUFFIXES = (".jpg", ".png")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def packed(path: Path, **members: bytes) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name.replace("_", "."))
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def keys(found: Shards) -> list[str]:
+    return [found.key(index) for index in range(len(found))]
+
+
+def png(seed: int, mode: str = "RGB") -> bytes:
+    levels = np.random.default_rng(seed).integers(0, 255, (20, 24, len(mode)), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(levels.squeeze()).save(file, "PNG")
+    return file.getvalue()
+
+
+class TestPattern:
+    @pytest.mark.parametrize(
+        ("pattern", "names"),
+        [
+            ("a.tar", ["a.tar"]),
+            ("s-{08..11}.tar", ["s-08.tar", "s-09.tar", "s-10.tar", "s-11.tar"]),
+            ("s-{8..10}.tar", ["s-8.tar", "s-9.tar", "s-10.tar"]),
+            ("{x,y}/{0..1}.tar", ["x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar"]),
+            ("[x,y]/0.tar", ["x/0.tar", "y/0.tar"]),
+        ],
+    )
+    def test_ranges_and_choices(self, pattern, names):
+        assert expand(pattern, "data.path") == names
+
+    @pytest.mark.parametrize(
+        ("pattern", "reason"),
+        [
+            ("pipe:curl x", "would run a command, which is never done"),
+            ("s-{9..3}.tar", "ends before it begins"),
+            ("s-{0..9999999}.tar", "more than 1,000,000 shards"),
+            ("{0..999}{0..9999}.tar", "more than 1,000,000 shards"),
+        ],
+    )
+    def test_what_is_refused(self, pattern, reason):
+        with pytest.raises(DataError, match=reason):
+            expand(pattern, "data.path")
+
+
+class TestNames:
+    def test_keys_begin_with_the_shard_and_fields_with_the_first_dot(self, tmp_path):
+        packed(tmp_path / "s-1.tar", b_jpg=b"1", a_depth_png=b"2", a_png=b"3", c_txt=b"4")
+        packed(tmp_path / "s-0.tar", b_PNG=b"5")
+        found = Shards(str(tmp_path / "s-{0..1}.tar"), SUFFIXES, "data.path")
+        assert keys(found) == ["s-0/b", "s-1/a", "s-1/b"]
+        assert [found.content(index) for index in range(3)] == [b"5", b"3", b"1"]
+        assert found.left_out == {".depth.png": 1, ".txt": 1}
+        assert found.path(1).name == "a.png" and found.path(1).read_bytes() == b"3"
+        depth = Shards(str(tmp_path / "s-1.tar"), SUFFIXES, "data.path", ["depth.png"])
+        assert keys(depth) == ["s-1/a"] and found.without_partner(depth) == [0, 2]
+
+    def test_what_is_no_plain_file_is_counted(self, tmp_path):
+        with tarfile.open(packed(tmp_path / "s.tar", a_png=b"1"), "a") as file:
+            for kind in (tarfile.SYMTYPE, tarfile.FIFOTYPE):
+                entry = tarfile.TarInfo("b.png")
+                entry.type, entry.linkname = kind, "/etc/passwd"
+                file.addfile(entry)
+        found = Shards(str(tmp_path / "s.tar"), SUFFIXES, "data.path")
+        assert keys(found) == ["s/a"] and found.left_out == {"no plain file": 2}
+
+    def test_names_that_lead_out_of_the_folder_are_left_out(self, tmp_path):
+        with tarfile.open(tmp_path / "s.tar", "w") as file:
+            for name in ("../../../up.png", "/root.png"):
+                entry = tarfile.TarInfo(name)
+                entry.size = 1
+                file.addfile(entry, io.BytesIO(b"x"))
+        with pytest.raises(DataError, match="Found: 2 x no plain file"):
+            Shards(str(tmp_path / "s.tar"), SUFFIXES, "data.path")
+
+
+class TestDamage:
+    def test_a_shard_that_ends_early_counts_up_to_there(self, tmp_path, caplog):
+        whole = packed(tmp_path / "s-0.tar", a_png=b"1" * 900, b_png=b"2" * 900).read_bytes()
+        (tmp_path / "s-1.tar").write_bytes(whole[: 512 + 1024 + 512 + 100])
+        found = Shards(str(tmp_path / "s-{0..1}.tar"), SUFFIXES, "data.path")
+        assert keys(found) == ["s-0/a", "s-0/b", "s-1/a"]
+        assert "s-1.tar: ends inside b.png; what comes before counts" in caplog.text
+        assert found.left_out["damaged shard"] == 1
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b"\x1f\x8b" + b"x" * 600, "packed with gzip"),
+            (b"no tar" * 200, "is damaged"),
+            (b"", "is damaged"),
+        ],
+    )
+    def test_what_is_no_shard(self, tmp_path, content, reason):
+        (tmp_path / "s.tar").write_bytes(content)
+        with pytest.raises(DataError, match=reason):
+            Shards(str(tmp_path / "s.tar"), SUFFIXES, "data.path")
+
+    def test_missing_shards_are_counted_and_the_first_is_named(self, tmp_path):
+        packed(tmp_path / "s-0.tar", a_png=b"1")
+        with pytest.raises(
+            DataError, match=r"2 of 3 shards cannot be read\. .*s-1\.tar: there is no such shard"
+        ):
+            Shards(str(tmp_path / "s-{0..2}.tar"), SUFFIXES, "data.path")
+
+    def test_two_members_with_one_key(self, tmp_path):
+        packed(tmp_path / "s.tar", a_png=b"1", a_jpg=b"2")
+        with pytest.raises(DataError, match="two members are called a"):
+            Shards(str(tmp_path / "s.tar"), SUFFIXES, "data.path")
+        assert keys(Shards(str(tmp_path / "s.tar"), SUFFIXES, "data.path", ["jpg"])) == ["s/a"]
+
+    def test_two_shards_with_one_name(self, tmp_path):
+        for folder in "xy":
+            (tmp_path / folder).mkdir()
+            packed(tmp_path / folder / "s.tar", a_png=b"1")
+        with pytest.raises(DataError, match="two shards are called s; keys begin with this name"):
+            Shards(str(tmp_path / "{x,y}/s.tar"), SUFFIXES, "data.path")
+
+    def test_nothing_to_read_says_what_there_is(self, tmp_path):
+        packed(tmp_path / "s.tar", a_txt=b"1")
+        with pytest.raises(DataError, match=r"contains no \.jpg or \.png\. Found: 1 x \.txt"):
+            Shards(str(tmp_path / "s.tar"), SUFFIXES, "data.path")
+
+
+def test_a_shard_is_scanned_once_until_it_changes(tmp_path, monkeypatch):
+    path = packed(tmp_path / "s.tar", a_png=b"1")
+    scans, scan = [], shards._scan
+
+    def counted(place):
+        scans.append(place.name)
+        return scan(place)
+
+    monkeypatch.setattr(shards, "_scan", counted)
+    for _ in range(2):
+        assert keys(Shards(str(path), SUFFIXES, "data.path")) == ["s/a"]
+    assert len(scans) == 1
+    packed(path, a_png=b"1", b_png=b"2")
+    assert keys(Shards(str(path), SUFFIXES, "data.path")) == ["s/a", "s/b"]
+    assert len(scans) == 2
+
+
+def test_a_process_leaves_no_files(tmp_path):
+    path = packed(tmp_path / "s.tar", **{f"x{number}_png": b"1" * 100 for number in range(50)})
+    code = f"""
+    from vqcore.data.shards import KEPT, Shards
+    found = Shards({str(path)!r}, (".png",), "data.path")
+    files = [found.path(index) for index in range(len(found))]
+    assert sum(file.exists() for file in files) == KEPT
+    print(files[-1].parents[2])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert not Path(done.stdout.strip()).exists()
+    assert scratch().parent == Path(done.stdout.strip()).parent
+
+
+def test_an_address_is_read_like_a_file(tmp_path):
+    for number in range(2):
+        content = packed(tmp_path / f"s-{number}.tar", a_png=b"%d" % number * 700, b_png=b"9").read_bytes()
+        fsspec.filesystem("memory").pipe(f"/bucket/s-{number}.tar", content)
+    there = Shards("memory://bucket/s-{0..1}.tar", SUFFIXES, "data.path")
+    here = Shards(str(tmp_path / "s-{0..1}.tar"), SUFFIXES, "data.path")
+    assert keys(there) == keys(here)
+    assert [there.content(index) for index in range(4)] == [here.content(index) for index in range(4)]
+    with pytest.raises(DataError, match=r"memory://bucket/t\.tar: there is no such shard"):
+        Shards("memory://bucket/t.tar", SUFFIXES, "data.path")
+    with pytest.raises(DataError, match="nowhere://x"):
+        Shards("nowhere://x/t.tar", SUFFIXES, "data.path")
+
+
+def source(name: str, **settings):
+    extra = {"valid": {"name": "mask"}}
+    tree = {"modality": {"name": "rgb"}, "extra": extra, "input_size": 16, "batch_size": 3, **settings}
+    cfg = configured("data", name, tree)
+    built = {label: registry().build("modality", node, size=(16, 16)) for label, node in cfg.extra.items()}
+    modality = registry().build("modality", cfg.modality, size=(16, 16))
+    data = registry().build("data", cfg, split="train", modality=modality, extra=built)
+    return data, modality, built, cfg
+
+
+def batches(workers: int, *parts):
+    data, modality, extra, cfg = parts
+    made = TrainBatches(
+        data,
+        modality,
+        extra,
+        cfg,
+        seed=0,
+        start_step=0,
+        steps=4,
+        accumulate=1,
+        rank=0,
+        world=1,
+        workers=workers,
+    )
+    return [loaded.batch for loaded in made]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["in the same shards", "in shards of their own"])
+def test_batches_are_those_of_a_folder_with_the_same_keys(tmp_path, own):
+    (tmp_path / "masks").mkdir()
+    for shard in range(2):
+        pictures = {f"x{n}_png": png(10 * shard + n) for n in range(4)}
+        masks = {f"x{n}_{'png' if own else 'valid_png'}": png(90 + n, "L") for n in range(4)}
+        packed(tmp_path / f"s-{shard}.tar", **pictures, **({} if own else masks))
+        packed(tmp_path / f"masks/s-{shard}.tar", **masks)
+        for name, held in (("rgb", pictures), ("mask", masks)):
+            folder = tmp_path / name / f"s-{shard}"
+            folder.mkdir(parents=True)
+            for member, content in held.items():
+                (folder / f"{member.split('_')[0]}.png").write_bytes(content)
+    paths = {"extra_path": {"valid": str(tmp_path / "masks/s-{0..1}.tar")}} if own else {}
+    fields = {} if own else {"extra_suffix": {"valid": "valid.png"}}
+    tar = source("tar", path=str(tmp_path / "s-{0..1}.tar"), **paths, **fields)
+    folder = source("folder", path=str(tmp_path / "rgb"), extra_path={"valid": str(tmp_path / "mask")})
+    expected = batches(0, *folder)
+    for workers in (0, 2):
+        for one, other in zip(batches(workers, *tar), expected, strict=True):
+            assert (
+                one.keys == other.keys and torch.equal(one.x, other.x) and torch.equal(one.mask, other.mask)
+            )
+
+
+def test_extras_need_a_field_or_shards_of_their_own(tmp_path):
+    with pytest.raises(ConfigError, match=r"set data\.extra_suffix\.valid"):
+        source("tar", path="s.tar")
+    packed(tmp_path / "s.tar", a_png=png(0), b_png=png(1), a_valid_png=png(2, "L"))
+    with pytest.raises(
+        DataError, match=r"1 of 2 samples have no file for 'valid'.*s\.tar: b\.png: has no file"
+    ):
+        source("tar", path=str(tmp_path / "s.tar"), extra_suffix={"valid": "valid.png"})
+
+
+def test_a_run_starts_without_reading_all_samples(tmp_path, monkeypatch):
+    packed(tmp_path / "s.tar", **{f"x{number}_png": png(number) for number in range(CHOSEN + 9)})
+    data, *_ = source("tar", path=str(tmp_path / "s.tar"), extra={})
+    read, content = [], Shards.content
+
+    def counted(self, index):
+        read.append(index)
+        return content(self, index)
+
+    monkeypatch.setattr(Shards, "content", counted)
+    assert identity(data, ())["samples"] == CHOSEN + 9
+    assert len(read) == CHOSEN
+
+
+def test_a_shard_that_vanished_is_a_bad_sample(tmp_path):
+    path = packed(tmp_path / "s.tar", a_png=png(0))
+    found = Shards(str(path), SUFFIXES, "data.path")
+    os.truncate(path, 600)
+    with pytest.raises(DataError, match=r"s\.tar: a\.png: [\d,]+ bytes are missing"):
+        found.content(0)

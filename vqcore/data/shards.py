@@ -1,0 +1,421 @@
+"""Tar shards: what lies in them, by name, and the members as files of their own.
+
+A shard is indexed once, by its headers, and the index is kept with the size and time of the shard. After that any
+sample is one read, so shuffling, resuming, processes and workers are those of every other data source.
+"""
+
+import hashlib
+import io
+import itertools
+import logging
+import os
+import re
+import tarfile
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqcore.data.listing import Names, counted, nearest_sibling
+from vqcore.errors import DataError, VqcoreError, cannot_import, cause
+from vqcore.files import aside, local, scratch
+
+log = logging.getLogger(__name__)
+
+MOST_SHARDS = 1_000_000
+"""Most shards of a pattern."""
+KEPT = 32
+"""So many members are files at a time, and so many shards are open, in each process."""
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_CHOICE = re.compile(r"[\[{]([^\[\]{}]+)[\]}]")
+_DAMAGE = (tarfile.TarError, OSError, ValueError, EOFError)
+
+
+def expand(pattern: str, where: str) -> list[str]:
+    """The paths or addresses of a pattern: `shard-{00000..00099}.tar`, `{a,b}/x.tar`. Raises `DataError`."""
+    if pattern.startswith("pipe:"):
+        raise DataError(
+            f"{where}: {pattern}: 'pipe:' would run a command, which is never done. Give a path or an address "
+            "(s3://, https://)"
+        )
+    parts: list[list[str]] = []
+    rest, count = pattern, 1
+    while found := _next(rest):
+        parts += [[rest[: found.start()]], _values(found, where)]
+        rest = rest[found.end() :]
+        count *= len(parts[-1])
+        if count > MOST_SHARDS:
+            raise DataError(f"{where}: {pattern}: stands for more than {MOST_SHARDS:,} shards")
+    return ["".join(each) for each in itertools.product(*parts, [rest])]
+
+
+def _next(text: str) -> "re.Match[str] | None":
+    found = [match for match in (_RANGE.search(text), _CHOICE.search(text)) if match]
+    return min(found, key=lambda match: match.start(), default=None)
+
+
+def _values(found: "re.Match[str]", where: str) -> list[str]:
+    if found.re is _CHOICE:
+        return [part.strip() for part in found[1].split(",")]
+    first, last = found[1], found[2]
+    if int(first) > int(last):
+        raise DataError(f"{where}: {found[0]}: the range ends before it begins")
+    if int(last) - int(first) >= MOST_SHARDS:
+        raise DataError(f"{where}: {found[0]}: stands for more than {MOST_SHARDS:,} shards")
+    width = len(first) if len(first) == len(last) or first.startswith("0") else 0
+    return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+
+
+@dataclass
+class OnDisk:
+    """A shard in a file."""
+
+    name: str
+    handle: int = -1
+
+    def stamp(self) -> str:
+        """Size and time of the file."""
+        status = Path(self.name).stat()
+        return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+
+    def file(self) -> Any:
+        """The open file."""
+        return Path(self.name).open("rb")
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the file; the file stays open."""
+        if self.handle < 0:
+            self.handle = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(self.handle, size, offset)
+
+    def close(self) -> None:
+        """Close the file until it is read again."""
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "handle": -1}
+
+
+@dataclass
+class Remote:
+    """A shard at an address that fsspec knows."""
+
+    name: str
+    opened: Any = field(default=None, repr=False)
+
+    def stamp(self) -> str:
+        """Size and tag of the object."""
+        system, path = self._system()
+        found = system.info(path)
+        tags = [
+            str(found.get(key, "")) for key in ("size", "ETag", "etag", "LastModified", "mtime", "created")
+        ]
+        return " ".join(tags)
+
+    def file(self) -> Any:
+        """The object, read ahead in large pieces."""
+        system, path = self._system()
+        return system.open(path, "rb", block_size=8 << 20)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the object, by one request."""
+        system, path = self._system()
+        return bytes(system.cat_file(path, start=offset, end=offset + size))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _system(self) -> tuple[Any, str]:
+        if self.opened is None:
+            try:
+                from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+                self.opened = url_to_fs(self.name)
+            except Exception as error:  # fsspec imports what a protocol needs
+                package = getattr(error, "name", None) or "fsspec"
+                why = cannot_import(error, package, "'vqcore[tar]'" if package == "fsspec" else None)
+                raise DataError(f"{self.name}: cannot be read: {why}") from error
+        return self.opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "opened": None}
+
+
+def place_of(name: str) -> OnDisk | Remote:
+    """A path, or an address with `://`."""
+    return Remote(name) if "://" in name else OnDisk(str(local(name)))
+
+
+@dataclass(frozen=True)
+class Index:
+    """The regular members of a shard: names, one a line; where the bytes begin; how many there are."""
+
+    names: tuple[str, ...]
+    offsets: np.ndarray
+    sizes: np.ndarray
+    left_out: dict[str, int]
+    damage: str = ""
+
+
+def index_of(place: OnDisk | Remote) -> Index:
+    """The index of a shard, from the cache if the shard is as it was. Raises `DataError` if there is no such shard."""
+    try:
+        stamp = place.stamp()
+    except FileNotFoundError:
+        hint = nearest_sibling(Path(place.name)) if isinstance(place, OnDisk) else ""
+        raise DataError(f"{place.name}: there is no such shard.{hint}") from None
+    except OSError as error:
+        raise DataError(f"{place.name}: {cause(error)}") from error
+    name = str(Path(place.name).resolve()) if isinstance(place, OnDisk) else place.name
+    key = hashlib.sha256(f"{name}\n{stamp}".encode("utf-8", "surrogateescape")).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vqcore" / "shards" / f"{key}.npz"
+    # A cache that cannot be read or written only costs time.
+    with suppress(OSError, ValueError, KeyError, VqcoreError):
+        return _load(local(cache))
+    found = _scan(place)
+    if not found.damage:
+        with suppress(OSError, VqcoreError):
+            _save(local(cache), found)
+    return found
+
+
+def _load(cache: Path) -> Index:
+    with np.load(cache, allow_pickle=False) as held:
+        names = held["names"].tobytes().decode("utf-8", "surrogateescape")
+        kinds = held["kinds"].tobytes().decode()
+        left = dict(zip(kinds.split("\n"), held["counts"].tolist())) if kinds else {}
+        index = Index(tuple(names.split("\n")) if names else (), held["offsets"], held["sizes"], left)
+    if not len(index.names) == len(index.offsets) == len(index.sizes):
+        raise ValueError("damaged")
+    return index
+
+
+def _save(cache: Path, index: Index) -> None:
+    names = "\n".join(index.names).encode("utf-8", "surrogateescape")
+    kinds = "\n".join(index.left_out).encode()
+    with aside(cache) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            names=np.frombuffer(names, np.uint8),
+            offsets=index.offsets,
+            sizes=index.sizes,
+            kinds=np.frombuffer(kinds, np.uint8),
+            counts=np.array(list(index.left_out.values()), np.int64),
+        )
+
+
+def _scan(place: OnDisk | Remote) -> Index:
+    """The members up to the end of the shard, or up to where it is damaged."""
+    names: list[str] = []
+    offsets: list[int] = []
+    sizes: list[int] = []
+    left: Counter[str] = Counter()
+    damage = ""
+    try:
+        with place.file() as file:
+            end = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as shard:
+                for member in shard:
+                    shard.members = []  # type: ignore[attr-defined]  # else they all stay in memory
+                    if member.isdir():
+                        continue
+                    if not member.isreg() or member.issparse() or not _is_plain(member.name):
+                        left["no plain file"] += 1
+                    elif member.offset_data + member.size > end:
+                        damage = f"ends inside {member.name}"
+                        break
+                    else:
+                        names.append(member.name)
+                        offsets.append(member.offset_data)
+                        sizes.append(member.size)
+    except _DAMAGE as error:
+        damage = _reason(place, error)
+    return Index(tuple(names), np.array(offsets, np.int64), np.array(sizes, np.int64), dict(left), damage)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name stays below the folder to which it is joined."""
+    return "\n" not in name and not name.startswith("/") and ".." not in name.split("/")
+
+
+def _reason(place: OnDisk | Remote, error: Exception) -> str:
+    with suppress(OSError), place.file() as file:
+        begin = file.read(6)
+        for magic, word in (
+            (b"\x1f\x8b", "gzip"),
+            (b"BZh", "bzip2"),
+            (b"\xfd7zXZ", "xz"),
+            (b"\x28\xb5\x2f\xfd", "zstd"),
+        ):
+            if begin.startswith(magic):
+                return f"is packed with {word}, and a packed shard can only be read from its start: unpack it"
+    return f"is damaged: {cause(error)}"
+
+
+class Shards(Names):
+    """The members of tar shards with one of `suffixes`. The key is `shard name/member name`, both without suffix.
+
+    The name of a member ends at its first dot, what follows is its field: `000123.depth.png` is the field `depth.png`
+    of `000123`. `fields` are the fields to take, by default one of `suffixes`. A shard that is damaged counts up to the
+    damage, and is named in a warning. Raises `DataError` if a shard does not exist, if all are damaged, if nothing has
+    one of the suffixes, or if two members have the same key.
+    """
+
+    def __init__(self, pattern: str, suffixes: Sequence[str], setting: str, fields: Sequence[str] = ()):
+        self.pattern, self.suffixes, self.setting = pattern, tuple(suffixes), setting
+        self.fields = tuple(f".{each.lstrip('.').lower()}" for each in fields) or self.suffixes
+        self.places = [place_of(name) for name in expand(pattern, setting)]
+        self._left_out: Counter[str] = Counter()
+        stems = [_stem(place.name) for place in self.places]
+        if again := [stem for stem, times in Counter(stems).items() if times > 1]:
+            raise DataError(
+                f"{setting}: {pattern}: two shards are called {again[0]}; keys begin with this name"
+            )
+        order = sorted(range(len(stems)), key=lambda number: os.fsencode(f"{stems[number]}/"))
+        self.places = [self.places[number] for number in order]
+        found = self._indices()
+        places: list[tuple[int, int, int]] = []
+        super().__init__(self._members(found, [stems[number] for number in order], places))
+        self._places = np.array(places, np.int64).reshape(-1, 3)
+        if not len(self):
+            raise DataError(
+                f"{setting}: {pattern}: contains no {' or '.join(self.fields)}. Found: "
+                f"{counted(self.left_out) or 'nothing'}"
+            )
+
+    def _indices(self) -> list[Index]:
+        found, missing = [], []
+        for place in self.places:
+            try:
+                found.append(index_of(place))
+            except DataError as error:
+                missing.append(str(error))
+        if missing:
+            count = (
+                f"{len(missing)} of {len(self.places)} shards cannot be read. " if len(missing) > 1 else ""
+            )
+            raise DataError(f"{self.setting}: {count}{missing[0]}")
+        damaged = {place.name: each.damage for place, each in zip(self.places, found) if each.damage}
+        empty = [place.name for place, each in zip(self.places, found) if each.damage and not each.names]
+        if empty and not any(each.names for each in found):
+            raise DataError(f"{self.setting}: {empty[0]}: {damaged[empty[0]]}")
+        for name, damage in damaged.items():
+            log.warning("shard %s: %s; what comes before counts.", name, damage)
+        if damaged:
+            self._left_out["damaged shard"] += len(damaged)
+        return found
+
+    def _members(
+        self, found: Sequence[Index], stems: Sequence[str], places: list[tuple[int, int, int]]
+    ) -> Iterator[tuple[bytes, int]]:
+        """Yield `(name, length of the suffix)` in the order of keys, and append shard, offset and size to `places`."""
+        for number, (index, stem) in enumerate(zip(found, stems)):
+            mine: dict[bytes, tuple[str, int, int]] = {}
+            self._left_out.update(index.left_out)
+            for name, offset, size in zip(index.names, index.offsets.tolist(), index.sizes.tolist()):
+                folder, _, base = name.removeprefix("./").rpartition("/")
+                first, dot, rest = base.partition(".")
+                suffix = f".{rest.lower()}"
+                if not first or suffix not in self.fields:
+                    self._left_out[
+                        f".{rest.lower()}" if dot and first else "no suffix" if first else "hidden"
+                    ] += 1
+                    continue
+                inner = os.fsencode("/".join(filter(None, (stem, folder, first))))
+                if inner in mine:
+                    raise DataError(
+                        f"{self.setting}: {self.places[number].name}: two members are called {name[: -len(rest)]} "
+                        f"with a suffix of {', '.join(self.fields)}. Name the field to take"
+                    )
+                mine[inner] = dot + rest, offset, size
+            for inner in sorted(mine):
+                ending, offset, size = mine[inner]
+                places.append((number, offset, size))
+                yield inner + os.fsencode(ending), len(os.fsencode(ending))
+
+    def bytes_of(self, index: int) -> int:
+        """The bytes of a member."""
+        return int(self._places[index, 2])
+
+    def where(self, index: int) -> str:
+        """Where a member is, for messages."""
+        shard = self.places[int(self._places[index, 0])].name
+        return f"{shard}: {self.name(index).partition('/')[2]}"
+
+    def wanted(self, key: str) -> str:
+        """What a member with this key would be called, for messages."""
+        return f"{key}{'|'.join(self.fields)} in {self.pattern}"
+
+    def content(self, index: int) -> bytes:
+        """The bytes of a member. Raises `DataError` if they are not there any more."""
+        shard, offset, size = self._places[index].tolist()
+        place = self.places[shard]
+        try:
+            content = place.read(offset, size)
+        except OSError as error:
+            raise DataError(f"{place.name}: {cause(error)}") from error
+        if len(content) != size:
+            raise DataError(f"{self.where(index)}: {size - len(content):,} bytes are missing")
+        _handles.used(place)
+        return content
+
+    def path(self, index: int) -> Path:
+        """A file with the content of a member, which stays for the next `KEPT` members that this process asks for."""
+        shard = self.places[int(self._places[index, 0])].name
+        mark = hashlib.sha256(os.fsencode(shard)).hexdigest()[:8]
+        _, _, name = self.name(index).partition("/")
+        return _scratch.file(Path(mark) / _base(shard) / name, lambda: self.content(index))
+
+
+def _base(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
+
+
+def _stem(name: str) -> str:
+    return _base(name).removesuffix(".tar")
+
+
+class _Handles:
+    """The shards that are open in this process, at most `KEPT`."""
+
+    def __init__(self) -> None:
+        self._used: OrderedDict[int, OnDisk | Remote] = OrderedDict()
+
+    def used(self, place: OnDisk | Remote) -> None:
+        self._used[id(place)] = place
+        self._used.move_to_end(id(place))
+        if len(self._used) > KEPT:
+            self._used.popitem(last=False)[1].close()
+
+
+class _Scratch:
+    """Members as files, in memory where the system has a folder for this. Every process has a folder of its own."""
+
+    def __init__(self) -> None:
+        self._process, self._kept = -1, OrderedDict[Path, None]()
+        self._root = Path()
+
+    def file(self, name: Path, content: Callable[[], bytes]) -> Path:
+        if self._process != os.getpid():
+            self._process, self._kept, self._root = os.getpid(), OrderedDict(), scratch()
+        path = self._root / name
+        if path in self._kept:
+            self._kept.move_to_end(path)
+            return path
+        held = content()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(held)
+        self._kept[path] = None
+        if len(self._kept) > KEPT:
+            self._kept.popitem(last=False)[0].unlink(missing_ok=True)
+        return path
+
+
+_handles, _scratch = _Handles(), _Scratch()
