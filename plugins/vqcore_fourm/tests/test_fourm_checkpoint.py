@@ -209,7 +209,13 @@ def published_tensors(name):
     return tensors
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "as" in ARCHITECTURES[name] else ())
+        for name in ARCHITECTURES
+    ],
+)
 def test_published_architectures_have_these_tensors(name):
     given = ARCHITECTURES[name]["kwargs"]
     kind = "DiVAE" if given["dec_type"] in tables.DENOISERS else "VQVAE"

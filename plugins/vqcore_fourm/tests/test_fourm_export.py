@@ -39,7 +39,13 @@ def recorded(case):
     return state | {name: state[other] for name, other in header.items() if other in state}
 
 
-@pytest.mark.parametrize("case", CASES)
+FAST = ("semseg", "hub_divae", "divae_uvit_xattn")
+"""A class map, two denoisers; all other cases are slow tests."""
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in CASES]
+)
 def test_recorded_tensors_come_back_bit_for_bit(tmp_path, case):
     (tmp_path / "source").mkdir()
     tokenizer = read(source_of(case, tmp_path / "source"))
@@ -67,6 +73,7 @@ def test_laws_of_formats(tmp_path):
     check_format(CHECKPOINT, tmp_path / "vqvae")
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["import", FORMAT, str(DATA / "hub_divae"), "first"]) == 0
@@ -95,6 +102,8 @@ def test_an_encoder_alone_is_not_exported(tmp_path):
     tokenizer = Tokenizer.load(DATA / "hub_vqvae", format=FORMAT, encoder_only=True)
     with pytest.raises(CheckpointError, match="loaded with encoder_only=True"):
         CHECKPOINT.write(tokenizer, tmp_path)
+    with pytest.raises(CheckpointError, match="export: ema, size is for reading; leave it out"):
+        Checkpoint(Checkpoint.Config(name=FORMAT, ema=True, size=32)).write(tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -344,6 +353,7 @@ def test_schedulers_that_4m_does_not_have(scheduler):
         given_for(config_with("diffusion", {"scheduler": scheduler}))
 
 
+@pytest.mark.slow
 def test_arguments_give_the_same_config_again():
     """Whatever 4M can hold comes back from its arguments, but for what is only kept."""
     for name, changes in CHANGES.items():

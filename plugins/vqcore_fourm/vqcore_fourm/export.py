@@ -107,7 +107,7 @@ GOES: dict[str, dict[str, str]] = {
         ),
         **dict.fromkeys(("mid_grid", "mlp_ratio", "long_skips"), "dec_type"),
         **dict.fromkeys(("conditioning", "as_4m"), "conditioning"),
-        **dict.fromkeys(("attn_dropout", "drop_path"), KEPT),
+        **dict.fromkeys(("attention", "attn_dropout", "drop_path"), KEPT),
         "dropout": "dec_transformer_dropout",
     },
     "unet/ddpm": _scheduler("variance"),
