@@ -352,6 +352,7 @@ def test_a_diffusion_tokenizer_on_the_command_line(tmp_path, monkeypatch, capsys
         "model": net,
         "objective": saved["objective"],
         "run": {"dir": "run", "steps": 1},
+        "optim": {"lr": 1e-3},
     }
     config["data"]["batch_size"] = 2
     Path("train.yaml").write_text(yaml.safe_dump(config))
