@@ -209,7 +209,13 @@ def published_tensors(name):
     return tensors
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "as" in ARCHITECTURES[name] else ())
+        for name in ARCHITECTURES
+    ],
+)
 def test_published_architectures_have_these_tensors(name):
     given = ARCHITECTURES[name]["kwargs"]
     kind = "DiVAE" if given["dec_type"] in tables.DENOISERS else "VQVAE"
@@ -346,6 +352,7 @@ def test_a_diffusion_tokenizer_on_the_command_line(tmp_path, monkeypatch, capsys
         "model": net,
         "objective": saved["objective"],
         "run": {"dir": "run", "steps": 1},
+        "optim": {"lr": 1e-3},
     }
     config["data"]["batch_size"] = 2
     Path("train.yaml").write_text(yaml.safe_dump(config))

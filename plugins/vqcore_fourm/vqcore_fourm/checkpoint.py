@@ -77,6 +77,8 @@ class Checkpoint:
 
         Raises `CheckpointError` that names every setting which 4M cannot hold.
         """
+        if said := [key for key in ("ema", "size", "domain") if getattr(self.cfg, key)]:
+            raise CheckpointError(f"export: {listed(said)} is for reading; leave it out.")
         if tokenizer.decoder is None:
             raise CheckpointError("this tokenizer has no decoder: it was loaded with encoder_only=True.")
         kind, given = arguments_of(tokenizer.cfg, tokenizer.spec)

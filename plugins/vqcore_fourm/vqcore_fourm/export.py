@@ -16,6 +16,7 @@ DEFAULT = "must have its default"
 """What 4M does not have: the setting must have its default."""
 
 _TRAINING = ("drop_path", "dropout", "attn_dropout", "learnable_positions", "attention", "checkpointing")
+_MIDDLE = ("size", "mid_width", "mid_depth", "mid_heads")
 _JUDGES = (
     *(
         "weights",
@@ -106,7 +107,7 @@ GOES: dict[str, dict[str, str]] = {
         ),
         **dict.fromkeys(("mid_grid", "mlp_ratio", "long_skips"), "dec_type"),
         **dict.fromkeys(("conditioning", "as_4m"), "conditioning"),
-        **dict.fromkeys(("attn_dropout", "drop_path"), KEPT),
+        **dict.fromkeys(("attention", "attn_dropout", "drop_path"), KEPT),
         "dropout": "dec_transformer_dropout",
     },
     "unet/ddpm": _scheduler("variance"),
@@ -260,7 +261,7 @@ def _denoiser_type(net: Any) -> Found:
     }
     nearest = min(differ, key=lambda each: len(differ[each]))
     if differ[nearest]:
-        named = ", ".join(f"{key}={getattr(net, key)}" for key in differ[nearest])
+        named = ", ".join(f"{key}={_as_built(key, net)}" for key in differ[nearest])
         yield "", f".decoder has {named}: its denoisers are {listed(rows)}"
     yield "dec_type", nearest
     if net.name == "unet/uvit":
@@ -271,14 +272,15 @@ def _denoiser_type(net: Any) -> Found:
 
 
 def _differs(key: str, net: Any, row: Any) -> bool:
-    """Whether a setting differs; those of a U-ViT's transformer count as they are, with or without a preset."""
-    if net.name == "unet/uvit" and key in ("size", "mid_width", "mid_depth", "mid_heads"):
-        return key == "mid_width" and net.mid != row.mid
-    here, there = (
-        {None: 32}.get(value, value) if key == "mid_grid" else value
-        for value in (getattr(net, key), getattr(row, key))
-    )
-    return here != there
+    return _as_built(key, net) != _as_built(key, row)
+
+
+def _as_built(key: str, net: Any) -> Any:
+    """A setting of a denoiser; those of a U-ViT's transformer as the preset and the default of 32 make them."""
+    if net.name == "unet/uvit" and key in _MIDDLE:
+        return (None, *net.mid)[_MIDDLE.index(key)]
+    value = getattr(net, key)
+    return 32 if key == "mid_grid" and value is None else value
 
 
 def _codes(cfg: TokenizerConfig, spec: DataSpec, kind: str, made: Mapping[str, Any]) -> Found:
