@@ -49,6 +49,21 @@ class TestArrayFile(conformance.DataConformance):
         return {"path": str(folder / "train.npy"), "eval_path": str(folder / "eval.npz")}
 
 
+# Stores
+
+
+class TestArrow(conformance.StoreConformance):
+    component = "arrow"
+
+
+class TestFolderStore(conformance.StoreConformance):
+    component = "folder"
+    waived: ClassVar = {
+        "extras": "a .npy has no room for them",
+        "missing": "the files that are there are the store",
+    }
+
+
 # Metrics
 
 

@@ -17,7 +17,7 @@ from vqcore import files
 from vqcore.cli import main
 from vqcore.errors import DataError, RunError
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens import passes
+from vqcore.tokens import store
 from vqcore.tokens.passes import decode_folder, tokenize_folder
 from vqcore.trainer import train
 
@@ -220,7 +220,7 @@ class TestTheSystemSaysNo:
 
     def test_no_room_in_the_middle_keeps_what_is_whole(self, made, tmp_path, monkeypatch):
         samples(tmp_path / "in", *"abcd")
-        real = passes.save_array
+        real = store.save_array
 
         def save(path, array):
             if path.stem == "c":
@@ -228,7 +228,7 @@ class TestTheSystemSaysNo:
             real(path, array)
 
         with monkeypatch.context() as patch:
-            patch.setattr(passes, "save_array", save)
+            patch.setattr(store, "save_array", save)
             with pytest.raises(
                 RunError, match=r"c\.npy cannot be written: No space left.*2 files were written"
             ):

@@ -15,6 +15,8 @@ COMPONENTS = (  # kind, name, target in vqcore, summary
     ("reader", "hdf5", "data.readers:Hdf5", "HDF5 files: a data set by its path"),
     ("data", "folder", "data.sources:Folder", "a folder of files, at any depth"),
     ("data", "array", "data.sources:ArrayFile", "samples stacked in one .npy or .npz file"),
+    ("store", "arrow", "tokens.arrow:Arrow", "Arrow files, mapped into memory: random access by place and by key"),
+    ("store", "folder", "tokens.folder:Folder", "one .npy or .npz of codes a file, under the same names"),
     ("objective", "reconstruction", "objectives:Reconstruction", "pixel loss plus the losses of the quantizer"),
     ("objective", "diffusion", "objectives:Diffusion", "a denoiser learns to undo noise: diffusion and flow"),
     ("metric", "psnr", "metrics.pixels:PSNR", "peak signal-to-noise ratio in dB, mean over samples"),
