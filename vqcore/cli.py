@@ -83,7 +83,21 @@ def _report(parser: argparse.ArgumentParser) -> None:
 def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument("input", help="a folder (searched at any depth) or one file")
-    parser.add_argument("output", help="folder for the codes: one file per sample, and tokens.json")
+    parser.add_argument("output", help="folder for the codes: shards, or a file for each file, and tokens.json")
+    parser.add_argument(
+        "--store",
+        default="arrow",
+        help="layout of the codes: arrow (default), folder (a .npy for each file), or that of a plugin",
+    )
+    parser.add_argument(
+        "--shard-size", type=_count, help="files in one shard, which is done or not done (default 4096)"
+    )
+    parser.add_argument(
+        "--only", metavar="FILE", help="do the shards again that hold the keys in FILE, e.g. failed.txt"
+    )
+    parser.add_argument(
+        "--workers", type=_number, default=1, help="threads that read files ahead (default 1; 0: none)"
+    )
     parser.add_argument("--size", help="size to tokenize at, e.g. 256 or 256x192 (default: the nominal size)")
     parser.add_argument(
         "--stride",
@@ -212,6 +226,13 @@ def _pickles(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read tensors and plain data from pickles of other systems (.pth, .ckpt, ...)",
     )
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
 
 
 def _count(text: str) -> int:

@@ -99,7 +99,7 @@ class Records(Mapping[str, Codes]):
 
 def store_named(name: str, where: str) -> Store:
     """A store by its name. Raises `ConfigError` for an unknown one."""
-    return registry().build("store", component("store", {"name": name}, file=where, where="store"))
+    return registry().build("store", component("store", {"name": name}, file=where, where=where))
 
 
 def store_of(folder: Path) -> str | None:

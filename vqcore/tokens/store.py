@@ -22,6 +22,15 @@ def code_dtype(codebook_size: int) -> np.dtype:
     return np.min_scalar_type(codebook_size - 1)
 
 
+def refuse_other_store(folder: Path, there: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Raise `RunError` if a manifest is that of another store."""
+    one, other = there.get("store", "folder"), mine.get("store", "folder")
+    if one != other:
+        raise RunError(
+            f"{folder} holds codes as --store {one}, not {other}. Add --store {one}, or choose another folder."
+        )
+
+
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write a `.npy` file."""
     with aside(path) as temporary:
@@ -83,6 +92,7 @@ class Claims:
                 )
             return
         mine = self.manifest
+        refuse_other_store(folder, there, mine)
         if differ := sorted(k for k in mine.keys() | there.keys() if mine.get(k) != there.get(k)):
             raise RunError(
                 f"{folder} holds other codes (different: {listed(differ)}). Choose another folder."
