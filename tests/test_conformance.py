@@ -56,6 +56,10 @@ class TestArrow(conformance.StoreConformance):
     component = "arrow"
 
 
+class TestParquet(conformance.StoreConformance):
+    component = "parquet"
+
+
 class TestFolderStore(conformance.StoreConformance):
     component = "folder"
     waived: ClassVar = {

@@ -3,25 +3,35 @@
 import errno
 import json
 import os
+import pickle
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
+import torch
 import toys
+from torch.utils.data import BatchSampler, DataLoader
 from toys import toy  # noqa: F401
 
 from vqcore import dist, files
-from vqcore.artefacts.stored import open_store
+from vqcore.artefacts.stored import open_store, store_named
 from vqcore.cli import main
 from vqcore.errors import ConfigError, DataError, RunError
+from vqcore.protocols import Coded
 from vqcore.tokenizer import Tokenizer
+from vqcore.tokens import TokenDataset
 from vqcore.tokens.passes import decode_folder, tokenize_folder
-from vqcore.tokens.shards import sha256
 from vqcore.tokens.sharded import tokenize_shards
+from vqcore.tokens.shards import Shards, sha256
 
 pytestmark = pytest.mark.usefixtures("toy")
 BYTES = os.fsdecode(b"caf\xe9")
+HERE = Path(__file__).resolve().parent
 
 
 def samples(folder, *keys):
@@ -47,7 +57,9 @@ def made(tmp_path):
 
 def stored(tokenizer, source, target, **how):
     """A pass with small shards."""
-    return tokenize_shards(tokenizer, source, target, **{"size": (8, 8), "batch_size": 2, "shard_size": 3, **how})
+    return tokenize_shards(
+        tokenizer, source, target, **{"size": (8, 8), "batch_size": 2, "shard_size": 3, **how}
+    )
 
 
 class TestWhatIsInIt:
@@ -66,9 +78,23 @@ class TestWhatIsInIt:
         assert found.rows.codes(0).dtype == np.uint8 and not found.rows.codes(0).flags.writeable
         assert found.rows.extras(found.rows.find("many#2")) == {"record": "many", "row": 2}
         manifest = json.loads((tmp_path / "tok/tokens.json").read_text())
-        wanted = {"fingerprint": made.fingerprint, "grid": [2, 2], "tokenizer": "my-run", "rows": 10, "files": 7}
+        wanted = {
+            "fingerprint": made.fingerprint,
+            "grid": [2, 2],
+            "tokenizer": "my-run",
+            "rows": 10,
+            "files": 7,
+        }
         assert wanted.items() <= manifest.items()
-        assert {"threads", "device", "precision", "batch_size", "versions", "layout", "modality"} < manifest.keys()
+        assert {
+            "threads",
+            "device",
+            "precision",
+            "batch_size",
+            "versions",
+            "layout",
+            "modality",
+        } < manifest.keys()
         for shard in manifest["shards"]:
             ((name, checksum),) = shard["files"].items()
             assert sha256(tmp_path / "tok" / name) == checksum
@@ -88,10 +114,13 @@ class TestWhatIsInIt:
             decode_folder(trained(tmp_path / "other", seed=1), tmp_path / "tok", tmp_path / "no")
 
     def test_codes_take_what_their_type_takes(self, tmp_path):
-        from vqcore.artefacts.stored import store_named
-        from vqcore.protocols import Coded
-
-        manifest = {"grid": [14, 14], "num_codebooks": 1, "dtype": "uint16", "codebook_size": 9999, "size": [8, 8]}
+        manifest = {
+            "grid": [14, 14],
+            "num_codebooks": 1,
+            "dtype": "uint16",
+            "codebook_size": 9999,
+            "size": [8, 8],
+        }
         codes = np.random.default_rng(0).integers(9999, size=(1000, 14, 14, 1))
         store = store_named("arrow", "here")
         store.write(tmp_path, "full", [Coded("", each) for each in codes], manifest)
@@ -117,7 +146,9 @@ class TestStartedAgain:
             with pytest.raises(DataError, match="not complete. Start the same"):
                 open_store(target)
             monkeypatch.delenv("WORLD_SIZE")
-            before = {name: (target / name).stat().st_mtime_ns for name in contents(target) if "arrow" in name}
+            before = {
+                name: (target / name).stat().st_mtime_ns for name in contents(target) if "arrow" in name
+            }
             stored(made, pics, target, workers=3)
             assert contents(target) == whole
             for name, when in before.items():
@@ -223,7 +254,9 @@ class TestBad:
 
         with monkeypatch.context() as patch:
             patch.setattr(files, "_flush", refuse)
-            with pytest.raises(RunError, match=r"shard-00002\.arrow cannot be written: No space.* 2 shards were fin"):
+            with pytest.raises(
+                RunError, match=r"shard-00002\.arrow cannot be written: No space.* 2 shards were fin"
+            ):
                 stored(made, pics, tmp_path / "tok")
         left = {"tokens.json", *(f"shard-0000{n}.{kind}" for n in (0, 1) for kind in ("arrow", "json"))}
         assert set(contents(tmp_path / "tok")) == left
@@ -253,7 +286,9 @@ class TestBad:
             with pytest.raises(DataError, match=r"shard-00001\.arrow: this shard cannot be read"):
                 made.load_tokens(tmp_path / "tok")
         shutil.copy(tmp_path / "tok/shard-00000.arrow", victim)
-        with pytest.raises(DataError, match=r"shard-00001\.arrow: this shard holds 3 rows .* manifest says 1"):
+        with pytest.raises(
+            DataError, match=r"shard-00001\.arrow: this shard holds 3 rows .* manifest says 1"
+        ):
             made.load_tokens(tmp_path / "tok")
         victim.unlink()
         with pytest.raises(DataError, match=r"shard-00001\.arrow"):
@@ -265,7 +300,9 @@ class TestBad:
         path = tmp_path / "tok/tokens.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
         for ask in (made.load_tokens, lambda tok: stored(made, pics, tok)):
-            with pytest.raises(DataError, match="stored in format 2, and this vqcore reads up to 1. Upgrade vqcore"):
+            with pytest.raises(
+                DataError, match="stored in format 2, and this vqcore reads up to 1. Upgrade vqcore"
+            ):
                 ask(tmp_path / "tok")
 
 
@@ -284,3 +321,188 @@ def test_the_command_line(tmp_path, capsys):
     ):
         assert main(["tokenize", run, str(pics), str(tmp_path / "new"), *more]) == 2
         assert says in capsys.readouterr().err
+
+
+class TestDataset:
+    def test_rows_batches_and_keys(self, made, tmp_path):
+        pics = samples(tmp_path / "in", *"abcdefg")
+        stored(made, pics, tmp_path / "tok")
+        data = TokenDataset(tmp_path / "tok")
+        codes = made.load_tokens(tmp_path / "tok")
+        assert len(data) == 7 and [data.key(place) for place in range(7)] == list("abcdefg")
+        for place, key in enumerate(codes):
+            assert data[place].dtype == torch.int64 and np.array_equal(data[place], codes[key])
+            assert data.find(key) == place
+        assert torch.equal(data[-1], data[6])
+        asked = [6, 0, 0, 4]
+        assert torch.equal(data.batch(asked), torch.stack([data[place] for place in asked]))
+        assert torch.equal(data[asked], data.batch(torch.tensor(asked)))
+        again = pickle.loads(pickle.dumps(data))
+        assert torch.equal(again.batch(asked), data.batch(asked))
+        loader = DataLoader(data, sampler=BatchSampler(range(7), 3, False), batch_size=None, num_workers=1)
+        assert torch.equal(torch.cat(list(loader)), data.batch(range(7)))
+        for wrong, kind in ((7, IndexError), (-8, IndexError)):
+            with pytest.raises(kind):
+                data[wrong]
+        with pytest.raises(IndexError):
+            data.batch([7])
+        with pytest.raises(KeyError, match="there are no codes of 'h'"):
+            data.find("h")
+
+    def test_several_modalities_by_key(self, made, tmp_path):
+        stored(made, samples(tmp_path / "in", *"abcd"), tmp_path / "one")
+        stored(trained(tmp_path / "other", seed=1), tmp_path / "in", tmp_path / "two")
+        places = {"x": tmp_path / "one", "y": tmp_path / "two"}
+        both = TokenDataset(places)
+        assert len(both) == 4 and both[1].keys() == {"x", "y"}
+        assert torch.equal(both[1]["y"], TokenDataset(tmp_path / "two")[1])
+        stored(made, samples(tmp_path / "less", *"bdez"), tmp_path / "three")
+        places["y"] = tmp_path / "three"
+        says = r"three lacks 2 of 4 keys \(a, c\); .*one lacks 2 of 4 keys \(e, z\)\. common=True takes"
+        with pytest.raises(DataError, match=says):
+            TokenDataset(places)
+        shared = TokenDataset(places, common=True)
+        assert len(shared) == 2 and [shared.key(0), shared.key(1)] == ["b", "d"]
+        assert torch.equal(shared.batch([1])["y"], TokenDataset(tmp_path / "three").batch([1]))
+        assert shared.find("d") == 1
+        with pytest.raises(KeyError, match="not all stores have codes of 'c'"):
+            shared.find("c")
+        stored(made, samples(tmp_path / "none", "q"), tmp_path / "four")
+        with pytest.raises(DataError, match="no key is in all of them"):
+            TokenDataset({"x": tmp_path / "one", "y": tmp_path / "four"}, common=True)
+
+
+class TestWork:
+    def test_there_and_back_again(self, made, tmp_path, capsys):
+        pics = samples(tmp_path / "in", "a", "b/c", "d", "e")
+        np.save(tmp_path / "in/many.npy", np.random.default_rng(1).uniform(-1, 1, (4, 2, 8, 8)))
+        stored(made, pics, tmp_path / "tok")
+        for first, second, store in (
+            ("tok", "pq", "parquet"),
+            ("pq", "plain", "folder"),
+            ("plain", "end", "arrow"),
+        ):
+            assert (
+                main(
+                    [
+                        "tokens",
+                        "convert",
+                        *(str(tmp_path / each) for each in (first, second)),
+                        "--store",
+                        store,
+                    ]
+                )
+                == 0
+            )
+            assert main(["tokens", "verify", str(tmp_path / "tok"), str(tmp_path / second)]) == 0, store
+        said = capsys.readouterr().out
+        assert said.count("the 2 stores have the same keys") == 3
+        tokenize_folder(made, pics, tmp_path / "straight", size=(8, 8))
+        assert contents(tmp_path / "plain") == contents(tmp_path / "straight")
+        one, other = made.load_tokens(tmp_path / "tok"), made.load_tokens(tmp_path / "end")
+        assert list(one) == list(other) and all(np.array_equal(one[key], other[key]) for key in one)
+        assert main(["tokens", "convert", str(tmp_path / "tok"), str(tmp_path / "tok")]) == 2
+        assert "is the store itself" in capsys.readouterr().err
+
+    def test_parquet_is_read_by_others(self, made, tmp_path):
+        stored(made, samples(tmp_path / "in", "a", "b"), tmp_path / "tok", store="parquet")
+        table = pyarrow.parquet.read_table(tmp_path / "tok/shard-00000.parquet")
+        assert table["key"].to_pylist() == ["a", "b"]
+        codes = made.load_tokens(tmp_path / "tok")["b"]
+        assert table["codes"][1].as_py() == codes.ravel().tolist()
+        assert decode_folder(made, tmp_path / "tok", tmp_path / "out").written == 2
+
+    def test_windows_survive(self, made, tmp_path):
+        rng = np.random.default_rng(0)
+        (tmp_path / "in").mkdir()
+        np.save(tmp_path / "in/long.npy", rng.uniform(-1, 1, (2, 12, 20)).astype(np.float32))
+        stored(made, tmp_path / "in", tmp_path / "tok", tiles=True)
+        tokenize_folder(made, tmp_path / "in", tmp_path / "plain", size=(8, 8), tiles=True)
+        one, other = made.load_tokens(tmp_path / "tok")["long"], made.load_tokens(tmp_path / "plain")["long"]
+        for name in ("codes", "start"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
+        assert (one.extent, one.size) == (other.extent, other.size) == ((12, 20), (8, 8))
+        assert TokenDataset(tmp_path / "tok").extras(1)["start"] == [0, 8]
+        for name in ("tok", "plain"):
+            decode_folder(made, tmp_path / name, tmp_path / f"{name}-out")
+        assert contents(tmp_path / "tok-out") == contents(tmp_path / "plain-out")
+
+    def test_what_is_wrong_is_said(self, made, tmp_path, capsys):
+        stored(made, samples(tmp_path / "in", *"abcd"), tmp_path / "tok")
+        stored(made, samples(tmp_path / "less", *"abcx"), tmp_path / "two")
+        assert main(["tokens", "verify", str(tmp_path / "tok"), str(tmp_path / "two")]) == 2
+        assert "two lacks 1 of 4 keys (d); " in capsys.readouterr().err
+        victim = tmp_path / "tok/shard-00000.arrow"
+        raw = bytearray(victim.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        victim.write_bytes(raw)
+        assert main(["tokens", "verify", str(tmp_path / "tok")]) == 2
+        assert "tok/shard-00000.arrow is damaged: its checksum is not that of" in capsys.readouterr().err
+        victim.unlink()
+        assert main(["tokens", "verify", str(tmp_path / "tok")]) == 2
+        assert "shard-00000.arrow is missing (1 problem)" in capsys.readouterr().err
+        assert main(["tokens", "stats", "a", "b"]) == 2
+        assert "takes one folder, that of the store; 2 are given" in capsys.readouterr().err
+        assert main(["tokens", "verify", str(tmp_path / "in")]) == 2
+        assert "there is no tokens.json in this folder" in capsys.readouterr().err
+
+    def test_stats_by_hand(self, tmp_path, capsys):
+        manifest = {"format": 1, "fingerprint": "x", "grid": [2], "size": [2], "num_codebooks": 2, "codebook_size": 4,
+                    "dtype": "uint8"}  # fmt: skip
+        # Position 0 of book 0 has the codes 0, 1, 2, 3; its position 1, and all of book 1, only code 1.
+        rows = [Coded(str(n), np.array([[n, 1], [1, 1]])) for n in range(4)]
+        shards = Shards(tmp_path / "tok", store_named("arrow", ""), {**manifest, "store": "arrow"}, 1)
+        shards.write("shard-00000", rows, {"of": 4, "failed": []})
+        shards.finish()
+        assert main(["tokens", "stats", str(tmp_path / "tok"), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        bits = 5 / 8 * np.log2(8 / 5) + 3 * 1 / 8 * 3
+        assert found["usage"] == [1, 0.25]
+        assert np.allclose(found["bits"], [bits, 0]) and np.allclose(found["perplexity"], [2**bits, 1])
+        assert np.allclose(found["places"], [[4, 1], [1, 1]])
+        assert main(["tokens", "stats", str(tmp_path / "tok")]) == 0
+        assert "codebook 1  usage 25.0%  perplexity 1  entropy 0 bits" in capsys.readouterr().out
+
+
+KILLED = """
+import sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from vqcore.protocols import Coded
+from vqcore.tokenizer import Tokenizer
+from vqcore.tokens import TokenDataset
+from vqcore.tokens.sharded import tokenize_shards
+place, workers = Path(sys.argv[1]), int(sys.argv[2])
+tokenizer = Tokenizer.load(place / "run")
+print("ready", flush=True)
+tokenize_shards(tokenizer, place / "in", place / "tok", size=(8, 8), batch_size=2, shard_size=3, workers=workers)
+"""
+
+
+@pytest.mark.slow
+def test_killed_ten_times_and_started_again_it_has_the_same_bytes(made, tmp_path):
+    pics = samples(tmp_path / "in", *(f"{n:03}" for n in range(400)))
+    (pics / "123.npy").write_bytes(b"junk")
+    stored(made, pics, tmp_path / "whole")
+    code = KILLED.format(paths=[str(HERE.parent), str(HERE / "fixtures/toy")])
+    rng = np.random.default_rng(0)
+    killed = 0
+    for start in range(60):
+        env = {**os.environ, "WORLD_SIZE": "2", "RANK": str(start % 2)} if start % 3 else dict(os.environ)
+        command = [sys.executable, "-c", code, str(tmp_path), str(start % 4)]
+        process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=env)
+        assert process.stdout.readline() == "ready\n"
+        done = len(list((tmp_path / "tok").glob("*.arrow"))) if killed else 0
+        while process.poll() is None and killed < 10:  # after some more shards, at any moment
+            if len(list((tmp_path / "tok").glob("*.arrow"))) > done + 3:
+                time.sleep(rng.uniform(0, 0.02))
+                process.kill()
+                killed += 1
+                break
+        process.communicate(timeout=120)
+        if killed == 10 and process.returncode == 0 and not start % 3:
+            break
+    assert killed == 10
+    assert contents(tmp_path / "tok") == contents(tmp_path / "whole")

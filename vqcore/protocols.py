@@ -1253,8 +1253,8 @@ class StoredCodes(Protocol):
     """The rows of a store, in the order of the shards in which they were written.
 
     `codes` and `key` are those of the row at a place (`IndexError` beyond the last), `extras` those of `Coded`.
-    `find` is the place of a key (`KeyError` for an unknown one). `many` stacks the codes of rows. `keys` are the keys of
-    all rows as an Arrow array, or chunked array, of bytes (UTF-8 with surrogateescape). Codes have the integer type
+    `find` is the place of a key (`KeyError` for an unknown one). `many` stacks the codes of rows. `keys` are the keys
+    of all rows as an Arrow array, or chunked array, of bytes (UTF-8 with surrogateescape). Codes have the integer type
     that the store keeps, and may be views of a file that must not be changed.
     """
 

@@ -115,7 +115,8 @@ def complete_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder}: there is no {MANIFEST} in this folder, so it is no store of codes.")
     if "store" in manifest and not manifest.get("complete"):
         raise DataError(
-            f"{folder}: this store is not complete. Start the same `vqcore tokenize` command again; it does what is missing."
+            f"{folder}: this store is not complete. Start the same `vqcore tokenize` command again; it does what is "
+            "missing."
         )
     return manifest
 

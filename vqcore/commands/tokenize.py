@@ -12,6 +12,7 @@ from vqcore.files import local
 from vqcore.protocols import one_file_each
 from vqcore.tokens.passes import parse_size, parse_stride, tokenize_folder
 from vqcore.tokens.sharded import SHARD_SIZE, tokenize_shards
+from vqcore.tokens.shards import FAILED
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,5 +59,7 @@ def run(args: argparse.Namespace) -> int:
     say(
         f"codes     {args.output}  (grid {' x '.join(map(str, tokenizer.grid(size)))}, q {tokenizer.num_codebooks})"
     )
+    if done.failed and not in_files:
+        say(f"failed    {target / FAILED}: mend the files, then add --only {command(target / FAILED)}")
     say(f"next      {command('decode', args.run, args.output, 'rebuilt', *again(args))}")
     return 0

@@ -76,32 +76,44 @@ def check_store(store: Any, *, waived: Mapping[str, str] | None = None) -> None:
             "num_codebooks": books,
             "dtype": str(np.min_scalar_type(top - 1)),
         }
-        shards = _rows_of(top, (*grid, books), full="extras" not in waived)
-        with tempfile.TemporaryDirectory() as parent:
-            folder = Path(parent) / "codes"
-            folder.mkdir()
-            listing = []
-            for number, rows in enumerate(shards):
-                files = list(store.write(folder, f"shard-{number:05d}", rows, manifest))
-                listing.append({"name": f"shard-{number:05d}", "rows": len(rows), "files": files})
-            manifest["shards"] = listing
-            there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-            named = [name for shard in listing for name in shard["files"]]
-            missing = [name for name in named if name not in there]
-            assert not missing, f"files law: write names {missing[:1]}, which is not there"
-            before = {name: (folder / name).read_bytes() for name in named}
-            _check_stored(store.open(folder, manifest), [row for rows in shards for row in rows])
-            again = store.write(folder, "shard-00000", shards[0], manifest)
-            same = list(again) == listing[0]["files"] and all(
-                (folder / name).read_bytes() == before[name] for name in named
-            )
-            assert same, "bytes law: equal rows, written again, give other files"
-            victim = folder / named[-1]
-            victim.write_bytes(before[named[-1]][: len(before[named[-1]]) // 2])
-            _refuses(lambda _: store.open(folder, manifest), folder, "a file that is cut off", "open")
-            if "missing" not in waived:
-                victim.unlink()
-                _refuses(lambda _: store.open(folder, manifest), folder, "a store without a file", "open")
+        _check_layout(store, manifest, _rows_of(top, (*grid, books), full="extras" not in waived), waived)
+
+
+def _check_layout(
+    store: Any, manifest: Mapping[str, Any], shards: Sequence[Sequence[Coded]], waived: Mapping[str, str]
+) -> None:
+    """The laws of a store on the rows of some shards."""
+    with tempfile.TemporaryDirectory() as folder_:
+        folder = Path(folder_)
+        files = {
+            f"shard-{number:05d}": list(store.write(folder, f"shard-{number:05d}", rows, manifest))
+            for number, rows in enumerate(shards)
+        }
+        listing = [
+            {"name": name, "rows": len(rows), "files": files[name]} for name, rows in zip(files, shards)
+        ]
+        whole = {**manifest, "shards": listing}
+
+        def again(_: Path) -> Any:
+            return store.open(folder, whole)
+
+        there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        named_ = [name for each in files.values() for name in each]
+        missing = [name for name in named_ if name not in there]
+        assert not missing, f"files law: write names {missing[:1]}, which is not there"
+        before = {name: (folder / name).read_bytes() for name in named_}
+        _check_stored(again(folder), [row for rows in shards for row in rows])
+        twice = list(store.write(folder, "shard-00000", shards[0], manifest))
+        same = twice == files["shard-00000"] and all(
+            (folder / name).read_bytes() == content for name, content in before.items()
+        )
+        assert same, "bytes law: equal rows, written again, give other files"
+        victim = folder / named_[-1]
+        victim.write_bytes(before[named_[-1]][: len(before[named_[-1]]) // 2])
+        _refuses(again, folder, "a file that is cut off", "open")
+        if "missing" not in waived:
+            victim.unlink()
+            _refuses(again, folder, "a store without a file", "open")
 
 
 def _rows_of(top: int, shape: tuple[int, ...], *, full: bool) -> list[list[Coded]]:
@@ -141,7 +153,7 @@ def _check_stored(found: Any, rows: Sequence[Coded]) -> None:
         same = np.array_equal(one, row.codes)
         assert same, f"codes law: the codes of row {place} changed, {one.dtype} {one.shape}"
         assert extras == row.extras, f"extras law: the extras of row {place} are {extras}"
-    keys = [each.as_py().decode() for each in found.keys()]
+    keys = [each.as_py().decode() for each in list(found.keys())]
     assert keys == [row.key for row in rows], f"keys law: keys gives {keys}"
     asked = np.array([count - 1, 0, 0, 2])
     wanted = np.stack([rows[place].codes for place in asked])

@@ -7,7 +7,7 @@ metadata has the shape of a row.
 
 import json
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,7 @@ class Arrow:
 
     def open(self, folder: Path, manifest: Mapping[str, Any]) -> "ArrowRows":
         """The rows of all shards, mapped."""
-        shape = (*manifest["grid"], manifest["num_codebooks"])
-        files = [(folder / name, shard["rows"]) for shard in manifest["shards"] for name in shard["files"]]
-        return ArrowRows([_Mapped(path, count, shape) for path, count in files], shape)
+        return open_rows(folder, manifest, mapped)
 
 
 def table_of(rows: Sequence[Coded], manifest: Mapping[str, Any]) -> pa.RecordBatch:
@@ -102,16 +100,28 @@ def _column(name: str, values: Sequence[Any]) -> tuple[pa.Field, pa.Array]:
     return pa.field(name, column.type), column
 
 
-class _Mapped:
-    """One shard. Raises `DataError` for a file that is missing, cut off or of something else."""
+def open_rows(
+    folder: Path, manifest: Mapping[str, Any], read: Callable[[Path], pa.RecordBatch]
+) -> "ArrowRows":
+    """The rows of all shards of a manifest, each one file that `read` reads."""
+    shape = (*manifest["grid"], manifest["num_codebooks"])
+    files = [(folder / name, shard["rows"]) for shard in manifest["shards"] for name in shard["files"]]
+    return ArrowRows([Shard(path, read, count, shape) for path, count in files], shape)
 
-    def __init__(self, path: Path, rows: int, shape: tuple[int, ...]):
-        self.path = path
+
+def mapped(path: Path) -> pa.RecordBatch:
+    """The record batch of a file, mapped; the file itself is closed, so that a store may have more shards than that."""
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_file(file).get_batch(0)
+
+
+class Shard:
+    """One shard, as `read` gives it. Raises `DataError` for a file that is missing, cut off or of something else."""
+
+    def __init__(self, path: Path, read: Callable[[Path], pa.RecordBatch], rows: int, shape: tuple[int, ...]):
         try:
-            with pa.memory_map(str(path)) as file:
-                reader = pa.ipc.open_file(file)
-                self.batch = reader.get_batch(0)
-                found = tuple(json.loads((reader.schema.metadata or {})[_SHAPE]))
+            self.batch = read(path)
+            found = tuple(json.loads((self.batch.schema.metadata or {})[_SHAPE]))
             keys, codes = (self.batch.column(name) for name in _OWN)
             raw = codes.values.to_numpy(zero_copy_only=True)
             self.codes = raw[: len(self.batch) * int(np.prod(found))].reshape(-1, *found)
@@ -127,9 +137,11 @@ class _Mapped:
         self._offsets, self._data = memoryview(offsets).cast("i"), memoryview(data or b"")
 
     def key(self, place: int) -> str:
+        """The key of a row."""
         return str(self._data[self._offsets[place] : self._offsets[place + 1]], "utf-8", "surrogateescape")
 
     def extras(self, place: int) -> dict[str, Any]:
+        """What else is known of a row."""
         found = {}
         for field, column in zip(self.batch.schema, self.batch.columns):
             if field.name in _OWN or not column[place].is_valid:
@@ -142,9 +154,9 @@ class _Mapped:
 
 
 class ArrowRows:
-    """The rows of mapped shards. Rows are views of the files; only what is used is read from disk."""
+    """The rows of shards. Of mapped shards they are views of the files; only what is used is read from disk."""
 
-    def __init__(self, shards: Sequence[_Mapped], shape: tuple[int, ...]):
+    def __init__(self, shards: Sequence[Shard], shape: tuple[int, ...]):
         self._shards, self._shape = shards, shape
         self.blocks = [shard.codes for shard in shards]
         """The codes of every shard, `(n, *grid, q)`."""

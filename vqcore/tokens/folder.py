@@ -20,7 +20,7 @@ from vqcore.protocols import Coded
 from vqcore.tokens.store import Claims, save_codes
 
 OF_A_FOLDER = (
-    "format", "fingerprint", "codebook_size", "num_codebooks", "grid", "size", "dtype", "stride", "precision",
+    "format", "fingerprint", "codebook_size", "num_codebooks", "grid", "size", "dtype", "precision", "stride",
 )  # fmt: skip
 """What the manifest of a folder says."""
 

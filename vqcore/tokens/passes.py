@@ -179,11 +179,10 @@ def manifest_of(tokenizer: Tokenizer, size: tuple[int, ...], covering: Cover | N
         "grid": list(grid),
         "size": list(size),
         "dtype": str(code_dtype(tokenizer.codebook_size)),
+        "precision": tokenizer.precision,
     }
     if covering is not None:
         manifest["stride"] = list(covering.stride)
-    if tokenizer.precision != "fp32":  # a folder holds no mixture of precisions
-        manifest["precision"] = tokenizer.precision
     return manifest
 
 
@@ -306,7 +305,7 @@ def inputs(
     done: Done,
     workers: int,
 ) -> Iterator[Item]:
-    """The parts of all files as an encoder takes them. `workers` threads open files ahead; the order is always the same.
+    """The parts of all files as an encoder takes them. `workers` threads open files ahead, in order.
 
     A sample of a file of many, and a window after the first, is read when its turn comes.
     """
@@ -484,7 +483,7 @@ def _save_decoded(modality: Modality, key: str, shown: Sequence[Any], several: b
 
 def through(
     items: Iterable[Item], work: Callable[[Sequence[Item]], Sequence[Any]], batch_size: int, done: Done
-) -> Iterator[tuple[File, Callable[[Path], None]]]:
+) -> Iterator[tuple[File, Callable[..., Any]]]:
     """Do the parts in batches; yields each file whose parts are all done. A bad file costs itself alone."""
     for batch in _batches(items, batch_size):
         for item, made in _apart(work, batch, done):
@@ -576,6 +575,7 @@ def files_of(
 
 
 def refuse_file(target: Path) -> None:
+    """Raise `RunError` if there is a file where a folder should be."""
     if target.exists() and not target.is_dir():
         raise RunError(f"{target} is a file, not a folder. Give the folder for the output.")
 

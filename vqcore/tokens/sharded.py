@@ -1,4 +1,4 @@
-"""A pass over a data set into a store of shards: crash-safe, by any number of processes, with equal bytes at the end."""
+"""A pass over a data set into a store of shards: crash-safe, by any number of processes, always with equal bytes."""
 
 import hashlib
 import logging
@@ -64,7 +64,9 @@ def tokenize_shards(
     """
     rank, ranks = dist.share()
     if (only or overwrite) and ranks > 1:
-        raise ConfigError(f"--{'only' if only else 'overwrite'} is for one process, and this is one of {ranks}.")
+        raise ConfigError(
+            f"--{'only' if only else 'overwrite'} is for one process, and this is one of {ranks}."
+        )
     refuse_file(target)
     refuse_overlap(source, target)
     covering = cover(tokenizer.modality, size, stride, tiles=tiles)
@@ -87,6 +89,8 @@ def tokenize_shards(
         for number in sorted(set(mine) - set(todo)):
             facts = there[shards.names[number]]
             done.skipped += facts["of"] - len(facts["failed"])
+            done.keys += [key for key, _ in facts["failed"]]
+            done.failed += [reason for _, reason in facts["failed"]]
         with ProgressLine("tokenize", sum(len(lists[number]) for number in mine), unit="file") as line:
             for number in todo:
                 _do(tokenizer, lists[number], shards, number, size, covering, batch_size, workers, done, line)
@@ -160,7 +164,6 @@ def _manifest(
         "source": {"files": len(files), "sha256": digest.hexdigest()},
         "shard_size": shard_size,
         "batch_size": batch_size,
-        "precision": tokenizer.precision,
         "device": torch.cuda.get_device_name(device) if gpu else device.type,
         "threads": torch.get_num_threads(),
         "versions": {
@@ -178,9 +181,7 @@ def _warn_of_versions(shards: Shards, manifest: dict[str, Any]) -> None:
         log.warning(f"warning: {shards.folder} was begun with other versions ({changed}): codes may differ.")
 
 
-def _holding(
-    only: Path, lists: Sequence[Sequence[tuple[Path, str]]], names: Sequence[str]
-) -> list[str]:
+def _holding(only: Path, lists: Sequence[Sequence[tuple[Path, str]]], names: Sequence[str]) -> list[str]:
     """The shards that hold the keys in a file. Raises `DataError` for a key that is not there."""
     try:
         lines = only.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -190,7 +191,9 @@ def _holding(
     home = {key: name for files, name in zip(lists, names) for _, key in files}
     if unknown := [key for key in wanted if key not in home]:
         hint = did_you_mean(unknown[0], home)
-        raise DataError(f"--only {only}: no file has the key '{unknown[0]}' ({len(unknown)} of {len(wanted)}).{hint}")
+        raise DataError(
+            f"--only {only}: no file has the key '{unknown[0]}' ({len(unknown)} of {len(wanted)}).{hint}"
+        )
     if not wanted:
         raise DataError(f"--only {only}: the file names no key. Write one key a line.")
     return sorted({home[key] for key in wanted})

@@ -1,8 +1,8 @@
 """A store in work: which shards are done, what each one holds, and the manifest that the last one completes.
 
-What a shard holds is a function of the list of files alone, never of who writes it. So any number of processes, started
-at any time, do the shards that are missing. A shard is written first, then its note beside it (`shard-00000.json`: rows,
-checksums, files that failed). The notes of all shards become one manifest; then they go.
+What a shard holds is a function of the list of files alone, never of who writes it. So any number of processes,
+started at any time, do the shards that are missing. A shard is written first, then its note beside it
+(`shard-00000.json`: rows, checksums, files that failed). The notes of all shards become one manifest; then they go.
 """
 
 import contextlib
@@ -22,8 +22,9 @@ from vqcore.tokens.store import refuse_other_store
 
 FAILED = "failed.txt"
 """The files of a complete store that could not be tokenized: a key, a tab and the reason on each line."""
-_RESULTS = ("complete", "files", "records", "rows", "failed", "parts", "extras", "shards")
-_NOT_COMPARED = (*_RESULTS, "versions", "tokenizer")
+RESULTS = ("complete", "files", "rows", "failed", "parts", "extras", "shards")
+"""What a manifest says when the store is complete."""
+_NOT_COMPARED = (*RESULTS, "versions", "tokenizer")
 
 
 class Shards:
@@ -43,7 +44,9 @@ class Shards:
                     f"{folder} is not empty, and no {MANIFEST} in it says which tokenizer made what it holds. Choose "
                     "another folder."
                 )
-            with contextlib.suppress(FileExistsError):  # another process was faster: then its manifest is compared
+            with contextlib.suppress(
+                FileExistsError
+            ):  # another process was faster: then its manifest is compared
                 write_text(folder / MANIFEST, _text({**self.known, "complete": False}), new=True)
             there = read_manifest(folder) or {}
         self._compare(there)
@@ -91,7 +94,7 @@ class Shards:
             (self.folder / f"{name}.json").unlink(missing_ok=True)
 
     def finish(self) -> dict[str, Any] | None:
-        """If all shards are done, write the complete manifest and return it; else None. Another process may do it, too."""
+        """If all shards are done, write the complete manifest and return it; else None. Several processes may do so."""
         done = self.done
         if any(name not in done for name in self.names):
             return None
@@ -109,7 +112,9 @@ class Shards:
         }
         if failed:
             lines = "".join(f"{key}\t{' '.join(reason.split())}\n" for key, reason in failed)
-            with aside(self.folder / FAILED) as temporary:  # keys as the system spells them: --only reads them
+            with aside(
+                self.folder / FAILED
+            ) as temporary:  # keys as the system spells them: --only reads them
                 temporary.write_bytes(os.fsencode(lines))
         else:
             (self.folder / FAILED).unlink(missing_ok=True)
@@ -131,7 +136,7 @@ class Shards:
     def _base(self) -> dict[str, Any]:
         """The manifest without results, as it was begun."""
         there = read_manifest(self.folder) or self.known
-        return {key: value for key, value in there.items() if key not in _RESULTS}
+        return {key: value for key, value in there.items() if key not in RESULTS}
 
 
 def _difference(key: str, there: Any, here: Any) -> str:
