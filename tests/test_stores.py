@@ -110,7 +110,7 @@ class TestWhatIsInIt:
         assert contents(tmp_path / "tok-out") == contents(tmp_path / "plain-out")
         again = decode_folder(made, tmp_path / "tok", tmp_path / "tok-out")
         assert (again.written, again.skipped) == (0, 3)
-        with pytest.raises(DataError, match="were made by another tokenizer"):
+        with pytest.raises(DataError, match=r"were made by another tokenizer"):
             decode_folder(trained(tmp_path / "other", seed=1), tmp_path / "tok", tmp_path / "no")
 
     def test_codes_take_what_their_type_takes(self, tmp_path):
@@ -143,7 +143,7 @@ class TestStartedAgain:
             for rank in range(ranks - 1):  # the last one is dead
                 monkeypatch.setenv("RANK", str(rank))
                 stored(made, pics, target, workers=rank)
-            with pytest.raises(DataError, match="not complete. Start the same"):
+            with pytest.raises(DataError, match=r"not complete. Start the same"):
                 open_store(target)
             monkeypatch.delenv("WORLD_SIZE")
             before = {
@@ -195,15 +195,15 @@ class TestStartedAgain:
             stored(trained(tmp_path / "other", seed=1), pics, tmp_path / "tok", overwrite=True)
         with monkeypatch.context() as patch:
             patch.setattr("torch.get_num_threads", lambda: 77)
-            with pytest.raises(RunError, match="different: threads 1 there, 77 here"):
+            with pytest.raises(RunError, match=r"different: threads 1 there, 77 here"):
                 stored(made, pics, tmp_path / "tok")
         samples(tmp_path / "in", "c")
         with pytest.raises(RunError, match=r"different: source\)"):
             stored(made, pics, tmp_path / "tok")
-        with pytest.raises(RunError, match="holds codes as --store arrow, not folder. Add --store arrow"):
+        with pytest.raises(RunError, match=r"holds codes as --store arrow, not folder. Add --store arrow"):
             tokenize_folder(made, pics, tmp_path / "tok", size=(8, 8))
         tokenize_folder(made, pics, tmp_path / "plain", size=(8, 8))
-        with pytest.raises(RunError, match="holds codes as --store folder, not arrow"):
+        with pytest.raises(RunError, match=r"holds codes as --store folder, not arrow"):
             stored(made, pics, tmp_path / "plain")
 
     def test_only_the_failed_ones(self, made, tmp_path):
@@ -224,7 +224,7 @@ class TestStartedAgain:
         with pytest.raises(DataError, match=r"no file has the key '4' \(1 of 1\)"):
             stored(made, pics, tmp_path / "tok", only=tmp_path / "todo")
         (tmp_path / "todo").write_text("\n")
-        with pytest.raises(DataError, match="names no key"):
+        with pytest.raises(DataError, match=r"names no key"):
             stored(made, pics, tmp_path / "tok", only=tmp_path / "todo")
 
     def test_overwrite_does_all_again(self, made, tmp_path):
@@ -237,7 +237,7 @@ class TestStartedAgain:
 
     def test_one_process_alone_may_forget(self, made, tmp_path, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(ConfigError, match="--overwrite is for one process, and this is one of 2"):
+        with pytest.raises(ConfigError, match=r"--overwrite is for one process, and this is one of 2"):
             stored(made, samples(tmp_path / "in", "a"), tmp_path / "tok", overwrite=True)
 
 
@@ -266,7 +266,7 @@ class TestBad:
     def test_nothing_readable_leaves_nothing(self, made, tmp_path):
         (tmp_path / "in").mkdir()
         (tmp_path / "in/a.npy").write_bytes(b"junk")
-        with pytest.raises(DataError, match="none of the 1 files can be read. The first: .*a.npy"):
+        with pytest.raises(DataError, match=r"none of the 1 files can be read. The first: .*a.npy"):
             stored(made, tmp_path / "in", tmp_path / "up/tok")
         assert not (tmp_path / "up/tok").exists()
 
@@ -301,7 +301,7 @@ class TestBad:
         path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
         for ask in (made.load_tokens, lambda tok: stored(made, pics, tok)):
             with pytest.raises(
-                DataError, match="stored in format 2, and this vqcore reads up to 1. Upgrade vqcore"
+                DataError, match=r"stored in format 2, and this vqcore reads up to 1. Upgrade vqcore"
             ):
                 ask(tmp_path / "tok")
 
@@ -346,7 +346,7 @@ class TestDataset:
                 data[wrong]
         with pytest.raises(IndexError):
             data.batch([7])
-        with pytest.raises(KeyError, match="there are no codes of 'h'"):
+        with pytest.raises(KeyError, match=r"there are no codes of 'h'"):
             data.find("h")
 
     def test_several_modalities_by_key(self, made, tmp_path):
@@ -365,10 +365,10 @@ class TestDataset:
         assert len(shared) == 2 and [shared.key(0), shared.key(1)] == ["b", "d"]
         assert torch.equal(shared.batch([1])["y"], TokenDataset(tmp_path / "three").batch([1]))
         assert shared.find("d") == 1
-        with pytest.raises(KeyError, match="not all stores have codes of 'c'"):
+        with pytest.raises(KeyError, match=r"not all stores have codes of 'c'"):
             shared.find("c")
         stored(made, samples(tmp_path / "none", "q"), tmp_path / "four")
-        with pytest.raises(DataError, match="no key is in all of them"):
+        with pytest.raises(DataError, match=r"no key is in all of them"):
             TokenDataset({"x": tmp_path / "one", "y": tmp_path / "four"}, common=True)
 
 

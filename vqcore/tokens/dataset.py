@@ -23,8 +23,8 @@ class TokenDataset(Dataset[Any]):
 
     `dataset[i]` is `(*grid, q)` int64, of several stores such tensors by label; `dataset.batch(places)`, or
     `dataset[list]`, stacks rows. The order is that of the first store. All stores must have the same keys; with
-    `common` the keys that they share are the data set. Raises `DataError` for a store that is damaged or not complete, and for
-    keys that do not match.
+    `common` the keys that they share are the data set. Raises `DataError` for a store that is damaged or not complete,
+    and for keys that do not match.
     """
 
     def __init__(self, places: Places, *, common: bool = False):

@@ -24,7 +24,7 @@ FAILED = "failed.txt"
 """The files of a complete store that could not be tokenized: a key, a tab and the reason on each line."""
 RESULTS = ("complete", "files", "rows", "failed", "parts", "extras", "shards")
 """What a manifest says when the store is complete."""
-_NOT_COMPARED = (*RESULTS, "versions", "tokenizer")
+_NOT_COMPARED = (*RESULTS, "versions", "tokenizer", "modality")
 
 
 class Shards:
@@ -130,8 +130,9 @@ class Shards:
                 (self.folder / each).unlink(missing_ok=True)
         for name in (MANIFEST, FAILED, *(f"{each}.json" for each in self.names)):
             (self.folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
+        if self.made:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
 
     def _base(self) -> dict[str, Any]:
         """The manifest without results, as it was begun."""
