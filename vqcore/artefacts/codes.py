@@ -18,12 +18,41 @@ from vqcore.data.npy import read_array, read_member
 from vqcore.data.windows import named
 from vqcore.errors import DataError, did_you_mean
 from vqcore.protocols import Coded, RecordCodes
-from vqcore.reading import Each, read_json
+from vqcore.reading import Each, misfit, read_json
 
 MANIFEST = "tokens.json"
 SUFFIXES = (".npy", ".npz")
 FORMAT = 1
 """The version of manifests. It rises when an older vqcore would misread a store."""
+SHARD = {
+    "name": str,
+    "rows": int,
+    "of": int,
+    "failed": [[str]],
+    "extras": [str],
+    "files": Each(str),
+}
+"""What is known of a shard that is done."""
+_CODES = {
+    "fingerprint": str,
+    "dtype": str,
+    "codebook_size": int,
+    "num_codebooks": int,
+    "grid": [int],
+    "size": [int],
+}
+_STORE = {
+    **_CODES,
+    "store": str,
+    "complete": bool,
+    "shards?": [SHARD],
+    "rows?": int,
+    "files?": int,
+    "failed?": int,
+    "extras?": [str],
+    "versions?": Each(str),
+}
+"""The manifest of a store of shards."""
 Codes = np.ndarray | RecordCodes | list[RecordCodes]
 """What a file holds: codes of a sample or of n samples, of a record, or of n records."""
 
@@ -187,12 +216,27 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise DataError(
             f"{path}: these codes are stored in format {version}, and this vqcore reads up to {FORMAT}. Upgrade vqcore."
         )
+    if "store" in found and (wrong := misfit(found, _STORE) or unusable(found)):
+        raise DataError(f"{path}: {wrong}. Take the file from a backup, or tokenize into another folder.")
     if not isinstance(found.get("fingerprint"), str) or not _has_sizes(found):
         raise DataError(
             f"{path} is not a manifest that vqcore tokenize wrote: it lacks fingerprint, grid or size. Move the file "
             "away, or choose another folder."
         )
     return found
+
+
+def unusable(manifest: Mapping[str, Any]) -> str:
+    """What makes a manifest of no use for whoever reads rows; nothing if it is whole."""
+    if wrong := misfit(manifest, _CODES):
+        return wrong
+    if not _has_sizes(manifest) or min(manifest["codebook_size"], manifest["num_codebooks"]) < 1:
+        return "grid, size, codebook_size and num_codebooks must be whole numbers above 0"
+    if (wanted := str(np.min_scalar_type(manifest["codebook_size"] - 1))) != manifest["dtype"]:
+        return f"dtype is {manifest['dtype']}, but {manifest['codebook_size']} codes need {wanted}"
+    names = [Path(name) for shard in manifest.get("shards", ()) for name in (shard["name"], *shard["files"])]
+    outside = [name for name in names if name.is_absolute() or ".." in name.parts]
+    return f"{outside[0]} is no name of a file below the folder" if outside else ""
 
 
 def _has_sizes(manifest: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from vqcore.artefacts.codes import (
     joined,
     other_maker,
     read_manifest,
+    unusable,
 )
 from vqcore.compose.build import component
 from vqcore.errors import DataError, did_you_mean
@@ -45,9 +46,10 @@ class Opened:
     def places(self) -> dict[str, tuple[int, int]]:
         """The first row and the number of rows of each file, by the key of the file, in the order of the rows."""
         found: dict[str, tuple[int, int]] = {}
+        parts = "record" in self.manifest["extras"]
         for place, raw in enumerate(self.rows.keys()):
             key = str(raw.as_buffer(), "utf-8", "surrogateescape")
-            if self.manifest["parts"]:
+            if parts:
                 key = self.rows.extras(place).get("record", key)
             first, count = found.get(key, (place, 0))
             found[key] = first, count + 1
@@ -113,7 +115,7 @@ def complete_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if manifest is None:
         raise DataError(f"{folder}: there is no {MANIFEST} in this folder, so it is no store of codes.")
-    if "store" in manifest and not manifest.get("complete"):
+    if "store" in manifest and not (manifest["complete"] and {"shards", "extras"} <= manifest.keys()):
         raise DataError(
             f"{folder}: this store is not complete. Start the same `vqcore tokenize` command again; it does what is "
             "missing."
@@ -126,5 +128,7 @@ def open_store(folder: Path) -> Opened:
     manifest = complete_manifest(folder)
     store = store_named(manifest.get("store", FOLDER), str(folder / MANIFEST))
     if "store" not in manifest:
-        manifest = {**manifest, "shards": [], "parts": True, "extras": ["record", "row", "start", "extent"]}
+        if wrong := unusable(manifest):
+            raise DataError(f"{folder / MANIFEST}: {wrong}.")
+        manifest = {**manifest, "shards": [], "extras": ["record", "row", "start", "extent"]}
     return Opened(folder, manifest, store.open(folder, manifest))

@@ -121,6 +121,7 @@ class Shard:
     def __init__(self, path: Path, read: Callable[[Path], pa.RecordBatch], rows: int, shape: tuple[int, ...]):
         try:
             self.batch = read(path)
+            self.batch.validate()
             found = tuple(json.loads((self.batch.schema.metadata or {})[_SHAPE]))
             keys, codes = (self.batch.column(name) for name in _OWN)
             raw = codes.values.to_numpy(zero_copy_only=True)

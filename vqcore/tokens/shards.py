@@ -13,16 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vqcore.artefacts.codes import MANIFEST, read_manifest
+from vqcore.artefacts.codes import MANIFEST, SHARD, read_manifest
 from vqcore.errors import DataError, RunError, listed
 from vqcore.files import aside, write_text
 from vqcore.protocols import Coded, Store
-from vqcore.reading import Each, read_json
+from vqcore.reading import read_json
 from vqcore.tokens.store import refuse_other_store
 
 FAILED = "failed.txt"
 """The files of a complete store that could not be tokenized: a key, a tab and the reason on each line."""
-RESULTS = ("complete", "files", "rows", "failed", "parts", "extras", "shards")
+RESULTS = ("complete", "files", "rows", "failed", "extras", "shards")
 """What a manifest says when the store is complete."""
 _NOT_COMPARED = (*RESULTS, "versions", "tokenizer", "modality")
 
@@ -62,14 +62,15 @@ class Shards:
     @property
     def done(self) -> dict[str, dict[str, Any]]:
         """What is known of each shard that is done, by its name."""
-        manifest = read_manifest(self.folder) or {}
-        found = {each["name"]: each for each in manifest.get("shards", ())}
+        notes = {}
         for name in self.names:
-            # Read without asking first: another process may complete the store and remove the notes.
-            if (self.folder / f"{name}.json").is_file():
-                with contextlib.suppress(DataError):
-                    found[name] = read_json(self.folder / f"{name}.json", DataError, Each(None))
-        return found
+            note = self.folder / f"{name}.json"
+            with contextlib.suppress(DataError):  # none, or damaged: then the shard is not done
+                if note.is_file():
+                    notes[name] = read_json(note, DataError, SHARD)
+        # Read after the notes: another process completes the manifest before it removes them.
+        manifest = read_manifest(self.folder) or {}
+        return {each["name"]: each for each in manifest.get("shards", ())} | notes
 
     def write(self, name: str, rows: Sequence[Coded], facts: Mapping[str, Any]) -> None:
         """Write a shard and its note. `facts` are the numbers of files, and those that failed with their reasons."""
@@ -78,7 +79,6 @@ class Shards:
             "name": name,
             "rows": len(rows),
             **facts,
-            "parts": any("record" in row.extras for row in rows),
             "extras": sorted({extra for row in rows for extra in row.extras}),
             "files": {each: sha256(self.folder / each) for each in files},
         }
@@ -106,7 +106,6 @@ class Shards:
             "files": sum(shard["of"] for shard in shards),
             "rows": sum(shard["rows"] for shard in shards),
             "failed": len(failed),
-            "parts": any(shard["parts"] for shard in shards),
             "extras": sorted({extra for shard in shards for extra in shard["extras"]}),
             "shards": shards,
         }

@@ -154,9 +154,9 @@ def stats(folder: Path) -> Use:
     store = open_store(folder)
     size, books = store.manifest["codebook_size"], store.manifest["num_codebooks"]
     positions = int(np.prod(store.manifest["grid"]))
-    if size > _MOST_CODES:
+    if size * books > _MOST_CODES:
         raise DataError(
-            f"{folder}: the codes of a codebook of {size} are not counted; the most is {_MOST_CODES}."
+            f"{folder}: the codes of {books} codebooks of {size} are not counted; the most is {_MOST_CODES} in all."
         )
     per_place = size * positions * books <= _MOST_CODES
     counts = np.zeros((positions if per_place else 1, books, size), np.int64)
