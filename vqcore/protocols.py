@@ -1293,21 +1293,6 @@ class Store(Protocol):
 
 
 @runtime_checkable
-class OneFileEach(Protocol):
-    """A store that keeps what comes from one file in one file, whose path without suffix is the key of the row.
-
-    vqcore then asks the folder what is done, and not a list of shards.
-    """
-
-    one_file_each: Literal[True]
-
-
-def one_file_each(store: Any) -> bool:
-    """Does a store keep a file for each file? Default: no, shards."""
-    return bool(getattr(store, "one_file_each", False))
-
-
-@runtime_checkable
 class Text(Protocol):
     """A text tokenizer. Built as `Class(cfg)`. Ids lie in `[0, vocab_size)`; a text's ids do not depend on the others.
 
@@ -1438,7 +1423,6 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
     ),
     "reader": (NamesParts,),
     "data": (LeavesOut,),
-    "store": (OneFileEach,),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "format": (ReadsTokenizers, ReadsConfigs, WritesTokenizers, Publishes),
 }

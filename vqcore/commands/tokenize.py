@@ -3,13 +3,12 @@
 import argparse
 from typing import Any
 
-from vqcore.artefacts.stored import store_named
+from vqcore.artefacts.stored import FOLDER, store_named
 from vqcore.assembly import pick_device
 from vqcore.commands.loading import again, load_named
 from vqcore.console import command, say
 from vqcore.errors import ConfigError
 from vqcore.files import local
-from vqcore.protocols import one_file_each
 from vqcore.tokens.passes import parse_size, parse_stride, tokenize_folder
 from vqcore.tokens.sharded import SHARD_SIZE, tokenize_shards
 from vqcore.tokens.shards import FAILED
@@ -17,7 +16,8 @@ from vqcore.tokens.shards import FAILED
 
 def run(args: argparse.Namespace) -> int:
     """Tokenize a folder or a file. What is done already is left alone; unreadable files are named."""
-    in_files = one_file_each(store_named(args.store, "--store"))
+    store_named(args.store, "--store")  # a name that is wrong costs no loading
+    in_files = args.store == FOLDER
     if in_files and (args.only or args.shard_size):
         flag = "--only" if args.only else "--shard-size"
         raise ConfigError(

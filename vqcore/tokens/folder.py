@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +27,6 @@ OF_A_FOLDER = (
 
 class Folder:
     """One `.npy` or `.npz` a file. Of the extras of a row it keeps the places in the file, and nothing else."""
-
-    one_file_each: Literal[True] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Base):

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from vqcore.artefacts.stored import Opened, complete_manifest, open_store, store_named
+from vqcore.artefacts.stored import FOLDER, Opened, complete_manifest, open_store, store_named
 from vqcore.console import ProgressLine
 from vqcore.errors import DataError, RunError, cause
-from vqcore.protocols import Coded, one_file_each
+from vqcore.protocols import Coded
 from vqcore.tokens.dataset import aligned
 from vqcore.tokens.passes import refuse_file
 from vqcore.tokens.sharded import SHARD_SIZE
@@ -37,7 +37,7 @@ def convert(source: Path, target: Path, store: str) -> int:
     names, pieces = _pieces(found)
     try:
         with ProgressLine("convert", len(found.rows), unit="row") as line:
-            if one_file_each(made):
+            if store == FOLDER:
                 for number, (first, stop) in enumerate(pieces):
                     made.write(target, names[number], _rows(found, first, stop), base)
                     line.update(stop)
