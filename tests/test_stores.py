@@ -313,6 +313,8 @@ def test_the_command_line(tmp_path, capsys):
     assert "0 written, 2 existed already" in capsys.readouterr().out
     assert main(["decode", run, *there]) == 0
     assert set(contents(Path(there[1]))) == {"a.npy", "b/c.npy"}
+    assert main(["decode", run, f"{there[0]}/shard-00000.arrow", f"{there[1]}-2"]) == 2
+    assert f"is a part of a store. Give the folder of the store: {there[0]}." in capsys.readouterr().err
     for more, says in (
         (["--store", "arow"], "--store: vqcore 0.1.0 has no store of codes 'arow'. Did you mean 'arrow'"),
         (["--store", "folder", "--only", "x"], "--only is for stores of shards"),

@@ -60,6 +60,6 @@ def run(args: argparse.Namespace) -> int:
         f"codes     {args.output}  (grid {' x '.join(map(str, tokenizer.grid(size)))}, q {tokenizer.num_codebooks})"
     )
     if done.failed and not in_files:
-        say(f"failed    {target / FAILED}: mend the files, then add --only {command(target / FAILED)}")
+        say(f"failed    {target / FAILED}: mend the files, then give the same command --only with this file")
     say(f"next      {command('decode', args.run, args.output, 'rebuilt', *again(args))}")
     return 0

@@ -259,6 +259,8 @@ class _Held:
 
 def _held_by(tokenizer: Tokenizer, source: Path, force: bool) -> _Held:
     """The codes of a store, or in the files below a folder. Raises `DataError` for those of another tokenizer."""
+    if source.is_file() and source.suffix not in SUFFIXES and store_of(source.parent):
+        raise DataError(f"{source} is a part of a store. Give the folder of the store: {source.parent}.")
     if store_of(source):
         store = open_store(source)
         _check_makers(tokenizer, source, {source: store.manifest}, force)
