@@ -291,6 +291,9 @@ class TestBad:
         victim.unlink()
         with pytest.raises(DataError, match=r"shard-00001\.arrow"):
             made.load_tokens(tmp_path / "tok")
+        os.mkfifo(victim)
+        with pytest.raises(DataError, match=r"shard-00001\.arrow: is a device or a pipe, no file"):
+            made.load_tokens(tmp_path / "tok")
 
     def test_a_newer_store_is_refused(self, made, tmp_path):
         pics = samples(tmp_path / "in", "a")

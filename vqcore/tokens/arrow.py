@@ -20,6 +20,7 @@ from vqcore.config import Config as Base
 from vqcore.errors import DataError, did_you_mean, first_line
 from vqcore.files import aside
 from vqcore.protocols import Coded
+from vqcore.reading import size_of
 
 SUFFIX = ".arrow"
 _SHAPE, _JSON = b"shape", {b"json": b"1"}
@@ -119,6 +120,7 @@ class Shard:
     """One shard, as `read` gives it. Raises `DataError` for a file that is missing, cut off or of something else."""
 
     def __init__(self, path: Path, read: Callable[[Path], pa.RecordBatch], rows: int, shape: tuple[int, ...]):
+        size_of(path, DataError)  # a pipe would be waited for
         try:
             self.batch = read(path)
             self.batch.validate()
