@@ -66,12 +66,16 @@ def test_from_photographs_to_a_used_tokenizer(photos, capsys):
     (photos / "train/broken.png").write_bytes(b"no picture")
     assert main(["tokenize", run, str(photos / "train"), str(photos / "tokens"), "--batch-size", "3"]) == 0
     assert "7 written, 0 existed already, 1 unreadable" in capsys.readouterr().out
-    codes = np.load(photos / "tokens/deep/er/grey.npy")
-    assert codes.shape == (4, 4, 1) and codes.dtype == np.uint8
+    codes = Tokenizer.load(run).load_tokens(photos / "tokens")
+    assert codes["deep/er/grey"].shape == (4, 4, 1)
     manifest = json.loads((photos / "tokens/tokens.json").read_text())
     assert manifest["fingerprint"] == Tokenizer.load(run).fingerprint and manifest["grid"] == [4, 4]
-    assert main(["tokenize", run, str(photos / "train"), str(photos / "tokens")]) == 0
-    assert "0 written, 7 existed already" in capsys.readouterr().out
+    assert manifest["dtype"] == "uint8" and manifest["rows"] == 7
+    assert main(["tokenize", run, str(photos / "train"), str(photos / "tokens"), "--batch-size", "3"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "0 written, 7 existed already, 1 unreadable" in said and "tokens/failed.txt: mend the files" in said
+    )
 
     assert main(["decode", run, str(photos / "tokens"), str(photos / "rebuilt")]) == 0
     assert len(list((photos / "rebuilt").rglob("*.png"))) == 7
@@ -82,14 +86,14 @@ def test_from_photographs_to_a_used_tokenizer(photos, capsys):
 
     assert main(["export", run, str(photos / "made")]) == 0
     assert main(["tokenize", str(photos / "made"), str(photos / "train/p0.png"), str(photos / "one")]) == 0
-    assert np.array_equal(np.load(photos / "one/p0.npy"), np.load(photos / "tokens/p0.npy"))
+    assert np.array_equal(Tokenizer.load(run).load_tokens(photos / "one")["p0"], codes["p0"])
 
 
 def test_other_sizes(photos):
     assert main(["train", str(photo_tree(photos))]) == 0
     run = str(photos / "run")
     assert main(["tokenize", run, str(photos / "train"), str(photos / "wide"), "--size", "16x24"]) == 0
-    assert np.load(photos / "wide/p0.npy").shape == (4, 6, 1)
+    assert Tokenizer.load(run).load_tokens(photos / "wide")["p0"].shape == (4, 6, 1)
     assert main(["decode", run, str(photos / "wide"), str(photos / "rebuilt")]) == 0
     with Image.open(photos / "rebuilt/p0.png") as rebuilt:
         assert rebuilt.size == (24, 16)

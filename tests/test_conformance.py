@@ -69,6 +69,25 @@ class TestArrayFile(conformance.DataConformance):
         return {"path": str(folder / "train.npy"), "eval_path": str(folder / "eval.npz")}
 
 
+# Stores
+
+
+class TestArrow(conformance.StoreConformance):
+    component = "arrow"
+
+
+class TestParquet(conformance.StoreConformance):
+    component = "parquet"
+
+
+class TestFolderStore(conformance.StoreConformance):
+    component = "folder"
+    waived: ClassVar = {
+        "extras": "a .npy has no room for them",
+        "missing": "the files that are there are the store",
+    }
+
+
 # Metrics
 
 

@@ -143,7 +143,10 @@ def test_the_script_on_a_trained_run(script, tmp_path, capsys, scaled):
     assert after < before if scaled is None else after > before
 
     tokenizer = Tokenizer.load(tmp_path / "run")
-    assert main(["tokenize", words[0], words[1], str(tmp_path / "plain"), "--size", "16"]) == 0
+    assert (
+        main(["tokenize", words[0], words[1], str(tmp_path / "plain"), "--size", "16", "--store", "folder"])
+        == 0
+    )
     manifests = [json.loads((tmp_path / name / "tokens.json").read_text()) for name in ("better", "plain")]
     assert manifests[0] == manifests[1]
     gained = 0

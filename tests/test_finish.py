@@ -168,8 +168,10 @@ def test_tokens_of_features_from_files_of_pictures(photos):
     vqcore(photos, "eval", run)
     report = json.loads((run / "eval.json").read_text())
     assert all(np.isfinite(value) for value in report["results"][0]["metrics"].values())
-    vqcore(photos, "tokenize", run, photos / "rgb", tokens, "--batch-size", "5")
-    vqcore(photos, "tokenize", run, photos / "rgb", photos / "alone", "--batch-size", "1")
+    vqcore(photos, "tokenize", run, photos / "rgb", tokens, "--batch-size", "5", "--store", "folder")
+    vqcore(
+        photos, "tokenize", run, photos / "rgb", photos / "alone", "--store", "folder", "--batch-size", "1"
+    )
     for number in range(8):
         together = np.load(tokens / f"{number}.npy")
         assert together.shape == (2, 2, 1) and np.array_equal(

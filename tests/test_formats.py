@@ -252,7 +252,7 @@ def test_out_and_in_again_the_codes_are_equal(here, tmp_path, capsys):
     assert f"next      vqcore eval {tmp_path / 'back'} data.eval_path=FOLDER" in capsys.readouterr().out
     names = ("run", str(tmp_path / "back"), BOX)
     for number, name in enumerate(names):
-        assert main(["tokenize", name, "in", str(tmp_path / f"tokens{number}")]) == 0
+        assert main(["tokenize", name, "in", str(tmp_path / f"tokens{number}"), "--store", "folder"]) == 0
     ours, *others = (codes(tmp_path / f"tokens{number}") for number in range(len(names)))
     assert len(ours) == 3
     for theirs in others:

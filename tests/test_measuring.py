@@ -498,7 +498,7 @@ def test_tokenize_and_decode_take_a_precision(tmp_path, capsys):
     argv = ["tokenize", str(tmp_path / "run"), str(tmp_path / "x"), str(tmp_path / "tokens")]
     assert main([*argv, "--precision", "bf16"]) == 0
     assert main(argv) == 2
-    assert "holds other codes (different: precision)" in capsys.readouterr().err
+    assert "holds other codes (different: precision bf16 there, fp32 here)" in capsys.readouterr().err
     assert (
         main(
             [

@@ -11,6 +11,7 @@ from toys import run_config, tokenizer_of, toy  # noqa: F401
 
 from vqcore.errors import DataError
 from vqcore.tokens.passes import tokenize_folder
+from vqcore.tokens.sharded import tokenize_shards
 
 pytestmark = pytest.mark.usefixtures("toy")
 PAGE = Path(__file__).parents[1] / "docs" / "train-on-tokens.md"
@@ -99,7 +100,7 @@ def test_the_page_about_training_on_tokens_runs(tokenizer, tmp_path, monkeypatch
     for number in range(12):
         photo(number).save(tmp_path / f"photos/{number}.png")
     tokenizer.save(tmp_path / "my-tokenizer")
-    tokenize_folder(tokenizer, tmp_path / "photos", tmp_path / "tokens", size=(8, 8))
+    tokenize_shards(tokenizer, tmp_path / "photos", tmp_path / "tokens", size=(8, 8))
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     code = "\n".join(blocks).replace("range(2000)", "range(20)")

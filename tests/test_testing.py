@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Annotated, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from einops import rearrange, repeat
@@ -412,43 +413,45 @@ class Reader:
             raise DataError(str(error)) from error
 
 
-class Writer:
-    def __init__(self, folder, manifest):
-        self.folder, self.manifest, self.lines = folder, manifest, []
-
-    def add(self, key, codes, extras):
-        self.lines.append((key, codes.tolist(), extras))
-
-    def close(self):
-        self.folder.mkdir()
-        (self.folder / "codes.json").write_text(json.dumps([self.manifest, self.lines]))
-
-
 class Stored:
-    def __init__(self, manifest, lines):
-        self.manifest, self.lines = manifest, lines
+    def __init__(self, lines):
+        self.lines = lines
 
     def __len__(self):
         return len(self.lines)
 
-    def line(self, index):
-        return {line[0]: line for line in self.lines}[index] if isinstance(index, str) else self.lines[index]
+    def line(self, place):
+        return self.lines[place]
 
-    def __getitem__(self, index):
-        key, codes, _ = self.line(index)
-        return key, np.array(codes)
+    def codes(self, place):
+        return np.array(self.line(place)[1])
 
-    def extras(self, index):
-        return self.line(index)[2]
+    def key(self, place):
+        return self.line(place)[0]
+
+    def extras(self, place):
+        return self.line(place)[2]
+
+    def find(self, key):
+        return {line[0]: place for place, line in enumerate(self.lines)}[key]
+
+    def many(self, places):
+        return np.stack([self.codes(place) for place in places])
+
+    def keys(self):
+        return pa.array([line[0].encode() for line in self.lines])
 
 
 class Store:
-    def write(self, folder, manifest):
-        return Writer(folder, manifest)
+    def write(self, folder, shard, rows, manifest):
+        lines = [(row.key, row.codes.tolist(), row.extras) for row in rows]
+        (folder / f"{shard}.json").write_text(json.dumps(lines))
+        return [f"{shard}.json"]
 
-    def open(self, folder):
+    def open(self, folder, manifest):
+        names = [name for shard in manifest["shards"] for name in shard["files"]]
         try:
-            return Stored(*json.loads((folder / "codes.json").read_text()))
+            return Stored([line for name in names for line in json.loads((folder / name).read_text())])
         except (OSError, ValueError) as error:
             raise DataError(str(error)) from error
 
@@ -1077,7 +1080,28 @@ class Renaming(Data):
 def stored(**members):
     """A store whose opened folder is odd."""
     odd = variant(Stored, **members)
-    return variant(Store, open=lambda self, folder: odd(*vars(Store.open(self, folder)).values()))
+    return variant(Store, open=lambda self, folder, manifest: odd(Store.open(self, folder, manifest).lines))
+
+
+TICKS = iter(range(1000))
+
+
+def careless_open(self, folder, manifest):
+    return Stored(
+        [
+            line
+            for shard in manifest["shards"]
+            for line in json.loads((folder / shard["files"][0]).read_text())
+        ]
+    )
+
+
+def numbered_write(self, folder, shard, rows, manifest):
+    """Bytes that a clock decides."""
+    Store.write(self, folder, shard, rows, manifest)
+    path = folder / f"{shard}.json"
+    path.write_text(path.read_text() + " " * next(TICKS))
+    return [path.name]
 
 
 def spelt(encode=lambda found: found, decode=lambda found: found):
@@ -1541,18 +1565,23 @@ BAD = [
     (reader, variant(Reader, read=crashing_reader), "damage law: a damaged file .* raises ValueError"),
     (reader, variant(Reader, read=lambda s, path: SAMPLE), "damage law: read takes a damaged file"),
     # store
-    (checks.check_store, stored(__len__=lambda s: 2), "length law: 3 samples were added, 2 come back"),
-    (checks.check_store, variant(Store, write=lambda s, f, m: Writer(f, {})), "manifest law"),
-    (checks.check_store, stored(__getitem__=lambda s, i: ("b/2", Stored.__getitem__(s, i)[1])), "key law: sample 2"),
-    (checks.check_store, stored(__getitem__=lambda s, i: (s.line(i)[0], Stored.__getitem__(s, i)[1].astype(np.uint16))),
-     "codes law: the codes of 0 changed, uint16"),
-    (checks.check_store, stored(extras=lambda s, i: {}), "extras law"),
-    (checks.check_store, stored(line=lambda s, i: {line[0]: line for line in s.lines}.get(i) if isinstance(i, str)
-                                else s.lines[i]), "bounds law: 'nothing' raises TypeError, not KeyError"),
-    (checks.check_store, stored(line=lambda s, i: {line[0]: line for line in s.lines}[i] if isinstance(i, str)
-                                else s.lines[i % 3]), "bounds law: there is a sample 3"),
-    (checks.check_store, variant(Store, open=lambda s, f: Stored(*json.loads((f / "codes.json").read_text()))),
-     "damage law: an empty folder raises FileNotFoundError"),
+    (checks.check_store, variant(Store, write=lambda s, f, n, rows, m: [*Store.write(s, f, n, rows, m), "more"]),
+     "files law: write names .'more'"),
+    (checks.check_store, stored(__len__=lambda s: 2), "length law: 6 rows were written, 2 come back"),
+    (checks.check_store, stored(key=lambda s, i: s.line(i) and "a/1"), "key law: row 2 has the key 'a/1'"),
+    (checks.check_store, stored(find=lambda s, key: Stored.find(s, key) and 1),
+     "key law: 'a/2#1' is found at 1, not 2"),
+    (checks.check_store, stored(codes=lambda s, i: Stored.codes(s, i).astype(np.uint16)),
+     "codes law: the codes of row 2 changed, uint16"),
+    (checks.check_store, stored(keys=lambda s: Stored.keys(s)[1:]), "keys law: keys gives"),
+    (checks.check_store, stored(many=lambda s, places: Stored.many(s, sorted(places))), "many law"),
+    (checks.check_store, stored(extras=lambda s, i: {}), "extras law: the extras of row 2 are {}"),
+    (checks.check_store, stored(find=lambda s, key: [line[0] for line in s.lines].index(key)),
+     "bounds law: 'nothing' raises ValueError, not KeyError"),
+    (checks.check_store, stored(line=lambda s, i: s.lines[i % 6]), "bounds law: there is a row 6"),
+    (checks.check_store, variant(Store, write=numbered_write), "bytes law: equal rows"),
+    (checks.check_store, variant(Store, open=careless_open),
+     "damage law: a file that is cut off raises JSONDecodeError"),
     # text
     (text, spelt(lambda ids: ids[:1]), "length law: 3 texts have 1 lists"),
     (text, spelt(lambda ids: [[300] * len(one) for one in ids]), "range law: \\[300\\] is no id below vocab_size=256"),

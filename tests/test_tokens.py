@@ -17,12 +17,13 @@ from vqcore import files
 from vqcore.cli import main
 from vqcore.errors import DataError, RunError
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens import passes
+from vqcore.tokens import store
 from vqcore.tokens.passes import decode_folder, tokenize_folder
 from vqcore.trainer import train
 
 pytestmark = pytest.mark.usefixtures("toy")
 BYTES = os.fsdecode(b"caf\xe9")
+FOLDER = ("--store", "folder")
 HERE = Path(__file__).resolve().parent
 
 
@@ -155,7 +156,7 @@ def test_what_is_left_out_is_counted_and_said(made, tmp_path, capsys):
     os.mkfifo(pics / "pipe.npy")
     for name in ("n.txt", "m.TXT", ".hidden.npy", "README"):
         (pics / name).touch()
-    assert main(["tokenize", str(tmp_path / "run"), str(pics), str(tmp_path / "tok")]) == 0
+    assert main(["tokenize", str(tmp_path / "run"), str(pics), str(tmp_path / "tok"), *FOLDER]) == 0
     said = capsys.readouterr().out
     assert "3 written, 0 existed already, 2 unreadable" in said
     left = next(line for line in said.splitlines() if line.startswith("left out: "))
@@ -182,7 +183,7 @@ def test_names_that_are_no_utf8_go_all_the_way(tmp_path, capsys):
     assert main(["eval", run]) == 0
     assert main(["report", run]) == 0
     (tmp_path / "run/report.html").read_text(encoding="utf-8")
-    assert main(["tokenize", run, str(tmp_path / "in"), str(tmp_path / "tok")]) == 0
+    assert main(["tokenize", run, str(tmp_path / "in"), str(tmp_path / "tok"), *FOLDER]) == 0
     assert main(["decode", run, str(tmp_path / "tok"), str(tmp_path / "out")]) == 0
     assert below(tmp_path / "out") == below(tmp_path / "in")
 
@@ -195,7 +196,7 @@ class TestTheSystemSaysNo:
     def test_every_verb_that_writes(self, made, tmp_path, monkeypatch, capsys, code):
         samples(tmp_path / "in", "a", "b/c")
         run = str(tmp_path / "run")
-        assert main(["tokenize", run, str(tmp_path / "in"), str(tmp_path / "tok")]) == 0
+        assert main(["tokenize", run, str(tmp_path / "in"), str(tmp_path / "tok"), *FOLDER]) == 0
         capsys.readouterr()
         before = below(tmp_path)
 
@@ -205,6 +206,10 @@ class TestTheSystemSaysNo:
         monkeypatch.setattr(files, "_flush", refuse)
         for argv, path in (
             (["tokenize", run, str(tmp_path / "in"), str(tmp_path / "new/er")], "new/er/tokens.json"),
+            (
+                ["tokenize", run, str(tmp_path / "in"), str(tmp_path / "new/er"), *FOLDER],
+                "new/er/tokens.json",
+            ),
             (["decode", run, str(tmp_path / "tok"), str(tmp_path / "out/er")], "out/er/a.npy"),
             (["eval", run, "--json", str(tmp_path / "e.json")], "e.json"),
             (["report", run], "run/report.html"),
@@ -220,7 +225,7 @@ class TestTheSystemSaysNo:
 
     def test_no_room_in_the_middle_keeps_what_is_whole(self, made, tmp_path, monkeypatch):
         samples(tmp_path / "in", *"abcd")
-        real = passes.save_array
+        real = store.save_array
 
         def save(path, array):
             if path.stem == "c":
@@ -228,7 +233,7 @@ class TestTheSystemSaysNo:
             real(path, array)
 
         with monkeypatch.context() as patch:
-            patch.setattr(passes, "save_array", save)
+            patch.setattr(store, "save_array", save)
             with pytest.raises(
                 RunError, match=r"c\.npy cannot be written: No space left.*2 files were written"
             ):

@@ -526,7 +526,7 @@ def test_foreign_weights_are_trained_on_written_and_read_again(tmp_path):
     codes = []
     for number, name in enumerate(names):
         run, tokens = name if ":" in name else str(tmp_path / name), tmp_path / f"tokens{number}"
-        assert main(["tokenize", run, files, str(tokens)]) == 0
+        assert main(["tokenize", run, files, str(tokens), "--store", "folder"]) == 0
         codes.append(np.stack(list(arrays(tokens).values())))
     base, of_box, new, *back = codes
     assert np.array_equal(base, of_box) and all(np.array_equal(new, other) for other in back)

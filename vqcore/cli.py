@@ -83,7 +83,23 @@ def _report(parser: argparse.ArgumentParser) -> None:
 def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument("input", help="a folder (searched at any depth) or one file")
-    parser.add_argument("output", help="folder for the codes: one file per sample, and tokens.json")
+    parser.add_argument(
+        "output", help="folder for the codes: shards, or a file for each file, and tokens.json"
+    )
+    parser.add_argument(
+        "--store",
+        default="arrow",
+        help="layout of the codes: arrow (default), parquet, folder (a .npy for each file), or that of a plugin",
+    )
+    parser.add_argument(
+        "--shard-size", type=_count, help="files in one shard, which is done or not done (default 4096)"
+    )
+    parser.add_argument(
+        "--only", metavar="FILE", help="do the shards again that hold the keys in FILE, e.g. failed.txt"
+    )
+    parser.add_argument(
+        "--workers", type=_number, default=1, help="threads that read files ahead (default 1; 0: none)"
+    )
     parser.add_argument("--size", help="size to tokenize at, e.g. 256 or 256x192 (default: the nominal size)")
     parser.add_argument(
         "--stride",
@@ -98,7 +114,7 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
 
 def _decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help=RUN_HELP)
-    parser.add_argument("tokens", help="a folder that `vqcore tokenize` wrote, or one file of codes")
+    parser.add_argument("tokens", help="a store that `vqcore tokenize` wrote, or one .npy or .npz of codes")
     parser.add_argument("output", help="folder for the decoded files")
     parser.add_argument(
         "overrides",
@@ -113,6 +129,18 @@ def _decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="decode tokens of another tokenizer too")
     _batches(parser)
     _borrowing(parser)
+
+
+def _tokens(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        choices=("convert", "verify", "stats"),
+        help="convert: copy a store into another layout; verify: checksums, ranges, and whether several stores have "
+        "the same keys; stats: use of the codebook",
+    )
+    parser.add_argument("folders", nargs="+", help="stores of codes; for convert: a store and a new folder")
+    parser.add_argument("--store", help="convert: the new layout: arrow (default), parquet, folder")
+    parser.add_argument("--json", action="store_true", help="stats: print all numbers as JSON")
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
@@ -214,6 +242,13 @@ def _pickles(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _number(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
+
+
 def _count(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -267,6 +302,9 @@ VERBS = {
         "turn codes back into files",
         "vqcore decode runs/quickstart tokens/pictures rebuilt --seed 7",
         _decode,
+    ),
+    "tokens": Verb(
+        "copy, check and count stores of codes", "vqcore tokens verify tokens/rgb tokens/depth", _tokens
     ),
     "export": Verb(
         "write a tokenizer without its run: weights, config and model card",

@@ -55,6 +55,25 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def share() -> tuple[int, int]:
+    """Which of how many processes this is that share a work without talking to each other.
+
+    It counts those of torchrun, or those of a step of Slurm, and times them the tasks of a Slurm array.
+    """
+
+    def number(name: str, default: int) -> int:
+        return int(os.environ.get(name, default))
+
+    if "WORLD_SIZE" in os.environ:
+        own, size = number("RANK", 0), number("WORLD_SIZE", 1)
+    else:  # SLURM_NTASKS also stands where one process runs alone, outside srun
+        size = number("SLURM_STEP_NUM_TASKS", 1)
+        own = number("SLURM_PROCID", 0) if size > 1 else 0
+    step = number("SLURM_ARRAY_TASK_STEP", 1)
+    task = (number("SLURM_ARRAY_TASK_ID", 0) - number("SLURM_ARRAY_TASK_MIN", 0)) // step
+    return task * size + own, number("SLURM_ARRAY_TASK_COUNT", 1) * size
+
+
 def sum_(tensor: Tensor) -> Tensor:
     """Sum over all processes, in place."""
     if world_size() > 1:

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from PIL import Image
 from torch import Tensor, nn
 
@@ -258,6 +258,20 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Coded:
+    """A row of a store: a key that no other row has, codes, and what else is known of it, as JSON values by name.
+
+    A row that is one of several from one file has the extra `record`, the key of the file; `row`, if the file holds
+    several samples; `start`, where its window begins, and `extent`, that of the whole as decoded, if it is a window.
+    Rows of one file stand next to each other.
+    """
+
+    key: str
+    codes: Integer[np.ndarray, "*grid q"]
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RecordCodes:
     """The codes of a whole record: one row for each window. `start` is where a window begins, in positions.
 
@@ -265,7 +279,7 @@ class RecordCodes:
     whole: there they were filled up.
     """
 
-    codes: Int[np.ndarray, "w *grid q"]
+    codes: Integer[np.ndarray, "w *grid q"]
     start: Int[np.ndarray, "w r"]
     extent: tuple[int, ...]
     size: tuple[int, ...]
@@ -1291,42 +1305,47 @@ def published(format_: Any) -> tuple[Published, ...]:
 
 
 @runtime_checkable
-class StoreWriter(Protocol):
-    """Writes codes, sample by sample. Nobody reads the folder before `close`."""
-
-    def add(self, key: str, codes: Int[np.ndarray, "*grid q"], extras: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-@runtime_checkable
 class StoredCodes(Protocol):
-    """Codes in a folder, in the order in which they were added. A sample is a pair of its key and its codes.
+    """The rows of a store, in the order of the shards in which they were written.
 
-    `self[index]` takes a place (`IndexError` beyond the last) or a key (`KeyError` for an unknown one).
+    `codes` and `key` are those of the row at a place (`IndexError` beyond the last), `extras` those of `Coded`.
+    `find` is the place of a key (`KeyError` for an unknown one). `many` stacks the codes of rows. `keys` are the keys
+    of all rows as an Arrow array, or chunked array, of bytes (UTF-8 with surrogateescape). Codes have the integer type
+    that the store keeps, and may be views of a file that must not be changed.
     """
-
-    manifest: Mapping[str, Any]
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int | str) -> tuple[str, Int[np.ndarray, "*grid q"]]: ...
+    def codes(self, place: int) -> Integer[np.ndarray, "*grid q"]: ...
 
-    def extras(self, index: int | str) -> Mapping[str, Any]: ...
+    def key(self, place: int) -> str: ...
+
+    def extras(self, place: int) -> Mapping[str, Any]: ...
+
+    def find(self, key: str) -> int: ...
+
+    def many(self, places: Int[np.ndarray, " n"]) -> Integer[np.ndarray, "n *grid q"]: ...
+
+    def keys(self) -> Any: ...
 
 
 @runtime_checkable
 class Store(Protocol):
-    """A layout of codes on disk. Built as `Class(cfg)`.
+    """A layout of codes on disk. Built as `Class(cfg)`. It keeps rows (`Coded`) in shards; vqcore keeps the manifest.
 
-    `write` makes a new folder, or fills an empty one. `manifest` and the extras of a sample are JSON values. Codes come
-    back with their shape and their values. `open` raises `DataError` for a folder that is no complete store of this
-    layout.
+    `write` writes one shard below a folder, each file aside and then renamed (`vqcore.files.aside`), so that nobody
+    meets half of one; it returns their paths relative to the folder. Shards have names that are in order and fit in a
+    file name. Equal rows give equal bytes, and replace what the shard held before. `manifest` says `grid`, `size`,
+    `num_codebooks`, `codebook_size` and `dtype`, the smallest type that holds every code. `open` gives the rows of the
+    shards that `manifest["shards"]` lists, each with its `name`, its number of `rows` and its `files`, names relative
+    to the folder. It raises `DataError`, with the path, for a file that is missing, cut off or of something else.
     """
 
-    def write(self, folder: Path, manifest: Mapping[str, Any]) -> StoreWriter: ...
+    def write(
+        self, folder: Path, shard: str, rows: Sequence[Coded], manifest: Mapping[str, Any]
+    ) -> Sequence[str]: ...
 
-    def open(self, folder: Path) -> StoredCodes: ...
+    def open(self, folder: Path, manifest: Mapping[str, Any]) -> StoredCodes: ...
 
 
 @runtime_checkable

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from vqcore.artefacts import hub
 from vqcore.artefacts.card import model_card
-from vqcore.artefacts.codes import CodeShape, TokenFiles
+from vqcore.artefacts.codes import Codes, CodeShape, TokenFiles
 from vqcore.artefacts.folder import (
     CARD,
     CONFIG,
@@ -43,6 +43,7 @@ from vqcore.artefacts.folder import (
 from vqcore.artefacts.formats import read_foreign
 from vqcore.artefacts.provenance import ORIGIN, provenance_of, read_config, with_places, without_places
 from vqcore.artefacts.resolve import resolve
+from vqcore.artefacts.stored import Records, open_store, store_of
 from vqcore.borrowed import Lender, borrowed_prefixes, weights_of
 from vqcore.compose.describe import dump
 from vqcore.config import Config, deciding, portable
@@ -433,13 +434,14 @@ class Tokenizer(nn.Module):
                 whole.add(part, low)
         return whole.mean.unsqueeze(0)
 
-    def load_tokens(self, folder: str | Path) -> TokenFiles:
-        """The codes that `vqcore tokenize` wrote into a folder, by key; each file is read when asked for.
+    def load_tokens(self, folder: str | Path) -> Mapping[str, Codes]:
+        """The codes that `vqcore tokenize` wrote into a folder, by the key of the file; read when asked for.
 
         A value is `(*grid, q)` int64, or `RecordCodes` where records were cut into windows. Raises `DataError` if
         another tokenizer made them.
         """
-        found = TokenFiles(local(folder), self.code_shape)
+        place = local(folder)
+        found = Records(open_store(place)) if store_of(place) else TokenFiles(place, self.code_shape)
         found.check_maker(self.fingerprint)
         return found
 

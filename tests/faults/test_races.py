@@ -17,7 +17,8 @@ MEETING = {
     "eval": "vqcore.files:_flush",
     "eval-json": "vqcore.files:_flush",
     "report": "vqcore.files:_flush",
-    "tokenize": "vqcore.tokens.store:Claims.write",
+    "tokenize": "vqcore.files:_flush",
+    "tokenize-folder": "vqcore.tokens.store:Claims.write",
     "decode": "vqcore.files:_flush",
     "decode-png": "vqcore.files:_flush",
     "export": "vqcore.files:_rename_folder",
@@ -83,8 +84,8 @@ def test_two_tokenizers_do_not_share_a_folder(world, tmp_path):
     ended = race(
         here,
         "vqcore.tokens.store:Claims.write",
-        ("tokenize", "run", "in", "out"),
-        ("tokenize", "other", "in", "out"),
+        ("tokenize", "run", "in", "out", "--store", "folder"),
+        ("tokenize", "other", "in", "out", "--store", "folder"),
     )
     assert sorted(status for status, _, _ in ended) == [0, 2], ended
     loser = next(err for status, _, err in ended if status == 2)

@@ -30,7 +30,8 @@ PHASES = {
 """Of training: where it is disturbed, and by which signals."""
 OTHERS = {
     "resume": ("vqcore.run.folder:cut_metrics", (KILL,)),
-    "tokenize": ("vqcore.files:_flush", (INT, TERM, KILL)),
+    "tokenize": ("vqcore.tokens.shards:Shards.write", (INT, TERM, KILL)),
+    "tokenize-folder": ("vqcore.files:_flush", (INT, TERM, KILL)),
     "decode": ("vqcore.files:_flush", (INT, KILL)),
     "export": ("vqcore.artefacts.card:model_card", (INT, TERM, KILL)),
     "export-format": ("vqcore.files:_flush", (KILL,)),

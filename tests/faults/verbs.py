@@ -54,7 +54,14 @@ VERBS = (
         "eval-json", ("eval", "run", "--json", "made/eval.json"), "made", "made/eval.json", "made/eval.json"
     ),
     Verb("report", ("report", "run"), "run", "run/report.html", "run/report.html"),
-    Verb("tokenize", ("tokenize", "run", "in", "out"), "out", "out/a.npy", "out/c.npy"),
+    Verb("tokenize", ("tokenize", "run", "in", "out"), "out", "out/tokens.json", "out/shard-00000.arrow"),
+    Verb(
+        "tokenize-folder",
+        ("tokenize", "run", "in", "out", "--store", "folder"),
+        "out",
+        "out/a.npy",
+        "out/c.npy",
+    ),
     Verb("decode", ("decode", "run", "tokens", "out"), "out", "out/a.npy", "out/c.npy"),
     Verb("decode-png", ("decode", "pictures", "codes", "out"), "out", "out/a.png", "out/c.png"),
     Verb("export", ("export", "run", "out"), "out", "out", "out/model.safetensors"),

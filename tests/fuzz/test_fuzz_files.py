@@ -224,6 +224,8 @@ BY_SUFFIX: dict[str, tuple[Callable[[Path, random.Random], None], ...]] = {
     ".yaml": (value, value, value, hostile_yaml, hostile_yaml, deep, cut),
     ".npy": (header, header, header),
     ".npz": (archive, archive),
+    ".arrow": (cut, flip),
+    ".parquet": (cut, flip),
     ".safetensors": (tensors, tensors, tensors, tensors),
     ".png": (cut, flip),
     ".md": (cut, deep),
@@ -256,6 +258,8 @@ FILES = {
         ),
     ),
     "tokens": ("tokens.json", "a.npy", "b.npy"),
+    "shards": ("tokens.json", "shard-00000.arrow", "shard-00000.arrow"),
+    "tables": ("tokens.json", "shard-00000.parquet"),
     "in": ("a.npy", "set.npz"),
 }
 QUICK = 3
@@ -279,8 +283,16 @@ VERBS = {
     "tokens": (
         "decode artefact tokens out",
         "decode artefact tokens/a.npy out",
-        "tokenize artefact in tokens",
+        "tokenize artefact in tokens --store folder",
     ),
+    "shards": (
+        "decode artefact shards out",
+        "tokens verify shards",
+        "tokens convert shards out --store folder",
+        "tokenize artefact in shards",
+        "tokens stats shards",
+    ),
+    "tables": ("decode artefact tables out", "tokens convert tables out", "tokens verify tables"),
     "in": ("tokenize artefact in out", "check array.yaml"),
 }
 
@@ -305,7 +317,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             np.save(f"in/{name}.npy", np.random.default_rng(0).random((2, 8, 8), np.float32))
         with _quiet():
             assert main(["train", "run.yaml"]) == main(["eval", "run"]) == 0
-            assert main(["export", "run", "artefact"]) == main(["tokenize", "artefact", "in", "tokens"]) == 0
+            assert main(["export", "run", "artefact"]) == 0
+            for folder, store in (("tokens", "folder"), ("shards", "arrow"), ("tables", "parquet")):
+                assert main(["tokenize", "artefact", "in", folder, "--store", store]) == 0
         Path("run/events.jsonl").write_text('{"step": 2, "event": "skipped", "time": "2026-01-01"}\n')
         np.savez("in/set.npz", images=np.zeros((8, 2, 8, 8), np.float32))
         yield place
@@ -347,7 +361,7 @@ def _reseal(path: Path) -> None:
 def _try(saved: Path, place: Path, number: int, verbs: int) -> list[str]:
     """Mutate one file, run some commands on it (one: a quick one), and return what they ended with."""
     rng = random.Random(number)
-    what = rng.choices(list(FILES), weights=(4, 8, 2, 2))[0]
+    what = rng.choices(list(FILES), weights=(4, 8, 2, 3, 2, 2))[0]
     name = rng.choice(FILES[what])
     mutation = rng.choice((*ANY, *BY_SUFFIX[Path(name).suffix] * 3))
     ends = []

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from vqcore.data.windows import named
 from vqcore.errors import DataError
-from vqcore.protocols import named_parts
+from vqcore.protocols import Coded, StoredCodes, members, named_parts
 from vqcore.testing.basics import check_members, check_waived
 
 TEXT_WAIVABLE = ("round-trip",)
 """Laws that can be waived: a vocabulary may lack words of the texts."""
-KEYS = ("b/2", "a/1", "ü 3")
-"""Keys in the order in which a store gets them."""
-MANIFEST = {"fingerprint": "ab12", "grid": [2, 3], "size": None}
+STORE_WAIVABLE = ("extras", "missing")
+"""A store may keep only the places of rows in their files, and may take the files that are there for the store."""
 
 
 def check_reader(reader: Any, path: Path) -> None:
@@ -59,48 +59,120 @@ def same_values(one: np.ndarray, other: np.ndarray) -> bool:
     return np.array_equal(known, again, equal_nan=one.dtype.kind in "fc")
 
 
-def check_store(store: Any) -> None:
-    """The laws of a store: what was added comes back, in order, by place and by key."""
+def check_store(store: Any, *, waived: Mapping[str, str] | None = None) -> None:
+    """The laws of a store: rows that were written come back, in order, by place and by key; bytes are reproducible.
+
+    `waived` maps laws of `STORE_WAIVABLE` that the store does not follow to the reason.
+    """
+    waived = check_waived(waived, STORE_WAIVABLE)
     check_members("store", store)
-    rng = np.random.default_rng(0)
-    for top, shape in ((2, (2, 3, 1)), (2**16 + 1, (5, 2))):
-        codes = [rng.integers(top, size=shape) for _ in KEYS]
-        codes[0].flat[0] = top - 1
-        extras: list[dict[str, Any]] = [
-            {"text": f"ü{number}", "size": [number, 2]} for number in range(len(KEYS))
+    for top, grid, books in ((2, (2, 3), 1), (2**16 + 1, (5,), 2)):
+        manifest: dict[str, Any] = {
+            "format": 1,
+            "fingerprint": "ab12",
+            "grid": list(grid),
+            "size": [4 * side for side in grid],
+            "codebook_size": top,
+            "num_codebooks": books,
+            "dtype": str(np.min_scalar_type(top - 1)),
+        }
+        _check_layout(store, manifest, _rows_of(top, (*grid, books), full="extras" not in waived), waived)
+
+
+def _check_layout(
+    store: Any, manifest: Mapping[str, Any], shards: Sequence[Sequence[Coded]], waived: Mapping[str, str]
+) -> None:
+    """The laws of a store on the rows of some shards."""
+    with tempfile.TemporaryDirectory() as folder_:
+        folder = Path(folder_)
+        files = {
+            f"shard-{number:05d}": list(store.write(folder, f"shard-{number:05d}", rows, manifest))
+            for number, rows in enumerate(shards)
+        }
+        listing = [
+            {"name": name, "rows": len(rows), "files": files[name]} for name, rows in zip(files, shards)
         ]
-        with tempfile.TemporaryDirectory() as parent:
-            folder = Path(parent) / "codes"
-            writer = store.write(folder, dict(MANIFEST))
-            for key, one, more in zip(KEYS, codes, extras):
-                writer.add(key, one.copy(), dict(more))
-            writer.close()
-            _check_stored(store.open(folder), codes, extras)
-            empty = Path(parent) / "empty"
-            empty.mkdir()
-            _refuses(store.open, empty, "an empty folder", "open")
+        whole = {**manifest, "shards": listing}
+
+        def again(_: Path) -> Any:
+            return store.open(folder, whole)
+
+        there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        named_ = [name for each in files.values() for name in each]
+        missing = [name for name in named_ if name not in there]
+        assert not missing, f"files law: write names {missing[:1]}, which is not there"
+        before = {name: (folder / name).read_bytes() for name in named_}
+        _check_stored(again(folder), [row for rows in shards for row in rows])
+        twice = list(store.write(folder, "shard-00000", shards[0], manifest))
+        same = twice == files["shard-00000"] and all(
+            (folder / name).read_bytes() == content for name, content in before.items()
+        )
+        assert same, "bytes law: equal rows, written again, give other files"
+        victim = folder / named_[-1]
+        victim.write_bytes(before[named_[-1]][: len(before[named_[-1]]) // 2])
+        _refuses(again, folder, "a file that is cut off", "open")
+        if "missing" not in waived:
+            victim.unlink()
+            _refuses(again, folder, "a store without a file", "open")
 
 
-def _check_stored(found: Any, codes: Sequence[np.ndarray], extras: Sequence[Mapping[str, Any]]) -> None:
-    assert len(found) == len(KEYS), f"length law: {len(KEYS)} samples were added, {len(found)} come back"
-    assert dict(found.manifest) == MANIFEST, f"manifest law: {found.manifest} is not {MANIFEST}"
-    for place in (2, 0, 1):  # random access
-        for asked in (place, KEYS[place]):
-            key, one = found[asked]
-            assert key == KEYS[place], f"key law: sample {asked!r} has the key '{key}', not '{KEYS[place]}'"
-            same = np.array_equal(one, codes[place])
-            assert same, f"codes law: the codes of {asked!r} changed, {one.dtype} {one.shape}"
-            assert dict(found.extras(asked)) == extras[place], f"extras law: the extras of {asked!r} changed"
-    for asked, kind in ((len(KEYS), IndexError), ("nothing", KeyError)):
+def _rows_of(top: int, shape: tuple[int, ...], *, full: bool) -> list[list[Coded]]:
+    """The rows of two shards: whole samples, rows of a file, and windows of a record; with extras of many types."""
+    rng = np.random.default_rng(0)
+    side = [4 * n for n in shape[:-1]]
+
+    def row(key: str, **extras: Any) -> Coded:
+        codes = rng.integers(top, size=shape)
+        codes.flat[0] = top - 1
+        more = {"text": f"{key} ü", "flip": len(key) % 2 == 0, "share": 0.5, "note": {"a": [1]}}
+        return Coded(key, codes, {**extras, **(more if full else {})})
+
+    far, zero = [2 * n for n in side], [0] * len(side)
+    return [
+        [row("a/1"), row("a/2#0", record="a/2", row=0), row("a/2#1", record="a/2", row=1)],
+        [
+            row(f"b#{named(zero)}", record="b", start=zero, extent=far),
+            row(f"b#{named(side)}", record="b", start=side, extent=far),
+            row("ü 3"),
+        ],
+    ]
+
+
+def _check_stored(found: Any, rows: Sequence[Coded]) -> None:
+    missing = [name for name in members(StoredCodes) if not hasattr(found, name)]
+    assert not missing, f"members law: what open returns has no {missing[0]}"
+    count = len(rows)
+    assert len(found) == count, f"length law: {count} rows were written, {len(found)} come back"
+    for place in (2, 0, count - 1, *range(count)):  # random access
+        row = rows[place]
+        key, one, extras = found.key(place), found.codes(place), dict(found.extras(place))
+        assert key == row.key, f"key law: row {place} has the key '{key}', not '{row.key}'"
+        assert found.find(row.key) == place, (
+            f"key law: '{row.key}' is found at {found.find(row.key)}, not {place}"
+        )
+        same = np.array_equal(one, row.codes)
+        assert same, f"codes law: the codes of row {place} changed, {one.dtype} {one.shape}"
+        assert extras == row.extras, f"extras law: the extras of row {place} are {extras}"
+    keys = [each.as_py().decode() for each in list(found.keys())]
+    assert keys == [row.key for row in rows], f"keys law: keys gives {keys}"
+    asked = np.array([count - 1, 0, 0, 2])
+    wanted = np.stack([rows[place].codes for place in asked])
+    assert np.array_equal(found.many(asked), wanted), "many law: rows that are asked for together differ"
+    wrong: tuple[tuple[Callable[[Any], Any], Any, type[Exception]], ...] = (
+        (found.codes, count, IndexError),
+        (found.key, count, IndexError),
+        (found.find, "nothing", KeyError),
+    )
+    for ask, what, kind in wrong:
         try:
-            found[asked]
+            ask(what)
         except kind:
             continue
         except Exception as error:
             raise AssertionError(
-                f"bounds law: {asked!r} raises {type(error).__name__}, not {kind.__name__}"
+                f"bounds law: {what!r} raises {type(error).__name__}, not {kind.__name__}"
             ) from error
-        raise AssertionError(f"bounds law: there is a sample {asked!r}")
+        raise AssertionError(f"bounds law: there is a row {what!r}")
 
 
 def check_text(text: Any, texts: Sequence[str], *, waived: Mapping[str, str] | None = None) -> None:

@@ -4,7 +4,9 @@ import contextlib
 import errno
 import logging
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vqcore.artefacts.codes import MANIFEST, SUFFIXES, other_maker, read_codes, read_manifest
+from vqcore.artefacts.codes import FORMAT, MANIFEST, SUFFIXES, Codes, other_maker, read_codes, read_manifest
+from vqcore.artefacts.stored import open_store, store_of
 from vqcore.console import ProgressLine
 from vqcore.data.listing import Listing, counted, suffix_length
 from vqcore.data.npy import map_array
@@ -25,29 +28,32 @@ from vqcore.files import aside
 from vqcore.protocols import KnowsExtent, Modality, RecordCodes, writer
 from vqcore.rng import sample_generators
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens.store import Claims, code_dtype, save_array, save_windows
+from vqcore.tokens.store import Claims, code_dtype, save_array, save_codes
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Done:
-    """What a pass over a folder did. `left_out`: how many entries are no samples, by kind.
+    """What a pass over a folder did. `failed` says what is wrong with the files whose keys are in `keys`.
 
+    `left_out`: how many entries are no samples, by kind.
     `lost` is the share of each sample that is in no code, added up over `seen` samples; `windows` is their number.
     """
 
     written: int = 0
     skipped: int = 0
     failed: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
     left_out: Mapping[str, int] = field(default_factory=dict)
     lost: float = 0.0
     seen: int = 0
     windows: int = 0
 
-    def fail(self, path: Path, error: Exception) -> None:
+    def fail(self, path: Path, key: str, error: Exception) -> None:
         """Note, and say, that a file cannot be used."""
         text = str(error)
+        self.keys.append(key)
         self.failed.append(text if str(path) in text else f"{path}: {text}")
         log.warning("skipped: %s", self.failed[-1])
 
@@ -76,14 +82,14 @@ class File:
 class Item:
     """One part of a file. Parts that are `alike` go through the network together; `take` takes what comes out.
 
-    The last part of a file has `finish`, which writes the file's output below a folder.
+    The last part of a file has `finish`, which gives the file's output: its codes, or what writes it below a folder.
     """
 
     file: File
     alike: Any
     given: Any
     take: Callable[[Any], None]
-    finish: Callable[[Path], None] | None = None
+    finish: Callable[..., Any] | None = None
 
 
 def parse_size(text: str | None, nominal: Sequence[int]) -> tuple[int, ...]:
@@ -117,6 +123,7 @@ def tokenize_folder(
     overwrite: bool = False,
     stride: tuple[int, ...] | None = None,
     tiles: bool = False,
+    workers: int = 1,
 ) -> Done:
     """Write the codes of every file below `source` (or of one file) below `target`, under the same relative names.
 
@@ -126,28 +133,12 @@ def tokenize_folder(
     is named in the result and costs itself alone. Raises `DataError` if no file can be read, `ConfigError` for a size
     that the encoder cannot take, `RunError` if `target` holds the codes of another tokenizer or takes no more data.
     """
-    _refuse_file(target)
+    refuse_file(target)
     if ".npy" in tokenizer.modality.suffixes:
-        _refuse_overlap(source, target)
+        refuse_overlap(source, target)
     covering = cover(tokenizer.modality, size, stride, tiles=tiles)
-    files, left_out = _files(source, tokenizer.modality.suffixes, "tokenize")
-    try:
-        grid = tokenizer.grid(size)
-    except ValueError as error:
-        raise ConfigError(f"--size {'x'.join(map(str, size))}: {error}.") from error
-    manifest = {
-        "format": 1,
-        "fingerprint": tokenizer.fingerprint,
-        "codebook_size": tokenizer.codebook_size,
-        "num_codebooks": tokenizer.num_codebooks,
-        "grid": list(grid),
-        "size": list(size),
-        "dtype": str(code_dtype(tokenizer.codebook_size)),
-    }
-    if covering is not None:
-        manifest["stride"] = list(covering.stride)
-    if tokenizer.code_precision != "fp32":  # a folder holds no mixture of precisions
-        manifest["precision"] = tokenizer.code_precision
+    files, left_out = files_of(source, tokenizer.modality.suffixes, "tokenize")
+    manifest = manifest_of(tokenizer, size, covering)
     done = Done(left_out=left_out)
     with Claims(manifest) as claims, ProgressLine("tokenize", len(files), unit="file") as line:
         todo = []
@@ -159,16 +150,12 @@ def tokenize_folder(
             if there is None:
                 todo.append((path, key))
 
-        def encoded(items: Sequence[Item]) -> Sequence[Any]:
-            codes = tokenizer.encode_parts([item.given for item in items]).cpu().numpy()
-            return list(codes.astype(code_dtype(tokenizer.codebook_size)))
-
-        parts = _inputs(tokenizer, todo, size, covering, done)
-        for file, finish in _through(parts, encoded, batch_size, done):
-            with _writing(file.path, done):
+        parts = inputs(tokenizer, todo, size, covering, done, workers)
+        for file, finish in through(parts, partial(encoded, tokenizer), batch_size, done):
+            with _writing(file, done):
                 claims.write(target)
                 claims.write((target / file.key).parent)
-                finish(target)
+                save_codes(target, file.key, finish())
                 done.written += 1
             line.update(done.written + done.skipped + len(done.failed))
         if done.failed or done.skipped:  # those at the end, too
@@ -176,6 +163,33 @@ def tokenize_folder(
     if done.failed and not done.written and not done.skipped:
         raise DataError(f"{source}: none of the {len(files)} files can be read. The first: {done.failed[0]}")
     return done
+
+
+def manifest_of(tokenizer: Tokenizer, size: tuple[int, ...], covering: Cover | None) -> dict[str, Any]:
+    """What a manifest says of a tokenizer and a size. Raises `ConfigError` for a size that the encoder cannot take."""
+    try:
+        grid = tokenizer.grid(size)
+    except ValueError as error:
+        raise ConfigError(f"--size {'x'.join(map(str, size))}: {error}.") from error
+    manifest = {
+        "format": FORMAT,
+        "fingerprint": tokenizer.fingerprint,
+        "codebook_size": tokenizer.codebook_size,
+        "num_codebooks": tokenizer.num_codebooks,
+        "grid": list(grid),
+        "size": list(size),
+        "dtype": str(code_dtype(tokenizer.codebook_size)),
+        "precision": tokenizer.precision,
+    }
+    if covering is not None:
+        manifest["stride"] = list(covering.stride)
+    return manifest
+
+
+def encoded(tokenizer: Tokenizer, items: Sequence[Item]) -> Sequence[Any]:
+    """The codes of a batch, in the smallest type that fits."""
+    codes = tokenizer.encode_parts([item.given for item in items]).cpu().numpy()
+    return list(codes.astype(code_dtype(tokenizer.codebook_size)))
 
 
 def decode_folder(
@@ -196,25 +210,23 @@ def decode_folder(
     its own manifest; codes without one are decoded with a warning (unless `force`). Raises `DataError` for the codes of
     another tokenizer (unless `force`), and if no file can be decoded; `RunError` if `target` takes no more data.
     """
-    _refuse_file(target)
-    _refuse_overlap(source, target)
-    files, left_out = _files(source, SUFFIXES, "decode")
-    manifests = {folder: read_manifest(folder) for folder in {path.parent for path, _ in files}}
-    _check_makers(tokenizer, source, manifests, force)
-    done = Done(left_out=left_out)
+    refuse_file(target)
+    refuse_overlap(source, target)
+    held = _held_by(tokenizer, source, force)
+    done = Done(left_out=held.left_out)
     own = writer(tokenizer.modality)
     kinds = (".png", ".npy", own.written if own else ".npy")
-    fresh = [(path, key) for path, key in files if overwrite or not _written(target, key, kinds)]
-    done.skipped = len(files) - len(fresh)
+    fresh = [each for each in held.files if overwrite or not _written(target, each.key, kinds)]
+    done.skipped = len(held.files) - len(fresh)
 
     def decoded(items: Sequence[Item]) -> Sequence[Any]:
         rng = sample_generators([item.given[1] for item in items], seed, "decode")
         codes = np.stack([item.given[0] for item in items])
         return list(tokenizer.decode(codes, size=items[0].alike[1], rng=rng, **(sampling or {})))
 
-    with ProgressLine("decode", len(files), unit="file") as line:
-        for file, finish in _through(_codes(tokenizer, fresh, manifests, done), decoded, batch_size, done):
-            with _writing(file.path, done):
+    with ProgressLine("decode", len(held.files), unit="file") as line:
+        for file, finish in through(_codes(tokenizer, fresh, done), decoded, batch_size, done):
+            with _writing(file, done):
                 finish(target)
                 done.written += 1
             line.update(done.written + done.skipped + len(done.failed))
@@ -222,9 +234,48 @@ def decode_folder(
             line.update(done.written + done.skipped + len(done.failed))
     if done.failed and not done.written and not done.skipped:
         raise DataError(
-            f"{source}: none of the {len(files)} files can be decoded. The first: {done.failed[0]}"
+            f"{source}: none of the {len(held.files)} files can be decoded. The first: {done.failed[0]}"
         )
     return done
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """The codes that were made of one file: where they lie, their key, and how to read them."""
+
+    path: Path
+    key: str
+    manifest: Mapping[str, Any] | None
+    read: Callable[[], Codes]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What is to be decoded, and how many entries are no codes, by kind."""
+
+    files: Sequence[_Coded]
+    left_out: Mapping[str, int]
+
+
+def _held_by(tokenizer: Tokenizer, source: Path, force: bool) -> _Held:
+    """The codes of a store, or in the files below a folder. Raises `DataError` for those of another tokenizer."""
+    if source.is_file() and source.suffix not in SUFFIXES and store_of(source.parent):
+        raise DataError(f"{source} is a part of a store. Give the folder of the store: {source.parent}.")
+    if store_of(source):
+        store = open_store(source)
+        _check_makers(tokenizer, source, {source: store.manifest}, force)
+        found = [
+            _Coded(source / key, key, store.manifest, partial(store.record, key)) for key in store.places
+        ]
+        return _Held(found, {})
+    files, left_out = files_of(source, SUFFIXES, "decode")
+    manifests = {folder: read_manifest(folder) for folder in {path.parent for path, _ in files}}
+    _check_makers(tokenizer, source, manifests, force)
+    shape = tokenizer.code_shape
+    return _Held(
+        [_Coded(path, key, manifests[path.parent], partial(read_codes, path, shape)) for path, key in files],
+        left_out,
+    )
 
 
 def _check_makers(
@@ -248,32 +299,67 @@ def _check_makers(
         )
 
 
-def _inputs(
+def inputs(
     tokenizer: Tokenizer,
     files: Iterable[tuple[Path, str]],
     size: tuple[int, ...],
     covering: Cover | None,
     done: Done,
+    workers: int,
 ) -> Iterator[Item]:
-    """The parts of all files as an encoder takes them. A sample is read when its turn comes."""
-    for path, key in files:
+    """The parts of all files as an encoder takes them. `workers` threads open files ahead, in order.
+
+    A sample of a file of many, and a window after the first, is read when its turn comes.
+    """
+
+    def read(path: Path) -> tuple[_Samples, Prepared, Any]:
+        samples = _samples(tokenizer, path, size, covering)
+        first = samples.at(0)
+        return samples, first, first.part(0)
+
+    for (path, key), opening in _ahead(files, read, workers):
         file = File(path, key)
         rows: list[np.ndarray] = []
         try:
-            samples = _samples(tokenizer, path, size, covering)
+            samples, first, part = opening()
             for place in range(len(samples)):
-                sample = samples.at(place)
+                sample = samples.at(place) if place else first
                 done.lost += sample.left_out
                 done.seen += 1
                 done.windows += len(sample)
-                for part in range(len(sample)):
-                    is_last = place == len(samples) - 1 and part == len(sample) - 1
-                    finish = partial(_save_codes, key, rows, sample, samples.several) if is_last else None
+                for number in range(len(sample)):
+                    is_last = place == len(samples) - 1 and number == len(sample) - 1
+                    finish = partial(_held, rows, sample, samples.several) if is_last else None
+                    if place or number:
+                        part = sample.part(number)
                     if not file.failed:
-                        yield Item(file, size, sample.part(part), rows.append, finish)
+                        yield Item(file, size, part, rows.append, finish)
         except (DataError, OSError) as error:
             file.failed = True
-            done.fail(path, error)
+            done.fail(path, key, error)
+
+
+def _ahead(
+    files: Iterable[tuple[Path, str]], read: Callable[[Path], Any], workers: int
+) -> Iterator[tuple[tuple[Path, str], Callable[[], Any]]]:
+    """Each file, and what reads it or waits until a thread has read it. Two files a thread are in memory at most."""
+    if workers < 1:
+        for each in files:
+            yield each, partial(read, each[0])
+        return
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[tuple[tuple[Path, str], Future[Any]]] = deque()
+    try:
+        for each in files:
+            waiting.append((each, pool.submit(read, each[0])))
+            if len(waiting) >= 2 * workers:
+                first, opening = waiting.popleft()
+                yield first, opening.result
+        while waiting:
+            first, opening = waiting.popleft()
+            yield first, opening.result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -306,7 +392,7 @@ class _Samples:
 
 
 def _samples(tokenizer: Tokenizer, path: Path, size: tuple[int, ...], covering: Cover | None) -> _Samples:
-    """What a file holds: a sample, or, where only that fits, n samples in an `.npy` file."""
+    """What is in a file: a sample, or, where only that fits, n samples in an `.npy` file."""
     try:
         if path.suffix.lower() == ".npy" and isinstance(tokenizer.modality, KnowsExtent):
             tokenizer.modality.extent_of(path)  # many samples are not read only to be refused
@@ -322,38 +408,27 @@ def _samples(tokenizer: Tokenizer, path: Path, size: tuple[int, ...], covering: 
         raise
 
 
-def _save_codes(key: str, rows: Sequence[np.ndarray], sample: Prepared, several: bool, target: Path) -> None:
-    """Write the codes of a file: plain where a sample is one part, else with the places of the windows.
-
-    A file has codes of one kind: those of the other kind, from a pass with other settings, go.
-    """
+def _held(rows: Sequence[np.ndarray], sample: Prepared, several: bool) -> Codes:
+    """What a file gives: plain codes where a sample is one part, else codes with the places of the windows."""
     codes = np.stack(rows)
-    plain, places = (target / f"{key}{suffix}" for suffix in SUFFIXES)
     covering, extent = sample.cover, sample.found.extent
     exact = several and len(sample) == 1 and extent == sample.size
     if covering is None or exact:
-        save_array(plain, codes if several else codes[0])
-        places.unlink(missing_ok=True)
-        return
-    codes = codes.reshape(-1, len(sample), *codes.shape[1:]) if several else codes
+        return codes if several else codes[0]
     where = covering.starts(extent), covering.whole(extent), sample.size
-    save_windows(places, codes, *where)
-    plain.unlink(missing_ok=True)
+    if not several:
+        return RecordCodes(codes, *where)
+    return [RecordCodes(each, *where) for each in codes.reshape(-1, len(sample), *codes.shape[1:])]
 
 
-def _codes(
-    tokenizer: Tokenizer,
-    files: Iterable[tuple[Path, str]],
-    manifests: Mapping[Path, Mapping[str, Any] | None],
-    done: Done,
-) -> Iterator[Item]:
+def _codes(tokenizer: Tokenizer, coded: Iterable[_Coded], done: Done) -> Iterator[Item]:
     """The codes of all files, as a decoder takes them; `given` also has a name, from which noise is drawn."""
-    for path, key in files:
-        manifest = manifests[path.parent]
+    for each in coded:
+        path, key, manifest = each.path, each.key, each.manifest
         try:
-            codes = read_codes(path, tokenizer.code_shape)
+            codes = each.read()
         except DataError as error:
-            done.fail(path, error)
+            done.fail(path, key, error)
             continue
         several = isinstance(codes, list) or (
             isinstance(codes, np.ndarray) and codes.ndim == tokenizer.code_shape.axes + 2
@@ -362,7 +437,7 @@ def _codes(
         first = samples[0].codes[0] if isinstance(samples[0], RecordCodes) else samples[0]
         if manifest and list(first.shape[:-1]) != manifest["grid"]:
             grids = f"its grid is {list(first.shape[:-1])}, but {MANIFEST} says {manifest['grid']}."
-            done.fail(path, DataError(f"{path}: {grids}"))
+            done.fail(path, key, DataError(f"{path}: {grids}"))
             continue
         file = File(path, key)
         shown: list[Any] = []
@@ -408,9 +483,9 @@ def _save_decoded(modality: Modality, key: str, shown: Sequence[Any], several: b
         _save_shown(modality, stem, shown[0])
 
 
-def _through(
+def through(
     items: Iterable[Item], work: Callable[[Sequence[Item]], Sequence[Any]], batch_size: int, done: Done
-) -> Iterator[tuple[File, Callable[[Path], None]]]:
+) -> Iterator[tuple[File, Callable[..., Any]]]:
     """Do the parts in batches; yields each file whose parts are all done. A bad file costs itself alone."""
     for batch in _batches(items, batch_size):
         for item, made in _apart(work, batch, done):
@@ -418,7 +493,7 @@ def _through(
                 item.take(made)
             except (ValueError, DataError) as error:
                 item.file.failed = True
-                done.fail(item.file.path, error)
+                done.fail(item.file.path, item.file.key, error)
             if item.finish is not None and not item.file.failed:
                 yield item.file, item.finish
 
@@ -447,7 +522,7 @@ def _apart(
     except (ValueError, DataError) as error:
         if len(items) == 1:
             items[0].file.failed = True
-            done.fail(items[0].file.path, error)
+            done.fail(items[0].file.path, items[0].file.key, error)
         else:
             for one in items:
                 yield from _apart(work, [one], done)
@@ -456,13 +531,15 @@ def _apart(
 
 
 @contextlib.contextmanager
-def _writing(path: Path, done: Done) -> Iterator[None]:
+def _writing(file: File, done: Done) -> Iterator[None]:
     """A name that is too long costs one file; every other refusal of the system ends the pass with one line."""
     try:
         yield
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            done.fail(path, DataError(f"{path}: its output cannot be written: {cause(error)}"))
+            done.fail(
+                file.path, file.key, DataError(f"{file.path}: its output cannot be written: {cause(error)}")
+            )
             return
         raise RunError(
             f"{error.filename} cannot be written: {cause(error)}. {done.written} files were written before it; the "
@@ -488,7 +565,7 @@ def _written(target: Path, key: str, suffixes: Sequence[str]) -> Path | None:
     return next((path for suffix in suffixes if (path := target / f"{key}{suffix}").is_file()), None)
 
 
-def _files(
+def files_of(
     source: Path, suffixes: Sequence[str], verb: str
 ) -> tuple[list[tuple[Path, str]], Mapping[str, int]]:
     """The files below a folder with their keys, or one file; and what was left out."""
@@ -499,12 +576,13 @@ def _files(
     return [(found.path(index), found.key(index)) for index in range(len(found))], found.left_out
 
 
-def _refuse_file(target: Path) -> None:
+def refuse_file(target: Path) -> None:
+    """Raise `RunError` if there is a file where a folder should be."""
     if target.exists() and not target.is_dir():
         raise RunError(f"{target} is a file, not a folder. Give the folder for the output.")
 
 
-def _refuse_overlap(source: Path, target: Path) -> None:
+def refuse_overlap(source: Path, target: Path) -> None:
     """Raise `RunError` if a pass could overwrite the files that it reads."""
     here = (source if source.is_dir() else source.parent).resolve()
     there = target.resolve()

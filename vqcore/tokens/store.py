@@ -11,14 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from vqcore.artefacts.codes import MANIFEST, SUFFIXES, read_manifest
+from vqcore.artefacts.codes import MANIFEST, SUFFIXES, Codes, read_manifest
 from vqcore.errors import RunError, listed
 from vqcore.files import aside, write_text
+from vqcore.protocols import RecordCodes
 
 
 def code_dtype(codebook_size: int) -> np.dtype:
     """The smallest unsigned integer type that holds every code."""
     return np.min_scalar_type(codebook_size - 1)
+
+
+def refuse_other_store(folder: Path, there: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Raise `RunError` if a manifest is that of another store."""
+    one, other = there.get("store", "folder"), mine.get("store", "folder")
+    if one != other:
+        raise RunError(
+            f"{folder} holds codes as --store {one}, not {other}. Add --store {one}, or choose another folder."
+        )
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -27,12 +37,24 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.save(temporary, array)
 
 
-def save_windows(
-    path: Path, codes: np.ndarray, start: np.ndarray, extent: tuple[int, ...], size: tuple[int, ...]
-) -> None:
-    """Write the codes of the windows of one record `(w, *grid, q)`, or of n records, and their places, as `.npz`."""
-    with aside(path) as temporary:
-        np.savez(temporary, codes=codes, start=start, extent=extent, size=size)
+def save_codes(target: Path, key: str, codes: Codes) -> Path:
+    """Write what a file holds below a folder: `.npy`, or `.npz` with the places of windows. Returns the path.
+
+    A file has codes of one kind: those of the other kind, from a pass with other settings, go.
+    """
+    plain, places = (target / f"{key}{suffix}" for suffix in SUFFIXES)
+    if isinstance(codes, np.ndarray):
+        save_array(plain, codes)
+        places.unlink(missing_ok=True)
+        return plain
+    many = codes if isinstance(codes, list) else [codes]
+    rows: list[np.ndarray] = [each.codes for each in many]
+    stacked = np.stack(rows) if isinstance(codes, list) else rows[0]
+    first: RecordCodes = many[0]
+    with aside(places) as temporary:
+        np.savez(temporary, codes=stacked, start=first.start, extent=first.extent, size=first.size)
+    plain.unlink(missing_ok=True)
+    return places
 
 
 class Claims:
@@ -70,6 +92,7 @@ class Claims:
                 )
             return
         mine = self.manifest
+        refuse_other_store(folder, there, mine)
         if differ := sorted(k for k in mine.keys() | there.keys() if mine.get(k) != there.get(k)):
             raise RunError(
                 f"{folder} holds other codes (different: {listed(differ)}). Choose another folder."

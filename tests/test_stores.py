@@ -1,0 +1,498 @@
+"""Stores of shards: which bytes, who made them, and what is left when something goes wrong."""
+
+import errno
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+import toys
+from torch.utils.data import BatchSampler, DataLoader
+from toys import toy  # noqa: F401
+
+from vqcore import dist, files
+from vqcore.artefacts.stored import open_store, store_named
+from vqcore.cli import main
+from vqcore.errors import ConfigError, DataError, RunError
+from vqcore.protocols import Coded
+from vqcore.tokenizer import Tokenizer
+from vqcore.tokens import TokenDataset
+from vqcore.tokens.passes import decode_folder, tokenize_folder
+from vqcore.tokens.sharded import tokenize_shards
+from vqcore.tokens.shards import Shards, sha256
+
+pytestmark = pytest.mark.usefixtures("toy")
+BYTES = os.fsdecode(b"caf\xe9")
+
+
+def samples(folder, *keys):
+    rng = np.random.default_rng(0)
+    for key in keys:
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{key}.npy", rng.uniform(-1, 1, (2, 8, 8)).astype(np.float32))
+    return folder
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def trained(folder, seed=0):
+    return Tokenizer.load(toys.trained(folder, run__steps=1, run__seed=seed))
+
+
+@pytest.fixture
+def made(tmp_path):
+    return trained(tmp_path / "run")
+
+
+def stored(tokenizer, source, target, **how):
+    """A pass with small shards."""
+    return tokenize_shards(
+        tokenizer, source, target, **{"size": (8, 8), "batch_size": 2, "shard_size": 3, **how}
+    )
+
+
+class TestWhatIsInIt:
+    def test_codes_keys_and_manifest(self, made, tmp_path):
+        names = ("a", "b/c", "b/d", "e", BYTES, "z/ü")
+        pics = samples(tmp_path / "in", *names)
+        np.save(tmp_path / "in/many.npy", np.random.default_rng(1).uniform(-1, 1, (4, 2, 8, 8)))
+        assert stored(made, pics, tmp_path / "tok", named="my-run").written == 7
+        tokenize_folder(made, pics, tmp_path / "plain", size=(8, 8))
+        one, other = made.load_tokens(tmp_path / "tok"), made.load_tokens(tmp_path / "plain")
+        assert sorted(one) == sorted(other) and set(names) < set(one)
+        for key in other:
+            assert one[key].dtype == np.int64 and np.array_equal(one[key], other[key]), key
+        found = open_store(tmp_path / "tok")
+        assert len(found.rows) == 10
+        assert found.rows.codes(0).dtype == np.uint8 and not found.rows.codes(0).flags.writeable
+        assert found.rows.extras(found.rows.find("many#2")) == {"record": "many", "row": 2}
+        manifest = json.loads((tmp_path / "tok/tokens.json").read_text())
+        wanted = {
+            "fingerprint": made.fingerprint,
+            "grid": [2, 2],
+            "tokenizer": "my-run",
+            "rows": 10,
+            "files": 7,
+        }
+        assert wanted.items() <= manifest.items()
+        assert {
+            "threads",
+            "device",
+            "precision",
+            "batch_size",
+            "versions",
+            "layout",
+            "modality",
+        } < manifest.keys()
+        for shard in manifest["shards"]:
+            ((name, checksum),) = shard["files"].items()
+            assert sha256(tmp_path / "tok" / name) == checksum
+        files_there = {"tokens.json", *(f"shard-{n:05d}.arrow" for n in range(3))}
+        assert set(contents(tmp_path / "tok")) == files_there
+
+    def test_other_decoders_read_the_same(self, made, tmp_path):
+        pics = samples(tmp_path / "in", "a", "b/c", "d")
+        stored(made, pics, tmp_path / "tok")
+        tokenize_folder(made, pics, tmp_path / "plain", size=(8, 8))
+        for name in ("tok", "plain"):
+            assert decode_folder(made, tmp_path / name, tmp_path / f"{name}-out").written == 3
+        assert contents(tmp_path / "tok-out") == contents(tmp_path / "plain-out")
+        again = decode_folder(made, tmp_path / "tok", tmp_path / "tok-out")
+        assert (again.written, again.skipped) == (0, 3)
+        with pytest.raises(DataError, match=r"were made by another tokenizer"):
+            decode_folder(trained(tmp_path / "other", seed=1), tmp_path / "tok", tmp_path / "no")
+
+    def test_codes_take_what_their_type_takes(self, tmp_path):
+        manifest = {
+            "grid": [14, 14],
+            "num_codebooks": 1,
+            "dtype": "uint16",
+            "codebook_size": 9999,
+            "size": [8, 8],
+        }
+        codes = np.random.default_rng(0).integers(9999, size=(1000, 14, 14, 1))
+        store = store_named("arrow", "here")
+        store.write(tmp_path, "full", [Coded("", each) for each in codes], manifest)
+        store.write(tmp_path, "keys", [Coded(f"{n:08d}", each) for n, each in enumerate(codes)], manifest)
+        raw = 2 * codes.size
+        assert (tmp_path / "full.arrow").stat().st_size < 1.05 * raw  # all but keys: 4 bytes of offset a row
+        assert (tmp_path / "keys.arrow").stat().st_size < 1.05 * raw
+
+
+class TestStartedAgain:
+    def test_other_shares_and_starts_give_the_same_bytes(self, made, tmp_path, monkeypatch):
+        pics = samples(tmp_path / "in", *(f"{n:02}" for n in range(20)))
+        (pics / "07.npy").write_bytes(b"junk")
+        stored(made, pics, tmp_path / "one", workers=0)
+        whole = contents(tmp_path / "one")
+        assert len(whole) == 9 and whole["failed.txt"].startswith(b"07\t")
+        for ranks in (2, 3):
+            target = tmp_path / f"by{ranks}"
+            monkeypatch.setenv("WORLD_SIZE", str(ranks))
+            for rank in range(ranks - 1):  # the last one is dead
+                monkeypatch.setenv("RANK", str(rank))
+                stored(made, pics, target, workers=rank)
+            with pytest.raises(DataError, match=r"not complete. Start the same"):
+                open_store(target)
+            monkeypatch.delenv("WORLD_SIZE")
+            before = {
+                name: (target / name).stat().st_mtime_ns for name in contents(target) if "arrow" in name
+            }
+            stored(made, pics, target, workers=3)
+            assert contents(target) == whole
+            for name, when in before.items():
+                assert (target / name).stat().st_mtime_ns == when  # a finished shard is never done twice
+
+    def test_shares_of_torchrun_and_slurm(self, monkeypatch):
+        for given, wanted in (
+            ({}, (0, 1)),
+            ({"WORLD_SIZE": "4", "RANK": "3"}, (3, 4)),
+            ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, (0, 1)),  # one process outside srun
+            ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5"}, (5, 8)),
+            ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_STEP": "2",
+              "SLURM_ARRAY_TASK_COUNT": "4"}, (3, 4)),
+            ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "WORLD_SIZE": "4", "RANK": "1"}, (5, 8)),
+        ):  # fmt: skip
+            with monkeypatch.context() as patch:
+                for name in list(os.environ):
+                    if name.startswith("SLURM") or name in ("RANK", "WORLD_SIZE"):
+                        patch.delenv(name)
+                for name, value in given.items():
+                    patch.setenv(name, value)
+                assert dist.share() == wanted
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"batch_size": 3}, "different: batch_size 2 there, 3 here"),
+            ({"shard_size": 4}, "different: shard_size 3 there, 4 here"),
+            ({"size": (16, 16)}, r"different: grid \[2, 2\] there, \[4, 4\] here"),
+        ],
+    )
+    def test_with_other_settings_it_is_refused(self, made, tmp_path, change, says):
+        pics = samples(tmp_path / "in", "a", "b")
+        stored(made, pics, tmp_path / "tok")
+        before = contents(tmp_path / "tok")
+        with pytest.raises(RunError, match=says):
+            stored(made, pics, tmp_path / "tok", **change)
+        assert contents(tmp_path / "tok") == before
+
+    def test_with_other_threads_tokenizer_or_files_it_is_refused(self, made, tmp_path, monkeypatch):
+        pics = samples(tmp_path / "in", "a", "b")
+        stored(made, pics, tmp_path / "tok")
+        with pytest.raises(RunError, match=r"different: fingerprint\)"):
+            stored(trained(tmp_path / "other", seed=1), pics, tmp_path / "tok", overwrite=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("torch.get_num_threads", lambda: 77)
+            with pytest.raises(RunError, match=r"different: threads 1 there, 77 here"):
+                stored(made, pics, tmp_path / "tok")
+        samples(tmp_path / "in", "c")
+        with pytest.raises(RunError, match=r"different: source\)"):
+            stored(made, pics, tmp_path / "tok")
+        with pytest.raises(RunError, match=r"holds codes as --store arrow, not folder. Add --store arrow"):
+            tokenize_folder(made, pics, tmp_path / "tok", size=(8, 8))
+        tokenize_folder(made, pics, tmp_path / "plain", size=(8, 8))
+        with pytest.raises(RunError, match=r"holds codes as --store folder, not arrow"):
+            stored(made, pics, tmp_path / "plain")
+
+    def test_only_the_failed_ones(self, made, tmp_path):
+        names = [f"{n:02}" for n in range(8)]
+        pics = samples(tmp_path / "in", *names)
+        stored(made, pics, tmp_path / "whole")
+        good = (pics / "04.npy").read_bytes()
+        (pics / "04.npy").write_bytes(b"junk")
+        done = stored(made, pics, tmp_path / "tok")
+        assert done.written == 7 and done.keys == ["04"]
+        (pics / "04.npy").write_bytes(good)
+        assert stored(made, pics, tmp_path / "tok").written == 0
+        shutil.copy(tmp_path / "tok/failed.txt", tmp_path / "todo")
+        done = stored(made, pics, tmp_path / "tok", only=tmp_path / "todo")
+        assert (done.written, done.skipped) == (3, 5)
+        assert contents(tmp_path / "tok") == contents(tmp_path / "whole")
+        (tmp_path / "todo").write_text("4\n")
+        with pytest.raises(DataError, match=r"no file has the key '4' \(1 of 1\)"):
+            stored(made, pics, tmp_path / "tok", only=tmp_path / "todo")
+        (tmp_path / "todo").write_text("\n")
+        with pytest.raises(DataError, match=r"names no key"):
+            stored(made, pics, tmp_path / "tok", only=tmp_path / "todo")
+
+    def test_overwrite_does_all_again(self, made, tmp_path):
+        pics = samples(tmp_path / "in", "a", "b")
+        stored(made, pics, tmp_path / "tok")
+        before = contents(tmp_path / "tok")
+        (tmp_path / "tok/shard-00000.arrow").write_bytes(b"junk")
+        assert stored(made, pics, tmp_path / "tok", overwrite=True).written == 2
+        assert contents(tmp_path / "tok") == before
+
+    def test_one_process_alone_may_forget(self, made, tmp_path, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ConfigError, match=r"--overwrite is for one process, and this is one of 2"):
+            stored(made, samples(tmp_path / "in", "a"), tmp_path / "tok", overwrite=True)
+
+
+class TestBad:
+    def test_a_full_disk_is_one_line_and_what_is_finished_stays(self, made, tmp_path, monkeypatch):
+        pics = samples(tmp_path / "in", *(f"{n:02}" for n in range(8)))
+        stored(made, pics, tmp_path / "whole")
+        real = files._flush
+
+        def refuse(path):
+            if (tmp_path / "tok/shard-00001.json").exists():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "_flush", refuse)
+            with pytest.raises(
+                RunError, match=r"shard-00002\.arrow cannot be written: No space.* 2 shards were fin"
+            ):
+                stored(made, pics, tmp_path / "tok")
+        left = {"tokens.json", *(f"shard-0000{n}.{kind}" for n in (0, 1) for kind in ("arrow", "json"))}
+        assert set(contents(tmp_path / "tok")) == left
+        assert stored(made, pics, tmp_path / "tok").skipped == 6
+        assert contents(tmp_path / "tok") == contents(tmp_path / "whole")
+
+    def test_nothing_readable_leaves_nothing(self, made, tmp_path):
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in/a.npy").write_bytes(b"junk")
+        with pytest.raises(DataError, match=r"none of the 1 files can be read. The first: .*a.npy"):
+            stored(made, tmp_path / "in", tmp_path / "up/tok")
+        assert not (tmp_path / "up/tok").exists()
+
+    def test_a_folder_with_something_else_is_refused(self, made, tmp_path):
+        pics = samples(tmp_path / "in", "a")
+        samples(tmp_path / "tok", "mine")
+        with pytest.raises(RunError, match=r"tok is not empty, and no tokens\.json"):
+            stored(made, pics, tmp_path / "tok")
+
+    def test_a_damaged_shard_is_named(self, made, tmp_path):
+        pics = samples(tmp_path / "in", "a", "b", "c", "d")
+        stored(made, pics, tmp_path / "tok")
+        victim = tmp_path / "tok/shard-00001.arrow"
+        raw = victim.read_bytes()
+        for bad in (raw[:-40], b"", b"junk"):
+            victim.write_bytes(bad)
+            with pytest.raises(DataError, match=r"shard-00001\.arrow: this shard cannot be read"):
+                made.load_tokens(tmp_path / "tok")
+        shutil.copy(tmp_path / "tok/shard-00000.arrow", victim)
+        with pytest.raises(
+            DataError, match=r"shard-00001\.arrow: this shard holds 3 rows .* manifest says 1"
+        ):
+            made.load_tokens(tmp_path / "tok")
+        victim.unlink()
+        with pytest.raises(DataError, match=r"shard-00001\.arrow"):
+            made.load_tokens(tmp_path / "tok")
+        os.mkfifo(victim)
+        with pytest.raises(DataError, match=r"shard-00001\.arrow: is a device or a pipe, no file"):
+            made.load_tokens(tmp_path / "tok")
+
+    def test_a_newer_store_is_refused(self, made, tmp_path):
+        pics = samples(tmp_path / "in", "a")
+        stored(made, pics, tmp_path / "tok")
+        path = tmp_path / "tok/tokens.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+        for ask in (made.load_tokens, lambda tok: stored(made, pics, tok)):
+            with pytest.raises(
+                DataError, match=r"stored in format 2, and this vqcore reads up to 1. Upgrade vqcore"
+            ):
+                ask(tmp_path / "tok")
+
+
+def test_the_command_line(tmp_path, capsys):
+    run, pics = str(toys.trained(tmp_path / "run", run__steps=1)), samples(tmp_path / "in", "a", "b/c")
+    there = [str(tmp_path / name) for name in ("tok", "out")]
+    assert main(["tokenize", run, str(pics), there[0], "--shard-size", "1", "--workers", "2"]) == 0
+    assert "2 written, 0 existed already, 0 unreadable" in capsys.readouterr().out
+    assert main(["tokenize", run, str(pics), there[0], "--shard-size", "1"]) == 0
+    assert "0 written, 2 existed already" in capsys.readouterr().out
+    assert main(["decode", run, *there]) == 0
+    assert set(contents(Path(there[1]))) == {"a.npy", "b/c.npy"}
+    assert main(["decode", run, f"{there[0]}/shard-00000.arrow", f"{there[1]}-2"]) == 2
+    assert f"is a part of a store. Give the folder of the store: {there[0]}." in capsys.readouterr().err
+    for more, says in (
+        (["--store", "arow"], "--store: vqcore 0.1.0 has no store of codes 'arow'. Did you mean 'arrow'"),
+        (["--store", "folder", "--only", "x"], "--only is for stores of shards"),
+    ):
+        assert main(["tokenize", run, str(pics), str(tmp_path / "new"), *more]) == 2
+        assert says in capsys.readouterr().err
+
+
+class TestDataset:
+    def test_rows_batches_and_keys(self, made, tmp_path):
+        pics = samples(tmp_path / "in", *"abcdefg")
+        stored(made, pics, tmp_path / "tok")
+        data = TokenDataset(tmp_path / "tok")
+        codes = made.load_tokens(tmp_path / "tok")
+        assert len(data) == 7 and [data.key(place) for place in range(7)] == list("abcdefg")
+        for place, key in enumerate(codes):
+            assert data[place].dtype == torch.int64 and np.array_equal(data[place], codes[key])
+            assert data.find(key) == place
+        assert torch.equal(data[-1], data[6])
+        asked = [6, 0, 0, 4]
+        assert torch.equal(data.batch(asked), torch.stack([data[place] for place in asked]))
+        assert torch.equal(data[asked], data.batch(torch.tensor(asked)))
+        again = pickle.loads(pickle.dumps(data))
+        assert torch.equal(again.batch(asked), data.batch(asked))
+        loader = DataLoader(data, sampler=BatchSampler(range(7), 3, False), batch_size=None, num_workers=1)
+        assert torch.equal(torch.cat(list(loader)), data.batch(range(7)))
+        for wrong, kind in ((7, IndexError), (-8, IndexError)):
+            with pytest.raises(kind):
+                data[wrong]
+        with pytest.raises(IndexError):
+            data.batch([7])
+        with pytest.raises(KeyError, match=r"there are no codes of 'h'"):
+            data.find("h")
+
+    def test_several_modalities_by_key(self, made, tmp_path):
+        stored(made, samples(tmp_path / "in", *"abcd"), tmp_path / "one")
+        stored(trained(tmp_path / "other", seed=1), tmp_path / "in", tmp_path / "two")
+        places = {"x": tmp_path / "one", "y": tmp_path / "two"}
+        both = TokenDataset(places)
+        assert len(both) == 4 and both[1].keys() == {"x", "y"}
+        assert torch.equal(both[1]["y"], TokenDataset(tmp_path / "two")[1])
+        stored(made, samples(tmp_path / "less", *"bdez"), tmp_path / "three")
+        places["y"] = tmp_path / "three"
+        says = r"three lacks 2 of 4 keys \(a, c\); .*one lacks 2 of 4 keys \(e, z\)\. common=True takes"
+        with pytest.raises(DataError, match=says):
+            TokenDataset(places)
+        shared = TokenDataset(places, common=True)
+        assert len(shared) == 2 and [shared.key(0), shared.key(1)] == ["b", "d"]
+        assert torch.equal(shared.batch([1])["y"], TokenDataset(tmp_path / "three").batch([1]))
+        assert shared.find("d") == 1
+        with pytest.raises(KeyError, match=r"not all stores have codes of 'c'"):
+            shared.find("c")
+        stored(made, samples(tmp_path / "none", "q"), tmp_path / "four")
+        with pytest.raises(DataError, match=r"no key is in all of them"):
+            TokenDataset({"x": tmp_path / "one", "y": tmp_path / "four"}, common=True)
+
+
+class TestWork:
+    def test_there_and_back_again(self, made, tmp_path, capsys):
+        pics = samples(tmp_path / "in", "a", "b/c", "d", "e")
+        np.save(tmp_path / "in/many.npy", np.random.default_rng(1).uniform(-1, 1, (4, 2, 8, 8)))
+        stored(made, pics, tmp_path / "tok")
+        for first, second, store in (
+            ("tok", "pq", "parquet"),
+            ("pq", "plain", "folder"),
+            ("plain", "end", "arrow"),
+        ):
+            assert (
+                main(
+                    [
+                        "tokens",
+                        "convert",
+                        *(str(tmp_path / each) for each in (first, second)),
+                        "--store",
+                        store,
+                    ]
+                )
+                == 0
+            )
+            assert main(["tokens", "verify", str(tmp_path / "tok"), str(tmp_path / second)]) == 0, store
+        said = capsys.readouterr().out
+        assert said.count("the 2 stores have the same keys") == 3
+        tokenize_folder(made, pics, tmp_path / "straight", size=(8, 8))
+        assert contents(tmp_path / "plain") == contents(tmp_path / "straight")
+        one, other = made.load_tokens(tmp_path / "tok"), made.load_tokens(tmp_path / "end")
+        assert list(one) == list(other) and all(np.array_equal(one[key], other[key]) for key in one)
+        assert main(["tokens", "convert", str(tmp_path / "tok"), str(tmp_path / "tok")]) == 2
+        assert "is the store itself" in capsys.readouterr().err
+
+    def test_parquet_is_read_by_others(self, made, tmp_path):
+        stored(made, samples(tmp_path / "in", "a", "b"), tmp_path / "tok", store="parquet")
+        table = pyarrow.parquet.read_table(tmp_path / "tok/shard-00000.parquet")
+        assert table["key"].to_pylist() == ["a", "b"]
+        codes = made.load_tokens(tmp_path / "tok")["b"]
+        assert table["codes"][1].as_py() == codes.ravel().tolist()
+        assert decode_folder(made, tmp_path / "tok", tmp_path / "out").written == 2
+
+    def test_windows_survive(self, made, tmp_path):
+        rng = np.random.default_rng(0)
+        (tmp_path / "in").mkdir()
+        np.save(tmp_path / "in/long.npy", rng.uniform(-1, 1, (2, 12, 20)).astype(np.float32))
+        stored(made, tmp_path / "in", tmp_path / "tok", tiles=True)
+        tokenize_folder(made, tmp_path / "in", tmp_path / "plain", size=(8, 8), tiles=True)
+        one, other = made.load_tokens(tmp_path / "tok")["long"], made.load_tokens(tmp_path / "plain")["long"]
+        for name in ("codes", "start"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
+        assert (one.extent, one.size) == (other.extent, other.size) == ((12, 20), (8, 8))
+        assert TokenDataset(tmp_path / "tok").extras(1)["start"] == [0, 8]
+        for name in ("tok", "plain"):
+            decode_folder(made, tmp_path / name, tmp_path / f"{name}-out")
+        assert contents(tmp_path / "tok-out") == contents(tmp_path / "plain-out")
+
+    def test_what_is_wrong_is_said(self, made, tmp_path, capsys):
+        stored(made, samples(tmp_path / "in", *"abcd"), tmp_path / "tok")
+        stored(made, samples(tmp_path / "less", *"abcx"), tmp_path / "two")
+        assert main(["tokens", "verify", str(tmp_path / "tok"), str(tmp_path / "two")]) == 2
+        assert "two lacks 1 of 4 keys (d); " in capsys.readouterr().err
+        victim = tmp_path / "tok/shard-00000.arrow"
+        raw = bytearray(victim.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        victim.write_bytes(raw)
+        assert main(["tokens", "verify", str(tmp_path / "tok")]) == 2
+        assert "tok/shard-00000.arrow is damaged: its checksum is not that of" in capsys.readouterr().err
+        victim.unlink()
+        assert main(["tokens", "verify", str(tmp_path / "tok")]) == 2
+        assert "shard-00000.arrow is missing (1 problem)" in capsys.readouterr().err
+        assert main(["tokens", "stats", "a", "b"]) == 2
+        assert "takes one folder, that of the store; 2 are given" in capsys.readouterr().err
+        assert main(["tokens", "verify", str(tmp_path / "in")]) == 2
+        assert "there is no tokens.json in this folder" in capsys.readouterr().err
+
+    def test_stats_by_hand(self, tmp_path, capsys):
+        manifest = {"format": 1, "fingerprint": "x", "grid": [2], "size": [2], "num_codebooks": 2, "codebook_size": 4,
+                    "dtype": "uint8"}  # fmt: skip
+        # Position 0 of book 0 has the codes 0, 1, 2, 3; its position 1, and all of book 1, only code 1.
+        rows = [Coded(str(n), np.array([[n, 1], [1, 1]])) for n in range(4)]
+        shards = Shards(tmp_path / "tok", store_named("arrow", ""), {**manifest, "store": "arrow"}, 1)
+        shards.write("shard-00000", rows, {"of": 4, "failed": []})
+        shards.finish()
+        assert main(["tokens", "stats", str(tmp_path / "tok"), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        bits = 5 / 8 * np.log2(8 / 5) + 3 * 1 / 8 * 3
+        assert found["usage"] == [1, 0.25]
+        assert np.allclose(found["bits"], [bits, 0]) and np.allclose(found["perplexity"], [2**bits, 1])
+        assert np.allclose(found["places"], [[4, 1], [1, 1]])
+        assert main(["tokens", "stats", str(tmp_path / "tok")]) == 0
+        assert "codebook 1  usage 25.0%  perplexity 1  entropy 0 bits" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_killed_ten_times_and_started_again_it_has_the_same_bytes(made, tmp_path):
+    """Killed by SIGKILL at random moments; each start has other threads and another share of the shards."""
+    pics = samples(tmp_path / "in", *(f"{n:03}" for n in range(150)))
+    (pics / "123.npy").write_bytes(b"junk")
+    stored(made, pics, tmp_path / "whole")
+    rng = np.random.default_rng(0)
+    forked, killed = multiprocessing.get_context("fork"), 0
+    for start in range(60):
+        share = {"WORLD_SIZE": "2", "RANK": str(start % 2)} if start % 3 and killed < 10 else {}
+        there = len(list((tmp_path / "tok").glob("*.arrow")))
+        process = forked.Process(target=in_child, args=(made, pics, tmp_path / "tok", start % 4, share))
+        process.start()
+        while process.is_alive() and killed < 10:  # after at least one more shard
+            if len(list((tmp_path / "tok").glob("*.arrow"))) > there:
+                time.sleep(rng.uniform(0, 0.05))
+                process.kill()
+                killed += process.is_alive() or process.exitcode == -9
+                break
+        process.join()
+        if killed == 10 and not share and process.exitcode == 0:
+            break
+    assert killed == 10
+    assert contents(tmp_path / "tok") == contents(tmp_path / "whole")
+
+
+def in_child(tokenizer, source, target, workers, share):
+    os.environ.update(share)
+    stored(tokenizer, source, target, workers=workers)

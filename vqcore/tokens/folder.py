@@ -1,0 +1,116 @@
+"""The store `folder`: one file of codes for each file, as `vqcore.artefacts.codes` describes them, for whoever has few.
+
+A manifest stands in every folder that holds codes, so that a part of a store can be moved.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vqcore.artefacts.codes import SUFFIXES, CodeShape, as_rows, by_record, joined, read_codes
+from vqcore.config import Config as Base
+from vqcore.data.listing import Listing
+from vqcore.errors import did_you_mean
+from vqcore.protocols import Coded
+from vqcore.tokens.store import Claims, save_codes
+
+OF_A_FOLDER = (
+    "format", "fingerprint", "codebook_size", "num_codebooks", "grid", "size", "dtype", "precision", "stride",
+)  # fmt: skip
+"""What the manifest of a folder says."""
+
+
+class Folder:
+    """One `.npy` or `.npz` a file. Of the extras of a row it keeps the places in the file, and nothing else."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Base):
+        """The store has no settings."""
+
+    def __init__(self, cfg: Config):
+        pass
+
+    def write(
+        self, folder: Path, shard: str, rows: Sequence[Coded], manifest: Mapping[str, Any]
+    ) -> tuple[str, ...]:
+        """One file for each file that the rows come from; the name of the shard does not matter."""
+        own = {key: manifest[key] for key in OF_A_FOLDER if key in manifest}
+        written = []
+        with Claims(own) as claims:
+            claims.write(folder)
+            for key, parts in by_record(rows):
+                codes = [Coded(row.key, row.codes.astype(manifest["dtype"]), row.extras) for row in parts]
+                claims.write((folder / key).parent)
+                path = save_codes(folder, key, joined(codes, tuple(manifest["size"])))
+                written.append(str(path.relative_to(folder)))
+        return tuple(written)
+
+    def open(self, folder: Path, manifest: Mapping[str, Any]) -> "FolderRows":
+        """The rows of all files below a folder, in the order of their keys. Every file is read once to count them."""
+        return FolderRows(folder, manifest)
+
+
+class FolderRows:
+    """The rows of the files in a folder. A file is read when a row of it is asked for."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]):
+        self._files = Listing(str(folder), SUFFIXES, "tokens")
+        self._shape = CodeShape(len(manifest["grid"]), manifest["num_codebooks"], manifest["codebook_size"])
+        self._dtype = np.dtype(manifest["dtype"])
+        ends = np.cumsum([len(self._rows(index)) for index in range(len(self._files))])
+        self._ends: list[int] = ends.tolist()
+        self._places: dict[str, int] | None = None
+        self._last: tuple[int, list[Coded]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def codes(self, place: int) -> np.ndarray:
+        """The codes of a row."""
+        return self._row(place).codes
+
+    def key(self, place: int) -> str:
+        """The key of a row."""
+        return self._row(place).key
+
+    def extras(self, place: int) -> Mapping[str, Any]:
+        """The place of a row in its file."""
+        return self._row(place).extras
+
+    def find(self, key: str) -> int:
+        """The place of a key."""
+        if self._places is None:
+            self._places = {each: place for place, each in enumerate(self._keys())}
+        if key not in self._places:
+            raise KeyError(f"there are no codes of '{key}'.{did_you_mean(key, self._places)}")
+        return self._places[key]
+
+    def many(self, places: np.ndarray) -> np.ndarray:
+        """The codes of rows, stacked."""
+        return np.stack([self.codes(int(place)) for place in places])
+
+    def keys(self) -> pa.Array:
+        """The keys of all rows, as bytes."""
+        return pa.array([key.encode("utf-8", "surrogateescape") for key in self._keys()], pa.binary())
+
+    def _keys(self) -> Iterator[str]:
+        for file in range(len(self._files)):
+            yield from (row.key for row in self._rows(file))
+
+    def _rows(self, file: int) -> list[Coded]:
+        codes = read_codes(self._files.path(file), self._shape)
+        return as_rows(self._files.key(file), codes, self._shape.axes)
+
+    def _row(self, place: int) -> Coded:
+        if not 0 <= place < len(self):
+            raise IndexError(f"{place}: there are {len(self)} rows")
+        file = bisect_right(self._ends, place)
+        if self._last[0] != file:
+            self._last = file, self._rows(file)
+        row = self._last[1][place - (self._ends[file - 1] if file else 0)]
+        return Coded(row.key, row.codes.astype(self._dtype), row.extras)
