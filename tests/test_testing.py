@@ -822,6 +822,11 @@ def no_bfloat(self, z, mask=None):
     return out if z.dtype == torch.float32 else dataclasses.replace(out, codes=out.codes.short())
 
 
+def under_autocast(self, z, mask=None):
+    out = Quantizer.forward(self, z, mask)
+    return dataclasses.replace(out, codes=0 * out.codes) if torch.is_autocast_enabled("cpu") else out
+
+
 def nan_in_bfloat(self, z, mask=None):
     out = Quantizer.forward(self, z, mask)
     return out if z.dtype == torch.float32 else dataclasses.replace(out, z_q=out.z_q / 0)
@@ -1349,6 +1354,8 @@ BAD = [
     (checks.check_quantizer, variant(Quantizer, forward=counts_in_eval), "eval changes no state"),
     (checks.check_quantizer, variant(Quantizer, forward=no_bfloat), "bf16 law: codes"),
     (checks.check_quantizer, variant(Quantizer, forward=nan_in_bfloat), "bf16 law: z_q"),
+    (checks.check_quantizer, variant(Quantizer, codes_in_fp32="yes"), "fp32 law: codes_in_fp32 is 'yes'"),
+    (checks.check_quantizer, variant(Quantizer, forward=under_autocast, codes_in_fp32=True), "fp32 law: .* have other"),
     (checks.check_quantizer, Grown, "invalid positions change the state"),
     (checks.check_quantizer, HiddenBook, "state law: codes differ|mask law|idempotence law"),
     (checks.check_quantizer, variant(Quantizer, decode=full_decode), "empty law: a batch without samples raises"),

@@ -22,13 +22,20 @@ pytestmark = pytest.mark.usefixtures("toy")
 SIZES = {1: (8,), 2: (8, 12), 3: (4, 8, 4)}
 
 
-def make(size=(8, 8), seed=0, objective="reconstruction", decoder="toy/decoder", **modality):
+def make(
+    size=(8, 8),
+    seed=0,
+    objective="reconstruction",
+    decoder="toy/decoder",
+    embed_dim: int | None = 5,
+    **modality,
+):
     tree = run_tree("unused")
     settings = {"name": "array", "channels": 2, "range": [-1, 1], "size": list(size), **modality}
     tree = {
         "modality": settings,
         "size": list(size),
-        "model": {**tree["model"], "decoder": {"name": decoder}, "embed_dim": 5},
+        "model": {**tree["model"], "decoder": {"name": decoder}, "embed_dim": embed_dim},
         "objective": {"name": objective},
     }
     return Tokenizer(from_tree(tree, schema=TokenizerConfig), seed=seed)
@@ -81,6 +88,42 @@ def test_class_maps_are_embedded_and_come_back_as_logits():
         tokenizer, batch, player="model", step=0, rng=[generator(0)] * len(x), shared={}
     )
     assert set(losses.terms) == {"pixel/cross_entropy", "vq/commit"}
+
+
+def test_class_maps_without_an_embedding_are_one_hot(tmp_path):
+    classes = {"kind": "categorical", "labels": 5, "channels": 1, "range": None}
+    plain, learnt = make(embed_dim=None, **classes), make(**classes)
+    assert plain.embed is None and plain.encoder.linear.weight.shape == learnt.encoder.linear.weight.shape
+    state = plain.state_dict()
+    learnt.load_state_dict({**state, "embed.weight": torch.eye(5)})
+    x = torch.randint(5, (2, 8, 8), dtype=torch.uint8)
+    torch.testing.assert_close(plain.latents(x), learnt.latents(x))
+    assert plain.fingerprint != learnt.fingerprint
+    plain.save(tmp_path / "saved")
+    assert Tokenizer.load(tmp_path / "saved").fingerprint == plain.fingerprint
+    with pytest.raises(ValueError, match=r"class ids lie in 0..4"):
+        plain.encode(x + 5)
+    with pytest.raises(ConfigError, match="embed_dim"):
+        make(embed_dim=0, **classes)
+
+
+def test_a_quantizer_may_ask_for_codes_in_fp32(caplog):
+    caplog.set_level("INFO")
+    tokenizer, seen = make(), {}
+    tokenizer.quantizer.register_forward_pre_hook(lambda module, args: seen.update(z=args[0].dtype))
+    tokenizer.decoder.register_forward_hook(lambda module, args, out: seen.update(x_hat=out.dtype))
+    exact = tokenizer.encode(x := torch.randn(2, 2, 8, 8).clamp(-1, 1))
+    tokenizer.precision = "bf16"
+    tokenizer.decode(tokenizer.encode(x))
+    assert seen == {"z": torch.bfloat16, "x_hat": torch.bfloat16}
+    assert tokenizer.code_precision == "bf16" and not caplog.messages
+    tokenizer.quantizer.codes_in_fp32 = True
+    assert torch.equal(tokenizer.encode(x), exact) and tokenizer.code_precision == "fp32"
+    tokenizer.decode(tokenizer.encode(x))
+    assert seen == {"z": torch.float32, "x_hat": torch.bfloat16}
+    assert caplog.messages == ["codes are computed in fp32; bf16 is for decoding alone."]
+    with torch.autocast("cpu", torch.bfloat16):  # training decides for itself
+        assert tokenizer.train().latents(x).dtype == torch.bfloat16
 
 
 def test_a_mask_reaches_quantizer_and_loss():

@@ -404,6 +404,22 @@ def token_state(quantizer: Any) -> Mapping[str, Tensor]:
     return quantizer.token_state() if isinstance(quantizer, NamesTokenState) else quantizer.state_dict()
 
 
+@runtime_checkable
+class NeedsFp32(Protocol):
+    """A quantizer that may want its latents in fp32 whatever precision a loaded tokenizer has: `codes_in_fp32`.
+
+    In eval mode embedding, encoder, projection and quantizer then run without autocast; the decoder does not. For codes
+    that must equal those of another system. Law: under autocast, latents in fp32 have the same codes as without.
+    """
+
+    codes_in_fp32: bool
+
+
+def codes_in_fp32(quantizer: Any) -> bool:
+    """Whether codes are computed in fp32 in every precision. Default: no."""
+    return isinstance(quantizer, NeedsFp32) and quantizer.codes_in_fp32 is True
+
+
 # Decoders
 
 
@@ -1416,7 +1432,7 @@ REQUIRED: dict[str, type] = {
 
 OPTIONAL: dict[str, tuple[type, ...]] = {
     "encoder": (Interpolates, Borrows, Fetches, SparesDecay),
-    "quantizer": (ChangesGrid, NamesTokenState, Borrows, Fetches, SparesDecay),
+    "quantizer": (ChangesGrid, NamesTokenState, NeedsFp32, Borrows, Fetches, SparesDecay),
     "decoder": (NeedsSize, Denoiser, ChecksScheduler, Interpolates, Borrows, Fetches, SparesDecay),
     "percept": (Borrows,),
     "teacher": (Borrows,),

@@ -197,8 +197,8 @@ class ModelConfig:
     """Maps latents to codes and back."""
     decoder: Config = slot("decoder")
     """Maps quantized latents to a sample."""
-    embed_dim: int = 64
-    """Class maps only: channels of the class embedding in front of the encoder."""
+    embed_dim: int | None = 64
+    """Class maps only: channels of the class embedding in front of the encoder. Null: one-hot, a channel a class."""
     full_ckpt: str | dict[str, FormatArg] | None = None
     """Start from a whole tokenizer (as RUN on the command line): copy every part with the same component and shapes.
     For files of another system FORMAT:PATH, or a mapping {name: FORMAT, path: PATH} with settings of the format."""
@@ -208,7 +208,8 @@ class ModelConfig:
     """Embedding, encoder, projection and codebook are frozen as loaded from full_ckpt, so tokens stay the same."""
 
     def __post_init__(self) -> None:
-        _positive(self, "embed_dim")
+        if self.embed_dim is not None:
+            _positive(self, "embed_dim")
         for key in ("full_ckpt", "encoder_ckpt"):
             given = getattr(self, key)
             if isinstance(given, dict) and not all(isinstance(given.get(k), str) for k in ("name", "path")):

@@ -1,8 +1,8 @@
 """The tokenizer: encoder -> quantizer -> decoder, loaded from a folder and used on files, pictures and arrays.
 
-The children of a `Tokenizer` are named `embed` (class maps only), `encoder`, `proj`, `quantizer` and `decoder` in every
-state dict. The modality (how a file becomes a tensor) and the objective (how the decoder is sampled) belong to the
-tokenizer, but their weights do not.
+The children of a `Tokenizer` are named `embed` (the class embedding, if there is one), `encoder`, `proj`, `quantizer`
+and `decoder` in every state dict. The modality (how a file becomes a tensor) and the objective (how the decoder is
+sampled) belong to the tokenizer, but their weights do not.
 """
 
 import contextlib
@@ -57,12 +57,14 @@ from vqcore.protocols import (
     DataSpec,
     Encoder,
     Facts,
+    Foreign,
     Modality,
     Objective,
     Part,
     Quantized,
     Quantizer,
     RecordCodes,
+    codes_in_fp32,
     expand,
     fetch,
     finish,
@@ -119,7 +121,7 @@ class Tokenizer(nn.Module):
 
         self.cfg, self.registry = cfg, catalogue
         self._frozen: tuple[str, ...] = ()
-        self._has_warned_of_range = self._has_warned_of_length = False
+        self._has_warned_of_range = self._has_warned_of_length = self._has_said_precision = False
         self.origin: dict[str, Any] = {}
         self.loans: dict[str, dict[str, Any]] = {}
         self.taken = ""
@@ -129,10 +131,12 @@ class Tokenizer(nn.Module):
         self.embed = None
         encoder_spec = self.spec
         if self.spec.labels is not None:
-            with seeded(seed, "init", "embed"), _fits("model.embed_dim"):
-                self.embed = nn.Embedding(self.spec.labels, cfg.model.embed_dim)
+            width = cfg.model.embed_dim
+            if width is not None:
+                with seeded(seed, "init", "embed"), _fits("model.embed_dim"):
+                    self.embed = nn.Embedding(self.spec.labels, width)
             encoder_spec = replace(
-                self.spec, channels=cfg.model.embed_dim, labels=None, kind="continuous", range=None
+                self.spec, channels=width or self.spec.labels, labels=None, kind="continuous", range=None
             )
         self.encoder = build("encoder", "model.encoder", cfg.model.encoder, spec=encoder_spec)
         self.quantizer = build("quantizer", "model.quantizer", cfg.model.quantizer)
@@ -216,8 +220,18 @@ class Tokenizer(nn.Module):
         """The grid of codes for an input of this size (default: the nominal size)."""
         return grid_out(self.quantizer, self.encoder.grid(tuple(size or self.cfg.size)))
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """The context in which parts run: in eval mode autocast of `precision`; else what is around it."""
+    @property
+    def code_precision(self) -> Precision:
+        """The precision of codes in eval mode: `precision`, or fp32 if the quantizer asks for it."""
+        return "fp32" if codes_in_fp32(self.quantizer) else self.precision
+
+    def autocast(self, *, encoding: bool = False) -> AbstractContextManager[object]:
+        """The context in which parts run: in eval mode autocast of `precision`; else what is around it.
+
+        With `encoding`, in eval mode no autocast if the quantizer asks for codes in fp32.
+        """
+        if encoding and not self.training and codes_in_fp32(self.quantizer):
+            return torch.autocast(self.device.type, enabled=False)
         if self.training or self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, PRECISIONS[self.precision])
@@ -250,10 +264,16 @@ class Tokenizer(nn.Module):
 
     def latents(self, x: Tensor) -> Float[Tensor, "b *grid d"]:
         """The input of the quantizer. `x` is float `(b, c, *size)`, or a class map `(b, *size)` of integers."""
-        with self.autocast():
-            if self.embed is not None:
-                x = rearrange(self.embed(x.long()), "b ... c -> b c ...")
-            return self.proj(self.encoder(x))
+        with self.autocast(encoding=True):
+            return self.proj(self.encoder(self.embedded(x)))
+
+    def embedded(self, x: Tensor) -> Float[Tensor, "b c *size"]:
+        """The input of the encoder: class ids `(b, *size)` embedded or one-hot; everything else unchanged."""
+        if self.spec.labels is None:
+            return x
+        ids = x.long()
+        wide = F.one_hot(ids, self.spec.labels).float() if self.embed is None else self.embed(ids)
+        return rearrange(wide, "b ... c -> b c ...")
 
     def quantize(self, z: Float[Tensor, "b *grid d"], mask: Tensor | None = None) -> Quantized:
         """Quantize latents. `mask`, bool `(b, *size)`, is True where the input is valid.
@@ -280,7 +300,10 @@ class Tokenizer(nn.Module):
         if mask is not None and (tuple(mask.shape) != wanted or mask.dtype != torch.bool):
             raise ValueError(f"a mask of these inputs is bool {wanted}, not {mask.dtype} {tuple(mask.shape)}")
         self._check_range(x, mask)
-        with _evaluating(self), self.autocast():
+        if self.precision != self.code_precision and not self._has_said_precision:
+            self._has_said_precision = True
+            log.info(f"codes are computed in {self.code_precision}; {self.precision} is for decoding alone.")
+        with _evaluating(self), self.autocast(encoding=True):
             valid = None if mask is None else mask.to(self.device)
             return self.quantize(self.latents(x.to(self.device)), valid).codes
 
@@ -636,12 +659,15 @@ class Tokenizer(nn.Module):
             foreign = read_foreign(
                 named.path, named.format, source=named.source, allow_pickle=allow_pickle, registry_=registry_
             )
-            with asking(download or asked()):
-                tokenizer = cls(foreign.config, encoder_only=encoder_only, fetch=False, registry_=registry_)
+            tokenizer = cls.of(
+                foreign,
+                str(named),
+                encoder_only=encoder_only,
+                borrowed=borrowed,
+                download=download,
+                registry_=registry_,
+            )
             tokenizer.precision = precision
-            tokenizer._borrow_all(borrowed, {}, download)
-            tokenizer.fill(foreign.tensors, str(named))
-            tokenizer.origin = {"origin": dict(foreign.origin)}
             return tokenizer.to(device or "cpu").eval()
         folder = named.path
         made = verify(folder)
@@ -663,6 +689,25 @@ class Tokenizer(nn.Module):
         else:
             tokenizer.origin.pop("metrics", None)
         return tokenizer.to(device or "cpu").eval()
+
+    @classmethod
+    def of(
+        cls,
+        foreign: Foreign,
+        name: str,
+        *,
+        encoder_only: bool = False,
+        borrowed: Mapping[str, str | Path] | None = None,
+        download: bool = False,
+        registry_: Registry | None = None,
+    ) -> "Tokenizer":
+        """A tokenizer of what a format read, in eval mode; `name` is for errors, all else as in `load`."""
+        with asking(download or asked()):
+            tokenizer = cls(foreign.config, encoder_only=encoder_only, fetch=False, registry_=registry_)
+        tokenizer._borrow_all(borrowed, {}, download)
+        tokenizer.fill(foreign.tensors, name)
+        tokenizer.origin = {"origin": dict(foreign.origin)}
+        return tokenizer.eval()
 
     def _borrow_all(
         self, places: Mapping[str, str | Path] | None, recorded: Mapping[str, Any], download: bool

@@ -119,12 +119,12 @@ def note(staging: Path, **entries: Any) -> dict[str, Any]:
     return made
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by name as safetensors, sorted by name."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
+    """Write tensors by name as safetensors, sorted by name; `header` are texts beside them."""
     ours = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
     with aside(path) as temporary:
         try:
-            save_file(ours, temporary)
+            save_file(ours, temporary, metadata=None if header is None else dict(header))
         except SafetensorError as error:  # it wraps the system's error, whose number stands in the text
             number = re.search(r"os error (\d+)", str(error))
             if number is None:

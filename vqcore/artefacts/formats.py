@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vqcore.artefacts.folder import PROVENANCE, complete, refuse_nonfinite, sha256
 from vqcore.compose.build import component
@@ -23,6 +24,8 @@ from vqcore.registry import Registry, registry
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle")
 """Suffixes of files that Python's pickle made."""
+SHOWN = 8
+"""So many tensors that do not fit are named; of the others the number."""
 _CLASS = re.compile(r"GLOBAL ([\w.]+)")
 
 
@@ -53,7 +56,11 @@ def read_foreign(
         raise CheckpointError(
             f"{cfg.name} reads training configs, not tokenizers: vqcore import {cfg.name} {path} FILE.yaml"
         )
-    found = reader.read(path, allow_pickle=allow_pickle)
+    return completed(reader.read(path, allow_pickle=allow_pickle), path, source=source)
+
+
+def completed(found: Foreign, path: Path, *, source: str) -> Foreign:
+    """What was read from `path`, with source and hash. Raises `CheckpointError` for weights that are not finite."""
     refuse_nonfinite(found.tensors, path)
     origin = {"source": source, **found.origin}
     if "sha256" not in origin:
@@ -101,6 +108,23 @@ def read_pickle(path: Path, *, allow_pickle: bool, allow: Sequence[Any] = ()) ->
         raise CheckpointError(
             f"{path}: damaged, or not a PyTorch file ({first_line(error)[:160]})."
         ) from error
+
+
+def refuse_misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+    """Raise `CheckpointError` that lists tensors of a file that are missing, unknown or wrongly shaped, by name.
+
+    `wanted` are the tensors that must be there, with their shapes; `where` names file and tokenizer.
+    """
+    wrong = [f"{name} is missing" for name in wanted if name not in found]
+    wrong += [f"{name} is unknown" for name in found if name not in wanted]
+    wrong += [
+        f"{name} has the shape {list(found[name].shape)} instead of {list(each.shape)}"
+        for name, each in wanted.items()
+        if name in found and each.shape != found[name].shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise CheckpointError(f"{where}: its tensors do not fit: {'; '.join(wrong[:SHOWN])}{more}.")
 
 
 def refusal(name: str, path: Path) -> CheckpointError:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqcore.protocols import grid_out
+from vqcore.protocols import NeedsFp32, grid_out
 from vqcore.rng import generator
 from vqcore.testing.basics import check_members, check_waived, same_state, state_of
 
@@ -124,6 +124,12 @@ def _quantizer_autocast(module: Any, z: Tensor, out: Any) -> None:
     same = coarse.codes.dtype == torch.int64 and coarse.codes.shape == out.codes.shape
     assert same, f"bf16 law: codes of bfloat16 latents are {coarse.codes.dtype} {tuple(coarse.codes.shape)}"
     assert bool(torch.isfinite(coarse.z_q).all()), "bf16 law: z_q of bfloat16 latents is not finite"
+    wants = module.codes_in_fp32 if isinstance(module, NeedsFp32) else False
+    assert isinstance(wants, bool), f"fp32 law: codes_in_fp32 is {wants!r}, neither True nor False"
+    if wants:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            same = torch.equal(module(z).codes, out.codes)
+        assert same, "fp32 law: codes_in_fp32, but under autocast latents in fp32 have other codes"
 
 
 def _quantizer_empty(module: Any, z: Tensor) -> None:

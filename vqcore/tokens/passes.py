@@ -146,8 +146,8 @@ def tokenize_folder(
     }
     if covering is not None:
         manifest["stride"] = list(covering.stride)
-    if tokenizer.precision != "fp32":  # a folder holds no mixture of precisions
-        manifest["precision"] = tokenizer.precision
+    if tokenizer.code_precision != "fp32":  # a folder holds no mixture of precisions
+        manifest["precision"] = tokenizer.code_precision
     done = Done(left_out=left_out)
     with Claims(manifest) as claims, ProgressLine("tokenize", len(files), unit="file") as line:
         todo = []

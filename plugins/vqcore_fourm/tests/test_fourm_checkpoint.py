@@ -1,6 +1,7 @@
 """Checkpoints of 4M: recorded codes and reconstructions, published architectures, every form of file, bad files."""
 
 import argparse
+import importlib.metadata
 import json
 import pickle
 import shutil
@@ -9,31 +10,42 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from vqcore_fourm import arguments, get_image_tokenizer, tables
 from vqcore_fourm.checkpoint import Checkpoint
+from vqcore_fourm.names import wanted
 
-from vqcore.borrowed import weights_of
 from vqcore.cli import main
-from vqcore.errors import CheckpointError
+from vqcore.errors import CheckpointError, VqcoreError
+from vqcore.registry import Registry
 from vqcore.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent / "data"
 CASES = json.loads((DATA / "cases.json").read_text())
 ARCHITECTURES = json.loads((DATA / "architectures.json").read_text())
 FORMAT = "fourm/checkpoint"
+MIDDLE = {"name": "unet/uvit", "depth": 1, "mid_width": 32, "mid_heads": 2}
+DENOISERS = {
+    "unet_mini": {"name": "unet/unet", "width": 32, "mult": (1,), "depth": 1, "attention": ()},
+    "uvit_mini": {**MIDDLE, "widths": (32,), "mid_depth": 1},
+    "uvit_tiny_f16_longskip": {**MIDDLE, "widths": (32, 32), "mid_depth": 3, "long_skips": True},
+}
+DIVAE = ("hub_divae", "divae_uvit_xattn", "training_checkpoint_divae")
 
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
     for name in ("vit_t_enc", "vit_t_dec"):
         monkeypatch.setitem(tables.VIT, name, {"width": 32, "depth": 2, "num_heads": 4})
+    for name, settings in DENOISERS.items():
+        monkeypatch.setitem(tables.DENOISERS, name, settings)
 
 
 def source_of(case, folder):
     """The case as a file or folder of 4M."""
     if CASES[case]["kwargs"] is None:
-        return training_checkpoint(folder / "checkpoint-19.pth")
+        return training_checkpoint(folder / "checkpoint-19.pth", case)
     if (DATA / case / "config.json").is_file():
         return DATA / case
     if (DATA / case / "model.safetensors").is_file():
@@ -43,13 +55,14 @@ def source_of(case, folder):
     return folder
 
 
-def training_checkpoint(path, **more):
-    """Write the recorded training checkpoint; `more` are other entries, or options as `options`."""
-    case = DATA / "training_checkpoint_poses"
-    options = json.loads((case / "args.json").read_text()) | more.pop("options", {})
+def training_checkpoint(path, case="training_checkpoint_poses", **more):
+    """Write a recorded training checkpoint; `more` are other entries, or options as `options`."""
+    folder = DATA / case
+    options = json.loads((folder / "args.json").read_text()) | more.pop("options", {})
+    averages = folder / "ema.safetensors"
     content = {
-        "model": load_file(case / "state.safetensors"),
-        "model_ema": load_file(case / "ema.safetensors"),
+        "model": load_file(folder / "state.safetensors"),
+        **({"model_ema": load_file(averages)} if averages.is_file() else {}),
         "epoch": 19,
         "args": argparse.Namespace(**options),
         "scaler": {},
@@ -67,16 +80,21 @@ def ours(tokens):
     return tokens.unsqueeze(-1) if tokens.ndim == 3 else tokens.movedim(1, -1)
 
 
-def assert_close(found, wanted):
+def assert_close(found, wanted, tolerance=1e-5):
     assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))
+    assert (found - wanted).abs().max() <= tolerance * max(1.0, float(wanted.abs().max()))
+
+
+def generators(seed, count):
+    """One generator for all samples, as in 4M, where the noise of a sample depends on its batch."""
+    return [torch.Generator().manual_seed(seed)] * count
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_recorded_codes_and_reconstructions(tmp_path, case):
     io = load_file(DATA / case / "io.safetensors")
     tokenizer = read(source_of(case, tmp_path))
-    inputs = [name for name in io if name.startswith("x")]
+    inputs = [name for name in io if name.startswith("x") and name != "x_t"]
     assert inputs
     for name in inputs:
         end = name.removeprefix("x").removeprefix("_")
@@ -88,20 +106,122 @@ def test_recorded_codes_and_reconstructions(tmp_path, case):
             assert_close(tokenizer.decode(codes), io[f"dec{end}"])
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_published_architectures_have_these_tensors(name):
-    args = arguments.check(ARCHITECTURES[name]["kwargs"], name)
-    cfg = arguments.to_config(args, encoder_only=False, size=None, where=name)
-    with torch.device("meta"):
-        made = weights_of(Tokenizer(cfg, fetch=False))
-    found = {tables.theirs(key): list(value.shape) for key, value in made.items()}
-    for key in tables.POINTWISE:
-        found[key] += [1, 1]
-    wanted: dict[str, list[int]] = {}
-    for key, shape in ARCHITECTURES[name]["tensors"].items():
+@pytest.mark.parametrize("case", DIVAE)
+@torch.no_grad()
+def test_recorded_predictions_and_samples(tmp_path, case):
+    io = load_file(DATA / case / "io.safetensors")
+    tokenizer = read(source_of(case, tmp_path))
+    size, codes, net = tuple(io["x"].shape[2:]), ours(io["tokens"]), tokenizer.decoder
+    z = tokenizer.lookup(codes)
+    hidden = torch.ones(z.shape[:-1], dtype=torch.bool)
+    for name, mask in (("pred", None), ("pred_masked", io.get("mask")), ("pred_blind", hidden)):
+        if name in io:
+            cond = net.condition(z, size=size, mask=mask)
+            assert_close(net(io["x_t"], io["t"].float(), cond), io[name], 1e-4)
+    assert_close(tokenizer.objective.scheduler.add_noise(io["x"], io["noise"], io["t"]), io["x_t"])
+    runs = {
+        "sample_ddim": (0, 4, "unet/ddim", size),
+        "sample_ddpm": (1, 4, None, size),
+        "sample": (2, 5, "unet/ddim", size),
+        "sample_large": (3, 2, "unet/ddim", tuple(2 * side for side in size)),
+    }
+    if "sample" in io:
+        runs["sample_ddpm"] = (4, 4, None, size)
+    for name, (seed, steps, scheduler, sides) in runs.items():
+        if name in io:
+            rng = generators(seed, len(codes))
+            found = tokenizer.decode(codes, rng=rng, steps=steps, scheduler=scheduler, size=sides)
+            assert_close(found, io[name], 1e-4)
+
+
+def test_what_a_diffusion_tokenizer_was_trained_with(tmp_path):
+    path = training_checkpoint(
+        tmp_path / "a.pth", DIVAE[2], options={"masked_cfg_low": 3, "masked_cfg_high": 20}
+    )
+    tokenizer = read(path)
+    objective = tokenizer.cfg.objective
+    scheduler = objective.scheduler
+    assert (scheduler.name, scheduler.as_4m, scheduler.num_steps) == ("unet/ddpm", True, 1000)
+    assert (scheduler.schedule, scheduler.prediction) == ("squaredcos_cap_v2", "sample")
+    assert (scheduler.threshold, scheduler.threshold_max, scheduler.clip) == (0.995, 1.0, None)
+    # 4M's bounds are those of the visible ones of 16 tokens.
+    assert objective.cls_free_guidance_dropout == 0.2 and objective.masked_cfg
+    assert (objective.masked_cfg_low, objective.masked_cfg_high) == (0, 13)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, {"schedule": "squaredcos_cap_v2", "prediction": "v", "threshold": 0.995, "threshold_max": 1.0}),
+        ({"beta_schedule": "shifted_cosine:2"}, {"schedule": "shifted_cosine", "shift": 2.0}),
+        ({"scheduler": "ddim", "beta_schedule": "scaled_linear"}, {"name": "unet/ddim", "schedule": "scaled_linear"}),
+        ({"thresholding": False}, {"threshold": None, "clip": None}),
+        ({"thresholding": False, "clip_sample": True}, {"threshold": None, "clip": 1.0}),
+        ({"clip_sample": True}, {"threshold": 0.995, "clip": None}),
+        ({"zero_terminal_snr": False}, {"prediction": "v", "zero_terminal_snr": False}),
+        ({"prediction_type": "epsilon"}, {"prediction": "epsilon", "zero_terminal_snr": True}),
+        ({"num_train_timesteps": 50}, {"num_steps": 50}),
+    ],
+)  # fmt: skip
+def test_schedulers(given, wanted):
+    made = arguments.to_config(arguments.check(given, "", kind="DiVAE"), size=None, where="").objective
+    assert {key: getattr(made.scheduler, key) for key in wanted} == wanted and made.scheduler.as_4m
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [
+        (0, None, (0, None)),
+        (0, 49, (147, None)),
+        (10, None, (0, 186)),
+        (10, 20, (176, 186)),
+        (0, 500, (0, None)),
+        (196, None, None),
+    ],
+)  # fmt: skip
+def test_bounds_of_visible_tokens_become_bounds_of_hidden_ones(low, high, wanted):
+    given = {
+        "cls_free_guidance_dropout": 0.3,
+        "masked_cfg": True,
+        "masked_cfg_low": low,
+        "masked_cfg_high": high,
+    }
+    made = arguments.to_config(arguments.check(given, "", kind="DiVAE"), size=None, where="").objective
+    found = (made.masked_cfg_low, made.masked_cfg_high) if made.masked_cfg else None
+    assert found == wanted and made.cls_free_guidance_dropout == (0.3 if wanted else 0)
+
+
+@pytest.mark.slow
+def test_every_denoiser_of_4m_can_be_built():
+    for name in set(tables.DENOISERS) - set(DENOISERS):
+        for conditioning in tables.CONDITIONING:
+            args = arguments.check({"dec_type": name, "conditioning": conditioning}, name, kind="DiVAE")
+            assert len(wanted(arguments.to_config(args, size=None, where=name), name)) > 400
+
+
+def published_tensors(name):
+    """Names and shapes of a published tokenizer; `as` names another one that has the same but for these."""
+    found = ARCHITECTURES[name]
+    tensors = published_tensors(found["as"]) if "as" in found else {}
+    for key, shape in found["tensors"].items():
         key, _, times = key.partition("  (x ")
-        wanted |= {key.replace("*", str(i), 1): shape for i in range(int(times[:-1]) if times else 1)}
-    assert found == wanted
+        tensors |= {key.replace("*", str(i), 1): shape for i in range(int(times[:-1]) if times else 1)}
+    return tensors
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "as" in ARCHITECTURES[name] else ())
+        for name in ARCHITECTURES
+    ],
+)
+def test_published_architectures_have_these_tensors(name):
+    given = ARCHITECTURES[name]["kwargs"]
+    kind = "DiVAE" if given["dec_type"] in tables.DENOISERS else "VQVAE"
+    cfg = arguments.to_config(arguments.check(given, name, kind=kind), size=None, where=name)
+    found = {key: list(value.shape) for key, value in wanted(cfg, name).items()}
+    assert found == published_tensors(name)
 
 
 def test_averaged_weights_by_choice(tmp_path):
@@ -170,6 +290,77 @@ def test_drop_in(tmp_path, capsys):
         get_image_tokenizer("none", tmp_path)
 
 
+def test_drop_in_of_a_diffusion_tokenizer(tmp_path):
+    io = load_file(DATA / DIVAE[2] / "io.safetensors")
+    training_checkpoint(tmp_path / "depth.pth", DIVAE[2])
+    model, args = get_image_tokenizer("depth", tmp_path, device="cpu", verbose=False)
+    assert (args.model_type, args.dec_type, args.beta_schedule) == ("DiVAE", "unet_mini", "squaredcos_cap_v2")
+    tokens = model.tokenize(io["x"])
+    assert torch.equal(tokens, io["tokens"])
+    prediction, loss = model(io["x"], io["x_t"], io["t"])
+    assert_close(prediction, io["pred"], 1e-4)
+    assert loss.tolist() == [0.0]
+    ddim, size = {"timesteps": 5, "scheduler": "unet/ddim"}, tuple(io["x"].shape[2:])
+    found = model.decode_tokens(tokens, generator=generators(2, 1)[0], image_size=size, **ddim)
+    assert_close(found, io["sample"], 1e-4)
+    assert torch.equal(model.autoencode(io["x"], generator=generators(2, 1)[0], **ddim), found)
+    found = model.decode_tokens(tokens, generator=generators(4, 1)[0], image_size=size, timesteps=4)
+    assert_close(found, io["sample_ddpm"], 1e-4)
+    other = model.decode_tokens(
+        tokens, timesteps=2, scheduler="unet/ddim", scheduler_timesteps_mode="leading"
+    )
+    assert tuple(other.shape[2:]) == (32, 32)
+    with pytest.raises(CheckpointError, match="give the name of a scheduler of vqcore, such as 'unet/ddim'"):
+        model.decode_tokens(tokens, scheduler=object())
+    half, _ = get_image_tokenizer("depth", tmp_path, encoder_only=True, device="cpu", verbose=False)
+    assert torch.equal(half.tokenize(io["x"]), tokens)
+
+
+def test_drop_in_reads_its_file_once(tmp_path, monkeypatch):
+    from vqcore_fourm import sources
+
+    read_once, calls = sources.read_pickle, []
+    monkeypatch.setattr(sources, "read_pickle", lambda *a, **k: calls.append(a) or read_once(*a, **k))
+    training_checkpoint(tmp_path / "poses.pth")
+    get_image_tokenizer("poses", tmp_path, device="cpu", verbose=False)
+    assert len(calls) == 1
+
+
+@pytest.mark.slow
+def test_a_diffusion_tokenizer_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    training_checkpoint(Path("checkpoint-19.pth"), DIVAE[2])
+    Path("depth").mkdir()
+    x = load_file(DATA / DIVAE[2] / "io.safetensors")["x"]
+    for number in range(4):
+        np.save(f"depth/{number}.npy", x[number % len(x), :, :, :32].numpy())
+    source = f"{FORMAT}:checkpoint-19.pth"
+    assert main(["tokenize", source, "depth", "tokens", "--allow-pickle"]) == 0
+    assert main(["import", FORMAT, "checkpoint-19.pth", "made", "--allow-pickle"]) == 0
+    assert main(["decode", "made", "tokens", "rebuilt", "steps=2", "scheduler=unet/ddim"]) == 0
+    assert np.load("rebuilt/0.npy").shape[-2:] == (32, 32)
+    saved = yaml.safe_load(Path("made/config.yaml").read_text())
+    net = saved["model"] | {"full_ckpt": source}
+    config = {
+        "data": {
+            "name": "folder",
+            "path": "depth",
+            "eval_path": "depth",
+            "modality": saved["modality"],
+            "input_size": 32,
+        },
+        "model": net,
+        "objective": saved["objective"],
+        "run": {"dir": "run", "steps": 1},
+    }
+    config["data"]["batch_size"] = 2
+    Path("train.yaml").write_text(yaml.safe_dump(config))
+    capsys.readouterr()
+    assert main(["train", "train.yaml", "--allow-pickle"]) == 0
+    said = capsys.readouterr()
+    assert "encoder, proj, quantizer, decoder from" in said.out + said.err
+
+
 # ------------------------------------------------------------------------------------------------- bad input
 
 
@@ -215,7 +406,6 @@ def test_cut_checkpoint(tmp_path):
     [
         ({"encoder_embeddings.rgb.proj.weight": torch.ones(2)}, "generative model, not of a tokenizer"),
         ({"blocks.0.weight": torch.ones(2)}, "it is no tokenizer of 4M"),
-        ({"quantize.codes": torch.ones(1), "decoder.time_embed.0.weight": torch.ones(1)}, "is a DiVAE of 4M: "),
         ({"quantize.codes": torch.ones(1), "decoder.controlnet.a": torch.ones(1)}, "is a VQControlNet of 4M: "),
     ],
 )  # fmt: skip
@@ -224,12 +414,6 @@ def test_other_models(tmp_path, state, text):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=text):
         read(tmp_path)
-
-
-def test_diffusion_decoder_of_a_training_checkpoint(tmp_path):
-    path = training_checkpoint(tmp_path / "a.pth", options={"beta_schedule": "linear"})
-    with pytest.raises(CheckpointError, match=r"is a DiVAE of 4M: .* does not read yet"):
-        read(path)
 
 
 @pytest.mark.parametrize("value", ["!!python/object/apply:os.system [touch ran]", "!x {}", "[", "{a: 1}"])
@@ -272,6 +456,97 @@ def test_arguments_out_of_range(tmp_path, key, value, text):
     (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(CheckpointError, match=text):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("dec_type", "uvit_b_p4_f32", r"dec_type is 'uvit_b_p4_f32', a denoiser that 4M does not have. Did you mean"),
+        ("dec_type", "unet_big", "dec_type is 'unet_big', a denoiser that 4M does not have"),
+        ("prediction_type", "noise", "prediction_type is 'noise', expected one of sample, epsilon"),
+        ("beta_schedule", "cosine", "beta_schedule is 'cosine', expected one of linear"),
+        ("beta_schedule", "shifted_cosine:0", "beta_schedule is 'shifted_cosine:0', expected"),
+        ("beta_schedule", "shifted_cosine", "beta_schedule is 'shifted_cosine', expected"),
+        ("beta_schedule", ["linear"], "beta_schedule is a list"),
+        ("num_train_timesteps", 1, "num_train_timesteps is 1, expected a whole number from 2 on"),
+        ("thresholding", 0.995, "thresholding is 0.995, expected true or false"),
+        ("clip_sample", None, "clip_sample is a NoneType"),
+        ("conditioning", "cross", "conditioning is 'cross', expected one of concat, xattn"),
+        ("cls_free_guidance_dropout", 1.5, "cls_free_guidance_dropout is 1.5, expected a share"),
+        ("dec_transformer_dropout", 1, "dec_transformer_dropout is 1, expected"),
+        ("masked_cfg_low", -1, "masked_cfg_low is -1, expected a whole number from 0 on"),
+    ],
+)  # fmt: skip
+def test_arguments_of_a_denoiser_out_of_range(tmp_path, key, value, text):
+    shutil.copy(DATA / "hub_divae/model.safetensors", tmp_path)
+    config = json.loads((DATA / "hub_divae/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(CheckpointError, match=text):
+        read(tmp_path)
+
+
+def test_a_size_that_the_denoiser_cannot_take(tmp_path):
+    shutil.copy(DATA / "hub_divae/model.safetensors", tmp_path)
+    config = json.loads((DATA / "hub_divae/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_size": 36, "patch_size": 4}))
+    with pytest.raises(
+        CheckpointError, match=r"no such tokenizer can be built: .*\[36, 36\] is not a multiple of 8"
+    ):
+        read(tmp_path)
+
+
+def test_bounds_in_the_wrong_order(tmp_path):
+    path = training_checkpoint(
+        tmp_path / "a.pth", DIVAE[2], options={"masked_cfg_low": 3, "masked_cfg_high": 2}
+    )
+    with pytest.raises(CheckpointError, match="masked_cfg_low is 3, above masked_cfg_high, which is 2"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["args", "options", "masked_cfg"])
+def test_a_hostile_diffusion_checkpoint(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    entries = (
+        {"args": Foreign()} if name == "args" else {"options": {"beta_schedule": Foreign(), name: Foreign()}}
+    )
+    path = training_checkpoint(Path("checkpoint-0.pth"), DIVAE[2], **entries)
+    with pytest.raises(CheckpointError, match=r"holds more than tensors and plain data: \w*io\.open"):
+        read(path)
+    assert not Path("ran").exists()
+
+
+def test_tensors_of_a_denoiser_that_do_not_fit(tmp_path):
+    shutil.copy(DATA / "hub_divae/config.json", tmp_path)
+    state = load_file(DATA / "hub_divae/model.safetensors")
+    double, second = "decoder.downsample_mid.Conv2d_0.bias", "decoder.downsample_mid.conv.bias"
+    bad = {
+        r"decoder.mid_block.mask_token is missing": {"decoder.mid_block.mask_token": None},
+        r"Conv2d_0.bias is missing": {double: None},
+        r"are one tensor in 4M, but differ here": {second: state[double] + 1},
+        r"mid_pos_emb has other values": {"decoder.mid_block.mid_pos_emb": torch.zeros(1, 32, 32, 32)},
+        r"mid_pos_emb has the shape \[1, 32, 16, 16\]": {
+            "decoder.mid_block.mid_pos_emb": torch.zeros(1, 32, 16, 16)
+        },
+        r"post_quant_proj.bias is unknown": {"post_quant_proj.bias": torch.ones(1)},
+        r"decoder.conv_in.bias has the shape \[3\]": {"decoder.conv_in.bias": torch.ones(3)},
+        r"holds infinity or NaN|not finite|nan": {"decoder.conv_in.bias": torch.full((32,), torch.nan)},
+    }
+    for text, change in bad.items():
+        changed = {key: value for key, value in (state | change).items() if value is not None}
+        save_file(changed, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match=text):
+            read(tmp_path)
+
+
+def test_the_plugin_of_denoisers_is_named_where_it_is_missing(monkeypatch):
+    entries = importlib.metadata.entry_points(group="vqcore")
+    lacks = Registry(entry for entry in entries if entry.name != "unet")
+    for module in ("vqcore.compose.build", "vqcore.tokenizer", "vqcore.objectives"):
+        monkeypatch.setattr(f"{module}.registry", lambda: lacks)
+    with pytest.raises(
+        VqcoreError, match=r"no plugin 'unet' is installed.*pip install ./plugins/vqcore_unet"
+    ):
+        read(DATA / "hub_divae")
 
 
 def test_tensors_that_do_not_fit_are_listed(tmp_path):

@@ -8,7 +8,18 @@ from typing import Any
 from vqcore.compose.build import from_tree
 from vqcore.errors import CheckpointError, ConfigError, did_you_mean, listed
 from vqcore.schema import TokenizerConfig
-from vqcore_fourm.tables import FEATURES, MLP, OPTIONS, VIT
+from vqcore_fourm.tables import (
+    CONDITIONING,
+    DENOISERS,
+    FEATURES,
+    MLP,
+    OPTIONS,
+    PREDICTIONS,
+    SCHEDULES,
+    SHIFTED,
+    THRESHOLD,
+    VIT,
+)
 
 Check = tuple[str, Callable[[Any], bool]]
 LARGEST = 2**31 - 1
@@ -20,6 +31,20 @@ def _whole(value: Any) -> bool:
 
 def _sides(value: Any) -> bool:
     return _whole(value) or (isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_whole, value)))
+
+
+def _from_zero(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+def _schedule(value: Any) -> bool:
+    name, colon, shift = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if name != SHIFTED or not colon:
+        return value in SCHEDULES
+    try:
+        return 0 < float(shift) < math.inf
+    except ValueError:
+        return False
 
 
 def _number(value: Any) -> bool:
@@ -40,6 +65,10 @@ FLAG: Check = ("true or false", lambda value: type(value) is bool)
 NUMBER: Check = ("a number from 0 on", _number)
 SHARE: Check = ("a number from 0 to below 1", lambda value: _number(value) and value < 1)
 TEXT: Check = ("a name", lambda value: isinstance(value, str))
+FROM_ZERO: Check = ("a whole number from 0 on", _from_zero)
+STEPS: Check = ("a whole number from 2 on", lambda value: _whole(value) and value > 1)
+PART: Check = ("a share from 0 to 1", lambda value: _number(value) and value <= 1)
+SCHEDULE: Check = (f"one of {listed(SCHEDULES)}, or {SHIFTED}: and a number above 0", _schedule)
 
 ARGUMENTS: dict[str, tuple[Any, Check]] = {
     "image_size": (224, SIZE),
@@ -70,30 +99,59 @@ ARGUMENTS: dict[str, tuple[Any, Check]] = {
 }
 """What decides a tokenizer: default and check of each argument. 4M's classes swallow all other arguments."""
 
+DIVAE: dict[str, tuple[Any, Check]] = {
+    "dec_type": ("unet_patched", TEXT),
+    "scheduler": ("ddpm", TEXT),
+    "num_train_timesteps": (1000, STEPS),
+    "beta_schedule": ("squaredcos_cap_v2", SCHEDULE),
+    "prediction_type": ("v_prediction", _one_of(*PREDICTIONS)),
+    "zero_terminal_snr": (True, FLAG),
+    "clip_sample": (False, FLAG),
+    "thresholding": (True, FLAG),
+    "conditioning": ("concat", _one_of(*CONDITIONING)),
+    "dec_transformer_dropout": (0.2, SHARE),
+    "cls_free_guidance_dropout": (0.0, PART),
+    "masked_cfg": (False, FLAG),
+    "masked_cfg_low": (0, FROM_ZERO),
+    "masked_cfg_high": (None, _or_null(FROM_ZERO)),
+}
+"""The same of a DiVAE alone."""
+
+
+def known(kind: str) -> dict[str, tuple[Any, Check]]:
+    """Default and check of each argument of a class."""
+    return {**ARGUMENTS, **DIVAE} if kind == "DiVAE" else ARGUMENTS
+
 
 @dataclass(frozen=True)
 class Arguments:
     """Checked arguments of a class of 4M; `domain` is the modality by 4M's name, empty if nobody knows it."""
 
     values: Mapping[str, Any]
+    kind: str = "VQVAE"
     domain: str = ""
     standardised: bool = False
     """Pictures were standardised with the mean and deviation of ImageNet, and the model does not undo it."""
+    sees_size: bool = False
+    """The denoiser is told the original size of a sample. No argument says so, but two tensors."""
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
 
 
-def check(given: Mapping[str, Any], where: str, *, domain: str = "", standardised: bool = False) -> Arguments:
-    """Arguments with their defaults. Raises `CheckpointError` that names `where` for a value that cannot be."""
+def check(given: Mapping[str, Any], where: str, *, kind: str = "VQVAE", **facts: Any) -> Arguments:
+    """Arguments of a class with their defaults; `facts` are the other fields of `Arguments`.
+
+    Raises `CheckpointError` that names `where` for a value that cannot be.
+    """
     values = {}
-    for name, (default, (wish, fits)) in ARGUMENTS.items():
+    for name, (default, (wish, fits)) in known(kind).items():
         value = given.get(name, default)
         if not fits(value):
             shown = repr(value)[:60] if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
             raise CheckpointError(f"{where}: {name} is {shown}, expected {wish}.")
         values[name] = tuple(value) if isinstance(value, list) else value
-    return Arguments(values, domain, standardised)
+    return Arguments(values, kind, **facts)
 
 
 def from_options(options: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -118,9 +176,7 @@ def from_options(options: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
     return given
 
 
-def to_config(
-    args: Arguments, *, encoder_only: bool, size: int | tuple[int, ...] | None, where: str
-) -> TokenizerConfig:
+def to_config(args: Arguments, *, size: int | tuple[int, ...] | None, where: str) -> TokenizerConfig:
     """The config of ours. `size` replaces the nominal size; the position embeddings keep theirs."""
     pixels = args["image_size"]
     nominal = _pair(size) if size else _data_size(args, pixels, args["patch_size"], where)
@@ -129,7 +185,7 @@ def to_config(
     model: dict[str, Any] = {
         "encoder": _network(args, "enc", where),
         "quantizer": _quantizer(args),
-        "decoder": {"name": "fourm/none"} if encoder_only else _network(args, "dec", where),
+        "decoder": _decoder(args, where),
     }
     if args["n_labels"]:
         model["embed_dim"] = args["n_channels"]
@@ -137,7 +193,7 @@ def to_config(
         "modality": _modality(args),
         "size": list(nominal),
         "model": model,
-        "objective": {"name": "reconstruction"},
+        "objective": _diffusion(args, nominal, where) if args.kind == "DiVAE" else {"name": "reconstruction"},
     }
     try:
         return from_tree(tree, schema=TokenizerConfig, file=f"{where}, as vqcore reads it")
@@ -152,6 +208,71 @@ def _modality(args: Arguments) -> dict[str, Any]:
     if is_rgb and args["n_channels"] == 3:
         return {"name": "rgb"}
     return {"name": "array", "channels": args["n_channels"]}
+
+
+def _decoder(args: Arguments, where: str) -> dict[str, Any]:
+    if args.kind == "VQ":
+        return {"name": "fourm/none"}
+    if args.kind != "DiVAE":
+        return _network(args, "dec", where)
+    name = args["dec_type"]
+    if name not in DENOISERS:
+        hint = did_you_mean(name, DENOISERS) or f" It has: {listed(DENOISERS)}."
+        raise CheckpointError(f"{where}: dec_type is {name[:60]!r}, a denoiser that 4M does not have.{hint}")
+    made = {key: _listed(value) for key, value in DENOISERS[name].items()}
+    if args.sees_size:  # 4M tells it nothing where the user does not give a size
+        made |= {"resolution_cond": True, "missing_resolution": None}
+    if made["name"] == "unet/unet":
+        return made
+    made["dropout"] = args["dec_transformer_dropout"]
+    if args["conditioning"] != "concat":
+        made |= {"conditioning": CONDITIONING[args["conditioning"]], "as_4m": True}
+    return made
+
+
+def _diffusion(args: Arguments, nominal: tuple[int, ...], where: str) -> dict[str, Any]:
+    """The objective of a DiVAE, and its scheduler, which samples as 4M does."""
+    schedule, _, shift = args["beta_schedule"].partition(":")
+    scheduler = {
+        "name": "unet/ddpm" if args["scheduler"] == "ddpm" else "unet/ddim",
+        "as_4m": True,
+        "num_steps": args["num_train_timesteps"],
+        "schedule": schedule,
+        "prediction": PREDICTIONS[args["prediction_type"]],
+        "zero_terminal_snr": args["zero_terminal_snr"],
+        **({"shift": float(shift)} if shift else {}),
+    }
+    if args["thresholding"]:
+        scheduler |= {"threshold": THRESHOLD, "threshold_max": 1.0}
+    elif args["clip_sample"]:
+        scheduler["clip"] = 1.0
+    made = {"name": "diffusion", "scheduler": scheduler, **_hidden(args, nominal, where)}
+    return made | ({"loss_on": "epsilon"} if args["prediction_type"].endswith("epsilon_loss") else {})
+
+
+def _hidden(args: Arguments, nominal: tuple[int, ...], where: str) -> dict[str, Any]:
+    """How many tokens are hidden in training. 4M's bounds are those of the tokens that stay visible."""
+    share, low, high = (
+        args[name] for name in ("cls_free_guidance_dropout", "masked_cfg_low", "masked_cfg_high")
+    )
+    if not share or not args["masked_cfg"]:
+        return {"cls_free_guidance_dropout": share}
+    if high is not None and low > high:
+        raise CheckpointError(f"{where}: masked_cfg_low is {low}, above masked_cfg_high, which is {high}.")
+    tokens = token_count(args, nominal)
+    if low >= tokens:  # all tokens stay
+        return {"cls_free_guidance_dropout": 0.0}
+    made: dict[str, Any] = {"cls_free_guidance_dropout": share, "masked_cfg": True}
+    if high is not None and high < tokens:
+        made["masked_cfg_low"] = tokens - high
+    return made | ({"masked_cfg_high": tokens - low} if low else {})
+
+
+def token_count(args: Mapping[str, Any] | Arguments, nominal: tuple[int, ...]) -> int:
+    """Tokens of a sample of the nominal size."""
+    if not args["patch_proj"] or "MLP" in args["enc_type"]:
+        return math.prod(nominal)
+    return math.prod(side // step for side, step in zip(nominal, _pair(args["patch_size"])))
 
 
 def _network(args: Arguments, part: str, where: str) -> dict[str, Any]:
@@ -199,7 +320,7 @@ def _quantizer(args: Arguments) -> dict[str, Any]:
 def _data_size(args: Arguments, pixels: Any, patch: Any, where: str) -> tuple[int, ...]:
     """The size of the data: pixels, or of feature maps the positions, of which 4M says only the pixels."""
     sides, steps = _pair(pixels), _pair(patch)
-    uses_vit = "vit" in args["enc_type"] or "vit" in args["dec_type"]
+    uses_vit = "vit" in args["enc_type"] or (args.kind == "VQVAE" and "vit" in args["dec_type"])
     if not uses_vit:
         return sides
     if any(side % step for side, step in zip(sides, steps)):

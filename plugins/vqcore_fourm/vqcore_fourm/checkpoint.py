@@ -4,32 +4,36 @@ What 4M ignores by design is ignored here too: arguments that its classes do not
 optimizer, the gradient scaler, the epoch and the loss balancer of a training checkpoint. Everything else must fit.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vqcore import config
+from vqcore.artefacts.folder import save_tensors
+from vqcore.artefacts.formats import refuse_misfits
 from vqcore.borrowed import weights_of
-from vqcore.errors import CheckpointError, SettingError, VqcoreError
+from vqcore.compose.build import from_tree
+from vqcore.config import portable, to_tree
+from vqcore.errors import CheckpointError, SettingError, VqcoreError, first_line, listed
 from vqcore.protocols import Foreign
+from vqcore.registry import registry
 from vqcore.schema import TokenizerConfig
-from vqcore.tokenizer import Tokenizer
-from vqcore_fourm.arguments import ARGUMENTS, Arguments, check, from_options, to_config
-from vqcore_fourm.sources import CONFIG, WEIGHTS, Source, read_source
-from vqcore_fourm.tables import CLASSES, LICENCE, MLP, POINTWISE, PUBLISHED, ours, theirs
+from vqcore_fourm.arguments import Arguments, check, from_options, known, to_config
+from vqcore_fourm.export import arguments_of
+from vqcore_fourm.names import completed, to_ours, to_theirs, wanted
+from vqcore_fourm.sources import CONFIG, NOTE, WEIGHTS, Source, read_source
+from vqcore_fourm.tables import CLASSES, LICENCE, MLP, PUBLISHED, ours
 
-SHOWN = 8
-"""So many tensors that do not fit are named; of the others the number."""
+OF_DECODERS = ("dec_type", "image_size_dec", "patch_size_dec", "out_conv")
+"""Arguments that mean nothing to a VQ."""
 
 
 class Checkpoint:
     """Reads a training checkpoint (.pth), a folder or hub repository with config.json and model.safetensors, or one
-    .safetensors file with its configuration in the header."""
+    .safetensors file with its configuration in the header. Writes folders."""
 
     published = tuple(row for row, _ in PUBLISHED)
 
@@ -61,33 +65,98 @@ class Checkpoint:
     def read(self, path: Path, *, allow_pickle: bool) -> Foreign:
         """Config and tensors. Raises `CheckpointError` for what is damaged, does not fit, or is not a tokenizer."""
         source = read_source(path, ema=self.cfg.ema, allow_pickle=allow_pickle)
-        args, kind = understood(source, path, self.cfg.domain)
-        made = to_config(args, encoder_only=kind == "VQ", size=self.cfg.size, where=str(path))
-        tensors = renamed(source.tensors)
-        _check_fit(made, tensors, args, str(path))
-        return Foreign(made, tensors, _origin(source, path, kind, self.cfg.ema))
+        if source.note is not None and (
+            said := [key for key in ("size", "domain") if getattr(self.cfg, key)]
+        ):
+            raise CheckpointError(f"{path}: its {NOTE} says all of the tokenizer; leave {listed(said)} out.")
+        args = understood(source, path, self.cfg.domain)
+        return assembled(source, args, path, size=self.cfg.size, ema=self.cfg.ema)
+
+    def write(self, tokenizer: Any, folder: Path) -> None:
+        """Write the published form, and beside it what this form does not hold: `vqcore.json`.
+
+        Raises `CheckpointError` that names every setting which 4M cannot hold.
+        """
+        if said := [key for key in ("ema", "size", "domain") if getattr(self.cfg, key)]:
+            raise CheckpointError(f"export: {listed(said)} is for reading; leave it out.")
+        if tokenizer.decoder is None:
+            raise CheckpointError("this tokenizer has no decoder: it was loaded with encoder_only=True.")
+        kind, given = arguments_of(tokenizer.cfg, tokenizer.spec)
+        held = {name: value for name, value in given.items() if kind != "VQ" or name not in OF_DECODERS}
+        header = {name: str(value) for name, value in held.items()}
+        save_tensors(folder / WEIGHTS, to_theirs(weights_of(tokenizer), tokenizer.cfg), header)
+        note = {"tokenizer": to_tree(portable(tokenizer.cfg)), "origin": tokenizer.origin.get("origin", {})}
+        for name, content in ((CONFIG, held), (NOTE, note)):
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def understood(source: Source, path: Path, domain: str | None = None) -> tuple[Arguments, str]:
-    """The arguments and the class that a source amounts to. Raises `CheckpointError` if it cannot be read."""
+def assembled(
+    source: Source,
+    args: Arguments,
+    path: Path,
+    *,
+    size: int | tuple[int, ...] | None = None,
+    ema: bool = False,
+) -> Foreign:
+    """Config and tensors of a source with these arguments. Raises `CheckpointError` for what does not fit."""
+    made = (
+        to_config(args, size=size, where=str(path))
+        if source.note is None
+        else _noted(source.note, args, path)
+    )
+    right = wanted(made, str(path))
+    tensors = completed(source.tensors, right, str(path))
+    refuse_misfits(right, tensors, str(path))
+    return Foreign(made, to_ours(tensors, made), _origin(source, path, args.kind, ema))
+
+
+def _noted(note: Mapping[str, Any], args: Arguments, path: Path) -> TokenizerConfig:
+    """The config that vqcore wrote beside the file. Raises `CheckpointError` if it is that of another tokenizer."""
+    where = f"{path}: its {NOTE}"
+    try:
+        cfg = from_tree(note["tokenizer"], schema=TokenizerConfig, file=where)
+        spec = registry().build("modality", cfg.modality, "data.modality", size=cfg.size).spec
+        kind, right = arguments_of(cfg, spec)
+    except VqcoreError as error:
+        raise CheckpointError(f"{where}: {first_line(error)}") from error
+    if kind != args.kind:
+        raise CheckpointError(f"{where} is of a {kind}, and the file holds a {args.kind}.")
+    for name, value in right.items():
+        if value != args[name] and not (kind == "VQ" and name in OF_DECODERS):
+            raise CheckpointError(
+                f"{where} says {name}={value}, and its configuration {args[name]}: they are of two tokenizers. "
+                f"Without {NOTE} the file is read as 4M's."
+            )
+    return cfg
+
+
+def understood(source: Source, path: Path, domain: str | None = None) -> Arguments:
+    """The arguments that a source amounts to. Raises `CheckpointError` if it cannot be read."""
     names = source.tensors.keys()
     kind = kind_of(source, path)
     if why := CLASSES[kind]:
-        raise CheckpointError(f"{path} is a {kind} of 4M: {why}. VQ and VQVAE are read.")
+        raise CheckpointError(f"{path} is a {kind} of 4M: {why}. VQ, VQVAE and DiVAE are read.")
     given = source.given
-    known = next((domain for row, domain in PUBLISHED if _is_of(path, row.id)), "")
+    found = next((domain for row, domain in PUBLISHED if _is_of(path, row.id)), "")
     if source.options:
         given = from_options(given, {name: tuple(tensor.shape) for name, tensor in source.tensors.items()})
-        known = str(given.get("domain", ""))
+        found = str(given.get("domain", ""))
     standardised = given.get("imagenet_default_mean_and_std") is True
-    args = check(given, str(path), domain=known if domain is None else domain, standardised=standardised)
+    args = check(
+        given,
+        str(path),
+        kind=kind,
+        domain=found if domain is None else domain,
+        standardised=standardised,
+        sees_size=any(name.startswith("decoder.height_embedding.") for name in names),
+    )
     for key in ("enc_type", "dec_type"):
         # Before anything of this size is built.
-        if (found := MLP.fullmatch(args[key])) and int(found[2]) > len(names):
+        if (mlp := MLP.fullmatch(args[key])) and int(mlp[2]) > len(names):
             raise CheckpointError(
                 f"{path}: {key} is {args[key]}, but the file has only {len(names)} tensors."
             )
-    return args, kind
+    return args
 
 
 def kind_of(source: Source, path: Path) -> str:
@@ -105,39 +174,9 @@ def kind_of(source: Source, path: Path) -> str:
         return "VQ"
     if source.options:
         return "DiVAE" if "beta_schedule" in source.given else "VQVAE"
+    if isinstance(decoder := source.given.get("dec_type"), str):
+        return "DiVAE" if decoder.startswith(("unet_", "uvit_")) else "VQVAE"
     return "VQVAE" if any(name.startswith("decoder.in_proj.") for name in names) else "DiVAE"
-
-
-def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by our names, with convolutions of one position as matrices."""
-    pointwise = {ours(name) for name in POINTWISE}
-    return {
-        ours(name): tensor.flatten(1)
-        if ours(name) in pointwise and tensor.ndim == 4 and tensor.shape[2:] == (1, 1)
-        else tensor
-        for name, tensor in tensors.items()
-    }
-
-
-def _check_fit(cfg: TokenizerConfig, tensors: Mapping[str, Tensor], args: Arguments, where: str) -> None:
-    """Raise `CheckpointError` that lists every tensor, by 4M's name, that is missing, unknown or wrongly shaped."""
-    try:
-        with torch.device("meta"):
-            wanted = weights_of(Tokenizer(cfg, fetch=False))
-    except (VqcoreError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"{where}: no such tokenizer can be built: {error}") from error
-    wrong = [f"{theirs(name)} is missing" for name in wanted if name not in tensors]
-    wrong += [f"{theirs(name)} is unknown" for name in tensors if name not in wanted]
-    wrong += [
-        f"{theirs(name)} has the shape {list(tensors[name].shape)} instead of {list(each.shape)}"
-        for name, each in wanted.items()
-        if name in tensors and each.shape != tensors[name].shape
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise CheckpointError(
-            f"{where}: its weights do not fit its configuration: {'; '.join(wrong[:SHOWN])}{more}."
-        )
 
 
 def _origin(source: Source, path: Path, kind: str, ema: bool) -> dict[str, Any]:
@@ -148,10 +187,12 @@ def _origin(source: Source, path: Path, kind: str, ema: bool) -> dict[str, Any]:
             made["epoch"] = source.epoch
         if isinstance(domain := source.given.get("domain"), str):
             made["domain"] = domain
-    elif ignored := sorted(name for name in source.given if name not in ARGUMENTS):
+    elif ignored := sorted(name for name in source.given if name not in known(kind)):
         made["ignored"] = ignored
     if any(_is_of(path, row.id) for row, _ in PUBLISHED):
         made["licence"] = LICENCE
+    elif source.note is not None and isinstance(licence := source.note["origin"].get("licence"), str):
+        made["licence"] = licence
     return made
 
 

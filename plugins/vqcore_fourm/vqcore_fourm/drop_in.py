@@ -1,6 +1,7 @@
 """4M's way to load a tokenizer: `get_image_tokenizer`, and a model with the methods and layouts of its classes."""
 
 import argparse
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,18 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vqcore.artefacts.formats import completed
 from vqcore.console import say
 from vqcore.errors import CheckpointError
 from vqcore.tokenizer import Tokenizer
-from vqcore_fourm.checkpoint import understood
+from vqcore_fourm.checkpoint import assembled, understood
 from vqcore_fourm.sources import read_source
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class ImageTokenizer(nn.Module):
-    """A tokenizer with 4M's methods: latents are `(b, d, h, w)`, codes `(b, h, w)`, or `(b, heads, h, w)` if several.
+class Codes(nn.Module):
+    """What all of 4M's tokenizers can do: latents are `(b, d, h, w)`, codes `(b, h, w)`, or `(b, heads, h, w)`.
 
     `tokenizer` is the vqcore tokenizer, which also trains, is saved and exported.
     """
@@ -51,6 +53,10 @@ class ImageTokenizer(nn.Module):
         """The quantized latents of codes; unlike in 4M, also of several codebooks."""
         return rearrange(self.tokenizer.lookup(_ours(tokens)), "b h w d -> b d h w")
 
+
+class ImageTokenizer(Codes):
+    """A tokenizer with the methods of 4M's VQ and VQVAE."""
+
     def decode_quant(self, quant: Float[Tensor, "b d h w"]) -> Tensor:
         """The decoder's output for quantized latents."""
         if self.tokenizer.decoder is None:
@@ -71,6 +77,83 @@ class ImageTokenizer(nn.Module):
         return self.decode_quant(self.encode(x)[0])
 
 
+class DiffusionTokenizer(Codes):
+    """A tokenizer with the methods of 4M's DiVAE. `image_size` is the side, or the two sides, that 4M decodes to."""
+
+    def __init__(self, tokenizer: Tokenizer, *, image_size: int | tuple[int, ...], undo_std: bool = False):
+        super().__init__(tokenizer, undo_std=undo_std)
+        self.image_size = image_size
+
+    def decode_quant(
+        self,
+        quant: Float[Tensor, "b d h w"],
+        timesteps: int | None = None,
+        scheduler: Any = None,
+        generator: torch.Generator | None = None,
+        image_size: int | tuple[int, ...] | None = None,
+        verbose: bool = False,
+        scheduler_timesteps_mode: str = "trailing",
+        orig_res: Tensor | tuple[int, int] | None = None,
+        **sampling: Any,
+    ) -> Tensor:
+        """A sample for quantized latents. `timesteps` is the number of steps, by default that of training.
+
+        `scheduler` is null or a name such as unet/ddim, in place of the scheduler that 4M wants; the noise is that of
+        4M. `sampling` are other sampling options of the objective `diffusion`, such as `guidance`.
+        """
+        if not (scheduler is None or isinstance(scheduler, str)):
+            raise CheckpointError(
+                f"scheduler is a {type(scheduler).__name__}; give the name of a scheduler of vqcore, such as "
+                "'unet/ddim'."
+            )
+        used: Any = self.tokenizer.cfg.objective
+        name = scheduler or used.scheduler.name
+        if scheduler_timesteps_mode != "trailing" and name == "unet/ddim":
+            scheduler = f"{name}[spacing={scheduler_timesteps_mode}]"
+        z = rearrange(quant, "b d h w -> b h w d")
+        size = self.image_size if image_size is None else image_size
+        rng = [torch.default_generator if generator is None else generator] * len(z)
+        codes = torch.zeros(*z.shape[:-1], 1, dtype=torch.long)
+        known = copy.copy(self.tokenizer)
+        known.__dict__["lookup"] = lambda codes: z  # latents are known already
+        with torch.no_grad():
+            return self.tokenizer.objective.decode(
+                known,
+                codes,
+                size=(size, size) if isinstance(size, int) else tuple(size),
+                rng=rng,
+                extras=_told(orig_res, len(z)),
+                steps=used.scheduler.num_steps if timesteps is None else timesteps,
+                scheduler=scheduler,
+                **sampling,
+            )
+
+    def decode_tokens(self, tokens: Int[Tensor, "b *q h w"], **options: Any) -> Tensor:
+        """A sample for codes; `options` are those of `decode_quant`."""
+        return self.decode_quant(self.tokens_to_embedding(tokens), **options)
+
+    def autoencode(self, input_clean: Tensor, **options: Any) -> Tensor:
+        """A sample of the size of the input; `options` are those of `decode_quant`."""
+        size = tuple(input_clean.shape[-2:])
+        return self.decode_quant(self.encode(input_clean)[0], **{"image_size": size, **options})
+
+    def forward(
+        self,
+        input_clean: Tensor,
+        input_noised: Tensor,
+        timesteps: Tensor | float,
+        cond_mask: Tensor | None = None,
+        orig_res: Tensor | tuple[int, int] | None = None,
+    ) -> tuple[Tensor, Float[Tensor, "1"]]:
+        """The denoiser's prediction and the codebook's loss; tokens are hidden where `cond_mask` is True alone."""
+        quant, loss, _ = self.encode(input_clean)
+        z, net = rearrange(quant, "b d h w -> b h w d"), self.tokenizer.decoder
+        size, count = tuple(input_noised.shape[-2:]), len(z)
+        cond = net.condition(z, size=size, mask=cond_mask, extras=_told(orig_res, count))
+        t = torch.as_tensor(timesteps, device=z.device).float().expand(count)
+        return net(input_noised, t, cond), loss
+
+
 def get_image_tokenizer(
     tokenizer_id: str,
     tokenizers_root: str | Path = "./tokenizer_ckpts",
@@ -78,7 +161,7 @@ def get_image_tokenizer(
     device: str | torch.device = "cuda",
     verbose: bool = True,
     return_None_on_fail: bool = False,
-) -> tuple[ImageTokenizer, argparse.Namespace] | None:
+) -> tuple[ImageTokenizer | DiffusionTokenizer, argparse.Namespace] | None:
     """Load `TOKENIZERS_ROOT/TOKENIZER_ID.pth`, a training checkpoint of 4M: the model in eval mode, and its options.
 
     The file is a pickle; only tensors, plain data and the namespace of the options are read. With
@@ -90,16 +173,24 @@ def get_image_tokenizer(
         if return_None_on_fail:
             return None
         raise CheckpointError(f"{path}: no such file.")
-    tokenizer = Tokenizer.load(
-        path, device, format="fourm/checkpoint", allow_pickle=True, encoder_only=encoder_only
-    )
     source = read_source(path, ema=False, allow_pickle=True)
-    args, kind = understood(source, path)
+    args = understood(source, path)
+    foreign = completed(assembled(source, args, path), path, source=path.name)
+    tokenizer = Tokenizer.of(foreign, str(path), encoder_only=encoder_only).to(device)
+    kind = "VQ" if encoder_only else args.kind
     if verbose:
-        say(f"Loaded tokenizer {tokenizer_id}: {'VQ' if encoder_only else kind}, all tensors fit.")
-    kept = dict(args.values, model_type="VQ" if encoder_only else kind, sync_codebook=False)
-    model = ImageTokenizer(tokenizer, undo_std=args["undo_std"])
-    return model.eval(), argparse.Namespace(**{**source.given, **kept})
+        say(f"Loaded tokenizer {tokenizer_id}: {kind}, all tensors fit.")
+    kept = dict(args.values, model_type=kind, sync_codebook=False)
+    options = argparse.Namespace(**{**source.given, **kept})
+    if kind != "DiVAE":
+        return ImageTokenizer(tokenizer, undo_std=args["undo_std"]).eval(), options
+    size = args["image_size_dec"] or args["image_size"]
+    return DiffusionTokenizer(tokenizer, image_size=size, undo_std=args["undo_std"]).eval(), options
+
+
+def _told(orig_res: Tensor | tuple[int, int] | None, count: int) -> dict[str, Tensor] | None:
+    """The original size of each sample, as denoisers get it."""
+    return None if orig_res is None else {"original_size": torch.as_tensor(orig_res).expand(count, 2)}
 
 
 def _theirs(codes: Int[Tensor, "b h w q"]) -> Tensor:

@@ -14,7 +14,7 @@ def vqcore_plugin() -> Plugin:
                 "format",
                 "checkpoint",
                 "vqcore_fourm.checkpoint:Checkpoint",
-                "tokenizers of 4M: training checkpoints and published files",
+                "tokenizers of 4M: training checkpoints and published files; writes these",
             ),
             Component(
                 "decoder",

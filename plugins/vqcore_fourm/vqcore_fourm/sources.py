@@ -14,21 +14,26 @@ from torch import Tensor
 from vqcore.artefacts.folder import load_tensors
 from vqcore.artefacts.formats import PICKLES, read_pickle
 from vqcore.errors import CheckpointError, first_line, listed
-from vqcore_fourm.arguments import ARGUMENTS
+from vqcore.reading import read_json
+from vqcore_fourm.arguments import ARGUMENTS, DIVAE
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, NOTE = "config.json", "model.safetensors", "vqcore.json"
 LONGEST = 10_000
 """A longer text in the header of a safetensors file is no argument."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Tensors by 4M's names, and the arguments of the class, or with `options` those of a training script."""
+    """Tensors by 4M's names, and the arguments of the class, or with `options` those of a training script.
+
+    `note` is what vqcore wrote beside a tokenizer that it exported.
+    """
 
     tensors: Mapping[str, Tensor]
     given: Mapping[str, Any]
     options: bool = False
     epoch: int | None = None
+    note: Mapping[str, Any] | None = None
 
 
 def read_source(path: Path, *, ema: bool, allow_pickle: bool) -> Source:
@@ -89,7 +94,12 @@ def _folder(path: Path) -> Source:
         raise CheckpointError(f"{path / CONFIG}: damaged or no JSON ({first_line(error)}).") from error
     if not isinstance(given, dict):
         raise CheckpointError(f"{path / CONFIG}: no configuration, but a {type(given).__name__}.")
-    return Source(load_tensors(path / WEIGHTS), given)
+    return Source(load_tensors(path / WEIGHTS), given, note=_note(path))
+
+
+def _note(folder: Path) -> dict[str, Any] | None:
+    path = folder / NOTE
+    return read_json(path, CheckpointError, {"tokenizer": dict, "origin": dict}) if path.is_file() else None
 
 
 def _one_file(path: Path) -> Source:
@@ -100,7 +110,7 @@ def _one_file(path: Path) -> Source:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({first_line(error)}).") from error
     given = {}
-    for name in header.keys() & ARGUMENTS.keys():
+    for name in header.keys() & {**ARGUMENTS, **DIVAE}.keys():
         text = header[name]
         try:
             # Python writes tuples with parentheses, which YAML takes as text.
@@ -115,4 +125,4 @@ def _one_file(path: Path) -> Source:
     if not given:
         beside = f" Its folder has a {CONFIG}: give the folder." if (path.parent / CONFIG).is_file() else ""
         raise CheckpointError(f"{path}: its header holds no configuration of a tokenizer of 4M.{beside}")
-    return Source(tensors, given)
+    return Source(tensors, given, note=_note(path.parent) if path.name == WEIGHTS else None)

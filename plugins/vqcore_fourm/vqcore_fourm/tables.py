@@ -16,10 +16,53 @@ VIT: dict[str, dict[str, Any]] = {
 MLP = re.compile(r"(BottleneckMLP|MLP)/[A-Za-z]*_(\d{1,6})-[A-Za-z]*_(\d{1,6})(?:-[A-Za-z]*_(\d{1,6}))?")
 """4M's names of MLPs: kind, blocks, width, expansion. The letters before the numbers mean nothing."""
 
+DENOISERS: dict[str, dict[str, Any]] = {
+    "unet_patched": {"name": "unet/unet"},
+    **{f"uvit_{size}_p4_f16": {"name": "unet/uvit", "size": size} for size in ("b", "l", "h")},
+    **{
+        f"uvit_{size}_p4_f16_longskip": {"name": "unet/uvit", "size": size, "long_skips": True}
+        for size in ("b", "l")
+    },
+    **{
+        f"uvit_{size}_p4_f8": {"name": "unet/uvit", "size": size, "downsample_before_mid": False}
+        for size in ("b", "l")
+    },
+    **{
+        f"uvit_{size}_p4_f16_extraconv": {
+            "name": "unet/uvit",
+            "size": size,
+            "downsample_before_mid": False,
+            "widths": (128, 256, 512),
+        }
+        for size in ("b", "l")
+    },
+}
+"""4M's names of denoisers, and our settings."""
+
+CONDITIONING = {"concat": "concat", "xattn": "cross-attention"}
+"""How a U-ViT sees tokens."""
+
+PREDICTIONS = {
+    "sample": "sample",
+    "epsilon": "epsilon",
+    "v_prediction": "v",
+    "v_prediction-epsilon_loss": "v",
+}
+"""What a denoiser predicts; the last one is v whose error is that of the noise."""
+
+SHIFTED = "shifted_cosine"
+"""The schedule that 4M writes with its shift: shifted_cosine:0.5."""
+
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+"""4M's other schedules of noise, which have the same names here."""
+
+THRESHOLD = 0.995
+"""The quantile of 4M's thresholding, whose maximum is 1."""
+
 CLASSES: dict[str, str | None] = {
     "VQ": None,
     "VQVAE": None,
-    "DiVAE": "its decoder is a diffusion model, which this format does not read yet",
+    "DiVAE": None,
     "VQControlNet": "its decoder drives Stable Diffusion, which this format does not read yet",
 }
 """4M's classes, and why a class is not read."""
@@ -90,7 +133,7 @@ PUBLISHED = (
 
 def ours(name: str) -> str:
     """Our name of a tensor of 4M."""
-    return _begun(_begun(name, OLDER), RENAMED)
+    return begun(begun(name, OLDER), RENAMED)
 
 
 def theirs(name: str) -> str:
@@ -98,9 +141,10 @@ def theirs(name: str) -> str:
     if name.startswith("quantizer."):
         rest = name.removeprefix("quantizer.")
         return f"quantize._codebook.{rest}" if rest in CODEBOOK else f"quantize.{rest}"
-    return _begun(name, {ours: theirs for theirs, ours in RENAMED.items()})
+    return begun(name, {ours: theirs for theirs, ours in RENAMED.items()})
 
 
-def _begun(name: str, table: dict[str, str]) -> str:
+def begun(name: str, table: dict[str, str]) -> str:
+    """The name with another beginning."""
     begin = next((begin for begin in table if name.startswith(begin)), "")
     return table[begin] + name.removeprefix(begin) if begin else name

@@ -1,15 +1,29 @@
 """Finite scalar quantization against the paper's formulas in NumPy, the whole range of codes, and the limits."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from vqcore_quant.fsq import FSQ, parse_levels
+
+from vqcore.errors import ConfigError
+from vqcore.testing.conformance import build as by_name
 
 LEVELS = [(8, 8, 8, 5, 5), (2, 3, 4), (7,), (16, 2)]
 
 
-def build(levels):
-    return FSQ(FSQ.Config(levels=levels))
+TERRAMIND = {
+    **dict.fromkeys(("8-8-8-6-5", "7-5-5-5-5", "16-16-16-16-16"), "z5"),
+    **dict.fromkeys(("8-5-5", "4-3-2", "2-2-2"), "z3"),
+    **dict.fromkeys(("16", "2"), "z1"),
+}
+"""Levels and latents of the recorded case of TerraMind's quantizer (`parity/README.md`)."""
+
+
+def build(levels, form="tanh"):
+    return FSQ(FSQ.Config(levels=levels, form=form))
 
 
 def oracle(z, levels):
@@ -116,3 +130,54 @@ def test_codes_mean_what_they_mean_in_vector_quantize_pytorch(levels):
     library = pytest.importorskip("vector_quantize_pytorch").FSQ(list(levels))
     codes = torch.arange(library.codebook_size).reshape(1, -1, 1)
     assert torch.equal(build(levels).decode(codes), library.indices_to_codes(codes.squeeze(-1)))
+
+
+@pytest.mark.parametrize("levels", TERRAMIND)
+def test_sigmoid01_is_the_quantizer_of_terramind(levels):
+    io = load_file(Path(__file__).parent / "parity/terramind_fsq.safetensors")
+    quantizer = build(levels, "sigmoid01")
+    z = io[TERRAMIND[levels]].movedim(1, -1).clone().requires_grad_()
+    out = quantizer.eval()(z)
+    assert torch.equal(out.codes[..., 0], io[f"tokens/{levels}"].long())
+    assert torch.equal(out.z_q, io[f"quant/{levels}"].movedim(1, -1))
+    assert torch.equal(quantizer.decode(out.codes), io[f"lookup/{levels}"].movedim(1, -1))
+    assert out.losses == {} and not quantizer.state_dict()
+    for name, codes in (("codebook", slice(None)), ("some", slice(0, 97 * 40, 97))):
+        if f"{name}/{levels}" in io:
+            found = quantizer.decode(torch.arange(quantizer.codebook_size)[codes].reshape(1, -1, 1))
+            assert torch.equal(found[0], io[f"{name}/{levels}"])
+    weights = io["weights"].unsqueeze(-1) * torch.arange(1.0, z.shape[-1] + 1)
+    (quantizer.train()(z).z_q * weights).sum().backward()
+    wanted = io[f"grad/{levels}"].movedim(1, -1)
+    assert (z.grad - wanted).abs().max() <= 1e-5 * max(1, float(wanted.abs().max()))
+
+
+def test_exact_ties_of_sigmoid01_go_to_the_even_neighbour():
+    io = load_file(Path(__file__).parent / "parity/terramind_fsq.safetensors")
+    found = {name.removeprefix("zero/"): int(code) for name, code in io.items() if name.startswith("zero/")}
+    assert len(found) == 9
+    for levels, code in found.items():
+        quantizer = build(levels, "sigmoid01")
+        assert quantizer(torch.zeros(1, 1, quantizer.dim)).codes.item() == code
+
+
+def test_codes_of_sigmoid01_are_those_of_fp32_in_every_type():
+    """TerraMind adds digits up in the type of the latents: in fp16 most of its codes are wrong."""
+    quantizer = build("8-8-8-6-5", "sigmoid01").eval()
+    codes = torch.arange(quantizer.codebook_size).reshape(1, -1, 1)
+    z = torch.logit(quantizer.decode(codes), eps=1e-3)
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(quantizer(z.to(dtype)).codes, codes)
+    assert quantizer.codes_in_fp32 and not build("8-5").codes_in_fp32
+
+
+def test_nan_gets_the_value_0_in_both_forms():
+    z = torch.full((1, 1, 2), torch.nan)
+    for form in ("tanh", "sigmoid01"):
+        assert build((5, 8), form).eval()(z).z_q.tolist() == [[[0.0, 0.0]]]
+
+
+def test_another_form_is_refused():
+    with pytest.raises(ConfigError, match="form='sigmoid' is not one of tanh, sigmoid01"):
+        by_name("quantizer", "quant/fsq", {"levels": "8-5", "form": "sigmoid"})

@@ -26,6 +26,7 @@ CASES = {
     "vq-norm-latents": ("vq", {"codebook_size": 40, "latent_dim": 5, "norm_latents": True}),
     "vq-kmeans": ("vq", {"codebook_size": 40, "latent_dim": 5, "kmeans_init": True}),
     "fsq": ("fsq", {"levels": (8, 5, 4, 2, 3)}),
+    "fsq-sigmoid01": ("fsq", {"levels": (8, 5, 4, 2, 3), "form": "sigmoid01"}),
     "lfq": ("lfq", {"codebook_size": 32}),
     "lfq-groups": ("lfq", {"codebook_size": 32, "group_bits": 2, "entropy_temperature": 0.1}),
     "bsq": ("bsq", {"codebook_size": 32}),
@@ -78,7 +79,8 @@ def assert_same_state(before, after):
 
 
 class TestFSQ(QuantizerConformance):
-    component, configs, waived = "quant/fsq", ({"levels": "8-5-5"}, {"levels": [2, 3]}), BOUNDED
+    component, waived = "quant/fsq", BOUNDED
+    configs = ({"levels": "8-5-5"}, {"levels": [2, 3]}, {"levels": "8-7-2", "form": "sigmoid01"})
 
 
 class TestLFQ(QuantizerConformance):

@@ -5,12 +5,15 @@ The codebook is the grid of all combinations of levels. As in the paper, a code 
 digit, the first channel, changes fastest.
 Differs from the paper: the margin that keeps rounded values inside the range is smaller than 1e-3 for channels with
 more than 501 levels, because there a margin of 1e-3 would make the outermost levels unreachable.
+
+`form: sigmoid01` is the FSQ of TerraMind (arXiv 2504.11171): a sigmoid in place of the tanh, levels from 0 to 1, no
+margin and no offset, so the outermost levels catch half as much of the sigmoid as the others. Its codes count alike.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -29,8 +32,8 @@ class FSQ(nn.Module):
     """A quantizer (see `vqcore.protocols.Quantizer`) without parameters, losses and state; it cannot collapse.
 
     A channel with L levels takes the values i / (L // 2) for the L integers i from -(L // 2) on: from -1 to 1 if L is
-    odd, from -1 to just below 1 if L is even, as in the paper. FSQ is not idempotent: if `z_q` is quantized again, the
-    bound is applied to `z_q` a second time.
+    odd, from -1 to just below 1 if L is even, as in the paper. With `form: sigmoid01` the values are i / (L - 1), from
+    0 to 1. FSQ is not idempotent: if `z_q` is quantized again, the bound is applied to `z_q` a second time.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,9 @@ class FSQ(nn.Module):
 
         levels: tuple[int, ...] | str
         """Number of levels of each latent channel: [8, 8, 8, 5, 5] or 8-8-8-5-5. The product is the codebook size."""
+        form: Literal["tanh", "sigmoid01"] = "tanh"
+        """How a channel is bounded. tanh: as in the paper. sigmoid01: as in TerraMind, by a sigmoid, with values from 0
+        to 1; a loaded tokenizer then encodes in fp32 in every precision, as the published codes were computed."""
 
         def __post_init__(self) -> None:
             levels = parse_levels(self.levels)
@@ -51,8 +57,11 @@ class FSQ(nn.Module):
                 )
 
     num_codebooks: ClassVar[int] = 1
+    codes_in_fp32: bool
     _levels: Tensor
     _basis: Tensor
+    _zero: Tensor
+    _unit: Tensor
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -61,19 +70,23 @@ class FSQ(nn.Module):
         self.dim = len(levels)
         self.codebook_size = math.prod(levels)
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
+        middle = torch.tensor(levels) // 2
+        above_zero = self.codes_in_fp32 = cfg.form == "sigmoid01"
         self.register_buffer("_levels", torch.tensor(levels), persistent=False)
         self.register_buffer("_basis", torch.tensor(basis), persistent=False)
+        self.register_buffer("_zero", torch.zeros_like(middle) if above_zero else middle, persistent=False)
+        self.register_buffer("_unit", torch.tensor(levels) - 1 if above_zero else middle, persistent=False)
 
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
     ) -> Quantized:
-        """Bound and round the latents; NaN is treated as 0. `mask` (True: valid) affects the metrics only."""
+        """Bound and round the latents; NaN gets the value 0. `mask` (True: valid) affects the metrics only."""
         valid = validity(z, mask)
         with torch.autocast(z.device.type, enabled=False):
             bounded = self._bound(z.float())
-            digits = bounded.detach().nan_to_num().round().long() + self._levels // 2
+            digits = bounded.detach().nan_to_num().round().long() + self._zero
             codes = rearrange((digits * self._basis).sum(-1), "... -> ... 1")
-            z_q, scaled = self._values(digits), bounded / (self._levels // 2)
+            z_q, scaled = self._values(digits), bounded / self._unit
             metrics = step_metrics(z, scaled, z_q, codes, valid, self.codebook_size, training=self.training)
             if self.training:
                 z_q = straight_through(scaled, z_q)
@@ -89,14 +102,16 @@ class FSQ(nn.Module):
         return {}
 
     def _bound(self, z: Float[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
+        """The latents in units of levels, not yet rounded; the digit `_zero` lies at 0."""
+        if self.cfg.form == "sigmoid01":
+            return torch.sigmoid(z) * self._unit
         margin = torch.clamp(0.5 / (self._levels - 1), max=1e-3)
         half = (self._levels - 1) * (1 - margin) / 2
         offset = (1 - self._levels % 2) / 2
         return torch.tanh(z + torch.tan(offset / half)) * half - offset
 
     def _values(self, digits: Int[Tensor, "b *grid d"]) -> Float[Tensor, "b *grid d"]:
-        half = self._levels // 2
-        return (digits - half) / half
+        return (digits - self._zero) / self._unit
 
 
 def parse_levels(levels: Sequence[int] | str) -> tuple[int, ...]:

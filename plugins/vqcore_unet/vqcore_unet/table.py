@@ -94,6 +94,9 @@ def alphas_cumprod(cfg: TableConfig) -> Float[Tensor, " t"]:
             root = table.sqrt()
             root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
             table = root.square()
+            if cfg.as_4m:  # by way of betas, which moves the last digits; samples of some networks show it
+                betas = 1 - torch.cat([table[:1], table[1:] / table[:-1]])
+                table = torch.cumprod(1 - betas, 0)
     if cfg.ends_in_noise:
         table[-1] = 0
     return table

@@ -359,7 +359,8 @@ def positions(grid: tuple[int, ...], width: int) -> Float[Tensor, "1 d *grid"]:
     The remaining channels are 0. MoCo v3 (arXiv 2104.02057) for two axes.
     """
     freqs = width // (2 * len(grid))
-    omega = POSITIONS ** (-torch.arange(freqs) / max(1, freqs))
+    # The bits of 4M. A number to the power of a tensor would load torch's compiler on the meta device.
+    omega = 1 / torch.pow(torch.tensor(POSITIONS), torch.arange(freqs) / max(1, freqs))
     pos_emb = torch.zeros(1, width, *grid)
     for axis, length in enumerate(grid):
         angle = omega[:, None] * torch.arange(length)
