@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from PIL import Image
 from torch import Tensor, nn
 
+from vqcore.errors import ConfigError
 from vqcore.schema import RunConfig, TokenizerConfig
 
 Kind = Literal["continuous", "categorical", "angle", "unit-vector", "binary"]
@@ -210,6 +211,19 @@ class Foreign:
     config: TokenizerConfig
     tensors: Mapping[str, Tensor]
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ForeignConfig:
+    """A training config that a format read: nested plain data with the keys of a config file of ours.
+
+    `notes` are comments by dotted key (`optim.base_lr`) for the file; `remarks` say what is lost or changed, one line
+    each, for the head of the file and for the screen.
+    """
+
+    tree: Mapping[str, Any]
+    notes: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -1277,6 +1291,25 @@ def config_reader(format_: Any) -> ReadsConfigs | None:
 
 
 @runtime_checkable
+class ExplainsConfigs(Protocol):
+    """A format that reads training configs and says what it made of them; `flags` are words of the other command line.
+
+    `config(path)` is the tree of `explained(path, ())`. Raises what `config` raises, and `ConfigError` for unknown flags.
+    """
+
+    def explained(self, path: Path, flags: Sequence[str]) -> ForeignConfig: ...
+
+
+def explained(format_: Any, path: Path, flags: Sequence[str]) -> ForeignConfig:
+    """The training config with its comments. Default: none, and flags are a `ConfigError`."""
+    if isinstance(format_, ExplainsConfigs):
+        return format_.explained(path, flags)
+    if flags:
+        raise ConfigError(f"command line: {flags[0]}: this format reads a file alone, and no flags")
+    return ForeignConfig(format_.config(path))
+
+
+@runtime_checkable
 class WritesTokenizers(Protocol):
     """A format that writes a `vqcore.tokenizer.Tokenizer` as files of the other system, into an empty folder.
 
@@ -1480,7 +1513,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
     "reader": (NamesParts,),
     "data": (LeavesOut, KnowsBytes),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
-    "format": (ReadsTokenizers, ReadsConfigs, WritesTokenizers, Publishes),
+    "format": (ReadsTokenizers, ReadsConfigs, ExplainsConfigs, WritesTokenizers, Publishes),
 }
 """The optional Protocols of each kind. A component has all members of such a Protocol or none."""
 

@@ -8,16 +8,19 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from vqcore.config import Config, to_tree
+from vqcore.errors import printable
 from vqcore.plugin import a_kind
 
 REQUIRED = "required"
+WIDTH = 118
+"""Columns of a config file with comments."""
 
 
 def dump(config: Any) -> str:
@@ -30,6 +33,38 @@ def inline(value: Any) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return repr(value)  # 1e-08, where YAML writes 1.0e-08
     return _yaml(value, default_flow_style=True, width=10**9).removesuffix("\n").removesuffix("\n...")
+
+
+def annotated(tree: Mapping[str, Any], notes: Mapping[str, str], remarks: Sequence[str] = ()) -> str:
+    """A config file with comments: `remarks` at its head, the note of a dotted key above its line.
+
+    A mapping below the top stands in one line if it fits there and none of its keys has a note.
+    """
+    lines = [line for remark in remarks for line in _comment(remark, "")]
+
+    def write(node: Mapping[str, Any], above: str, indent: str) -> None:
+        for key, value in node.items():
+            path = f"{above}{key}"
+            lines.extend(_comment(notes[path], indent) if path in notes else [])
+            line = f"{indent}{inline(str(key))}: {inline(value)}"
+            noted = any(name.startswith(f"{path}.") for name in notes)
+            if isinstance(value, Mapping) and value and (not indent or noted or len(line) > WIDTH):
+                lines.append(f"{indent}{inline(str(key))}:")
+                write(value, f"{path}.", f"{indent}  ")
+            else:
+                lines.append(line)
+
+    write(tree, "", "")
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        printable(" ".join(text.split())),
+        WIDTH,
+        initial_indent=f"{indent}# ",
+        subsequent_indent=f"{indent}# ",
+    )
 
 
 @dataclass(frozen=True)

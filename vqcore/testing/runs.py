@@ -30,6 +30,7 @@ from vqcore.protocols import (
     ReadsConfigs,
     ReadsTokenizers,
     config_reader,
+    explained,
     is_denoiser,
     time,
     tokenizer_reader,
@@ -522,11 +523,23 @@ def _check_config(reader: ReadsConfigs, path: Path) -> None:
         "training config law: config gives more than nested mappings, lists, numbers and texts"
     )
     assert tree == again, "determinism law: two readings give different configs"
+    found = explained(reader, path, ())
+    assert found.tree == tree, "training config law: explained and config read different configs"
+    for key in found.notes:
+        assert _holds(tree, key), f"training config law: a note for {key}, which the config does not have"
     try:
         as_run({**tree, "run": {"dir": "unused", **tree.get("run", {})}})
     except VqcoreError as error:
         raise AssertionError(f"training config law: vqcore refuses the config: {error}") from error
     _check_damaged(reader.config, path)
+
+
+def _holds(tree: Any, key: str) -> bool:
+    for name in key.split("."):
+        if not isinstance(tree, Mapping) or name not in tree:
+            return False
+        tree = tree[name]
+    return True
 
 
 def _check_published(format_: Any) -> None:

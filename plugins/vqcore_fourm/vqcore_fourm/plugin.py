@@ -17,6 +17,12 @@ def vqcore_plugin() -> Plugin:
                 "tokenizers of 4M: training checkpoints and published files; writes these",
             ),
             Component(
+                "format",
+                "config",
+                "vqcore_fourm.config:Config",
+                "training configs of 4M's three scripts, with flags of their command line",
+            ),
+            Component(
                 "decoder",
                 "none",
                 "vqcore_fourm.none:NoDecoder",
