@@ -179,7 +179,7 @@ def manifest_of(tokenizer: Tokenizer, size: tuple[int, ...], covering: Cover | N
         "grid": list(grid),
         "size": list(size),
         "dtype": str(code_dtype(tokenizer.codebook_size)),
-        "precision": tokenizer.precision,
+        "precision": tokenizer.code_precision,
     }
     if covering is not None:
         manifest["stride"] = list(covering.stride)
