@@ -11,26 +11,47 @@ Everything is kept in FOLDER: the same command goes on where it was stopped. One
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from losses import CROPS, HELD_OUT, ROOT, by_photograph, crops, grey, interval, psnr, sheet
-from losses import spectral_distance, vgg16_of_hed
-from PIL import Image
+from losses import (
+    CROPS,
+    HELD_OUT,
+    ROOT,
+    by_photograph,
+    crops,
+    grey,
+    interval,
+    psnr,
+    sheet,
+    spectral_distance,
+    vgg16_of_hed,
+)
 from safetensors.torch import save_file
 from vqcore_percept.timm import Timm
 
+from vqcore.protocols import DataSpec
 from vqcore.tokenizer import Tokenizer
 
 SIDE, BATCH = 128, 16
-UNET = "model.decoder={name: unet/unet, patch_size: 4, width: 64, mult: [1, 2, 2], depth: 1, attention: [], norm_groups: 8}"
-DECODER = (UNET, "model.freeze_enc=true", "optim.lr=2.0e-3", "run.threads=1", "run.log_every=50", "run.precision=bf16")
+UNET = (
+    "model.decoder={name: unet/unet, patch_size: 4, width: 64, mult: [1, 2, 2], depth: 1, attention: [], "
+    "norm_groups: 8}"
+)
+DECODER = (
+    UNET,
+    "model.freeze_enc=true",
+    "optim.lr=2.0e-3",
+    "run.threads=1",
+    "run.log_every=50",
+    "run.precision=bf16",
+)
 NEW = (*DECODER, "model.full_ckpt=PLAIN")
 RUNS: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -49,14 +70,20 @@ RUNS: dict[str, tuple[str, ...]] = {
         "model.full_ckpt=FLOW",
         "run.steps=DISTILLED",
         "optim.lr=1.0e-3",
-        "objective={name: unet/distill, of: FLOW, adversary: {name: percept/gan, lecam: true, "
+        "optim.warmup=20",
+        "objective={name: unet/distill, of: FLOW, adversary: {name: percept/gan, lecam: 0.01, "
         "discriminator: {name: percept/patchgan, width: 32, depth: 2}}, "
-        "weights: {gan/lecam: 0.01, gan/generator: 0.01}}",
+        "weights: {gan/generator: {40: 0, 120: 0.003}}}",
         "optim.players.adversary={name: adamw, args: {fused: true}, lr: 1.0e-3, betas: [0.5, 0.9], warmup: 10}",
     ),
 }
 """Settings beside those of the quickstart; words in capitals depend on the command line."""
-STEPS = {"plain": (0,), "diffusion": (1, 2, 4, 10, 25, 50), "flow": (1, 2, 4, 10, 25, 50), "distilled": (1, 2, 4)}
+STEPS = {
+    "plain": (0,),
+    "diffusion": (1, 2, 4, 10, 25, 50),
+    "flow": (1, 2, 4, 10, 25, 50),
+    "distilled": (1, 2, 4),
+}
 SHOWN = (("plain", 0), ("diffusion", 25), ("flow", 25), ("distilled", 4), ("distilled", 1))
 """What the picture shows beside the original."""
 
@@ -68,7 +95,9 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=2500, help="training steps of diffusion and flow")
-    parser.add_argument("--distill-steps", type=int, default=1000, help="training steps of the distilled decoder")
+    parser.add_argument(
+        "--distill-steps", type=int, default=1000, help="training steps of the distilled decoder"
+    )
     parser.add_argument("--only", nargs="*", default=list(RUNS), choices=list(RUNS))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -94,7 +123,12 @@ def main() -> None:
             pictures, seconds = rebuilt(args.folder, name, steps, originals)
             made[name, steps] = pictures
             found[name, steps] = judged(originals, pictures, weights) | {"seconds": np.array([seconds])}
-            print(name, steps, {judge: round(float(v.mean()), 4) for judge, v in found[name, steps].items()}, flush=True)
+            print(
+                name,
+                steps,
+                {judge: round(float(v.mean()), 4) for judge, v in found[name, steps].items()},
+                flush=True,
+            )
     table(found, photographs)
     shown = {f"{name} {steps}": made[name, steps] for name, steps in SHOWN if (name, steps) in made}
     sheet(originals, shown, photographs, 1).save(args.folder / "diffusion.jpg", quality=90, subsampling=0)
@@ -118,11 +152,13 @@ def rebuilt(folder: Path, name: str, steps: int, originals: np.ndarray) -> tuple
     if kept.exists():
         with np.load(kept) as file:
             return file["pictures"], float(file["seconds"])
-    options = {"steps": steps} if steps else {}
+    options: dict[str, Any] = {"steps": steps} if steps else {}
     low, high = tokenizer.spec.range or (-1.0, 1.0)
     made, seconds = [], 0.0
     for number, batch in enumerate(torch.from_numpy(originals).movedim(-1, 1).split(BATCH)):
+        tokenizer.precision = "fp32"
         codes = tokenizer.encode(batch / 255 * (high - low) + low)
+        tokenizer.precision = "bf16"
         started = time.perf_counter()
         found = (tokenizer.decode(codes, seed=number, **options) - low) / (high - low)
         seconds += time.perf_counter() - started
@@ -146,8 +182,6 @@ def judged(originals: np.ndarray, pictures: np.ndarray, weights: Path) -> dict[s
 @torch.inference_mode()
 def perceptual(originals: np.ndarray, pictures: np.ndarray, weights: Path) -> np.ndarray:
     """Distance of the features of HED's VGG-16, as the perceptual loss `percept/timm` measures it, float `(n,)`."""
-    from vqcore.protocols import DataSpec
-
     blocks = ("features.3", "features.8", "features.15")
     cfg = Timm.Config(name="percept/timm", model="vgg16", resize=False, weights=str(weights), blocks=blocks)
     net = Timm(cfg, spec=DataSpec(channels=3, size=(SIDE, SIDE), range=(-1.0, 1.0)))
@@ -165,11 +199,21 @@ def table(found: Mapping[tuple[str, int], Mapping[str, np.ndarray]], photographs
     print("| --- |", " | ".join("---" for _ in range(len(judges) + 3)), "|")
     for (name, steps), values in found.items():
         means = [by_photograph(values[judge], photographs).mean() for judge in judges]
-        cells = [f"{mean:.4f}" if judge == "perceptual" else f"{mean:.2f}" for judge, mean in zip(judges, means)]
+        cells = [
+            f"{mean:.4f}" if judge == "perceptual" else f"{mean:.2f}" for judge, mean in zip(judges, means)
+        ]
         change = values["spectrum, dB"] - first["spectrum, dB"]
         low, high = interval(change, photographs)
-        against = "" if values is first else f"{by_photograph(change, photographs).mean():+.2f} ({low:+.2f} to {high:+.2f})"
-        print(f"| {name} | {steps or ''} |", " | ".join(cells), f"| {against} | {1000 * values['seconds'][0]:.0f} |")
+        against = (
+            ""
+            if values is first
+            else f"{by_photograph(change, photographs).mean():+.2f} ({low:+.2f} to {high:+.2f})"
+        )
+        print(
+            f"| {name} | {steps or ''} |",
+            " | ".join(cells),
+            f"| {against} | {1000 * values['seconds'][0]:.0f} |",
+        )
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def rival(discriminator: str, weights: str, more: str = "") -> tuple[str, ...]:
     """Settings of an adversary beside the perceptual loss. `weights` are those of its loss, by step."""
     return (
         *PERCEPT,
-        f"objective.adversary={{name: percept/gan, {discriminator}, lecam: true{more}}}",
-        f"objective.weights={{percept/vgg: 0.02, gan/lecam: 0.01, gan/generator: {weights}}}",
+        f"objective.adversary={{name: percept/gan, {discriminator}, lecam: 0.01{more}}}",
+        f"objective.weights={{percept/vgg: 0.02, gan/generator: {weights}}}",
         PLAYER,
     )
 
@@ -165,9 +165,7 @@ def vgg16_of_hed() -> dict[str, Tensor]:
     return made
 
 
-def crops(
-    files: Sequence[Path], count: int = CROPS, pixels: int = SIDE
-) -> tuple[np.ndarray, np.ndarray]:
+def crops(files: Sequence[Path], count: int = CROPS, pixels: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
     """Squares of 45 to 100 % of a photograph's short side, always the same ones, reduced to some pixels a side.
 
     Gives uint8 `(count, pixels, pixels, 3)` and the number of the photograph of each, int `(count,)`.

@@ -16,7 +16,17 @@ from toys import run_config, run_tree, tokenizer_of, toy  # noqa: F401
 
 from vqcore import objectives
 from vqcore.cli import main
-from vqcore.diffusion import SCHEDULES, coefficients, epsilon, guided, hidden_tokens, min_snr, of_velocity, times, x_0
+from vqcore.diffusion import (
+    SCHEDULES,
+    coefficients,
+    epsilon,
+    guided,
+    hidden_tokens,
+    min_snr,
+    of_velocity,
+    times,
+    x_0,
+)
 from vqcore.errors import ConfigError, SettingError, UnknownName
 from vqcore.protocols import Batch, DataSpec, Quantized
 from vqcore.rng import sample_generators

@@ -1,9 +1,10 @@
 """A decoder of a few steps, learned from a diffusion decoder of many steps on the same tokens.
 
 The student learns where the teacher's walk ends: knowledge distillation of a sampler (arXiv 2101.02388), from noised
-samples at the levels that the student will be asked at, as in multistep consistency models (arXiv 2403.06807). A mean of
-many ends would be a blur, so perceptual losses and an adversary may judge what the student returns, as in adversarial
-diffusion distillation (arXiv 2311.17042). Between its steps the student gets new noise (arXiv 2303.01469, algorithm 1).
+samples at the levels that the student will be asked at, as in multistep consistency models (arXiv 2403.06807). A mean
+of many ends would be a blur, so perceptual losses and an adversary may judge what the student returns, as in
+adversarial diffusion distillation (arXiv 2311.17042). Between its steps the student gets new noise (arXiv 2303.01469,
+algorithm 1).
 Differs from these papers: one student serves all numbers of steps up to `steps`.
 """
 
@@ -161,12 +162,16 @@ class Distill(Judged):
         size: tuple[int, ...],
         rng: Sequence[torch.Generator],
         extras: Mapping[str, Any] | None = None,
-        steps: Annotated[int | None, "Steps of the decoder, 1 to those of training. Null: as in training."] = None,
+        steps: Annotated[
+            int | None, "Steps of the decoder, 1 to those of training. Null: as in training."
+        ] = None,
     ) -> Tensor:
         """Samples that fit the codes, from noise that `rng` draws."""
         steps = self.cfg.steps if steps is None else steps
         if not 1 <= steps <= self.cfg.steps:
-            raise SettingError("steps", f"{steps}: this decoder was distilled for 1 to {self.cfg.steps} steps")
+            raise SettingError(
+                "steps", f"{steps}: this decoder was distilled for 1 to {self.cfg.steps} steps"
+            )
         decoder = tokenizer.decoder
         cond = decoder.condition(tokenizer.lookup(codes), size=size, extras=extras)
         shape = decoder.target_shape(size)
@@ -187,7 +192,9 @@ class Distill(Judged):
         return ((rand(rng) * count).floor() + 1) / count
 
     def _check_tokens(self, tokenizer: Any) -> None:
-        """Refuse tokens of another run than the teacher's; once, when the weights of a resumed run are loaded."""
+        """Refuse tokens of another run than the teacher's; once, at the first step, when all weights are loaded."""
+        if not tokenizer.training:
+            return
         wanted, self._fingerprint = self._fingerprint, None
         if wanted is not None and tokenizer.fingerprint != wanted:
             raise ConfigError(
