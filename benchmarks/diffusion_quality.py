@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=2500, help="training steps of diffusion and flow")
     parser.add_argument(
-        "--distill-steps", type=int, default=1000, help="training steps of the distilled decoder"
+        "--distill-steps", type=int, default=800, help="training steps of the distilled decoder"
     )
     parser.add_argument("--only", nargs="*", default=list(RUNS), choices=list(RUNS))
     args = parser.parse_args()
@@ -133,7 +133,7 @@ def main() -> None:
             )
     table(found, photographs)
     shown = {f"{name} {steps}": made[name, steps] for name, steps in SHOWN if (name, steps) in made}
-    sheet(originals, shown, photographs, 1).save(args.folder / "diffusion.jpg", quality=90, subsampling=0)
+    sheet(originals, shown, photographs, 1).save(args.folder / "diffusion.jpg", quality=88, subsampling=0)
     print(f"pictures: {args.folder / 'diffusion.jpg'}: original, {', '.join(shown)}")
 
 
