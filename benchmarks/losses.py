@@ -45,8 +45,8 @@ def rival(discriminator: str, weights: str, more: str = "") -> tuple[str, ...]:
     """Settings of an adversary beside the perceptual loss. `weights` are those of its loss, by step."""
     return (
         *PERCEPT,
-        f"objective.adversary={{name: percept/gan, {discriminator}, lecam: true{more}}}",
-        f"objective.weights={{percept/vgg: 0.02, gan/lecam: 0.01, gan/generator: {weights}}}",
+        f"objective.adversary={{name: percept/gan, {discriminator}, lecam: 0.01{more}}}",
+        f"objective.weights={{percept/vgg: 0.02, gan/generator: {weights}}}",
         PLAYER,
     )
 
@@ -165,10 +165,10 @@ def vgg16_of_hed() -> dict[str, Tensor]:
     return made
 
 
-def crops(files: Sequence[Path], count: int = CROPS) -> tuple[np.ndarray, np.ndarray]:
-    """Squares of 45 to 100 % of a photograph's short side, always the same ones, reduced to 64 pixels.
+def crops(files: Sequence[Path], count: int = CROPS, pixels: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
+    """Squares of 45 to 100 % of a photograph's short side, always the same ones, reduced to some pixels a side.
 
-    Gives uint8 `(count, 64, 64, 3)` and the number of the photograph of each, int `(count,)`.
+    Gives uint8 `(count, pixels, pixels, 3)` and the number of the photograph of each, int `(count,)`.
     """
     made, photographs = [], np.arange(count) * len(files) // count
     for number, file in enumerate(files):
@@ -179,7 +179,7 @@ def crops(files: Sequence[Path], count: int = CROPS) -> tuple[np.ndarray, np.nda
             side = draw.uniform(0.45, 1) * min(photo.size)
             left, top = draw.random(2) * (np.array(photo.size) - side)
             box = (left, top, left + side, top + side)
-            made.append(np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box)))
+            made.append(np.asarray(photo.resize((pixels, pixels), Image.Resampling.BICUBIC, box)))
     return np.stack(made), photographs
 
 
@@ -283,11 +283,13 @@ def table(found: Mapping[str, Mapping[str, np.ndarray]], photographs: np.ndarray
         print(f"| {name} |", " | ".join(cells), "|")
 
 
-def sheet(originals: np.ndarray, made: Mapping[str, np.ndarray], photographs: np.ndarray) -> Image.Image:
-    """Some crops side by side, twice their size: the original and the runs in order; a row a photograph."""
+def sheet(
+    originals: np.ndarray, made: Mapping[str, np.ndarray], photographs: np.ndarray, times: int = 2
+) -> Image.Image:
+    """Some crops side by side, enlarged: the original and the runs in order; a row a photograph."""
     rows = [int(np.flatnonzero(photographs == number)[0]) for number in range(photographs.max() + 1)]
     columns = [originals, *made.values()]
-    cell, gap = 2 * SIDE, 4
+    cell, gap = times * originals.shape[1], 4
     page = Image.new("RGB", (len(columns) * (cell + gap) - gap, len(rows) * (cell + gap) - gap), "white")
     for down, row in enumerate(rows):
         for right, pictures in enumerate(columns):

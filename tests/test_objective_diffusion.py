@@ -16,7 +16,17 @@ from toys import run_config, run_tree, tokenizer_of, toy  # noqa: F401
 
 from vqcore import objectives
 from vqcore.cli import main
-from vqcore.diffusion import SCHEDULES, coefficients, epsilon, guided, hidden_tokens, min_snr, times, x_0
+from vqcore.diffusion import (
+    SCHEDULES,
+    coefficients,
+    epsilon,
+    guided,
+    hidden_tokens,
+    min_snr,
+    of_velocity,
+    times,
+    x_0,
+)
 from vqcore.errors import ConfigError, SettingError, UnknownName
 from vqcore.protocols import Batch, DataSpec, Quantized
 from vqcore.rng import sample_generators
@@ -118,7 +128,7 @@ def test_the_loss_compares_with_what_the_scheduler_says(prediction, loss, width)
 
 
 @pytest.mark.parametrize("prediction", SCHEDULERS)
-@pytest.mark.parametrize("loss_on", ["prediction", "x_0", "epsilon"])
+@pytest.mark.parametrize("loss_on", ["prediction", "x_0", "epsilon", "velocity"])
 def test_a_perfect_denoiser_has_no_loss_and_is_shown_as_the_sample(prediction, loss_on):
     made = objective(prediction, loss_on=loss_on, min_snr=5, adversary={"name": "toy/gan"})
     made.setup(Spy())
@@ -135,6 +145,13 @@ def test_a_perfect_denoiser_has_no_loss_and_is_shown_as_the_sample(prediction, l
     assert float(out.terms["diffusion/mse"]) < 1e-6
     torch.testing.assert_close(shared["x_hat"], X, atol=1e-3, rtol=1e-3)
     assert {"diffusion/mse", "gan/generator"} == set(out.terms)
+
+
+def test_a_loss_of_the_velocity_of_a_sample_is_bounded_without_noise():
+    """arXiv 2511.13720: the squared error of x_0 over s^2, with s of at least 0.05."""
+    flow, s = objective("flow").scheduler, torch.tensor([0.0, 0.025, 0.05, 0.5, 1.0])
+    wanted = torch.where(s < 0.05, 1 + (1 - s) / 0.05, 1 / s)
+    torch.testing.assert_close(of_velocity(flow, flow.num_steps * s), wanted)
 
 
 def test_without_judges_nothing_is_mapped_back_to_a_sample():
@@ -178,10 +195,10 @@ def test_a_target_of_another_size_gets_a_mask_of_its_size(side, share):
     """One quarter is valid: what is noised is valid where anything below it is, and its weight is a mean."""
     mask = torch.zeros(1, 4, 4, dtype=torch.bool)
     mask[:, :2, :2] = True
-    found = objectives._resized(mask, (side, side))
+    found = objectives.resized(mask, (side, side))
     assert float(found.float().mean()) == (share if side > 1 else 1.0)
-    assert float(objectives._resized(mask.float(), (side, side)).mean()) == pytest.approx(share)
-    assert objectives._resized(mask, (4,)) is None and objectives._resized(None, (4,)) is None
+    assert float(objectives.resized(mask.float(), (side, side)).mean()) == pytest.approx(share)
+    assert objectives.resized(mask, (4,)) is None and objectives.resized(None, (4,)) is None
 
 
 # Weights of noise levels
@@ -236,7 +253,10 @@ def test_with_min_snr_the_squared_error_is_the_same_whatever_is_compared(kind):
         "prediction": prediction - known.target(x, eps, t),
         "x_0": x_0(known, prediction, x_t, t) - x,
         "epsilon": epsilon(known, prediction, x_t, t) - eps,
+        "velocity": of_velocity(known, t, 0.0).unsqueeze(1) * (x_0(known, prediction, x_t, t) - x),
     }
+    moved = epsilon(known, prediction, x_t, t) - x_0(known, prediction, x_t, t) - (eps - x)
+    torch.testing.assert_close(errors["velocity"].abs(), moved.abs(), rtol=1e-5, atol=1e-6)
     first, *others = [min_snr(known, t, 5.0, of) * error.square().mean(1) for of, error in errors.items()]
     for other in others:
         torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-9)

@@ -16,7 +16,7 @@ from vqcore.protocols import time
 from vqcore.rng import rand, randn
 
 Times = Literal["uniform", "logit-normal", "mixed"]
-Target = Literal["prediction", "x_0", "epsilon"]
+Target = Literal["prediction", "x_0", "epsilon", "velocity"]
 Coefficients = Float[Tensor, " b"]
 
 
@@ -64,6 +64,16 @@ def epsilon(
     return _solved((b, a), (d, c), x_t, prediction, t, "epsilon")
 
 
+def of_velocity(scheduler: Any, t: Shaped[Tensor, " b"], least: float = 0.05) -> Float[Tensor, " b"]:
+    """What an error of x_0 is multiplied by to be an error of the velocity, epsilon - x_0.
+
+    This is 1 + a / b for x_t = a x_0 + b epsilon: 1 / s in a flow, where s is the share of noise. Without noise it is
+    infinite, so b counts as at least `least` (arXiv 2511.13720).
+    """
+    a, b, _, _ = coefficients(scheduler, t, 1)
+    return (1 + a / b.clamp(min=least)).float()
+
+
 def coefficients(
     scheduler: Any, t: Shaped[Tensor, " b"], rank: int
 ) -> tuple[Coefficients, Coefficients, Coefficients, Coefficients]:
@@ -102,6 +112,7 @@ def min_snr(
         "prediction": (c, d),
         "x_0": (torch.ones_like(a), torch.zeros_like(a)),
         "epsilon": (torch.zeros_like(a), torch.ones_like(a)),
+        "velocity": (-torch.ones_like(a), torch.ones_like(a)),
     }[of]
     return (torch.minimum(a.square(), gamma * b.square()) / (a * d - b * c).square()).float()
 

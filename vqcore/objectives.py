@@ -32,6 +32,7 @@ from vqcore.diffusion import (
     guided,
     hidden_tokens,
     min_snr,
+    of_velocity,
     same_levels,
     times,
     x_0,
@@ -410,7 +411,8 @@ class Diffusion(Judged):
         width: float = 1.0
         """smooth_l1 and huber only: the error below which the loss is quadratic (beta or delta)."""
         loss_on: Target = "prediction"
-        """What the loss compares: the prediction itself, or the x_0 or epsilon that the prediction stands for."""
+        """What the loss compares: the prediction itself, or the x_0, epsilon or velocity (epsilon - x_0) that the
+        prediction stands for. Train a network that predicts x_0 for a flow with velocity (arXiv 2511.13720)."""
         min_snr: float | None = None
         """Weights of noise levels by min-SNR with this gamma, e.g. 5 (arXiv 2303.09556). Null: all count alike."""
         times: Times = "uniform"
@@ -494,11 +496,8 @@ class Diffusion(Judged):
         hidden = self._hidden(rng, quantized.z_q) if tokenizer.training else None
         cond = decoder.condition(quantized.z_q, size=size, mask=hidden, extras=batch.conditions)
         prediction = decoder(y_t, t.float(), cond).float()
-        found, target = prediction, self.scheduler.target(y, eps, t)
-        if cfg.loss_on != "prediction":
-            find, target = (x_0, y) if cfg.loss_on == "x_0" else (epsilon, eps)
-            found = find(self.scheduler, prediction, y_t, t)
-        valid, weight = (_resized(one, y.shape[2:]) for one in (batch.mask, batch.weight))
+        found, target = self._compared(prediction, y, eps, y_t, t)
+        valid, weight = (resized(one, y.shape[2:]) for one in (batch.mask, batch.weight))
         each = sample_losses(cfg.loss, found, target, valid, weight=weight, **_options(cfg.loss, cfg.width))
         if cfg.min_snr is not None:
             each = each * min_snr(self.scheduler, t, cfg.min_snr, cfg.loss_on)
@@ -506,6 +505,20 @@ class Diffusion(Judged):
         if self.has_judges:
             x_hat = decoder.from_target(x_0(self.scheduler, prediction, y_t, t), size)
         return Rebuilt(quantized, {f"diffusion/{cfg.loss}": each.mean()}, prediction, x_hat)
+
+    def _compared(
+        self, prediction: Tensor, y: Tensor, eps: Tensor, y_t: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the loss compares: found and wanted."""
+        if self.cfg.loss_on == "prediction":
+            return prediction, self.scheduler.target(y, eps, t)
+        if self.cfg.loss_on == "epsilon":
+            return epsilon(self.scheduler, prediction, y_t, t), eps
+        found = x_0(self.scheduler, prediction, y_t, t)
+        if self.cfg.loss_on == "x_0":
+            return found, y
+        factor = of_velocity(self.scheduler, t).view(-1, *[1] * (y.ndim - 1))
+        return factor * found, factor * y
 
     def _hidden(self, rng: Sequence[torch.Generator], z_q: Tensor) -> Bool[Tensor, "b *grid"] | None:
         """Which tokens are hidden in training: of most samples none. None if no sample ever has hidden tokens."""
@@ -664,7 +677,7 @@ def _check_guidance(guidance: float, low: float, high: float, rescale: float) ->
         raise SettingError("guidance_from", f"{low:g} must be below guidance_to={high:g}")
 
 
-def _resized(values: Tensor | None, size: Sequence[int]) -> Tensor | None:
+def resized(values: Tensor | None, size: Sequence[int]) -> Tensor | None:
     """A validity mask or weights at the size of what is noised: valid where anything is valid, and mean weights.
 
     None, so that all positions count, where what is noised has other axes than the data.

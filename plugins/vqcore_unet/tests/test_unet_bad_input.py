@@ -53,7 +53,13 @@ SETTINGS = [
         {"zero_terminal_snr": True},
         "unet/pndm divides by the signal, which ends at zero",
     ),
-    ("scheduler", "unet/flow", {"shift": 0.0}, "shift=0.0 must be above 0"),
+    ("scheduler", "unet/flow", {"shift": 0.0}, "shift=0.0 must be a number above 0"),
+    (
+        "scheduler",
+        "unet/flow",
+        {"prediction": "velocity", "data_std": 1.0},
+        "data_std=1.0 does nothing with prediction=velocity",
+    ),
     (
         "scheduler",
         "unet/diffusers",

@@ -206,12 +206,51 @@ def test_times_of_flow():
     )
 
 
-def test_flow_is_a_straight_line():
-    flow, t = made(Flow), torch.tensor([0.0, 250.0, 1000.0])
+PREDICTIONS = ({"prediction": "velocity"}, {"prediction": "sample"}, {}, {"data_std": 2.0})
+
+
+@pytest.mark.parametrize("settings", PREDICTIONS)
+def test_flow_is_a_straight_line_whatever_is_predicted(settings):
+    flow, t = made(Flow, **settings), torch.tensor([0.0, 250.0, 1000.0])
     x_t = flow.add_noise(X, EPS, t)
     assert torch.equal(x_t[0], X[0]) and torch.equal(x_t[2], EPS[2])
     torch.testing.assert_close(x_t[1], 0.75 * X[1] + 0.25 * EPS[1])
-    torch.testing.assert_close(x_0(flow, flow.target(X, EPS, t), x_t, t), X)
+    target = flow.target(X, EPS, t)
+    torch.testing.assert_close(x_0(flow, target, x_t, t), X)
+    for i in (1, 2):
+        velocity = flow.velocity(target[i].double(), float(t[i]), x_t[i].double())
+        torch.testing.assert_close(velocity.float(), EPS[i] - X[i])
+
+
+@pytest.mark.parametrize("std", [0.5, 2.0])
+def test_a_preconditioned_target_is_the_error_of_the_best_linear_guess(std):
+    """EDM, arXiv 2206.00364, appendix B.6: unit variance at all noise levels, and no part that x_t foretells."""
+    flow, s = made(Flow, data_std=std), np.array([0.0, 0.1, 0.5, 0.9, 1.0])
+    _, _, c, d = (one.numpy() for one in coefficients(flow, torch.from_numpy(1000 * s), 1))
+    total = (1 - s) ** 2 * std**2 + s**2
+    assert (c * std) ** 2 + d**2 == pytest.approx(1)
+    assert c * std**2 * (1 - s) + d * s == pytest.approx(0, abs=1e-12)
+    skip = (1 - s) * std**2 / total
+    scale = np.sqrt(std**2 * (1 - skip * (1 - s)) ** 2 + (skip * s) ** 2)
+    assert scale * c == pytest.approx(1 - skip * (1 - s)) and scale * d == pytest.approx(-skip * s)
+
+
+@pytest.mark.parametrize("settings", PREDICTIONS)
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_a_walk_is_the_same_whatever_is_predicted(settings, solver):
+    """The exact denoiser of normal data, said in every way: the walks are the same, and end with the data's spread."""
+    std, flow = 0.5, made(Flow, solver=solver, **settings)
+    sampler, exact = flow.sampler(40), made(Flow, solver=solver, prediction="velocity").sampler(40)
+    x = y = torch.ones(1, 1)
+    for t in sampler.timesteps:
+        s = t / 1000
+        total = (1 - s) ** 2 * std**2 + s**2
+        clean = [(1 - s) * std**2 / total * one for one in (x, y)]
+        noises = [s / total * one for one in (x, y)]
+        x = sampler.step(flow.target(clean[0], noises[0], torch.tensor([t])), t, x, [])
+        y = exact.step(noises[1] - clean[1], t, y, [])
+    torch.testing.assert_close(x, y)
+    assert float(x) == pytest.approx(std, abs=0.03 if solver == "euler" else 1e-3)
 
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
@@ -219,7 +258,7 @@ def test_the_error_of_a_solver_falls_with_its_order(solver, order):
     """dx/ds = x: from s = 1 to 0 the sample shrinks by e."""
     errors = []
     for steps in (20, 40):
-        sampler = made(Flow, solver=solver).sampler(steps)
+        sampler = made(Flow, solver=solver, prediction="velocity").sampler(steps)
         x = torch.ones(1, 1)
         for t in sampler.timesteps:
             x = sampler.step(x, t, x, [])

@@ -26,6 +26,12 @@ def vqcore_plugin() -> Plugin:
                 "diffusion; sampling with any scheduler of diffusers",
             ),
             Component("scheduler", "flow", "vqcore_unet.flow:Flow", "rectified flow; Euler and Heun"),
+            Component(
+                "objective",
+                "distill",
+                "vqcore_unet.distill:Distill",
+                "a decoder of a few steps, learned from a diffusion decoder",
+            ),
             Component("encoder", "cnn-encoder", "vqcore_unet.cnn:CNNEncoder", "VQGAN's convolutions"),
             Component("decoder", "cnn-decoder", "vqcore_unet.cnn:CNNDecoder", "VQGAN's convolutions"),
         ),
