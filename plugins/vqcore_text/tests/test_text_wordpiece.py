@@ -1,22 +1,10 @@
 """WordPiece: closed forms, the library's own training, 4M's file built by its steps, and the command line."""
 
-import gzip
-import io
-import json
-import subprocess
-import sys
-import tarfile
-from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from vqcore_text.classes import COCO
-from vqcore_text.wordpiece import WordPiece, characters
+from vqcore_text.wordpiece import WordPiece
 
-from vqcore.cli import main
-from vqcore.errors import DataError, SettingError
 from vqcore.testing.conformance import TextConformance
 
 SMALL = {"sentinels": 2, "coord_bins": 3, "classes": "none"}
