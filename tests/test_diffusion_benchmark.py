@@ -1,4 +1,4 @@
-"""The settings of benchmarks/diffusion_quality.py and benchmarks/losses.py are settings that exist; the runs take hours."""
+"""The settings of two benchmarks, whose runs take hours, are settings that exist."""
 
 import importlib
 import re
