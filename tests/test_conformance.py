@@ -59,6 +59,14 @@ class TestTar(conformance.DataConformance):
         return {"path": str(folder / "a-{0..1}.tar"), "eval_path": str(folder / "b-0.tar")}
 
 
+class TestTarget(conformance.ModalityConformance):
+    component, size = "target", (16, 16)
+    configs: ClassVar = [{"modality": {"name": "rgb"}, "size": 16}]
+
+    def source(self):
+        return np.random.default_rng(0).integers(0, 255, (24, 20, 3), np.uint8)
+
+
 class TestArrayFile(conformance.DataConformance):
     component, size = "array", (8, 8)
     modality: ClassVar = {"name": "array", "channels": 2}
@@ -204,7 +212,7 @@ class TestDiary(conformance.HookConformance):
 
 def test_every_component_of_the_core_has_a_class_here():
     """Components that another test file checks with the kit are listed with this file."""
-    elsewhere = {"mask": "tests/test_modalities_mask.py"}
+    elsewhere = {"mask": "tests/test_modalities_mask.py", "caption": "tests/test_beside.py"}
     elsewhere |= dict.fromkeys(("npy", "npz", "tiff", "csv", "parquet", "hdf5"), "tests/test_readers.py")
     classes = [cls for cls in globals().values() if isinstance(cls, type) and hasattr(cls, "component")]
     covered = {(cls.kind, cls.component) for cls in classes}

@@ -9,7 +9,6 @@ into a folder, can tell what a killed process left.
 
 import errno
 import fcntl
-import multiprocessing.util
 import os
 import re
 import secrets
@@ -104,9 +103,17 @@ def scratch() -> Path:
     sweep(base)
     held = _beside(base, "", _new_folder)
     path, _ = held.__enter__()
+    import multiprocessing.util
+
     # Unlike atexit, this is also called where a process was made by `multiprocessing`.
     multiprocessing.util.Finalize(None, _discard, args=(path, held, os.getpid()), exitpriority=0)
     return path
+
+
+def lay(path: Path, content: bytes) -> None:
+    """Write a file below a `scratch` folder, which this process alone reads: at once, and not flushed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def _discard(path: Path, held: Any, process: int) -> None:

@@ -151,7 +151,8 @@ class Judged(nn.Module):
             self.percept[label] = build("percept", one, where, spec=self.spec).to(device)
             keep_frozen(self.percept[label])
         if self.cfg.adversary is not None:
-            if not tokenizer.decoder.last_layer.requires_grad:
+            last: Tensor | None = tokenizer.decoder.last_layer
+            if last is not None and not last.requires_grad:
                 raise ConfigError(
                     "objective.adversary: the last layer of this decoder is frozen; leave adversary out."
                 )

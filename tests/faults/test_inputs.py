@@ -65,9 +65,11 @@ def test_an_input_that_cannot_be_read(here, capsys, line, path, how):
     assert leftovers(here) == [] and not Path("out").exists() and not Path("made/out.yaml").exists()
 
 
-@pytest.mark.parametrize("line", ["tokenize run in out", "decode run tokens out"])
+@pytest.mark.parametrize("line", ["tokenize run in out --store folder", "decode run codes out"])
 def test_one_closed_file_costs_itself_alone(here, capsys, caplog, line):
-    _, _, source, _ = line.split()
+    source = line.split()[2]
+    assert main("tokenize run in codes --store folder".split()) == 0
+    capsys.readouterr()
     Path(source, "b.npy").chmod(0)
     with modes_count():
         assert main(line.split()) == 0
@@ -79,14 +81,17 @@ def test_one_closed_file_costs_itself_alone(here, capsys, caplog, line):
 def test_files_that_vanish_under_a_pass_are_named(here, capsys, caplog, monkeypatch):
     from vqcore.tokens import passes
 
-    for name in ("in", "tokens"):
+    assert main("tokenize run in codes --store folder".split()) == 0
+    capsys.readouterr()
+    for name in ("in", "codes"):
         with monkeypatch.context() as patch:
-            real = passes._through
+            real = passes.through
             gone = Path(name, "b.npy")
             vanishing = lambda *given, real=real, gone=gone: gone.unlink() or real(*given)  # noqa: E731
-            patch.setattr(passes, "_through", vanishing)
+            patch.setattr(passes, "through", vanishing)
             verb = "tokenize" if name == "in" else "decode"
-            assert main([verb, "run", name, f"out-{name}"]) == 0
+            store = ["--store", "folder"] if verb == "tokenize" else []
+            assert main([verb, "run", name, f"out-{name}", *store]) == 0
         said = capsys.readouterr()
         assert f"{name}/b.npy" in caplog.text and "1 unreadable" in said.out
         assert sorted(path.name for path in Path(f"out-{name}").glob("*.npy")) == ["a.npy", "c.npy"]

@@ -22,7 +22,7 @@ import numpy as np
 
 from vqcore.data.listing import Names, counted, nearest_sibling
 from vqcore.errors import DataError, VqcoreError, cannot_import, cause
-from vqcore.files import aside, local, scratch
+from vqcore.files import aside, lay, local, scratch
 
 log = logging.getLogger(__name__)
 
@@ -410,8 +410,7 @@ class _Scratch:
             self._kept.move_to_end(path)
             return path
         held = content()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(held)
+        lay(path, held)
         self._kept[path] = None
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)[0].unlink(missing_ok=True)

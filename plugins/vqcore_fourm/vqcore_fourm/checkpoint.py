@@ -18,6 +18,7 @@ from vqcore.borrowed import weights_of
 from vqcore.compose.build import from_tree
 from vqcore.config import portable, to_tree
 from vqcore.errors import CheckpointError, SettingError, VqcoreError, first_line, listed
+from vqcore.files import write_text
 from vqcore.protocols import Foreign
 from vqcore.registry import registry
 from vqcore.schema import TokenizerConfig
@@ -87,7 +88,7 @@ class Checkpoint:
         save_tensors(folder / WEIGHTS, to_theirs(weights_of(tokenizer), tokenizer.cfg), header)
         note = {"tokenizer": to_tree(portable(tokenizer.cfg)), "origin": tokenizer.origin.get("origin", {})}
         for name, content in ((CONFIG, held), (NOTE, note)):
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_text(folder / name, json.dumps(content, indent=2) + "\n")
 
 
 def assembled(

@@ -25,6 +25,7 @@ from vqcore.borrowed import weights_of
 from vqcore.compose.build import from_tree
 from vqcore.config import portable, to_tree
 from vqcore.errors import CheckpointError, ConfigError, SettingError, VqcoreError, listed
+from vqcore.files import aside, write_text
 from vqcore.protocols import Foreign
 from vqcore.reading import misfit, read_json
 from vqcore.registry import registry
@@ -137,11 +138,12 @@ class Checkpoint:
         file = FILE if self.row is None else self.row.file
         name = None if self.row is None else self.row.full
         plain = {key: value.detach().float().cpu().contiguous() for key, value in made.items()}
-        torch.save(plain, folder / file)
+        with aside(folder / file) as temporary:
+            torch.save(plain, temporary)
         origin = tokenizer.origin.get("origin", {})
         kept = {key: origin[key] for key in KEPT if key in origin}
         note = {"file": file, "variant": name, "origin": kept, "tokenizer": to_tree(portable(cfg))}
-        (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / NOTE, json.dumps(note, indent=1) + "\n")
 
     def _noted(self, note: Mapping[str, Any], file: Path) -> TokenizerConfig:
         """The config in a note of ours. Raises `CheckpointError` if the settings of the format say something else."""
