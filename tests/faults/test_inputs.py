@@ -65,10 +65,10 @@ def test_an_input_that_cannot_be_read(here, capsys, line, path, how):
     assert leftovers(here) == [] and not Path("out").exists() and not Path("made/out.yaml").exists()
 
 
-@pytest.mark.parametrize("line", ["tokenize run in out --store folder", "decode run codes out"])
+@pytest.mark.parametrize("line", ["tokenize run in out --store folder", "decode run kept out"])
 def test_one_closed_file_costs_itself_alone(here, capsys, caplog, line):
     source = line.split()[2]
-    assert main("tokenize run in codes --store folder".split()) == 0
+    assert main("tokenize run in kept --store folder".split()) == 0
     capsys.readouterr()
     Path(source, "b.npy").chmod(0)
     with modes_count():
@@ -81,9 +81,9 @@ def test_one_closed_file_costs_itself_alone(here, capsys, caplog, line):
 def test_files_that_vanish_under_a_pass_are_named(here, capsys, caplog, monkeypatch):
     from vqcore.tokens import passes
 
-    assert main("tokenize run in codes --store folder".split()) == 0
+    assert main("tokenize run in kept --store folder".split()) == 0
     capsys.readouterr()
-    for name in ("in", "codes"):
+    for name in ("in", "kept"):
         with monkeypatch.context() as patch:
             real = passes.through
             gone = Path(name, "b.npy")
