@@ -385,7 +385,7 @@ def test_nothing_half_written_and_nothing_overwritten(here, tmp_path, capsys, mo
     ("argv", "text"),
     [
         (["export", "run", "x", "--format", "toy/plain"],
-         "toy/plain reads files and writes none. Installed formats that write: toy/b"),
+         "toy/plain reads files and writes none. Installed formats that write: "),
         (["export", "run", "x", "--format", "toy/boxes", "drpo=1"],
          "command line: drpo is not a setting of toy/boxes. Did you mean 'drop'"),
         (["export", "run", "x", "drop=1"], "command line: 'drop=1': export takes settings of a format only"),

@@ -72,7 +72,7 @@ def read(place: str | Path) -> tuple[dict[str, Tensor], str]:
     the cache of huggingface_hub must hold the files. The hash covers sorted names, types, shapes and bytes as stored.
     Raises `CheckpointError` for a missing or damaged file, and for a pickle with anything but tensors and plain data.
     """
-    path = _found(str(place))
+    path = found(str(place))
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
         raise CheckpointError(f"{path}: this folder has no .safetensors file")
@@ -103,7 +103,8 @@ def fill(module: nn.Module, place: str | Path | None) -> str:
     return digest
 
 
-def _found(place: str) -> Path:
+def found(place: str) -> Path:
+    """The file or folder at a place (`read`); of a hub, its copy on this machine. Raises `CheckpointError`."""
     if not place.startswith(_HUB):
         path = local(place)
         if not path.exists():

@@ -7,6 +7,8 @@ COMPONENTS = (  # kind, name, target in vqcore, summary
     ("modality", "rgb", "modalities.rgb:RGB", "photographs and other RGB pictures"),
     ("modality", "array", "modalities.array:Array", "any array of 1 to 3 axes: channels, range and kind are declared"),
     ("modality", "mask", "modalities.mask:Mask", "an extra modality: which positions of the sample are valid"),
+    ("modality", "caption", "modalities.beside:Caption", "an extra modality: a text for each sample"),
+    ("modality", "target", "modalities.beside:Target", "an extra modality: the same sample at another size"),
     ("reader", "npy", "data.readers:Npy", ".npy files"),
     ("reader", "npz", "data.readers:Npz", ".npz files: an array by name"),
     ("reader", "tiff", "data.readers:Tiff", "TIFF and GeoTIFF, all pages; no-data values become a mask"),

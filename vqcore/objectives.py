@@ -47,6 +47,7 @@ from vqcore.protocols import (
     Quantized,
     Sampler,
     TokenizerLike,
+    check_scheduler,
     needs_size,
 )
 from vqcore.registry import registry
@@ -149,6 +150,10 @@ class Judged(nn.Module):
             self.percept[label] = build("percept", one, where, spec=self.spec).to(device)
             keep_frozen(self.percept[label])
         if self.cfg.adversary is not None:
+            if not tokenizer.decoder.last_layer.requires_grad:
+                raise ConfigError(
+                    "objective.adversary: the last layer of this decoder is frozen; leave adversary out."
+                )
             made = build("adversary", self.cfg.adversary, "objective.adversary", spec=self.spec)
             self.adversary = made.to(device)
         if self.cfg.align is not None:
@@ -459,6 +464,14 @@ class Diffusion(Judged):
         self.scheduler = registry().build("scheduler", cfg.scheduler, "objective.scheduler")
         self._has_warned = False
 
+    def setup(self, tokenizer: TokenizerLike) -> None:
+        """Build the networks that judge. Raises `ConfigError` for a denoiser that wants another scheduler."""
+        try:
+            check_scheduler(tokenizer.decoder, self.scheduler)
+        except ValueError as error:
+            raise ConfigError(f"objective.scheduler: {error}.") from error
+        super().setup(tokenizer)
+
     def rebuilt(
         self,
         tokenizer: TokenizerLike,
@@ -472,7 +485,8 @@ class Diffusion(Judged):
         size = tuple(batch.x.shape[-self.spec.rank :])
         shared["latents"] = tokenizer.latents(batch.x)
         quantized = tokenizer.quantize(shared["latents"], batch.valid)
-        y = decoder.to_target(seen(batch), rng).float()
+        source = batch.extras.get("target", seen(batch))
+        y = decoder.to_target(source, rng).float()
         eps = randn(rng, *y.shape[1:], device=y.device)
         drawn = {"mean": cfg.times_mean, "std": cfg.times_std, "uniform": cfg.times_uniform}
         t = times(self.scheduler, rng, cfg.times, **drawn, device=y.device)

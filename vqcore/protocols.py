@@ -487,6 +487,22 @@ class Denoiser(Protocol):
     def target_shape(self, size: tuple[int, ...]) -> tuple[int, ...]: ...
 
 
+@runtime_checkable
+class ChecksScheduler(Protocol):
+    """A denoiser with a base that was trained elsewhere: `check_scheduler` raises `ValueError` for other noise levels.
+
+    The objective asks in `setup`, when the base is there.
+    """
+
+    def check_scheduler(self, scheduler: "Scheduler") -> None: ...
+
+
+def check_scheduler(decoder: Any, scheduler: "Scheduler") -> None:
+    """Let the denoiser refuse a scheduler. Default: any scheduler will do."""
+    if isinstance(decoder, ChecksScheduler):
+        decoder.check_scheduler(scheduler)
+
+
 def is_denoiser(decoder: Any) -> bool:
     """Is the decoder (or its class) a denoiser? Default: no, a plain decoder."""
     return bool(getattr(decoder, "is_denoiser", False))
@@ -1417,7 +1433,7 @@ REQUIRED: dict[str, type] = {
 OPTIONAL: dict[str, tuple[type, ...]] = {
     "encoder": (Interpolates, Borrows, Fetches, SparesDecay),
     "quantizer": (ChangesGrid, NamesTokenState, NeedsFp32, Borrows, Fetches, SparesDecay),
-    "decoder": (NeedsSize, Denoiser, Interpolates, Borrows, Fetches, SparesDecay),
+    "decoder": (NeedsSize, Denoiser, ChecksScheduler, Interpolates, Borrows, Fetches, SparesDecay),
     "percept": (Borrows,),
     "teacher": (Borrows,),
     "discriminator": (Borrows, SparesDecay),

@@ -95,7 +95,9 @@ class Player:
                 p = named[name]
                 if entry == "step" and not counts_on_device:
                     value = value.clone()
-                elif value.shape == p.shape:  # in the layout of the parameter: fused kernels do not compare strides
+                elif (
+                    value.shape == p.shape
+                ):  # in the layout of the parameter: fused kernels do not compare strides
                     value = torch.empty_like(p, dtype=value.dtype).copy_(value)
                 else:
                     value = value.to(p.device, copy=True)

@@ -1,0 +1,1 @@
+"""Stable Diffusion with a ControlNet as the decoder of a tokenizer."""
