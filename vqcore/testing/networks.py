@@ -307,7 +307,8 @@ def _check_interpolated(module: Any) -> None:
 def _check_last_layer(module: Any) -> None:
     names = [name for name in module.state_dict() if name.endswith("last_layer")]
     assert not names, "state law: last_layer is a second name in the state dict; make last_layer a property"
-    assert module.last_layer.grad is not None, "gradient law: no gradient reaches last_layer"
+    is_lent = bool(borrowed(module)) and not module.last_layer.requires_grad  # then no adversary can be used
+    assert is_lent or module.last_layer.grad is not None, "gradient law: no gradient reaches last_layer"
 
 
 def _check_frozen(module: Any) -> None:

@@ -100,7 +100,16 @@ def test_a_factor_of_the_residuals(case):
 def test_trajectories(case, weight, scale, name):
     made, io = case
     cfg = {"schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction": "epsilon"}
-    scheduler = PNDM(PNDM.Config(**cfg, zero_terminal_snr=False, spacing="leading", steps_offset=1, final_alpha_one=False, as_4m=True))
+    scheduler = PNDM(
+        PNDM.Config(
+            **cfg,
+            zero_terminal_snr=False,
+            spacing="leading",
+            steps_offset=1,
+            final_alpha_one=False,
+            as_4m=True,
+        )
+    )
     object.__setattr__(made.cfg, "cond_scale", scale)
     try:
         z_q = quant(io)

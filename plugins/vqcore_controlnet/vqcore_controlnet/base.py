@@ -149,11 +149,14 @@ def _network(part: str, folder: Path, *, safe: bool, dtype: torch.dtype) -> nn.M
         import transformers as library
     else:
         import diffusers as library
+    from transformers.utils import logging as bars
+
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [one.level for one in loggers]
     try:
         for one in loggers:
             one.setLevel(logging.ERROR)  # what they warn of is an error here, or of no use
+        bars.disable_progress_bar()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             network, facts = getattr(library, PARTS[part]).from_pretrained(

@@ -272,7 +272,9 @@ class StableDiffusion(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """The last weight, which is frozen."""
+        """The last weight, which is the base's and frozen; until the base is there, the last that learns."""
+        if not isinstance(self.base, Base):
+            return self.controlnet.controlnet_mid_block.weight
         return self.base.unet.conv_out.weight
 
     def target_shape(self, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -340,18 +342,18 @@ class StableDiffusion(nn.Module):
         down, middle = self.controlnet(x_t, t, text, cond.hint, return_dict=False)
         middle = middle * (cond.scale if not self.cfg.as_4m or self.training else self.cfg.cond_scale)
         with self._precise(x_t.device):
+            dtype = self.base.unet.dtype
             return self.base.unet(
-                x_t,
+                x_t.to(dtype),
                 t,
-                text,
-                down_block_additional_residuals=[one * cond.scale for one in down],
-                mid_block_additional_residual=middle,
+                text.to(dtype),
+                down_block_additional_residuals=[(one * cond.scale).to(dtype) for one in down],
+                mid_block_additional_residual=middle.to(dtype),
             ).sample
 
     def _precise(self, device: torch.device) -> Any:
-        """The base's own precision, unless it is fp32: then what surrounds it."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.cfg.precision)
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+        """The base's own precision, whatever surrounds it; with fp32, the precision that surrounds it."""
+        return nullcontext() if self.cfg.precision == "fp32" else torch.autocast(device.type, enabled=False)
 
     def _switch(self, x: Tensor) -> None:
         """Choose the kernel of attention, when the device is known."""

@@ -27,6 +27,7 @@ from vqcore_unet.layers import (
     conv,
     resized,
     runner,
+    swish,
     zeroed,
 )
 
@@ -141,5 +142,5 @@ class UNet(Pixels):
         y, seen = self.u.descend(y, level, run)
         y = run(self.mid_out, run(self.mid_attention, run(self.mid_in, y, level)), level)
         y = self.u.ascend(y, seen, level, run)
-        y = self.conv_out(F.silu(self.norm_out(y)))
+        y = self.conv_out(swish(self.norm_out(y)))
         return rearrange(y, _UNPATCH[self.rank], **sides)
