@@ -106,6 +106,7 @@ def test_recorded_codes_and_reconstructions(tmp_path, case):
             assert_close(tokenizer.decode(codes), io[f"dec{end}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DIVAE)
 @torch.no_grad()
 def test_recorded_predictions_and_samples(tmp_path, case):
@@ -175,14 +176,14 @@ def test_a_recorded_controlnet(tmp_path):
     tokenizer.save(saved)
     again = Tokenizer.load(saved, borrowed={"decoder.base": STABLE_DIFFUSION})
     assert again.fingerprint == tokenizer.fingerprint
-    alone = Tokenizer.load(tmp_path, format={"name": FORMAT}, encoder_only=True)
+    given = {"name": FORMAT, "sd_path": str(STABLE_DIFFUSION)}
+    alone = Tokenizer.load(tmp_path, format=given, encoder_only=True)
     assert torch.equal(alone.encode(io["x"]), codes)
 
 
 @pytest.mark.slow
 def test_controlnets_that_cannot_be_read(tmp_path):
     bad = {
-        r"no Stable Diffusion is given: set model.decoder.sd_path": ({}, {"sd_path": "/nowhere/sd"}),
         r"sd_path=here is no Stable Diffusion: it has no unet/config.json": ({"sd_path": "here"}, {}),
         r"image_size_sd is 0, expected": ({}, {"image_size_sd": 0}),
         r"with an adapter, which this format does not read yet": ({}, {"adapter": "run"}),
@@ -196,6 +197,43 @@ def test_controlnets_that_cannot_be_read(tmp_path):
             read(controlnet(tmp_path, **changes), **settings)
     with pytest.raises(CheckpointError, match=r"is a VQVAE: sd_path=x is for a VQControlNet; leave it out"):
         read(DATA / "hub_vqvae", sd_path="x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("vae.decoder.conv_in.bias", "its vae differs in decoder.conv_in.bias"),
+        ("decoder.unet.conv_in.bias", "its unet differs in conv_in.bias"),
+        (
+            "decoder.text_encoder.text_model.final_layer_norm.bias",
+            "its text differs in final_layer_norm.bias",
+        ),
+    ],
+)
+@pytest.mark.parametrize("change", ["other", "missing"])
+def test_a_controlnet_of_another_base(tmp_path, name, text, change):
+    folder = controlnet(tmp_path)
+    state = load_file(folder / "model.safetensors")
+    tensor = state.pop(name)
+    if change == "other":
+        state[name] = tensor + 1e-3
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"is another Stable Diffusion .*{text}"):
+        read(folder, sd_path=str(STABLE_DIFFUSION))
+
+
+@pytest.mark.slow
+def test_a_controlnet_without_its_base(tmp_path):
+    with pytest.raises(CheckpointError, match=r"begins with 8 channels.*: sd_path=FOLDER"):
+        read(controlnet(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_controlnet_is_not_written(tmp_path):
+    tokenizer = read(controlnet(tmp_path), sd_path=str(STABLE_DIFFUSION))
+    with pytest.raises(CheckpointError, match=r"model\.decoder\.name=controlnet/sd"):
+        Checkpoint(Checkpoint.Config()).write(tokenizer, tmp_path)
 
 
 def test_what_a_diffusion_tokenizer_was_trained_with(tmp_path):
@@ -578,6 +616,7 @@ def test_a_hostile_diffusion_checkpoint(tmp_path, monkeypatch, name):
     assert not Path("ran").exists()
 
 
+@pytest.mark.slow
 def test_tensors_of_a_denoiser_that_do_not_fit(tmp_path):
     shutil.copy(DATA / "hub_divae/config.json", tmp_path)
     state = load_file(DATA / "hub_divae/model.safetensors")

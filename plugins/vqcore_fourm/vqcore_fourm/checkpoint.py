@@ -22,7 +22,7 @@ from vqcore.protocols import Foreign
 from vqcore.registry import registry
 from vqcore.schema import TokenizerConfig
 from vqcore_fourm.arguments import Arguments, check, from_options, known, to_config
-from vqcore_fourm.base import base_of
+from vqcore_fourm.base import base_of, refuse_another
 from vqcore_fourm.export import arguments_of
 from vqcore_fourm.names import completed, to_ours, to_theirs, wanted
 from vqcore_fourm.sources import CONFIG, NOTE, WEIGHTS, Source, read_source
@@ -111,6 +111,8 @@ def assembled(
     right = wanted(made, str(path))
     tensors = completed(source.tensors, right, str(path))
     refuse_misfits(right, tensors, str(path))
+    if args.base is not None and args.base.folder is not None:
+        refuse_another(args.base.folder, source.tensors, str(path))
     return Foreign(made, to_ours(tensors, made), _origin(source, path, args.kind, ema))
 
 

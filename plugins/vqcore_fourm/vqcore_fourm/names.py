@@ -11,11 +11,12 @@ from vqcore.borrowed import weights_of
 from vqcore.errors import CheckpointError, VqcoreError, first_line
 from vqcore.schema import TokenizerConfig
 from vqcore.tokenizer import Tokenizer
+from vqcore_fourm.base import COMPUTED, PARTS
 from vqcore_fourm.tables import CONTROLNET, OLDER, POINTWISE, begun, ours, theirs
 
 DECODER = "decoder."
 HINT, THEIR_HINT = "decoder.hint.", "decoder.controlnet.controlnet_cond_embedding."
-BORROWED = ("vae.", "decoder.unet.", "decoder.text_encoder.", "decoder.empty_str_encoding")
+BORROWED = (*PARTS.values(), COMPUTED)
 """How names of Stable Diffusion begin in a VQControlNet, which holds all of it."""
 CLOSE = 1e-4
 """Fixed positions of 4M, computed elsewhere, differ by this at most."""
