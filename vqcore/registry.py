@@ -44,7 +44,20 @@ from vqcore.plugin import KINDS, SUPPORTED_API, Component, ManifestHooks, Plugin
 
 OURS = {  # plugin id -> (distribution, folder); error messages tell people to install these distributions only
     id: (f"vqcore-{id}", f"plugins/vqcore_{id}")
-    for id in ("vit", "quant", "vision", "audio", "synth", "track", "percept", "unet", "fourm", "terramind")
+    for id in (
+        "vit",
+        "quant",
+        "vision",
+        "audio",
+        "synth",
+        "track",
+        "percept",
+        "unet",
+        "controlnet",
+        "fourm",
+        "terramind",
+        "text",
+    )
 }
 _RESERVED = ("core", "local")
 _ID = re.compile(r"[a-z][a-z0-9]*")

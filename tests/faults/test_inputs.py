@@ -68,7 +68,7 @@ def test_an_input_that_cannot_be_read(here, capsys, line, path, how):
 @pytest.mark.parametrize("line", ["tokenize run in out --store folder", "decode run kept out"])
 def test_one_closed_file_costs_itself_alone(here, capsys, caplog, line):
     source = line.split()[2]
-    assert main("tokenize run in kept --store folder".split()) == 0
+    assert main(["tokenize", "run", "in", "kept", "--store", "folder"]) == 0
     capsys.readouterr()
     Path(source, "b.npy").chmod(0)
     with modes_count():
@@ -81,7 +81,7 @@ def test_one_closed_file_costs_itself_alone(here, capsys, caplog, line):
 def test_files_that_vanish_under_a_pass_are_named(here, capsys, caplog, monkeypatch):
     from vqcore.tokens import passes
 
-    assert main("tokenize run in kept --store folder".split()) == 0
+    assert main(["tokenize", "run", "in", "kept", "--store", "folder"]) == 0
     capsys.readouterr()
     for name in ("in", "kept"):
         with monkeypatch.context() as patch:

@@ -39,8 +39,8 @@ def recorded(case):
     return state | {name: state[other] for name, other in header.items() if other in state}
 
 
-FAST = ("semseg", "hub_divae", "divae_uvit_xattn")
-"""A class map, two denoisers; all other cases are slow tests."""
+FAST = ("semseg",)
+"""A class map; all other cases are slow tests."""
 
 
 @pytest.mark.parametrize(

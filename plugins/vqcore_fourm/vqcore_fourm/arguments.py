@@ -8,8 +8,10 @@ from typing import Any
 from vqcore.compose.build import from_tree
 from vqcore.errors import CheckpointError, ConfigError, did_you_mean, listed
 from vqcore.schema import TokenizerConfig
+from vqcore_fourm.base import Base
 from vqcore_fourm.tables import (
     CONDITIONING,
+    CONTROLNET,
     DENOISERS,
     FEATURES,
     MLP,
@@ -99,6 +101,14 @@ ARGUMENTS: dict[str, tuple[Any, Check]] = {
 }
 """What decides a tokenizer: default and check of each argument. 4M's classes swallow all other arguments."""
 
+HIDING: dict[str, tuple[Any, Check]] = {
+    "cls_free_guidance_dropout": (0.0, PART),
+    "masked_cfg": (False, FLAG),
+    "masked_cfg_low": (0, FROM_ZERO),
+    "masked_cfg_high": (None, _or_null(FROM_ZERO)),
+}
+"""How tokens are hidden in training."""
+
 DIVAE: dict[str, tuple[Any, Check]] = {
     "dec_type": ("unet_patched", TEXT),
     "scheduler": ("ddpm", TEXT),
@@ -110,17 +120,23 @@ DIVAE: dict[str, tuple[Any, Check]] = {
     "thresholding": (True, FLAG),
     "conditioning": ("concat", _one_of(*CONDITIONING)),
     "dec_transformer_dropout": (0.2, SHARE),
-    "cls_free_guidance_dropout": (0.0, PART),
-    "masked_cfg": (False, FLAG),
-    "masked_cfg_low": (0, FROM_ZERO),
-    "masked_cfg_high": (None, _or_null(FROM_ZERO)),
+    **HIDING,
 }
 """The same of a DiVAE alone."""
+
+VQCONTROLNET: dict[str, tuple[Any, Check]] = {
+    "sd_path": ("runwayml/stable-diffusion-v1-5", TEXT),
+    "image_size_sd": (None, _or_null(SIZE)),
+    "pretrained_cn": (False, FLAG),
+    "adapter": (None, _or_null(TEXT)),
+    **HIDING,
+}
+"""The same of a VQControlNet alone."""
 
 
 def known(kind: str) -> dict[str, tuple[Any, Check]]:
     """Default and check of each argument of a class."""
-    return {**ARGUMENTS, **DIVAE} if kind == "DiVAE" else ARGUMENTS
+    return ARGUMENTS | {"DiVAE": DIVAE, "VQControlNet": VQCONTROLNET}.get(kind, {})
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,8 @@ class Arguments:
     """Pictures were standardised with the mean and deviation of ImageNet, and the model does not undo it."""
     sees_size: bool = False
     """The denoiser is told the original size of a sample. No argument says so, but two tensors."""
+    base: Base | None = None
+    """What a VQControlNet needs to know of its Stable Diffusion."""
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -193,7 +211,7 @@ def to_config(args: Arguments, *, size: int | tuple[int, ...] | None, where: str
         "modality": _modality(args),
         "size": list(nominal),
         "model": model,
-        "objective": _diffusion(args, nominal, where) if args.kind == "DiVAE" else {"name": "reconstruction"},
+        "objective": _objective(args, nominal, where),
     }
     try:
         return from_tree(tree, schema=TokenizerConfig, file=f"{where}, as vqcore reads it")
@@ -204,7 +222,7 @@ def to_config(args: Arguments, *, size: int | tuple[int, ...] | None, where: str
 def _modality(args: Arguments) -> dict[str, Any]:
     if args["n_labels"]:
         return {"name": "array", "kind": "categorical", "labels": args["n_labels"]}
-    is_rgb = args["undo_std"] or (args.domain.startswith("rgb") and not args.standardised)
+    is_rgb = args["undo_std"] or args.base or (args.domain.startswith("rgb") and not args.standardised)
     if is_rgb and args["n_channels"] == 3:
         return {"name": "rgb"}
     return {"name": "array", "channels": args["n_channels"]}
@@ -213,6 +231,9 @@ def _modality(args: Arguments) -> dict[str, Any]:
 def _decoder(args: Arguments, where: str) -> dict[str, Any]:
     if args.kind == "VQ":
         return {"name": "fourm/none"}
+    if args.base is not None:
+        size = args["image_size_sd"] or args["image_size"]
+        return {"name": CONTROLNET, "as_4m": True, "input_size_sd": _listed(size), **args.base.decoder}
     if args.kind != "DiVAE":
         return _network(args, "dec", where)
     name = args["dec_type"]
@@ -228,6 +249,12 @@ def _decoder(args: Arguments, where: str) -> dict[str, Any]:
     if args["conditioning"] != "concat":
         made |= {"conditioning": CONDITIONING[args["conditioning"]], "as_4m": True}
     return made
+
+
+def _objective(args: Arguments, nominal: tuple[int, ...], where: str) -> dict[str, Any]:
+    if args.base is not None:
+        return {"name": "diffusion", "scheduler": dict(args.base.scheduler), **_hidden(args, nominal, where)}
+    return _diffusion(args, nominal, where) if args.kind == "DiVAE" else {"name": "reconstruction"}
 
 
 def _diffusion(args: Arguments, nominal: tuple[int, ...], where: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ optimizer, the gradient scaler, the epoch and the loss balancer of a training ch
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from vqcore.protocols import Foreign
 from vqcore.registry import registry
 from vqcore.schema import TokenizerConfig
 from vqcore_fourm.arguments import Arguments, check, from_options, known, to_config
+from vqcore_fourm.base import base_of, refuse_another
 from vqcore_fourm.export import arguments_of
 from vqcore_fourm.names import completed, to_ours, to_theirs, wanted
 from vqcore_fourm.sources import CONFIG, NOTE, WEIGHTS, Source, read_source
-from vqcore_fourm.tables import CLASSES, LICENCE, MLP, PUBLISHED, ours
+from vqcore_fourm.tables import LICENCE, MLP, PUBLISHED, ours
 
 OF_DECODERS = ("dec_type", "image_size_dec", "patch_size_dec", "out_conv")
 """Arguments that mean nothing to a VQ."""
@@ -48,6 +49,9 @@ class Checkpoint:
         """Nominal size of the tokenizer: one number, or two. Null: that of the checkpoint; 1 for MLPs."""
         domain: str | None = None
         """What the tokenizer is for, by 4M's name, e.g. rgb. Null: as the checkpoint says."""
+        sd_path: str | None = None
+        """VQControlNet only: Stable Diffusion, as a folder in the layout of diffusers or hf://user/name. Null: the
+        address on the hub that the checkpoint says."""
 
         def __post_init__(self) -> None:
             sides = (self.size,) if isinstance(self.size, int) else self.size or ()
@@ -70,7 +74,7 @@ class Checkpoint:
             said := [key for key in ("size", "domain") if getattr(self.cfg, key)]
         ):
             raise CheckpointError(f"{path}: its {NOTE} says all of the tokenizer; leave {listed(said)} out.")
-        args = understood(source, path, self.cfg.domain)
+        args = understood(source, path, self.cfg.domain, self.cfg.sd_path)
         return assembled(source, args, path, size=self.cfg.size, ema=self.cfg.ema)
 
     def write(self, tokenizer: Any, folder: Path) -> None:
@@ -78,7 +82,7 @@ class Checkpoint:
 
         Raises `CheckpointError` that names every setting which 4M cannot hold.
         """
-        if said := [key for key in ("ema", "size", "domain") if getattr(self.cfg, key)]:
+        if said := [key for key in ("ema", "size", "domain", "sd_path") if getattr(self.cfg, key)]:
             raise CheckpointError(f"export: {listed(said)} is for reading; leave it out.")
         if tokenizer.decoder is None:
             raise CheckpointError("this tokenizer has no decoder: it was loaded with encoder_only=True.")
@@ -108,6 +112,8 @@ def assembled(
     right = wanted(made, str(path))
     tensors = completed(source.tensors, right, str(path))
     refuse_misfits(right, tensors, str(path))
+    if args.base is not None and args.base.folder is not None:
+        refuse_another(args.base.folder, source.tensors, str(path))
     return Foreign(made, to_ours(tensors, made), _origin(source, path, args.kind, ema))
 
 
@@ -131,12 +137,14 @@ def _noted(note: Mapping[str, Any], args: Arguments, path: Path) -> TokenizerCon
     return cfg
 
 
-def understood(source: Source, path: Path, domain: str | None = None) -> Arguments:
+def understood(
+    source: Source, path: Path, domain: str | None = None, sd_path: str | None = None
+) -> Arguments:
     """The arguments that a source amounts to. Raises `CheckpointError` if it cannot be read."""
     names = source.tensors.keys()
     kind = kind_of(source, path)
-    if why := CLASSES[kind]:
-        raise CheckpointError(f"{path} is a {kind} of 4M: {why}. VQ, VQVAE and DiVAE are read.")
+    if sd_path is not None and kind != "VQControlNet":
+        raise CheckpointError(f"{path} is a {kind}: sd_path={sd_path} is for a VQControlNet; leave it out.")
     given = source.given
     found = next((domain for row, domain in PUBLISHED if _is_of(path, row.id)), "")
     if source.options:
@@ -151,6 +159,13 @@ def understood(source: Source, path: Path, domain: str | None = None) -> Argumen
         standardised=standardised,
         sees_size=any(name.startswith("decoder.height_embedding.") for name in names),
     )
+    if kind == "VQControlNet":
+        shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
+        if args["adapter"] or any(".adapter_model." in name for name in names):
+            raise CheckpointError(
+                f"{path} is a VQControlNet with an adapter, which this format does not read yet."
+            )
+        args = replace(args, base=base_of(sd_path, args["sd_path"], shapes, str(path)))
     for key in ("enc_type", "dec_type"):
         # Before anything of this size is built.
         if (mlp := MLP.fullmatch(args[key])) and int(mlp[2]) > len(names):

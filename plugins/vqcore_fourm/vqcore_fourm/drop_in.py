@@ -175,6 +175,11 @@ def get_image_tokenizer(
         raise CheckpointError(f"{path}: no such file.")
     source = read_source(path, ema=False, allow_pickle=True)
     args = understood(source, path)
+    if args.kind == "VQControlNet" and not encoder_only:
+        raise CheckpointError(
+            f"{path} is a VQControlNet, which this function loads with encoder_only=True alone. To decode: "
+            'Tokenizer.load(path, format="fourm/checkpoint[sd_path=FOLDER]", allow_pickle=True).'
+        )
     foreign = completed(assembled(source, args, path), path, source=path.name)
     tokenizer = Tokenizer.of(foreign, str(path), encoder_only=encoder_only).to(device)
     kind = "VQ" if encoder_only else args.kind

@@ -11,9 +11,13 @@ from vqcore.borrowed import weights_of
 from vqcore.errors import CheckpointError, VqcoreError, first_line
 from vqcore.schema import TokenizerConfig
 from vqcore.tokenizer import Tokenizer
-from vqcore_fourm.tables import OLDER, POINTWISE, begun, ours, theirs
+from vqcore_fourm.base import COMPUTED, PARTS
+from vqcore_fourm.tables import CONTROLNET, OLDER, POINTWISE, begun, ours, theirs
 
 DECODER = "decoder."
+HINT, THEIR_HINT = "decoder.hint.", "decoder.controlnet.controlnet_cond_embedding."
+BORROWED = (*PARTS.values(), COMPUTED)
+"""How names of Stable Diffusion begin in a VQControlNet, which holds all of it."""
 CLOSE = 1e-4
 """Fixed positions of 4M, computed elsewhere, differ by this at most."""
 
@@ -31,6 +35,8 @@ def wanted(cfg: TokenizerConfig, where: str) -> dict[str, Tensor]:
 def to_theirs(tensors: Mapping[str, Tensor], cfg: TokenizerConfig) -> dict[str, Tensor]:
     """4M's whole state from ours, with what 4M has twice and what 4M computes."""
     decoder = cfg.model.decoder.name
+    if decoder == CONTROLNET:
+        tensors = {_swapped(name, HINT, THEIR_HINT): tensor for name, tensor in tensors.items()}
     net = {name: tensor for name, tensor in tensors.items() if _is_of_denoiser(name, decoder)}
     made = {theirs(name): tensor for name, tensor in tensors.items() if name not in net}
     made |= {name: made[name][..., None, None] for name in POINTWISE if name in made}
@@ -47,6 +53,8 @@ def to_ours(tensors: Mapping[str, Tensor], cfg: TokenizerConfig) -> dict[str, Te
     decoder = cfg.model.decoder.name
     net = {name: tensor for name, tensor in tensors.items() if _is_of_denoiser(name, decoder)}
     left = {name: tensor for name, tensor in tensors.items() if name not in net}
+    if decoder == CONTROLNET:
+        left = {_swapped(name, THEIR_HINT, HINT): tensor for name, tensor in left.items()}
     made = {ours(name): tensor.flatten(1) if name in POINTWISE else tensor for name, tensor in left.items()}
     if net:
         fourm = _fourm()
@@ -63,6 +71,8 @@ def completed(tensors: Mapping[str, Tensor], right: Mapping[str, Tensor], where:
     for fixed positions with other values than 4M's.
     """
     made = {begun(name, OLDER): tensor for name, tensor in tensors.items()}
+    if any(name.startswith(THEIR_HINT) for name in right):
+        made = {name: tensor for name, tensor in made.items() if not name.startswith(BORROWED)}
     if not any(name.startswith(f"{DECODER}mid_block.") for name in right):
         return made
     fourm = _fourm()
@@ -80,6 +90,10 @@ def completed(tensors: Mapping[str, Tensor], right: Mapping[str, Tensor], where:
             raise CheckpointError(f"{where}: {fixed} has other values than the fixed ones of 4M.")
         made[fixed] = right[fixed]
     return made
+
+
+def _swapped(name: str, old: str, new: str) -> str:
+    return new + name.removeprefix(old) if name.startswith(old) else name
 
 
 def _fourm() -> Any:

@@ -15,7 +15,7 @@ from vqcore.artefacts.folder import load_tensors
 from vqcore.artefacts.formats import PICKLES, read_pickle
 from vqcore.errors import CheckpointError, first_line, listed
 from vqcore.reading import read_json
-from vqcore_fourm.arguments import ARGUMENTS, DIVAE
+from vqcore_fourm.arguments import ARGUMENTS, DIVAE, VQCONTROLNET
 
 CONFIG, WEIGHTS, NOTE = "config.json", "model.safetensors", "vqcore.json"
 LONGEST = 10_000
@@ -110,7 +110,7 @@ def _one_file(path: Path) -> Source:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({first_line(error)}).") from error
     given = {}
-    for name in header.keys() & {**ARGUMENTS, **DIVAE}.keys():
+    for name in header.keys() & {**ARGUMENTS, **DIVAE, **VQCONTROLNET}.keys():
         text = header[name]
         try:
             # Python writes tuples with parentheses, which YAML takes as text.

@@ -59,13 +59,17 @@ SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 THRESHOLD = 0.995
 """The quantile of 4M's thresholding, whose maximum is 1."""
 
-CLASSES: dict[str, str | None] = {
-    "VQ": None,
-    "VQVAE": None,
-    "DiVAE": None,
-    "VQControlNet": "its decoder drives Stable Diffusion, which this format does not read yet",
+CONTROLNET = "controlnet/sd"
+"""The decoder that drives Stable Diffusion."""
+
+SD_LEVELS = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "skip_prk_steps": True,
 }
-"""4M's classes, and why a class is not read."""
+"""The noise levels of Stable Diffusion, where its folder does not say them."""
 
 RENAMED = {
     "cls_emb.": "embed.",
@@ -96,6 +100,7 @@ OPTIONS = {
     "decoder_type": "dec_type",
     "input_size_enc": "image_size_enc",
     "input_size_dec": "image_size_dec",
+    "input_size_sd": "image_size_sd",
     "quantizer_ema_decay": "ema_decay",
 }
 """Options of 4M's training scripts, and the arguments of its classes that they become."""
@@ -109,9 +114,7 @@ _HUB = "EPFL-VILAB/4M_tokenizers_"
 
 
 def _row(name: str, kind: str, size: str, codes: int, domain: str) -> tuple[Published, str]:
-    why = CLASSES[kind.split()[0]]
-    note = f"{kind}, {size}, {codes} codes{' (not read yet)' if why else ''}"
-    return Published(name, _HUB + name, note, LICENCE), domain
+    return Published(name, _HUB + name, f"{kind}, {size}, {codes} codes", LICENCE), domain
 
 
 PUBLISHED = (
