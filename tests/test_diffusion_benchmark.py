@@ -1,4 +1,4 @@
-"""The settings of benchmarks/diffusion_quality.py and benchmarks/losses.py are settings that exist; the runs take hours."""
+"""The settings of the benchmarks of losses and of diffusion decoders exist; the runs themselves take hours."""
 
 import importlib
 import re
