@@ -1,4 +1,4 @@
-"""The settings of two benchmarks, whose runs take hours, are settings that exist."""
+"""The settings of the benchmarks of losses and of diffusion decoders exist; the runs themselves take hours."""
 
 import importlib
 import re
@@ -37,3 +37,10 @@ def test_means_of_all_crops_and_of_every_fourth(benchmark):
     values = np.where(photographs == 0, 1.0, 3.0)
     assert made._mean(values, photographs) == 2.0
     assert made._mean(values[:: made.SPARSE], photographs) == 2.0
+
+
+def test_the_ratio_of_means_over_photographs(benchmark):
+    made, photographs = benchmark("diffusion_quality"), np.repeat([0, 1], [2, 6])
+    teacher = np.where(photographs == 0, 1.0, 3.0)
+    assert made.ratio(2 * teacher, teacher, photographs) == "2.00 (2.00 to 2.00)"
+    assert made.ratio(np.ones(8), teacher, photographs) == "0.50 (0.33 to 1.00)"

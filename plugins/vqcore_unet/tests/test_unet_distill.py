@@ -156,6 +156,7 @@ def test_samples_of_a_student_that_knows_the_ends_have_the_spread_of_the_data(st
 
 
 @pytest.mark.parametrize("settings", [{}, {"loss": "l1", "steps": 1, "adversary": {"name": "toy/gan"}}])
+@pytest.mark.slow
 def test_laws(teacher, tmp_path, settings):
     run = tmp_path / "run"
     tokenizer = train(run_config(run, **student(teacher, objective=settings), run__steps=1)).tokenizer
@@ -176,6 +177,7 @@ def test_the_laws_of_borrowing(teacher):
     checks.check_borrowed(made, {"teacher": str(teacher)})
 
 
+@pytest.mark.slow
 def test_a_student_starts_from_the_teacher_and_keeps_its_tokens(teacher, tmp_path):
     config = run_config(tmp_path / "student", **student(teacher))
     run, before = train(config), Tokenizer.load(teacher)
@@ -193,6 +195,7 @@ def test_a_student_starts_from_the_teacher_and_keeps_its_tokens(teacher, tmp_pat
         after.decode(codes, steps=5)
 
 
+@pytest.mark.slow
 def test_a_run_is_taken_up_again_with_the_same_bits(teacher, tmp_path):
     changes = student(teacher, optim__horizon=6, objective={"adversary": {"name": "toy/gan"}})
     train(run_config(tmp_path / "whole", **changes))
@@ -232,6 +235,7 @@ def test_tokens_that_are_trained_are_refused(teacher, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_tokens_of_another_run_are_refused_by_their_fingerprint(teacher, tmp_path):
     other = trained(tmp_path / "other", **TEACHER, run__seed=1)
     message = refused(tmp_path, ConfigError, **student(teacher, model__full_ckpt=str(other)))
