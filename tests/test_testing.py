@@ -2087,6 +2087,15 @@ def test_formats_of_training_configs(toy, tmp_path):
     def changed(**changes):
         return variant(notes, config=lambda self, path: {**config(self, path), **changes})
 
+    def noted(comments, **run):
+        def explained(self, path, flags):
+            tree = dict(config(self, path))
+            return protocols.ForeignConfig({**tree, "run": {**tree["run"], **run}}, comments)
+
+        return variant(notes, explained=explained)
+
+    checks.check_format(noted({"optim.lr": "as said"})(cfg), path)
+
     def any_file(self, path):
         return config(self, tmp_path / "old.toyrc")
 
@@ -2103,6 +2112,9 @@ def test_formats_of_training_configs(toy, tmp_path):
             "determinism law: two readings give different",
         ),
         (variant(notes, config=any_file), "damage law: the format takes a damaged file"),
+        (noted({"optim.lr": "as said"}, steps=4), "explained and config read different configs"),
+        (noted({"optim.rate": "as said"}), "a note for optim.rate, which the config does not have"),
+        (noted({"optim.lr.x": "as said"}), "a note for optim.lr.x, which the config does not have"),
     ]
     for cls, text in bad:
         with pytest.raises(AssertionError, match=text):

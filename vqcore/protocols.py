@@ -1280,7 +1280,7 @@ def config_reader(format_: Any) -> ReadsConfigs | None:
 class ExplainsConfigs(Protocol):
     """A format that reads training configs and says what it made of them; `flags` are words of the other command line.
 
-    `config(path)` is the tree of `explained(path, ())`. Raises what `config` raises, and `ConfigError` for unknown flags.
+    `config(path)` is the tree of `explained(path, ())`. Raises what `config` raises, also for unknown flags.
     """
 
     def explained(self, path: Path, flags: Sequence[str]) -> ForeignConfig: ...

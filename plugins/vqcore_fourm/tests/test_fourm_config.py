@@ -15,13 +15,13 @@ from vqcore.testing import checks
 PAGE = Path(__file__).parents[3] / "docs" / "from-4m.md"
 LUCID = {
     "quantizer_type": "lucid", "latent_dim": 32, "norm_codes": True, "codebook_weight": 1.0, "coef_ema_dead_code": 32.0,
-    "code_replacement_policy": "batch_random", "commitment_weight": 1.0, "quantizer_ema_decay": 0.99, "kmeans_init": False,
+    "code_replacement_policy": "batch_random", "commitment_weight": 1.0, "quantizer_ema_decay": 0.99, "kmeans_init": False,  # noqa: E501
 }  # fmt: skip
 TRAIN = {
     "run_name": "auto", "opt": "adamw", "opt_betas": [0.9, 0.99], "warmup_lr": 1e-6, "min_lr": 0.0, "hflip": 0.5,
     "clip_grad": 1.0, "find_unused_params": True, "save_ckpt_freq": 1, "step_eval": True, "epoch_eval": False,
     "eval_freq": 5000, "eval_metrics_freq": 5000, "eval_image_log_freq": 5000, "num_logged_images": 100,
-    "log_wandb": False, "wandb_project": "p", "wandb_entity": None, "wandb_run_name": "auto", "output_dir": "output/auto",
+    "log_wandb": False, "wandb_project": "p", "wandb_entity": None, "wandb_run_name": "auto", "output_dir": "output/auto",  # noqa: E501
     "data_path": "data/train", "eval_data_path": "data/val", "model_ema": True, "model_ema_update_freq": 1,
 }  # fmt: skip
 VIT = {
@@ -38,7 +38,7 @@ UNET = {
     "eval_noise_schedule": "DDIMScheduler", "num_eval_timesteps": 50, "input_size_eval": 256, "resolution_step": 32,
 }  # fmt: skip
 UVIT = {
-    **UNET, "decoder_type": "uvit_b_p4_f16", "conditioning": "concat", "prediction_type": "v_prediction", "freeze_enc": True,
+    **UNET, "decoder_type": "uvit_b_p4_f16", "conditioning": "concat", "prediction_type": "v_prediction", "freeze_enc": True,  # noqa: E501
     "beta_schedule": "shifted_cosine:0.5", "dec_transformer_dropout": 0.2, "resolution_step": 16, "full_ckpt": "enc",
 }  # fmt: skip
 SD = {
@@ -48,7 +48,7 @@ SD = {
     "max_input_size": True, "num_eval_timesteps": 50, "input_size_eval": 224, "resolution_step": 16, "blr": 1.6e-4,
 }  # fmt: skip
 MLP = {
-    "encoder_type": "BottleneckMLP/B_6-Wi_1024", "decoder_type": "BottleneckMLP/B_6-Wi_1024", "quantizer_type": "memcodes",
+    "encoder_type": "BottleneckMLP/B_6-Wi_1024", "decoder_type": "BottleneckMLP/B_6-Wi_1024", "quantizer_type": "memcodes",  # noqa: E501
     "num_codebooks": 8, "latent_dim": 1024, "dtype": "bf16", "num_logged_images": None,
 }  # fmt: skip
 P14 = {"patch_size": 14, "resolution_step": 14}
@@ -167,7 +167,7 @@ CASES = [
     ({"dtype": "float32", "seed": 3}, "run", {"precision": "fp32", "seed": 3}),
     ({"output_dir": "out/a"}, "run", {"dir": "out/a"}),
     ({"codebook_weight": 0.5}, "objective", {"weights": {"vq/commit": 0.5}}),
-    ({"percept_loss_type": "lpips", "percept_loss_weight": 2}, "objective", {"percept": {"judge": {"name": "percept/lpips"}}}),
+    ({"percept_loss_type": "lpips", "percept_loss_weight": 2}, "objective", {"percept": {"judge": {"name": "percept/lpips"}}}),  # noqa: E501
     ({"mask_value": 0.0}, "data.extra", {"mask": {"name": "mask", "mask_value": 0.0, "threshold": 254}}),
     ({"imagenet_default_mean_and_std": True}, "data.modality", {"mean": [0.485, 0.456, 0.406]}),
     ({"input_size_max": 512}, "data", {"input_size_min": 224, "input_size_max": 512, "resolution_step": 32}),
@@ -180,7 +180,7 @@ CASES = [
     ({"decoder_type": "unet_patched"}, "objective", {"cls_free_guidance_dropout": 0.2, "masked_cfg": True}),
     ({"decoder_type": "unet_patched", "masked_cfg_low": 6, "masked_cfg_high": 190}, "objective",
      {"masked_cfg_low": 6, "masked_cfg_high": 190}),  # 196 tokens: 6 to 190 stay, so 6 to 190 are hidden
-    ({"decoder_type": "unet_patched", "prediction_type": "v_prediction-epsilon_loss"}, "objective", {"loss_on": "epsilon"}),
+    ({"decoder_type": "unet_patched", "prediction_type": "v_prediction-epsilon_loss"}, "objective", {"loss_on": "epsilon"}),  # noqa: E501
     ({"decoder_type": "unet_patched", "zero_terminal_snr": False, "thresholding": False}, "objective.scheduler",
      {"name": "unet/ddpm", "schedule": "linear", "prediction": "sample", "zero_terminal_snr": False}),
     ({"sd_path": "a/b", "dynamic_guidance": True}, "eval.sampling", {"guidance": 4.0, "guidance_schedule": "cosine"}),
@@ -229,7 +229,7 @@ def test_what_is_lost_is_said(tmp_path):
         },
     ).remarks
     said = "\n".join(remarks)
-    for text in ("left out: hflip (4M's scripts never read it", "4M stops there", "codebok_size is no option of 4M, and left out. Did you mean 'codebook_size'?",
+    for text in ("left out: hflip (4M's scripts never read it", "4M stops there", "codebok_size is no option of 4M, and left out. Did you mean 'codebook_size'?",  # noqa: E501
                  "left out: out_conv (run_training_divae.py does not have it)", "eval.every counts steps"):  # fmt: skip
         assert text in said
 

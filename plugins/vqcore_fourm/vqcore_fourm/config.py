@@ -1,4 +1,4 @@
-"""The format `fourm/config`: a training YAML of 4M's three scripts, with flags of their command line, as a config of ours."""
+"""The format `fourm/config`: a training YAML of 4M's three scripts, and flags, as a config of ours."""
 
 import argparse
 import math
@@ -24,7 +24,7 @@ LOSSES = {
     "cosine_1d": "cosine",
     "binary_cross_entropy": "bce",
 }
-"""4M's losses, and ours. `cosine` of 4M compares positions, which makes no sense, and is refused."""
+"""4M's losses, and ours. 4M's `cosine` compares positions, and is refused."""
 
 PRECISIONS = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -148,23 +148,19 @@ class _Conversion:
             if path is not None:
                 made[ours] = self.place(str(path), self.domain.folder, shards and ours == "path")
         if shards:
-            self.notes["data.path"] = (
-                "Please check: 4M's brackets for modalities are those of one modality here."
-            )
+            self.notes["data.path"] = "Please check: brackets in 4M name modalities; here is one."
         made["modality"] = modality
         if o["mask_value"] is not None:
             made["extra"] = {"mask": {"name": "mask", "mask_value": o["mask_value"], "threshold": 254}}
             made["extra_path"] = {"mask": self.place(str(o["data_path"]), "mask_valid", shards)}
             if o["eval_data_path"] is not None:
                 made["eval_extra_path"] = {"mask": self.place(str(o["eval_data_path"]), "mask_valid", False)}
-            self.remarks.append(
-                "mask_value: here the mask weighs losses, and is no further channel of the tokenizer."
-            )
+            self.remarks.append("mask_value: the mask weighs losses, and is no channel of the tokenizer.")
         made |= self.sizes() | {"batch_size": o["batch_size"], "workers": o["num_workers"]}
         return made
 
     def place(self, root: str, folder: str, shards: bool) -> str:
-        """Where samples of a modality lie: 4M's folders are `root/<modality>/<class>/<id>.<ext>`, which `folder` reads."""
+        """Where samples of a modality lie: 4M's folders are `root/<modality>/<class>/<id>.<ext>`."""
         return root.replace("[", "{").replace("]", "}") if shards else f"{root.rstrip('/')}/{folder}"
 
     def sizes(self) -> dict[str, Any]:
@@ -236,20 +232,20 @@ class _Conversion:
     def denoiser(self) -> dict[str, Any]:
         o = self.options
         if self.script == "vqcontrolnet":
-            made = {"name": "controlnet/sd"}
-            made |= {key: o[key] for key in ("sd_path", "input_size_sd", "pretrained_cn", "cond_scale")}
-            if "/" in made["sd_path"] and not made["sd_path"].startswith((".", "/", "~", "hf:")):
-                made["sd_path"] = f"hf://{made['sd_path']}"
-            return made
+            steered: dict[str, Any] = {"name": "controlnet/sd"}
+            steered |= {key: o[key] for key in ("sd_path", "input_size_sd", "pretrained_cn", "cond_scale")}
+            if not steered["sd_path"].startswith((".", "/", "~", "hf:")):
+                steered["sd_path"] = f"hf://{steered['sd_path']}"
+            return steered
         name = o["decoder_type"]
         if name not in DENOISERS:
             raise self.error(
                 "decoder_type",
                 f"which 4M does not have.{did_you_mean(str(name), DENOISERS)} It has: {listed(DENOISERS)}",
             )
-        made = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in DENOISERS[name].items()
-        }
+        made: dict[str, Any] = dict(DENOISERS[name])
+        if "widths" in made:
+            made["widths"] = list(made["widths"])
         if made["name"] == "unet/unet":
             return made
         if o["conditioning"] not in CONDITIONING:
@@ -289,7 +285,7 @@ class _Conversion:
         made: dict[str, Any] = {"name": "reconstruction", "loss": self.loss()}
         if made["loss"] == "bce":
             self.notes["objective.loss"] = (
-                "The binary cross-entropy of the masks. 4M's is a softmax of probabilities, never 0."
+                "Of the masks' logits. 4M's is a softmax of probabilities, never 0."
             )
         kind = o["percept_loss_type"]
         if kind and o["percept_loss_weight"]:
@@ -301,7 +297,7 @@ class _Conversion:
                 judge = {"name": "percept/timm", "model": kind, "blocks": o["percept_loss_blocks"].split("-")}
                 judge |= {"distance": distance}
                 self.notes["objective.percept"] = (
-                    "4M divides this loss by the batch a second time; judge.divide_by_batch=true does so too. Its judge ran in "
+                    "4M divides this loss by the batch a second time, as divide_by_batch=true does. Its judge ran in "
                     f"{o['dtype_percept'] or o['dtype']}; here in fp32, or judge.dtype=bf16."
                 )
             made["percept"] = {"judge": judge}
@@ -362,9 +358,7 @@ class _Conversion:
         if o["thresholding"] and self.domain.bounded:
             made["clip"] = 1.0
         elif o["thresholding"]:
-            self.notes["objective.scheduler"] = (
-                "4M clips predictions to [-1, 1] in sampling, beyond which these data reach."
-            )
+            self.notes["objective.scheduler"] = "4M clips samples to [-1, 1], beyond which these data reach."
         return made
 
     def run(self) -> dict[str, Any]:
@@ -393,15 +387,14 @@ class _Conversion:
             made["betas"] = list(o["opt_betas"])
             made |= {"eps": o["opt_eps"]} if o["opt_eps"] != 1e-8 else {}
         made["weight_decay"] = o["weight_decay"]
-        for ours, theirs in (("weight_decay_end", "weight_decay_end"), ("min_lr", "min_lr")):
-            made |= {ours: o[theirs]} if o[theirs] else {}
+        made |= {name: o[name] for name in ("weight_decay_end", "min_lr") if o[name]}
         if o["warmup_steps"] > 0:
             made["warmup"] = o["warmup_steps"]
         elif o["warmup_epochs"] > 0:
             made["warmup_epochs"] = o["warmup_epochs"]
         elif o["warmup_epochs"] < 0:
             self.remarks.append(
-                "warmup_epochs is below 0 and warmup_steps is not set: 4M stops there; here is no warm-up."
+                "warmup_epochs is below 0 without warmup_steps: 4M stops there; here is no warm-up."
             )
         made["clip"] = o["clip_grad"]
         if o["skip_grad"] is not None and o["clip_grad"] is None:
@@ -415,7 +408,7 @@ class _Conversion:
             made["every"] = o["eval_freq"]
         else:
             self.remarks.append(
-                f"4M evaluates every {o['eval_freq']} epochs; eval.every counts steps: set it, else the end is measured."
+                f"4M evaluates every {o['eval_freq']} epochs; eval.every counts steps: set it, or measure the end."
             )
         if not (self.domain.vector or self.domain.masks):
             made["sizes"] = self.measured()
@@ -428,7 +421,7 @@ class _Conversion:
         return made
 
     def measured(self) -> list[int]:
-        """The sizes of an evaluation, and those of training if there are several; sizes that the encoder cannot take are dropped."""
+        """The sizes of an evaluation, and those of training if there are several."""
         o, sizes = self.options, set()
         for text in str(o["input_size_eval"]).split("-"):
             size = _number("input_size_eval", text, self.where)
@@ -451,7 +444,7 @@ class _Conversion:
                 made |= {"guidance": 4.0, "guidance_schedule": "cosine"}
             if not o["cls_free_guidance_dropout"]:
                 self.notes["eval"] = (
-                    "Guidance leaves out prompt and tokens; without cls_free_guidance_dropout nothing was trained for it."
+                    "Guidance leaves out prompt and tokens, which cls_free_guidance_dropout trains."
                 )
             return made
         local = {"DDIMScheduler": "unet/ddim", "DDPMScheduler": "unet/ddpm"}
@@ -502,7 +495,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _value(option: Option, value: Any, path: Path) -> Any:
-    """The value as 4M's parser makes it: a text becomes a number where the option is one (`1e-4` is a text in YAML)."""
+    """The value as 4M's parser makes it: texts become numbers where the option is one (`1e-4` is a text in YAML)."""
     if value is None or option.kind == "text":
         return value if value is None or isinstance(value, str) else str(value)
     if option.kind == "flag":

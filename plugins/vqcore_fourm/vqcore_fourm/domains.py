@@ -1,4 +1,4 @@
-"""4M's modalities that have a tokenizer (`domain` of its training scripts), and the modality of ours that reads the same files.
+"""4M's modalities that have a tokenizer (`domain` of its scripts), and what reads the same files here.
 
 A new domain of 4M is a row of this table.
 """
@@ -31,7 +31,9 @@ class Domain:
 
 _CLIP = {"name": "percept/clip", "model": "ViT-B-16", "pretrained": "openai"}
 _DINO = {"name": "percept/timm", "model": "vit_base_patch14_dinov2.lvd142m", "resize": False}
-_FILES = "ImageBind is no teacher here: write its features as .npy files of (c, h, w), or (c,), into the folder of data.path."
+_FILES = (
+    "ImageBind is no teacher here: write its features as .npy files of (c, h, w), or (c,), into data.path."
+)
 _PICTURES = (
     "CLIP's features are made of pictures normalized as CLIP was trained; 4M took the numbers of ImageNet."
 )
@@ -79,7 +81,7 @@ DOMAINS = {
         "rgb",
         cropped=False,
         vector=True,
-        remark="A vector has no size: pictures are 224 pixels wide when the teacher sees them, and are not cropped at random.",
+        remark="A vector has no size: the teacher sees pictures of 224 pixels, which are not cropped at random.",
     ),
     "ImageBind-H14": Domain(
         {"name": "vision/features", "channels": 1280},
@@ -99,7 +101,7 @@ DOMAINS = {
         {"name": "vision/instance"},
         "sam_mask",
         masks=True,
-        remark="4M's pickled polygons are not read: convert them to label maps, stacks of masks or JSON annotations first.",
+        remark="4M's pickled polygons are not read: make label maps, stacks of masks or JSON annotations.",
     ),
     "human_poses": Domain(
         {

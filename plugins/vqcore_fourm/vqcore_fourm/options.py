@@ -57,7 +57,8 @@ _ROWS = (
     # Losses
     Option("loss_fn", "text", "mse", "objective.loss"),
     Option("percept_loss_type", "text", None, "objective.percept", scripts=V),
-    Option("percept_loss_blocks", "text", "blocks.2-blocks.5-blocks.8-blocks.11", "objective.percept.judge.blocks", scripts=V),
+    Option("percept_loss_blocks", "text", "blocks.2-blocks.5-blocks.8-blocks.11",
+           "objective.percept.judge.blocks", scripts=V),
     Option("percept_loss_distance", "text", "cosine", "objective.percept.judge.distance", scripts=V),
     Option("percept_loss_weight", "float", 0.0, "objective.weights.percept/judge", scripts=V),
     Option("dtype_percept", "text", None, "objective.percept.judge.dtype", scripts=V),
@@ -82,8 +83,8 @@ _ROWS = (
     Option("thresholding", "flag", True, "objective.scheduler.clip", scripts=D),
     Option("clip_sample", "flag", False, why="the script does not pass it on; thresholding decides", scripts=D + C),
     Option("conditioning", "text", "concat", "model.decoder.conditioning", scripts=D),
-    Option("resolution_cond", "flag", False, why="it has no effect in 4M; here model.decoder.resolution_cond", scripts=D),
-    Option("eval_res_cond", "int", 512, why="it has no effect in 4M; here model.decoder.missing_resolution", scripts=D),
+    Option("resolution_cond", "flag", False, why="no effect in 4M; here model.decoder.resolution_cond", scripts=D),
+    Option("eval_res_cond", "int", 512, why="no effect in 4M; here model.decoder.missing_resolution", scripts=D),
     Option("cls_free_guidance_dropout", "float", 0.2, "objective.cls_free_guidance_dropout", scripts=D + C),
     Option("masked_cfg", "flag", True, "objective.masked_cfg", scripts=D + C),
     Option("masked_cfg_low", "int", 0, "objective.masked_cfg_high", scripts=D + C),
@@ -154,7 +155,7 @@ _ROWS = (
     Option("eval_freq", "int", 1, "eval.every"),
     Option("eval_metrics_freq", "int", 1, why="losses and metrics are measured together: eval.every"),
     Option("eval_image_log_freq", "int", 5, why="pictures are made after steps 10, 20, 50, 100 and so on"),
-    Option("num_logged_images", "int", 100, why="eval.pictures says how many are on a sheet; a hundred would be too small"),
+    Option("num_logged_images", "int", 100, why="eval.pictures says how many are on a sheet"),
     Option("eval_only", "flag", False, why="vqcore eval RUN"),
     Option("no_inception", "flag", False, why="FID and LPIPS are measured if eval.metrics names them"),
     Option("log_codebook_usage", "flag", True, why="the use of codes is always measured", scripts=V + D),
@@ -182,7 +183,7 @@ _ROWS = (
 )  # fmt: skip
 
 OPTIONS = {option.name: option for option in _ROWS}
-"""Every option by name, and five that the YAML files have though no script does."""
+"""Every option by name; among them patch_size_dec, clip_sample and epoch_eval, which stand in YAML files alone."""
 
 
 def table() -> str:
