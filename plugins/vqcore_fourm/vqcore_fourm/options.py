@@ -61,7 +61,7 @@ _ROWS = (
            "objective.percept.judge.blocks", scripts=V),
     Option("percept_loss_distance", "text", "cosine", "objective.percept.judge.distance", scripts=V),
     Option("percept_loss_weight", "float", 0.0, "objective.weights.percept/judge", scripts=V),
-    Option("dtype_percept", "text", None, why="the judge runs in fp32; judge.dtype: bf16 is the other choice", scripts=V),
+    Option("dtype_percept", "text", None, why="fp32, or objective.percept.judge.dtype: bf16", scripts=V),
     Option("codebook_weight", "float", 1.0, "objective.weights.vq/commit"),
     # Quantizer
     Option("quantizer_type", "text", "lucid", "model.quantizer"),
