@@ -61,7 +61,7 @@ _ROWS = (
            "objective.percept.judge.blocks", scripts=V),
     Option("percept_loss_distance", "text", "cosine", "objective.percept.judge.distance", scripts=V),
     Option("percept_loss_weight", "float", 0.0, "objective.weights.percept/judge", scripts=V),
-    Option("dtype_percept", "text", None, "objective.percept.judge.dtype", scripts=V),
+    Option("dtype_percept", "text", None, why="fp32, or objective.percept.judge.dtype: bf16", scripts=V),
     Option("codebook_weight", "float", 1.0, "objective.weights.vq/commit"),
     # Quantizer
     Option("quantizer_type", "text", "lucid", "model.quantizer"),
@@ -101,7 +101,7 @@ _ROWS = (
     Option("pretrained_cn", "flag", False, "model.decoder.pretrained_cn", scripts=C),
     Option("adapter", "text", None, why="4M has no script that trains one; here model.decoder.adapter", scripts=C),
     Option("include_caption", "flag", True, why="captions are an extra field of data.extra, which you name", scripts=C),
-    Option("use_xformer", "flag", False, "model.decoder.attention", scripts=C),
+    Option("use_xformer", "flag", False, why="taken where it is installed: model.decoder.attention", scripts=C),
     # Optimizer
     Option("batch_size", "int", 256, "data.batch_size"),
     Option("batch_size_eval", "int", None, "eval.batch_size"),
