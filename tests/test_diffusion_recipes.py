@@ -103,6 +103,7 @@ def test_recipes_for_several_sizes_continue_their_base(name):
 
 
 @pytest.mark.parametrize("name", FROZEN)
+@pytest.mark.slow
 def test_frozen_encoders_are_those_of_the_run_that_they_come_from(name):
     config, origin = recipe(name), recipe(FROZEN[name])
     assert config.model.full_ckpt == origin.run.dir and config.model.freeze_enc
@@ -114,6 +115,7 @@ def test_frozen_encoders_are_those_of_the_run_that_they_come_from(name):
 
 
 @pytest.mark.parametrize("name", HEADS)
+@pytest.mark.slow
 def test_the_heads_of_recipes_count_their_parameters(name):
     text = (CFGS / f"{name}.yaml").read_text()
     found = shapes(name)

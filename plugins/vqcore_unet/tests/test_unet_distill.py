@@ -170,6 +170,7 @@ def test_laws(teacher, tmp_path, settings):
     checks.check_objective(lent, tokenizer, Batch(noise(3, 2, 8, 8, seed=3).clamp(-1, 1), tuple("abc")))
 
 
+@pytest.mark.slow
 def test_the_laws_of_borrowing(teacher):
     def made():
         return build("objective", "unet/distill", {}, spec=SPEC)
@@ -217,6 +218,7 @@ def refused(tmp_path, error, **changes):
     return str(found.value)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_a_teacher(teacher, tmp_path):
     plain = trained(tmp_path / "plain")
     message = refused(tmp_path, CheckpointError, **student(teacher, objective={"of": str(plain)}))
@@ -229,6 +231,7 @@ def test_what_cannot_be_a_teacher(teacher, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_tokens_that_are_trained_are_refused(teacher, tmp_path):
     message = refused(tmp_path, ConfigError, **student(teacher, model__freeze_enc=False))
     assert f"Set model.freeze_enc=true model.full_ckpt={teacher}" in message
