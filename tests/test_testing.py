@@ -1567,6 +1567,8 @@ BAD = [
     # store
     (checks.check_store, variant(Store, write=lambda s, f, n, rows, m: [*Store.write(s, f, n, rows, m), "more"]),
      "files law: write names .'more'"),
+    (checks.check_store, variant(Store, open=lambda s, folder, manifest: object()),
+     "members law: what open returns has no"),
     (checks.check_store, stored(__len__=lambda s: 2), "length law: 6 rows were written, 2 come back"),
     (checks.check_store, stored(key=lambda s, i: s.line(i) and "a/1"), "key law: row 2 has the key 'a/1'"),
     (checks.check_store, stored(find=lambda s, key: Stored.find(s, key) and 1),
