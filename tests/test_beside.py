@@ -84,3 +84,10 @@ def test_both_ride_beside_pictures(tmp_path):
         assert target.shape == (3, 3, 16, 16) and torch.equal(target, again.extras["target"])
         small = torch.nn.functional.avg_pool2d(target, 2)  # the same crop, mirrored alike
         assert (small - batch.x).abs().mean() < 0.05 < (small.flip(-1) - batch.x).abs().mean()
+
+
+def test_a_target_has_the_label_that_objectives_know():
+    node = {"name": "target", "size": 16, "modality": {"name": "rgb"}}
+    tree = {"modality": {"name": "rgb"}, "path": ".", "extra": {"big": node}, "extra_path": {"big": "."}}
+    with pytest.raises(ConfigError, match=r"extra\.big: objectives know this modality by the label target"):
+        configured("data", "folder", tree)

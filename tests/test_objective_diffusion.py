@@ -104,6 +104,16 @@ def passed(made, spy, x=X, keys=KEYS, **batch):
     return out, (x_t - a * x.nan_to_num()) / b, t
 
 
+def test_a_target_is_learnt_at_the_size_that_the_decoder_makes():
+    made = objective()
+    spies = Spy(), Spy()
+    passed(made, spies[0], -X, extras={"target": X})
+    passed(made, spies[1], X)
+    assert torch.equal(spies[0].calls[-1][0], spies[1].calls[-1][0])
+    with pytest.raises(ConfigError, match=r"data\.extra\.target: .* \[2, 8, 8\], but this decoder makes \[2, 4, 4\]"):
+        passed(made, Spy(), extras={"target": noise(5, 2, 8, 8)})
+
+
 # Losses
 
 
@@ -156,7 +166,7 @@ def test_a_loss_of_the_velocity_of_a_sample_is_bounded_without_noise():
 
 def test_without_judges_nothing_is_mapped_back_to_a_sample():
     spy = Spy(training=False)
-    spy.from_target = None
+    spy.from_target = lambda y, size: pytest.fail("mapped back")
     assert passed(objective(), spy)[0].x_hat is None
 
 

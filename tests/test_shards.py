@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vqcore.check.overlap import copies, overlap
 from vqcore.data import shards
 from vqcore.data.batches import TrainBatches
 from vqcore.data.identity import CHOSEN, identity
@@ -77,6 +79,14 @@ class TestPattern:
     def test_what_is_refused(self, pattern, reason):
         with pytest.raises(DataError, match=reason):
             expand(pattern, "data.path")
+
+
+def test_stars_are_names_on_disk(tmp_path):
+    for number in range(2):
+        packed(tmp_path / f"s-{number}.tar", a_png=b"1")
+    assert keys(Shards(str(tmp_path / "s-*.tar"), SUFFIXES, "data.path")) == ["s-0/a", "s-1/a"]
+    with pytest.raises(DataError, match=r"t-\*\.tar: no shard has such a name"):
+        Shards(str(tmp_path / "t-*.tar"), SUFFIXES, "data.path")
 
 
 class TestNames:
@@ -203,6 +213,28 @@ def test_an_address_is_read_like_a_file(tmp_path):
         Shards("memory://bucket/t.tar", SUFFIXES, "data.path")
     with pytest.raises(DataError, match="nowhere://x"):
         Shards("nowhere://x/t.tar", SUFFIXES, "data.path")
+
+
+def test_an_address_that_shows_no_change_is_not_remembered(tmp_path, monkeypatch):
+    memory = fsspec.filesystem("memory")
+    content = packed(tmp_path / "a.tar", a_png=b"1").read_bytes()
+    other = packed(tmp_path / "b.tar", b_png=b"1").read_bytes()
+    monkeypatch.setattr(shards, "_TAGS", ())
+    for held, name in ((content, "a"), (other, "b")):
+        memory.pipe("/silent/s.tar", held)
+        assert keys(Shards("memory://silent/s.tar", SUFFIXES, "data.path")) == [f"s/{name}"]
+
+
+def test_check_finds_copies_among_more_members_than_lie_about(tmp_path):
+    held = {f"x{number}_png": png(number) for number in range(3 * shards.KEPT)}
+    packed(tmp_path / "s.tar", **held, y_png=held["x1_png"])
+    packed(tmp_path / "t.tar", z_png=held["x2_png"], other_png=png(999))
+    train, *_ = source("tar", path=str(tmp_path / "s.tar"), extra={})
+    eval_, *_ = source("tar", path=str(tmp_path / "t.tar"), extra={})
+    (copy,) = copies(train, "data.path")
+    assert {"s/x1", "s/y"} <= set(re.findall(r"s/\w+", copy.what))
+    (both,) = overlap(train, eval_, "data.eval_path")
+    assert "t/z has the content of s/x2" in both.what
 
 
 def source(name: str, **settings):

@@ -204,6 +204,15 @@ class TestStartedAgain:
         with pytest.raises(RunError, match=r"holds codes as --store folder, not arrow"):
             stored(made, pics, tmp_path / "plain")
 
+    def test_files_of_other_sizes_than_before_are_named(self, made, tmp_path, caplog):
+        pics = samples(tmp_path / "in", *(f"{n:02}" for n in range(5)))
+        stored(made, pics, tmp_path / "tok")
+        assert stored(made, pics, tmp_path / "tok").written == 0 and not caplog.text
+        np.save(pics / "04.npy", np.zeros((2, 16, 8), np.float32))
+        assert stored(made, pics, tmp_path / "tok").written == 0
+        (line,) = caplog.messages
+        assert "files of shard-00001 have other sizes" in line and "--only" in line
+
     def test_only_the_failed_ones(self, made, tmp_path):
         names = [f"{n:02}" for n in range(8)]
         pics = samples(tmp_path / "in", *names)

@@ -92,13 +92,11 @@ def write_text(path: Path, text: str, *, new: bool = False) -> None:
 
 
 def scratch() -> Path:
-    """A new folder of this process, in memory where the system has a place for this; it ends with the process.
+    """A new folder of this process for passing files; it ends with the process.
 
     What a killed process left is removed by the next one that asks for such a folder.
     """
-    memory = Path("/dev/shm")
-    base = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
-    base /= f"vqcore-{os.getuid()}"
+    base = Path(tempfile.gettempdir()) / f"vqcore-{os.getuid()}"
     base.mkdir(mode=0o700, exist_ok=True)
     sweep(base)
     held = _beside(base, "", _new_folder)

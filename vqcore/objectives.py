@@ -317,6 +317,23 @@ def seen(batch: Batch) -> Tensor:
     return batch.x if batch.valid is None else torch.where(batch.valid.unsqueeze(1), batch.x, 0).nan_to_num()
 
 
+def noiseless(
+    decoder: Denoiser, batch: Batch, size: tuple[int, ...], rng: Sequence[torch.Generator]
+) -> Float[Tensor, "b *s"]:
+    """What a denoiser learns to make: of the extra modality `target`, or of the sample itself; in fp32.
+
+    Raises `ConfigError` for a target at another size than the denoiser works at.
+    """
+    y = decoder.to_target(batch.extras.get("target", seen(batch)), rng).float()
+    if tuple(y.shape[1:]) != tuple(decoder.target_shape(size)):
+        raise ConfigError(
+            f"data.extra.target: its samples become {list(y.shape[1:])}, but this decoder makes "
+            f"{list(decoder.target_shape(size))} of samples of {list(size)}. A target is for decoders with a size of "
+            "their own, such as controlnet/sd; leave it out."
+        )
+    return y
+
+
 def _check_width(cfg: Any, *default: str | None) -> None:
     """Refuse a `width` that cannot be, or that does nothing with the loss; a loss in `default` may use it."""
     if not cfg.width > 0:
@@ -488,8 +505,7 @@ class Diffusion(Judged):
         size = tuple(batch.x.shape[-self.spec.rank :])
         shared["latents"] = tokenizer.latents(batch.x)
         quantized = tokenizer.quantize(shared["latents"], batch.valid)
-        source = batch.extras.get("target", seen(batch))
-        y = decoder.to_target(source, rng).float()
+        y = noiseless(decoder, batch, size, rng)
         eps = randn(rng, *y.shape[1:], device=y.device)
         drawn = {"mean": cfg.times_mean, "std": cfg.times_std, "uniform": cfg.times_uniform}
         t = times(self.scheduler, rng, cfg.times, **drawn, device=y.device)

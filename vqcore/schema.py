@@ -103,6 +103,10 @@ class DataConfig(Config):
         if self.input_size_min is None:
             refuse_idle(self, "input_size_min=null", "resolution_step")
         self._check_split()
+        for label, each in self.extra.items():
+            if each.name == "target" and label != "target":
+                text = f"extra.{label}: objectives know this modality by the label target; rename the label"
+                raise SettingError(("extra",), text)
         for label in taken.keys() & self.extra.keys():
             text = f"extra.{label}: this name is taken by {taken[label]}; rename the label"
             raise SettingError(("extra",), text)

@@ -29,6 +29,7 @@ SHARD = {
     "rows": int,
     "of": int,
     "failed": [[str]],
+    "sizes?": str,
     "extras": [str],
     "files": Each(str),
 }

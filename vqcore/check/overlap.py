@@ -4,8 +4,9 @@ import filecmp
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,19 @@ _PIECE = 1 << 14
 
 @dataclass(frozen=True)
 class _Sample:
-    """A sample: its key, its file or array, and the part of it that the sample is; None for all of it."""
+    """A sample: its key, how to get its file or array, and the part of it that the sample is; None for all of it.
+
+    Files are asked for each time: a source may have to fetch them, and keeps few.
+    """
 
     key: str
-    source: Path | np.ndarray
+    fetch: Callable[[], Path | np.ndarray]
     part: Window | None
+
+    @property
+    def source(self) -> Path | np.ndarray:
+        """The file or array."""
+        return self.fetch()
 
     def meets(self, other: "_Sample") -> bool:
         """Whether two samples of one file have a position in common."""
@@ -86,7 +95,7 @@ def copies(data: Data, setting: str) -> Iterator[Finding]:
         if one.part is None and isinstance(one.source, Path):
             files.append(one)
         elif one.part is None:
-            marked.setdefault(_content(one.source), []).append(_Sample(one.key, np.empty(0), None))
+            marked.setdefault(_content(one.source), []).append(_Sample(one.key, _nothing, None))
     sizes = Counter(_size(one.source) for one in files)
     for one in files:
         if sizes[_size(one.source)] > 1:
@@ -119,8 +128,19 @@ def _samples(data: Data, most: int) -> Iterator[_Sample]:
         except (DataError, OSError):
             continue
         source, part = (given.source, given) if isinstance(given, Window) else (given, None)
-        if isinstance(source, (str, Path, np.ndarray)):
-            yield _Sample(key, Path(source) if isinstance(source, str) else source, part)
+        if isinstance(source, (str, Path)):
+            yield _Sample(key, partial(_file, data, index), part)
+        elif isinstance(source, np.ndarray):
+            yield _Sample(key, partial(np.asarray, source), part)
+
+
+def _file(data: Data, index: int) -> Path:
+    given = data.get(index)
+    return Path(given.source if isinstance(given, Window) else given)
+
+
+def _nothing() -> np.ndarray:
+    return np.empty(0)
 
 
 def _marks(source: Path | np.ndarray, sizes: set[Any]) -> Iterator[Any]:

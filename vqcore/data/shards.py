@@ -28,20 +28,31 @@ log = logging.getLogger(__name__)
 
 MOST_SHARDS = 1_000_000
 """Most shards of a pattern."""
-KEPT = 32
+KEPT = 16
 """So many members are files at a time, and so many shards are open, in each process."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"[\[{]([^\[\]{}]+)[\]}]")
+_TAGS = ("ETag", "etag", "LastModified", "Last-Modified", "Content-MD5", "md5Hash", "mtime", "created")
+"""What the file systems of fsspec call that which changes when an object changes."""
 _DAMAGE = (tarfile.TarError, OSError, ValueError, EOFError)
 
 
 def expand(pattern: str, where: str) -> list[str]:
-    """The paths or addresses of a pattern: `shard-{00000..00099}.tar`, `{a,b}/x.tar`. Raises `DataError`."""
+    """The paths or addresses of a pattern: `shard-{00000..00099}.tar`, `{a,b}/x.tar`, on disk also `shard-*.tar`.
+
+    Raises `DataError`.
+    """
     if pattern.startswith("pipe:"):
         raise DataError(
             f"{where}: {pattern}: 'pipe:' would run a command, which is never done. Give a path or an address "
             "(s3://, https://)"
         )
+    if "://" not in pattern and any(sign in pattern for sign in "*?"):
+        path = local(pattern)
+        found = sorted(str(each) for each in path.parent.glob(path.name))
+        if not found:
+            raise DataError(f"{where}: {pattern}: no shard has such a name")
+        return found
     parts: list[list[str]] = []
     rest, count = pattern, 1
     while found := _next(rest):
@@ -110,13 +121,11 @@ class Remote:
     opened: Any = field(default=None, repr=False)
 
     def stamp(self) -> str:
-        """Size and tag of the object."""
+        """Size and tags of the object; empty if the place gives no tag, so that a change could not be seen."""
         system, path = self._system()
         found = system.info(path)
-        tags = [
-            str(found.get(key, "")) for key in ("size", "ETag", "etag", "LastModified", "mtime", "created")
-        ]
-        return " ".join(tags)
+        tags = [str(found[key]) for key in _TAGS if found.get(key)]
+        return " ".join([str(found.get("size")), *tags]) if tags else ""
 
     def file(self) -> Any:
         """The object, read ahead in large pieces."""
@@ -177,9 +186,10 @@ def index_of(place: OnDisk | Remote) -> Index:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vqcore" / "shards" / f"{key}.npz"
     # A cache that cannot be read or written only costs time.
     with suppress(OSError, ValueError, KeyError, VqcoreError):
-        return _load(local(cache))
+        if stamp:
+            return _load(local(cache))
     found = _scan(place)
-    if not found.damage:
+    if stamp and not found.damage:
         with suppress(OSError, VqcoreError):
             _save(local(cache), found)
     return found
@@ -396,7 +406,7 @@ class _Handles:
 
 
 class _Scratch:
-    """Members as files, in memory where the system has a folder for this. Every process has a folder of its own."""
+    """Members as files. Every process has a folder of its own."""
 
     def __init__(self) -> None:
         self._process, self._kept = -1, OrderedDict[Path, None]()

@@ -86,11 +86,19 @@ def tokenize_shards(
         there = shards.done
         mine = [number for number in range(len(lists)) if number % ranks == rank]
         todo = [number for number in mine if shards.names[number] not in there]
+        changed: list[str] = []
         for number in sorted(set(mine) - set(todo)):
             facts = there[shards.names[number]]
+            if facts.get("sizes", "") not in ("", _sizes(lists[number])):
+                changed.append(shards.names[number])
             done.skipped += facts["of"] - len(facts["failed"])
             done.keys += [key for key, _ in facts["failed"]]
             done.failed += [reason for _, reason in facts["failed"]]
+        if changed:
+            log.warning(
+                f"warning: files of {listed(changed, 4)} have other sizes than when they were tokenized; "
+                "their codes are kept. --only FILE, a list of their keys, or --overwrite makes new ones."
+            )
         with ProgressLine("tokenize", sum(len(lists[number]) for number in mine), unit="file") as line:
             for number in todo:
                 _do(tokenizer, lists[number], shards, number, size, covering, batch_size, workers, done, line)
@@ -128,6 +136,7 @@ def _do(
 ) -> None:
     """Encode the files of a shard, in the order of the list, and write it."""
     rows: list[Coded] = []
+    sizes = _sizes(files)
     count, axes = len(done.failed), len(tokenizer.grid(size))
     parts = inputs(tokenizer, files, size, covering, done, workers)
     for file, finish in through(parts, partial(encoded, tokenizer), batch_size, done):
@@ -135,8 +144,19 @@ def _do(
         done.written += 1
         line.update(done.written + done.skipped + len(done.failed))
     failed = [list(each) for each in zip(done.keys[count:], done.failed[count:])]
-    shards.write(shards.names[number], rows, {"of": len(files), "failed": failed})
+    shards.write(shards.names[number], rows, {"of": len(files), "failed": failed, "sizes": sizes})
     line.update(done.written + done.skipped + len(done.failed))
+
+
+def _sizes(files: Sequence[tuple[Path, str]]) -> str:
+    """A hash of the numbers of bytes of files."""
+    digest = hashlib.sha256()
+    for path, _ in files:
+        try:
+            digest.update(b"%d\0" % path.stat().st_size)
+        except OSError:
+            digest.update(b"-\0")
+    return digest.hexdigest()
 
 
 def _manifest(

@@ -49,7 +49,10 @@ def convert(source: Path, target: Path, store: str) -> int:
                     rows = _rows(found, first, stop)
                     failed = found.manifest["shards"][number]["failed"] if found.manifest["shards"] else []
                     files = len({row.extras.get("record", row.key) for row in rows}) + len(failed)
-                    shards.write(shards.names[number], rows, {"of": files, "failed": failed})
+                    facts = {"of": files, "failed": failed}
+                    if found.manifest["shards"] and (sizes := found.manifest["shards"][number].get("sizes")):
+                        facts["sizes"] = sizes
+                    shards.write(shards.names[number], rows, facts)
                 line.update(stop)
             shards.finish()
     except OSError as error:

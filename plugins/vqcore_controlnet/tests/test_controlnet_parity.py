@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 from vqcore_controlnet import fourm
@@ -14,22 +15,13 @@ from vqcore.protocols import DataSpec
 
 PARITY = Path(__file__).parent / "parity"
 BASE = PARITY / "stable-diffusion"
-TINY = {
-    "input_size_sd": 64,
-    "widths": (8, 16),
-    "attention_levels": (0,),
-    "depth": 1,
-    "heads": (4, 4),
-    "text_width": 16,
-    "norm_groups": 4,
-}
 PROMPTS = ["a cat", "red"]
 
 
 @pytest.fixture(scope="module")
 def case():
     torch.manual_seed(0)
-    cfg = StableDiffusion.Config(sd_path=str(BASE), as_4m=True, **TINY)
+    cfg = StableDiffusion.Config(sd_path=str(BASE), as_4m=True, **tiny.SETTINGS)
     made = StableDiffusion(cfg, dim=16, spec=DataSpec(channels=3, size=(32, 32), range=(-1.0, 1.0)))
     made.borrow({})
     state = {n.removeprefix("decoder."): t for n, t in load_file(PARITY / "state.safetensors").items()}

@@ -14,7 +14,7 @@ from vqcore_unet.schedulers import DDPM
 
 from vqcore.borrowed import Lender
 from vqcore.cli import main
-from vqcore.errors import CheckpointError
+from vqcore.errors import CheckpointError, ConfigError
 from vqcore.protocols import DataSpec
 from vqcore.testing import checks
 from vqcore.testing.basics import noise
@@ -100,6 +100,10 @@ class TestBase:
             noise(2, 4, 4, 8), size=(32, 32), mask=hidden, extras={"caption": ["red", "red"]}
         )
         assert torch.equal(cond.text, decoder.base.prompts(["", "red"]))
+
+    def test_prompts_under_another_label_are_refused(self, base):
+        with pytest.raises(ConfigError, match=r"data\.extra\.words: these are texts"):
+            ready(base).condition(noise(2, 4, 4, 8), size=(32, 32), extras={"words": ["red", "red"]})
 
     @pytest.mark.parametrize("precision", ["bf16", "fp16"])
     def test_a_base_of_half_precision(self, base, precision):

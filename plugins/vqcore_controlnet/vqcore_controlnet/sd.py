@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vqcore import config
 from vqcore.attention import choose
 from vqcore.diffusion import coefficients
-from vqcore.errors import CheckpointError, SettingError
+from vqcore.errors import CheckpointError, ConfigError, SettingError
 from vqcore.protocols import DataSpec, expand
 from vqcore_controlnet.adapter import Latents, from_run
 from vqcore_controlnet.base import FACTOR, Base, check_pictures, load
@@ -315,7 +315,7 @@ class StableDiffusion(nn.Module):
             if mask is None
             else mask.flatten(1).all(1)
         )
-        texts = list((extras or {}).get("caption") or [""] * len(z_q))
+        texts = _prompts(extras or {}, len(z_q))
         scale = 1.0 if self.training else self.cfg.cond_scale
         scales = torch.full((len(z_q), 1, 1, 1), scale, device=z_q.device)
         if mask is not None:
@@ -371,6 +371,16 @@ class StableDiffusion(nn.Module):
         if choose(self.cfg.attention, q, q) == "xformers":
             for network in (self.base.unet, self.controlnet):
                 network.enable_xformers_memory_efficient_attention()
+
+
+def _prompts(extras: Mapping[str, Any], count: int) -> list[str]:
+    """A prompt for each sample. Raises `ConfigError` for texts under another label, which would go unseen."""
+    for label, found in extras.items():
+        if label != "caption" and isinstance(found, (list, tuple)) and found and isinstance(found[0], str):
+            raise ConfigError(
+                f"data.extra.{label}: these are texts, and controlnet/sd takes prompts from data.extra.caption alone."
+            )
+    return list(extras.get("caption") or [""] * count)
 
 
 def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
