@@ -224,6 +224,30 @@ def _new(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _text(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    train = actions.add_parser("train", help="make a vocabulary from texts")
+    train.add_argument("config", help="a YAML file, or recipe:NAME, e.g. recipe:text/wordpiece-30k")
+    train.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help=OVERRIDE_HELP)
+    tokenizer = "a folder that `vqcore text train` wrote, or NAME:FILE, e.g. text/wordpiece:tokenizer.json"
+    encode = actions.add_parser("encode", help="turn texts into ids, one file for each text")
+    encode.add_argument("tokenizer", help=tokenizer)
+    encode.add_argument(
+        "input", help="a file, a folder, or a pattern: .txt, .jsonl, .json, .parquet, .tar, .gz"
+    )
+    encode.add_argument("output", help="folder for the ids")
+    encode.add_argument(
+        "overrides", nargs="*", default=[], metavar="field=NAME key=NAME", help="what is text, what names it"
+    )
+    decode = actions.add_parser("decode", help="turn ids back into texts")
+    decode.add_argument("tokenizer", help=tokenizer)
+    decode.add_argument("tokens", help="a folder that `vqcore text encode` wrote")
+    decode.add_argument("output", help="folder for the texts")
+    inspect = actions.add_parser("inspect", help="show the vocabulary, and the pieces of texts")
+    inspect.add_argument("tokenizer", help=tokenizer)
+    inspect.add_argument("texts", nargs="*", metavar="TEXT", help="texts to take apart")
+
+
 def _weights(parser: argparse.ArgumentParser, *more: str) -> None:
     parser.add_argument(
         "--weights",
@@ -315,6 +339,11 @@ VERBS = {
         "read the files of another system: a tokenizer or a training config",
         "vqcore import fourm/checkpoint rgb.pth my-tokenizer --allow-pickle",
         _import,
+    ),
+    "text": Verb(
+        "make, use and inspect text tokenizers",
+        "vqcore text train cfgs/text/wordpiece-30k.yaml data.path='captions/*.txt.gz'",
+        _text,
     ),
     "check": Verb(
         "look for mistakes before training: settings, samples, shapes, memory",
