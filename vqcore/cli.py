@@ -225,27 +225,31 @@ def _new(parser: argparse.ArgumentParser) -> None:
 
 
 def _text(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    train = actions.add_parser("train", help="make a vocabulary from texts")
-    train.add_argument("config", help="a YAML file, or recipe:NAME, e.g. recipe:text/wordpiece-30k")
-    train.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help=OVERRIDE_HELP)
-    tokenizer = "a folder that `vqcore text train` wrote, or NAME:FILE, e.g. text/wordpiece:tokenizer.json"
-    encode = actions.add_parser("encode", help="turn texts into ids, one file for each text")
-    encode.add_argument("tokenizer", help=tokenizer)
-    encode.add_argument(
-        "input", help="a file, a folder, or a pattern: .txt, .jsonl, .json, .parquet, .tar, .gz"
+    parser.add_argument(
+        "what",
+        choices=("train", "encode", "decode", "inspect"),
+        help="train CONFIG [key.path=value ...]: make a vocabulary from texts; encode TOKENIZER TEXTS STORE: write a "
+        "store of ids; decode TOKENIZER STORE [FILE.jsonl]: turn ids back into texts; inspect TOKENIZER [TEXT ...]: show the "
+        "vocabulary, and the pieces of texts",
     )
-    encode.add_argument("output", help="folder for the ids")
-    encode.add_argument(
-        "overrides", nargs="*", default=[], metavar="field=NAME key=NAME", help="what is text, what names it"
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="WORD",
+        help="what the action takes. TOKENIZER is a folder that train wrote, or NAME:FILE, e.g. "
+        "text/wordpiece:tokenizer.json; TEXTS is a file, a folder or a pattern: .txt, .jsonl, .json, .parquet, .tar, and "
+        "these with .gz",
     )
-    decode = actions.add_parser("decode", help="turn ids back into texts")
-    decode.add_argument("tokenizer", help=tokenizer)
-    decode.add_argument("tokens", help="a folder that `vqcore text encode` wrote")
-    decode.add_argument("output", help="folder for the texts")
-    inspect = actions.add_parser("inspect", help="show the vocabulary, and the pieces of texts")
-    inspect.add_argument("tokenizer", help=tokenizer)
-    inspect.add_argument("texts", nargs="*", metavar="TEXT", help="texts to take apart")
+    parser.add_argument(
+        "--field", metavar="NAME", help="encode: the member of JSON, or the column, that is the text"
+    )
+    parser.add_argument(
+        "--key", metavar="NAME", help="encode: the member, or the column, that names the text"
+    )
+    parser.add_argument(
+        "--length", type=_count, help="encode: ids of a row (default 256); a longer text is cut"
+    )
+    parser.add_argument("--store", help="encode: layout of the store: arrow (default), parquet, folder")
 
 
 def _weights(parser: argparse.ArgumentParser, *more: str) -> None:

@@ -2,34 +2,34 @@
 
 import argparse
 import hashlib
-import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vqcore.artefacts.codes import CodeShape, TokenFiles
 from vqcore.compose.build import COMMAND_LINE, component, from_tree, saved_tree
 from vqcore.compose.describe import dump
-from vqcore.compose.layers import load, settings_of
+from vqcore.compose.layers import load
 from vqcore.config import Config, slot, to_tree
-from vqcore.console import ProgressLine, command, say
+from vqcore.console import command, say
 from vqcore.data.texts import Texts
 from vqcore.errors import ConfigError, DataError, RunError, listed
-from vqcore.files import folder_aside, local, write_text
+from vqcore.files import aside, folder_aside, local, write_text
 from vqcore.plugin import kind_name
 from vqcore.protocols import learner, shows_pieces
 from vqcore.registry import registry
 from vqcore.schema import TextConfig, TextsConfig
-from vqcore.tokens.store import Claims, code_dtype, save_array
+from vqcore.tokens.texts import Watched, decode_texts, encode_texts
 
 VOCABULARY = "tokenizer.json"
 CONFIG = "config.yaml"
-_BATCH = 1024
-_MIB = 2**20
+WORDS = {
+    "train": (1, None, "CONFIG [key.path=value ...]"),
+    "encode": (3, 3, "TOKENIZER TEXTS STORE"),
+    "decode": (2, 3, "TOKENIZER STORE [FILE.jsonl]"),
+    "inspect": (1, None, "TOKENIZER [TEXT ...]"),
+}
+"""How many words each action takes at least and at most, and which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,110 +41,115 @@ class _Saved:
 
 def run(args: argparse.Namespace) -> int:
     """Do the action."""
-    return {"train": _train, "encode": _encode, "decode": _decode, "inspect": _inspect}[args.action](args)
+    least, most, wanted = WORDS[args.what]
+    if not least <= len(args.overrides) <= (most or len(args.overrides)):
+        raise ConfigError(f"{COMMAND_LINE}: write vqcore text {args.what} {wanted}.")
+    for flag, given in (
+        ("field", args.field),
+        ("key", args.key),
+        ("store", args.store),
+        ("length", args.length),
+    ):
+        if given and args.what != "encode":
+            raise ConfigError(f"--{flag} belongs to vqcore text encode.")
+    actions: dict[str, Callable[..., int]] = {
+        "train": _train,
+        "encode": _encode,
+        "decode": _decode,
+        "inspect": _inspect,
+    }
+    return actions[args.what](args, *args.overrides)
 
 
-def _train(args: argparse.Namespace) -> int:
-    cfg = load(args.config, args.overrides, schema=TextConfig).config
+def _train(args: argparse.Namespace, path: str, *overrides: str) -> int:
+    cfg = load(path, overrides, schema=TextConfig).config
     text = registry().build("text", cfg.text, "text")
     trained = learner(text)
     if trained is None:
         raise ConfigError(
-            f"{args.config}: text.name={cfg.text.name} has a fixed vocabulary; nothing is to be trained."
+            f"{path}: text.name={cfg.text.name} has a fixed vocabulary; there is nothing to train."
         )
     folder = local(cfg.out)
     if folder.exists():
         raise RunError(f"{folder} exists already and is not overwritten. Choose another folder: out=FOLDER.")
-    texts = Texts(cfg.data)
-    trained.train(_Watched(texts))
-    with folder_aside(folder) as aside:
-        trained.save(aside / VOCABULARY)
-        saved = {**to_tree(cfg.text), "file": VOCABULARY}
-        write_text(aside / CONFIG, dump({"text": saved}))
+    trained.train(_Plain(Texts(cfg.data)))
+    with folder_aside(folder) as beside:
+        trained.save(beside / VOCABULARY)
+        write_text(beside / CONFIG, dump({"text": {**to_tree(cfg.text), "file": VOCABULARY}}))
     say(f"{folder}: {cfg.text.name}, {text.vocab_size:,} ids")
     say(f"next      {command('text', 'inspect', folder, 'a text')}")
     say(f"          {command('text', 'encode', folder, 'TEXTS', 'tokens')}")
     return 0
 
 
-class _Watched:
-    """The texts alone, with a line of progress for each time that they are read."""
+class _Plain:
+    """Texts without their keys, as often as they are asked for."""
 
     def __init__(self, texts: Texts):
         self.texts = texts
-        self.rounds = itertools.count(1)
 
     def __iter__(self) -> Iterator[str]:
-        total = max(1, self.texts.total // _MIB)
-        with ProgressLine(f"reading {next(self.rounds)}", total, unit="MiB") as line:
-            for number, each in enumerate(self.texts):
-                if number % _BATCH == 0:
-                    line.update(min(each.done // _MIB, total - 1))
-                yield each.text
-            line.update(total)
+        return (each.text for each in Watched(self.texts, "reading"))
 
 
-def _encode(args: argparse.Namespace) -> int:
-    name, text, digest = _opened(args.tokenizer)
-    cfg = from_tree(
-        {"path": args.input, **settings_of(args.overrides)}, schema=TextsConfig, file=COMMAND_LINE
+def _encode(args: argparse.Namespace, given: str, source: str, target: str) -> int:
+    name, text, fingerprint = _opened(given)
+    texts = Texts(TextsConfig(path=source, field=args.field, key=args.key))
+    length = args.length or 256
+    done = encode_texts(
+        text,
+        texts,
+        local(target),
+        name=name,
+        fingerprint=fingerprint,
+        length=length,
+        store=args.store or "arrow",
     )
-    texts, root = Texts(cfg), local(args.output)
-    size = text.vocab_size
-    count = ids = 0
-    total = max(1, texts.total // _MIB)
-    manifest = {
-        "text": name,
-        "fingerprint": digest,
-        "codebook_size": size,
-        "grid": [None],
-        "num_codebooks": 1,
-    }
-    with Claims(manifest) as claims, ProgressLine("encoding", total, unit="MiB") as line:
-        rest = iter(texts)
-        while batch := list(itertools.islice(rest, _BATCH)):
-            for one, found in zip(batch, text.encode([each.text for each in batch])):
-                path = _inside(root, one.key, ".npy")
-                claims.check(path.parent, path if path.exists() else None)
-                claims.write(path.parent)
-                save_array(path, np.array(found, dtype=code_dtype(size)).reshape(-1, 1))
-                ids += len(found)
-            count += len(batch)
-            line.update(min(batch[-1].done // _MIB, total - 1))
-        line.update(total)
-    if not count:
-        raise DataError(f"{args.input}: holds no texts.")
-    say(f"ids       {root}  ({count:,} texts, {ids:,} ids below {size:,}, {ids / count:.1f} a text)")
-    say(f"next      {command('text', 'decode', args.tokenizer, args.output, 'texts')}")
+    if done.encoded:
+        say(
+            f"texts     {done.texts:,}, of these {done.encoded:,} now, with {done.ids / done.encoded:.1f} ids a text"
+        )
+    else:
+        say(f"texts     {done.texts:,}, all of them done before")
+    if done.cut:
+        say(f"cut       {done.cut:,} texts have more than {length} ids; --length makes the rows longer")
+    say(f"ids       {target}  ({length} a row, below {text.vocab_size:,})")
+    say(f"next      {command('text', 'decode', given, target)}")
     return 0
 
 
-def _decode(args: argparse.Namespace) -> int:
-    _, text, digest = _opened(args.tokenizer)
-    tokens = TokenFiles(local(args.tokens), CodeShape(1, 1, text.vocab_size))
-    tokens.check_maker(digest)
-    root = local(args.output)
-    for batch in _batched(tokens):
-        texts = text.decode([np.asarray(tokens[key])[:, 0].tolist() for key in batch])
-        for key, one in zip(batch, texts):
-            write_text(_inside(root, key, ".txt"), f"{one}\n")
-    say(f"texts     {root}  ({len(tokens):,} files)")
+def _decode(args: argparse.Namespace, given: str, source: str, target: str | None = None) -> int:
+    _, text, fingerprint = _opened(given)
+    pairs = decode_texts(text, local(source), fingerprint)
+    lines = (json.dumps({"key": key, "text": one}, ensure_ascii=False) for key, one in pairs)
+    if target is None:
+        for line in lines:
+            say(line)
+        return 0
+    path = local(target)
+    if path.suffix != ".jsonl":
+        raise ConfigError(f"{COMMAND_LINE}: {target} must end in .jsonl: each line is a key and a text.")
+    if path.exists():
+        raise RunError(f"{target} exists already and is not overwritten. Choose another file.")
+    with (
+        aside(path, new=True) as beside,
+        beside.open("w", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        count = sum(1 for line in lines if file.write(f"{line}\n"))
+    say(f"texts     {target}  ({count:,} lines)")
     return 0
 
 
-def _inspect(args: argparse.Namespace) -> int:
-    name, text, digest = _opened(args.tokenizer)
+def _inspect(args: argparse.Namespace, given: str, *texts: str) -> int:
+    name, text, fingerprint = _opened(given)
     looked = shows_pieces(text)
-    facts = {
-        "tokenizer": name,
-        "fingerprint": digest[:16],
-        **(looked.facts() if looked else {"ids": f"{text.vocab_size:,}"}),
-    }
+    facts = {"tokenizer": name, "fingerprint": fingerprint[:16], "ids": f"{text.vocab_size:,}"}
+    facts |= looked.facts() if looked else {}
     width = max(map(len, facts)) + 2
     for key, value in facts.items():
         say(f"{key:{width}}{value}")
-    for given, ids in zip(args.texts, text.encode(args.texts)):
-        say(f"\n{given}")
+    for one, ids in zip(texts, text.encode(texts)):
+        say(f"\n{one}")
         if looked:
             say(f"{'pieces':{width}}{'  '.join(looked.pieces(ids))}")
         say(f"{'ids':{width}}{' '.join(map(str, ids))}")
@@ -155,15 +160,16 @@ def _inspect(args: argparse.Namespace) -> int:
 def _opened(given: str) -> tuple[str, Any, str]:
     """The name, the text tokenizer, and the SHA-256 of its vocabulary, of what a user names on the command line."""
     name, colon, file = given.partition(":")
-    if colon and "/" in name and not Path(given).exists():
+    if colon and not local(given).exists():
         path = local(file)
         cfg = component("text", {"name": name, "file": str(path)}, file=COMMAND_LINE)
     else:
         folder = local(given)
         if not (folder / CONFIG).is_file():
+            known = listed(found.name for found in registry().components("text")) or "NAME"
             raise DataError(
-                f"{given}: is no folder of a {kind_name('text')}, which has {CONFIG} and {VOCABULARY}. A file of "
-                f"another program is given with the name of what reads it: {_names()}:{given}."
+                f"{given}: is no folder of a {kind_name('text')}, which has {CONFIG} and {VOCABULARY}. A vocabulary of "
+                f"another program is given with the name of what reads it: {known}:FILE."
             )
         tree = saved_tree(folder / CONFIG)
         path = folder / VOCABULARY
@@ -172,21 +178,3 @@ def _opened(given: str) -> tuple[str, Any, str]:
         cfg = from_tree(tree, schema=_Saved, file=str(folder / CONFIG)).text
     text = registry().build("text", cfg, "text")
     return cfg.name, text, hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _names() -> str:
-    return listed(found.name for found in registry().components("text")) or "NAME"
-
-
-def _inside(root: Path, key: str, suffix: str) -> Path:
-    """The file of a key below a folder. Raises `DataError` for a key that leads out of it."""
-    path = root / f"{key}{suffix}"
-    if Path(key).is_absolute() or ".." in Path(key).parts or "\0" in key:
-        raise DataError(f"the key {json.dumps(key)} leads out of {root}.")
-    return path
-
-
-def _batched(tokens: TokenFiles) -> Iterator[list[str]]:
-    rest = iter(tokens)
-    while batch := list(itertools.islice(rest, _BATCH)):
-        yield batch

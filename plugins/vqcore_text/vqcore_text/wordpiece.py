@@ -80,12 +80,11 @@ class WordPiece:
 
     def __init__(self, cfg: Config):
         self.cfg = cfg
-        self._made: Tokenizer | None = None if cfg.file is None else _read(local(cfg.file))
-
-    @property
-    def vocab_size(self) -> int:
+        self.vocab_size = cfg.vocab_size
         """Number of ids; before training, the most that there may be."""
-        return self.cfg.vocab_size if self._made is None else self._made.get_vocab_size()
+        self._made: Tokenizer | None = None
+        if cfg.file is not None:
+            self._use(_read(local(cfg.file)))
 
     @property
     def _tokenizer(self) -> Tokenizer:
@@ -126,7 +125,7 @@ class WordPiece:
         added = self._tokenizer.get_added_tokens_decoder()
         pieces = self._tokenizer.get_vocab(with_added_tokens=True)
         special = [token.content for _, token in sorted(added.items())]
-        found = {"ids": f"{self.vocab_size:,}", "special tokens": f"{len(special):,}"}
+        found = {"special tokens": f"{len(special):,}"}
         if sentinels := [name for name in special if name.startswith("[S_")]:
             found["spans"] = f"{len(sentinels):,}, {sentinels[0]} to {sentinels[-1]}"
         axes: dict[str, list[int]] = {}
@@ -187,12 +186,16 @@ class WordPiece:
         made.normalizer, made.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
         made.decoder = decoders.WordPiece(prefix=_PREFIX)
         made.add_special_tokens(special)
-        self._made = made
+        self._use(made)
 
     def save(self, path: Path) -> None:
         """Write the vocabulary as `tokenizer.json`, which `file` and every program that uses `tokenizers` read."""
         with aside(path) as temporary:
             self._tokenizer.save(str(temporary))
+
+    def _use(self, made: Tokenizer) -> None:
+        # The library counts its ids anew each time that it is asked, in milliseconds.
+        self._made, self.vocab_size = made, made.get_vocab_size()
 
     def _decoded(self, ids: list[list[int]], *, cleanup: bool) -> list[str]:
         decoder = decoders.WordPiece(prefix=_PREFIX, cleanup=cleanup)
