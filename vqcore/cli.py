@@ -229,16 +229,16 @@ def _text(parser: argparse.ArgumentParser) -> None:
         "what",
         choices=("train", "encode", "decode", "inspect"),
         help="train CONFIG [key.path=value ...]: make a vocabulary from texts; encode TOKENIZER TEXTS STORE: write a "
-        "store of ids; decode TOKENIZER STORE [FILE.jsonl]: turn ids back into texts; inspect TOKENIZER [TEXT ...]: show the "
-        "vocabulary, and the pieces of texts",
+        "store of ids; decode TOKENIZER STORE [FILE.jsonl]: turn ids back into texts; inspect TOKENIZER [TEXT ...]: "
+        "show the vocabulary, and the pieces of texts",
     )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="WORD",
         help="what the action takes. TOKENIZER is a folder that train wrote, or NAME:FILE, e.g. "
-        "text/wordpiece:tokenizer.json; TEXTS is a file, a folder or a pattern: .txt, .jsonl, .json, .parquet, .tar, and "
-        "these with .gz",
+        "text/wordpiece:tokenizer.json; TEXTS is a file, a folder or a pattern: .txt, .jsonl, .json, .parquet or "
+        ".tar, also with .gz",
     )
     parser.add_argument(
         "--field", metavar="NAME", help="encode: the member of JSON, or the column, that is the text"
@@ -249,7 +249,7 @@ def _text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--length", type=_count, help="encode: ids of a row (default 256); a longer text is cut"
     )
-    parser.add_argument("--store", help="encode: layout of the store: arrow (default), parquet, folder")
+    parser.add_argument("--store", help="encode: layout of the store: arrow (default) or parquet")
 
 
 def _weights(parser: argparse.ArgumentParser, *more: str) -> None:

@@ -143,7 +143,7 @@ def _decode(args: argparse.Namespace, given: str, source: str, target: str | Non
 def _inspect(args: argparse.Namespace, given: str, *texts: str) -> int:
     name, text, fingerprint = _opened(given)
     looked = shows_pieces(text)
-    facts = {"tokenizer": name, "fingerprint": fingerprint[:16], "ids": f"{text.vocab_size:,}"}
+    facts = {"tokenizer": name, "fingerprint": fingerprint[:16], "vocabulary": f"{text.vocab_size:,} ids"}
     facts |= looked.facts() if looked else {}
     width = max(map(len, facts)) + 2
     for key, value in facts.items():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vqcore.compose.build import component, from_tree
-from vqcore.protocols import Batch, DataSpec
+from vqcore.protocols import Batch, DataSpec, learner
 from vqcore.registry import registry
 from vqcore.rng import generator
 from vqcore.schema import TokenizerConfig
@@ -293,6 +293,16 @@ class TextConformance(ComponentConformance):
         """Ids in range, text by text; decoded texts have the same ids."""
         for settings in self.configs:
             checks.check_text(build(self.kind, self.component, settings), self.texts, waived=self.waived)
+
+    def test_learns(self) -> None:
+        """If it learns its vocabulary: equal texts give equal bytes, which give equal ids."""
+        for settings in self.configs:
+            if learner(build(self.kind, self.component, settings)):
+                known = {name: value for name, value in settings.items() if name != "file"}
+                checks.check_learning(
+                    lambda file, known=known: build(self.kind, self.component, {**known, "file": file}),
+                    self.texts,
+                )
 
 
 class MetricConformance(ComponentConformance):

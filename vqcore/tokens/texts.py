@@ -17,10 +17,10 @@ import numpy as np
 
 from vqcore import __version__, dist
 from vqcore.artefacts.codes import other_maker
-from vqcore.artefacts.stored import open_store, store_named
+from vqcore.artefacts.stored import FOLDER, open_store, store_named
 from vqcore.console import ProgressLine
 from vqcore.data.texts import Text, Texts
-from vqcore.errors import DataError, RunError, cause, printable
+from vqcore.errors import ConfigError, DataError, RunError, cause, printable
 from vqcore.protocols import Coded
 from vqcore.protocols import Text as TextTokenizer
 from vqcore.tokens.passes import refuse_file
@@ -58,11 +58,13 @@ def encode_texts(
     """Write the ids of all texts as a store. Shards that are done are left alone.
 
     `name` and `fingerprint` are those of the text tokenizer. Raises `DataError` if there are no texts or two have one
-    key, `RunError` if `target` holds other codes or takes no more data.
+    key, `ConfigError` for the store `folder`, `RunError` if `target` holds other codes or takes no more data.
     """
     refuse_file(target)
     rank, ranks = dist.share()
     made = store_named(store, "--store")
+    if store == FOLDER:
+        raise ConfigError(f"--store {FOLDER} does not keep the lengths of texts; take arrow or parquet.")
     done = Written(0)
     total, digest = _counted(texts)
     manifest = {

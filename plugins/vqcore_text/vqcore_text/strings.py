@@ -1,13 +1,14 @@
 """Boxes, keypoints, palettes and metadata as texts of coordinate tokens, both ways, as 4M writes them.
 
-A coordinate from 0 to 1 is one of `bins` numbers: `round(x * (bins - 1))`, so 0 and 1 are exact and the error is at most
-half of `1 / (bins - 1)`. What is out of range raises `DataError`; nothing is cut silently.
+A coordinate from 0 to 1 is one of `bins` numbers: `round(x * (bins - 1))`, so 0 and 1 are exact and the error is at
+most half of `1 / (bins - 1)`. What is out of range raises `DataError`; nothing is cut silently.
 """
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from vqcore.errors import DataError, did_you_mean, listed
 
@@ -15,7 +16,7 @@ BINS = 1000
 NONE = "none"
 """The text of no boxes, and of no instances with keypoints."""
 POINT = "point"
-MOST_COLOURS = 255
+MOST_COLOURS = BINS - 1
 _TOKEN = re.compile(r"v(\d)=(\d+)")
 Point = tuple[float, float] | None
 """A point (x, y) with coordinates from 0 to 1; None if it is hidden."""
@@ -167,7 +168,7 @@ def palette_to_text(colours: Sequence[tuple[int, int, int]]) -> str:
     if not 1 <= len(colours) <= MOST_COLOURS:
         raise DataError(f"a palette has 1 to {MOST_COLOURS} colours, not {len(colours)}.")
     for colour in colours:
-        if len(colour) != 3 or not all(isinstance(level, int) and 0 <= level <= 255 for level in colour):
+        if len(colour) != 3 or not all(isinstance(level, Integral) and 0 <= level <= 255 for level in colour):
             raise DataError(
                 f"{tuple(colour)} is no colour: red, green and blue are whole numbers from 0 to 255."
             )
@@ -188,7 +189,7 @@ def text_to_palette(text: str) -> list[tuple[int, int, int]]:
 def metadata_to_text(
     values: Mapping[str, float], names: Mapping[str, Bins] = FOURM_METADATA, *, clip: bool = False
 ) -> str:
-    """Numbers by name as `v1=NAME v0=BIN ...`, in their order. With `clip`, as in 4M, the range is as far as they go."""
+    """Numbers by name as `v1=NAME v0=BIN ...`, in their order. With `clip`, as in 4M, the ends take what is beyond."""
     found = []
     order = list(names)
     for name, value in values.items():
