@@ -7,6 +7,7 @@ class TestJointRVQ(QuantizerConformance):
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -298,11 +299,10 @@ class TextConformance(ComponentConformance):
         """If it learns its vocabulary: equal texts give equal bytes, which give equal ids."""
         for settings in self.configs:
             if learner(build(self.kind, self.component, settings)):
-                known = {name: value for name, value in settings.items() if name != "file"}
-                checks.check_learning(
-                    lambda file, known=known: build(self.kind, self.component, {**known, "file": file}),
-                    self.texts,
-                )
+                checks.check_learning(partial(self._with_file, settings), self.texts)
+
+    def _with_file(self, settings: Mapping[str, Any], file: str | None) -> Any:
+        return build(self.kind, self.component, {**settings, "file": file})
 
 
 class MetricConformance(ComponentConformance):
