@@ -19,7 +19,7 @@ from vqcore.compose.layers import load
 from vqcore.config import Config
 from vqcore.registry import registry
 from vqcore.run.state import build
-from vqcore.schema import RunConfig
+from vqcore.schema import RunConfig, TextConfig
 from vqcore.testing import checks
 from vqcore.testing.basics import noise
 from vqcore.tokenizer import Tokenizer
@@ -149,8 +149,11 @@ WAIVED = {"local/blocks": {"round-trip": "pictures go in, and numbers come out"}
 def check_laws(section: Section) -> None:
     """The laws of all components of `mine.py`, with the settings that the section's configs have."""
     registry().add_file("mine.py")
-    names = [NAME.match(text)[1] for language, text in section.blocks if language == "yaml"]
-    configs = [load(name, schema=RunConfig).config for name in names]
+    files = [text for language, text in section.blocks if language == "yaml"]
+    configs = [
+        load(NAME.match(text)[1], schema=TextConfig if "\ntext:" in text else RunConfig).config
+        for text in files
+    ]
     used = {cfg.name: (cfg, config) for config in configs for cfg in components(config)}
     for component in registry().plugin("local").components:
         kind, name = component.kind, f"local/{component.name}"
@@ -159,6 +162,14 @@ def check_laws(section: Section) -> None:
             checks.check_format(built(kind, name, prefix="a."), Path("box"), config=Path("old.box"))
         else:
             LAWS[kind](name, *used[name])
+
+
+def text(name: str, cfg: Config, config: TextConfig) -> None:
+    texts = ("a cat", "", "two hats")
+    checks.check_learning(lambda file: made("text", replace(cfg, file=file)), texts)
+    one = made("text", cfg)
+    one.train(texts)
+    checks.check_text(one, texts)
 
 
 def components(config: Any) -> Iterator[Config]:
@@ -250,4 +261,5 @@ LAWS = {
     "data": data,
     "metric": metric,
     "scheduler": scheduler,
+    "text": text,
 }

@@ -466,6 +466,42 @@ class Letters:
         return [bytes(one).decode() for one in ids]
 
 
+class Spelling(Letters):
+    """Learns which letters there are."""
+
+    def __init__(self, file=None):
+        self.letters = "" if file is None else self.read(file)
+        self.vocab_size = len(self.letters)
+
+    def read(self, file):
+        try:
+            found = Path(file).read_text()
+        except OSError as error:
+            raise DataError("missing") from error
+        if "\0" in found:
+            raise DataError("damaged")
+        return found
+
+    def encode(self, texts):
+        return [[self.letters.index(letter) for letter in text if letter in self.letters] for text in texts]
+
+    def decode(self, ids):
+        return ["".join(self.letters[id] for id in one) for one in ids]
+
+    def train(self, texts):
+        self.letters = "".join(sorted({letter for text in texts for letter in text}))
+        self.vocab_size = len(self.letters)
+
+    def save(self, path):
+        Path(path).write_text(self.letters)
+
+    def pieces(self, ids):
+        return [self.letters[id] for id in ids]
+
+    def facts(self):
+        return {"letters": self.letters}
+
+
 class Metric(MAE):
     def __init__(self):
         super().__init__(self.Config(), spec=SPEC)
@@ -591,6 +627,10 @@ def reader(made):
 
 def text(made):
     checks.check_text(made, ("a cat", "", "two cats"))
+
+
+def learning(make):
+    checks.check_learning(make, ("a cat", "", "two cats"))
 
 
 def metric(made):
@@ -1112,6 +1152,20 @@ def spelt(encode=lambda found: found, decode=lambda found: found):
     )
 
 
+def looked_into(**changed):
+    def make():
+        made = speller(**changed)()()
+        made.train(("a cat", "two cats"))
+        return made
+
+    return make
+
+
+def speller(**changed):
+    """A function that gives a class, whose instances learn."""
+    return lambda: type("Speller", (Spelling,), changed)
+
+
 def crashing_reader(self, path):
     return np.load(path)
 
@@ -1590,6 +1644,12 @@ BAD = [
     (text, spelt(lambda ids: [one + [0] * (len(ids) > 1) for one in ids]), "batch law: the ids of 'a cat' depend"),
     (text, spelt(decode=lambda found: found[:1]), "length law: decode gives 1 values"),
     (text, spelt(decode=lambda found: [one.upper() for one in found]), "round-trip law: the ids of"),
+    (text, looked_into(pieces=lambda self, ids: ["x"]), "pieces law: 5 ids have the pieces \\['x'\\]"),
+    (text, looked_into(facts=lambda self: {"letters": 5}), "pieces law: the fact 'letters' is no text"),
+    (learning, lambda: lambda file: Letters(), "learning law: the text tokenizer has no train and save"),
+    (learning, speller(save=lambda self, path: path.write_text(path.name)), "determinism law: two trainings"),
+    (learning, speller(save=lambda self, path: path.write_text(self.letters[::-1])), "save law: a tokenizer with"),
+    (learning, speller(read=lambda self, file: Path(file).read_text()), "damage law: file takes a damaged vocabulary"),
     # metric
     (metric, measured(lambda s, a, b: {k: v.float() for k, v in s.items()}), "is torch.float32, not float64"),
     (metric, measured(lambda s, a, b: {**s, "sum": s["sum"] / 0}), "finite law: the sum"),
@@ -1640,6 +1700,13 @@ def broken(check, made, text):
 @pytest.mark.parametrize(("check", "make", "text"), BAD, ids=names(BAD))
 def test_each_law_catches_who_breaks_it(check, make, text):
     broken(check, make(), text)
+
+
+def test_a_text_tokenizer_that_learns_passes():
+    checks.check_learning(Spelling, ("a cat", "", "two cats"))
+    made = Spelling()
+    made.train(("a cat", "", "two cats"))
+    text(made)
 
 
 # Waivers

@@ -224,6 +224,34 @@ def _new(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _text(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        choices=("train", "encode", "decode", "inspect"),
+        help="train CONFIG [key.path=value ...]: make a vocabulary from texts; encode TOKENIZER TEXTS STORE: write a "
+        "store of ids; decode TOKENIZER STORE [FILE.jsonl]: turn ids back into texts; inspect TOKENIZER [TEXT ...]: "
+        "show the vocabulary, and the pieces of texts",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="WORD",
+        help="what the action takes. TOKENIZER is a folder that train wrote, or NAME:FILE, e.g. "
+        "text/wordpiece:tokenizer.json; TEXTS is a file, a folder or a pattern: .txt, .jsonl, .json, .parquet or "
+        ".tar, also with .gz",
+    )
+    parser.add_argument(
+        "--field", metavar="NAME", help="encode: the member of JSON, or the column, that is the text"
+    )
+    parser.add_argument(
+        "--key", metavar="NAME", help="encode: the member, or the column, that names the text"
+    )
+    parser.add_argument(
+        "--length", type=_count, help="encode: ids of a row (default 256); a longer text is cut"
+    )
+    parser.add_argument("--store", help="encode: layout of the store: arrow (default) or parquet")
+
+
 def _weights(parser: argparse.ArgumentParser, *more: str) -> None:
     parser.add_argument(
         "--weights",
@@ -315,6 +343,11 @@ VERBS = {
         "read the files of another system: a tokenizer or a training config",
         "vqcore import fourm/checkpoint rgb.pth my-tokenizer --allow-pickle",
         _import,
+    ),
+    "text": Verb(
+        "make, use and inspect text tokenizers",
+        "vqcore text train cfgs/text/wordpiece-30k.yaml data.path='captions/*.txt.gz'",
+        _text,
     ),
     "check": Verb(
         "look for mistakes before training: settings, samples, shapes, memory",

@@ -12,7 +12,7 @@ One layout everywhere: inputs `b c *size` (class maps `b *size`), latents `b *gr
 
 import inspect
 import math
-from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
@@ -1396,6 +1396,37 @@ class Text(Protocol):
 
 
 @runtime_checkable
+class LearnsText(Protocol):
+    """A text tokenizer that makes its vocabulary from texts. Its setting `file` names a vocabulary that was saved.
+
+    `texts` may be iterated over several times, and are too many to keep. Equal texts and settings give equal bytes.
+    """
+
+    def train(self, texts: Iterable[str]) -> None: ...
+
+    def save(self, path: Path) -> None: ...
+
+
+def learner(text: Any) -> LearnsText | None:
+    """The text tokenizer, if it learns its vocabulary. Default: None."""
+    return text if isinstance(text, LearnsText) else None
+
+
+@runtime_checkable
+class ShowsPieces(Protocol):
+    """A text tokenizer that can be looked into: the piece of each id, and facts of the vocabulary for people."""
+
+    def pieces(self, ids: Sequence[int]) -> list[str]: ...
+
+    def facts(self) -> Mapping[str, str]: ...
+
+
+def shows_pieces(text: Any) -> ShowsPieces | None:
+    """The text tokenizer, if it can be looked into. Default: None."""
+    return text if isinstance(text, ShowsPieces) else None
+
+
+@runtime_checkable
 class Codec(Protocol):
     """What hooks and pictures use of the tokenizer (`vqcore.tokenizer.Tokenizer`): from samples to codes and back."""
 
@@ -1513,6 +1544,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
     "reader": (NamesParts,),
     "data": (LeavesOut, KnowsBytes),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
+    "text": (LearnsText, ShowsPieces),
     "format": (ReadsTokenizers, ReadsConfigs, ExplainsConfigs, WritesTokenizers, Publishes),
 }
 """The optional Protocols of each kind. A component has all members of such a Protocol or none."""

@@ -529,3 +529,27 @@ def _positive(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise SettingError(name, f"{getattr(config, name)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextsConfig:
+    """Where texts lie."""
+
+    path: str
+    """A file, a folder (searched at any depth), or a pattern, e.g. captions/*.txt.gz: .txt, .jsonl, .json, .parquet or
+    .tar, also with .gz."""
+    field: str | None = None
+    """The member of JSON, or the column of Parquet, that is the text; null: the only one that is text."""
+    key: str | None = None
+    """The member or column that names the text; null: the name of the file, and a number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """A text tokenizer and the texts that its vocabulary is made from: what `vqcore text train` reads."""
+
+    data: TextsConfig
+    text: Config = slot("text")
+    """The text tokenizer."""
+    out: str
+    """New folder for the vocabulary and the config."""

@@ -18,7 +18,7 @@ from vqcore.testing.basics import (
     check_members,
     misspellings,
 )
-from vqcore.testing.files import check_reader, check_store, check_text
+from vqcore.testing.files import check_learning, check_reader, check_store, check_text
 from vqcore.testing.networks import (
     check_adversary,
     check_borrowed,
@@ -51,6 +51,7 @@ __all__ = [
     "check_encoder",
     "check_format",
     "check_hook",
+    "check_learning",
     "check_manifest",
     "check_members",
     "check_metric",

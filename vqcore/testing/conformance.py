@@ -7,6 +7,7 @@ class TestJointRVQ(QuantizerConformance):
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vqcore.compose.build import component, from_tree
-from vqcore.protocols import Batch, DataSpec
+from vqcore.protocols import Batch, DataSpec, learner
 from vqcore.registry import registry
 from vqcore.rng import generator
 from vqcore.schema import TokenizerConfig
@@ -293,6 +294,15 @@ class TextConformance(ComponentConformance):
         """Ids in range, text by text; decoded texts have the same ids."""
         for settings in self.configs:
             checks.check_text(build(self.kind, self.component, settings), self.texts, waived=self.waived)
+
+    def test_learns(self) -> None:
+        """If it learns its vocabulary: equal texts give equal bytes, which give equal ids."""
+        for settings in self.configs:
+            if learner(build(self.kind, self.component, settings)):
+                checks.check_learning(partial(self._with_file, settings), self.texts)
+
+    def _with_file(self, settings: Mapping[str, Any], file: str | None) -> Any:
+        return build(self.kind, self.component, {**settings, "file": file})
 
 
 class MetricConformance(ComponentConformance):

@@ -1,7 +1,7 @@
 """The laws of readers of files, stores of codes and text tokenizers."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from vqcore.data.windows import named
 from vqcore.errors import DataError
-from vqcore.protocols import Coded, StoredCodes, members, named_parts
+from vqcore.protocols import Coded, StoredCodes, learner, members, named_parts, shows_pieces
 from vqcore.testing.basics import check_members, check_waived
 
 TEXT_WAIVABLE = ("round-trip",)
@@ -194,6 +194,49 @@ def check_text(text: Any, texts: Sequence[str], *, waived: Mapping[str, str] | N
     )
     if "round-trip" not in waived:
         assert text.encode(again) == ids, f"round-trip law: the ids of {again} are not those of {list(texts)}"
+    if (looked := shows_pieces(text)) is not None:
+        for one in ids:
+            pieces = looked.pieces(one)
+            good = len(pieces) == len(one) and all(isinstance(piece, str) for piece in pieces)
+            assert good, f"pieces law: {len(one)} ids have the pieces {pieces}"
+        facts = looked.facts()
+        strange = [
+            name for name, value in facts.items() if not isinstance(name, str) or not isinstance(value, str)
+        ]
+        assert not strange, f"pieces law: the fact {strange[0]!r} is no text"
+
+
+def check_learning(make: Callable[[str | None], Any], texts: Sequence[str]) -> None:
+    """The laws of a text tokenizer that learns its vocabulary; `make(file)` builds one with this setting `file`."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("one.json", "again.json")]
+        for file in files:
+            text = make(None)
+            trained = learner(text)
+            assert trained is not None, "learning law: the text tokenizer has no train and save"
+            trained.train(_Once(texts))
+            trained.save(file)
+        one, again = (file.read_bytes() for file in files)
+        assert one == again, "determinism law: two trainings on the same texts save different bytes"
+        loaded = make(str(files[0]))
+        ids = text.encode(texts)
+        assert loaded.vocab_size == text.vocab_size and loaded.encode(texts) == ids, (
+            "save law: a tokenizer with the saved vocabulary gives other ids"
+        )
+        damaged = Path(folder) / "damaged.json"
+        damaged.write_bytes(b"\x00damaged")
+        _refuses(lambda file: make(str(file)), damaged, "a damaged vocabulary", "file")
+        _refuses(lambda file: make(str(file)), damaged.with_stem("absent"), "a missing vocabulary", "file")
+
+
+class _Once:
+    """Texts that are too many to keep: they can be iterated over, several times, and nothing else."""
+
+    def __init__(self, texts: Sequence[str]):
+        self._texts = texts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
 
 
 def _refuses(read: Callable[[Any], Any], given: Any, what: str, name: str = "read") -> None:
