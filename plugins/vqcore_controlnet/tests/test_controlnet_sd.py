@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from hubserver import serving
 from safetensors.torch import load_file
+from toys import forget_attention
 from vqcore_controlnet.adapter import Adapter, Latents
 from vqcore_controlnet.sd import StableDiffusion
 from vqcore_unet.schedulers import DDPM
@@ -100,6 +103,43 @@ class TestBase:
             noise(2, 4, 4, 8), size=(32, 32), mask=hidden, extras={"caption": ["red", "red"]}
         )
         assert torch.equal(cond.text, decoder.base.prompts(["", "red"]))
+
+    def test_a_base_of_the_hub(self, base, tmp_path, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        files = {str(p.relative_to(base)): p.read_bytes() for p in base.rglob("*") if p.is_file()}
+        address = "hf://maker/sd@v1"
+        with serving() as hub:
+            monkeypatch.setenv("HF_ENDPOINT", hub.address)
+            hub.repositories["maker/sd"] = {"main": {"README.md": b"empty"}, "v1": files}
+            with pytest.raises(CheckpointError, match="--download"):
+                Lender().lend({"decoder": made(address)})
+            Lender(download=True).lend({"decoder": (fetched := made(address))})
+            wrong = made("hf://maker/sd")
+            with pytest.raises(CheckpointError, match=r"maker/sd.*model_index\.json"):
+                Lender(download=True).lend({"decoder": wrong})
+        Lender().lend({"decoder": (cached := made(address))})  # the hub is gone
+        local = ready(base)
+        for decoder in (fetched, cached):
+            assert torch.equal(decoder.base.prompts(["red"]), local.base.prompts(["red"]))
+            assert all(
+                torch.equal(a, b) for a, b in zip(decoder.base.parameters(), local.base.parameters())
+            )
+
+    def test_the_switch_of_attention_reaches_both_networks(self, base, xformers, monkeypatch):
+        decoder = ready(base, attention="xformers")
+        switched = []
+        for network in (decoder.base.unet, decoder.controlnet):
+            monkeypatch.setattr(
+                network, "enable_xformers_memory_efficient_attention", partial(switched.append, network)
+            )
+        cond = decoder.condition(noise(2, 4, 4, 8), size=(32, 32))
+        for _ in range(2):
+            decoder(noise(2, 4, 8, 8), torch.tensor([3.0, 700.0]), cond)
+        assert switched == [decoder.base.unet, decoder.controlnet]
+        xformers.fails = RuntimeError("no kernel")
+        forget_attention()
+        with pytest.raises(ConfigError, match=r"attention=xformers: xFormers does not run here: no kernel"):
+            ready(base, attention="xformers")(noise(2, 4, 8, 8), torch.tensor([3.0, 700.0]), cond)
 
     def test_prompts_under_another_label_are_refused(self, base):
         with pytest.raises(ConfigError, match=r"data\.extra\.words: these are texts"):
