@@ -89,7 +89,7 @@ def _explained(id: str, revision: str | None, *, cached: bool = False) -> Iterat
             f"{id}: access is restricted. Request access on the page of the repository, then run: hf auth login"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise CheckpointError(f"{id}: the hub has no revision '{revision or "main"}' of it.") from error
+        raise CheckpointError(f"{id}: the hub has no revision '{revision}' of it.") from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{id}: the hub has no such repository, or it is private (then run: hf auth login)."
