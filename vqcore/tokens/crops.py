@@ -50,7 +50,8 @@ class Drawn:
             )
         names = set(getattr(type(cfg), "training_only", ()))
         drawn = {name: value for name, value in to_tree(cfg).items() if name in names}
-        self.said: Mapping[str, Any] = {"count": count, "seed": seed, "drawn": drawn}
+        said = {"modality": cfg.name, "size": list(size), **drawn}
+        self.said: Mapping[str, Any] = {"count": count, "seed": seed, "drawn": said}
 
     def of(self, key: str, found: Opened) -> tuple[View, ...]:
         """The views of a sample, drawn for its extent."""
