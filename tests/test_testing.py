@@ -456,6 +456,33 @@ class Store:
             raise DataError(str(error)) from error
 
 
+class Adopting(Store):
+    """A layout of another system: a file of lines for each file, which no list names."""
+
+    def write(self, folder, shard, rows, manifest):
+        lines = {}
+        for row in rows:
+            lines.setdefault(row.extras.get("record", row.key), []).append(
+                (row.key, row.codes.tolist(), row.extras)
+            )
+        for key, held in lines.items():
+            (folder / f"{key.replace('/', '-')}.json").write_text(json.dumps(held))
+        return [f"{key.replace('/', '-')}.json" for key in lines]
+
+    def open(self, folder, manifest):
+        names = sorted(path.name for path in folder.iterdir())
+        return Store.open(self, folder, {"shards": [{"files": names}]})
+
+    def has(self, folder, key):
+        try:
+            return bool(json.loads((folder / f"{key.replace('/', '-')}.json").read_text()))
+        except (OSError, ValueError):
+            return False
+
+    def views(self, folder, key, extent):
+        return [] if self.has(folder, key) else None
+
+
 class Letters:
     vocab_size = 256
 
@@ -625,6 +652,10 @@ def reader(made):
         checks.check_reader(made, Path(folder) / "a.npy")
 
 
+def adopting(made):
+    checks.check_store(made, waived={"missing": "the files that are there are the store"})
+
+
 def text(made):
     checks.check_text(made, ("a cat", "", "two cats"))
 
@@ -651,6 +682,7 @@ GOOD = {
     "reader": (reader, Reader),
     "data": (data, Data),
     "store": (checks.check_store, Store),
+    "layout": (adopting, Adopting),
     "text": (text, Letters),
     "metric": (metric, Metric),
     "hook": (checks.check_hook, Hook),
@@ -1638,6 +1670,14 @@ BAD = [
     (checks.check_store, variant(Store, write=numbered_write), "bytes law: equal rows"),
     (checks.check_store, variant(Store, open=careless_open),
      "damage law: a file that is cut off raises JSONDecodeError"),
+    (lambda made: checks.check_store(made, given=[({}, [])]), Store, "rows law: a store of ours holds all rows"),
+    (adopting, variant(Adopting, open=lambda s, folder, manifest: Store.open(s, folder, manifest)),
+     r"alone law: without a list of shards, open gives \[\]"),
+    (adopting, variant(Adopting, has=lambda s, folder, key: True), "has law: has knows a file that is not there"),
+    (adopting, variant(Adopting, has=lambda s, folder, key: False), "has law: has does not know the file of 'a/1'"),
+    (adopting, variant(Adopting, has=lambda s, folder, key: (folder / f"{key.replace('/', '-')}.json").exists()),
+     "has law: has counts a file that is cut off"),
+    (adopting, variant(Adopting, views=lambda s, folder, key, extent: []), "views law"),
     # text
     (text, spelt(lambda ids: ids[:1]), "length law: 3 texts have 1 lists"),
     (text, spelt(lambda ids: [[300] * len(one) for one in ids]), "range law: \\[300\\] is no id below vocab_size=256"),

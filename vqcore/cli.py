@@ -89,7 +89,8 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
         default="arrow",
-        help="layout of the codes: arrow (default), parquet, folder (a .npy for each file), or that of a plugin",
+        help="layout of the codes: arrow (default), parquet, tar (as WebDataset), folder (a .npy for each file), or "
+        "that of a plugin",
     )
     parser.add_argument(
         "--shard-size", type=_count, help="files in one shard, which is done or not done (default 4096)"
@@ -138,8 +139,21 @@ def _tokens(parser: argparse.ArgumentParser) -> None:
         help="convert: copy a store into another layout; verify: checksums, ranges, and whether several stores have "
         "the same keys; stats: use of the codebook",
     )
-    parser.add_argument("folders", nargs="+", help="stores of codes; for convert: a store and a new folder")
-    parser.add_argument("--store", help="convert: the new layout: arrow (default), parquet, folder")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        help="stores of codes; for convert: a store, or LAYOUT:FOLDER with codes of another system, and a new folder",
+    )
+    parser.add_argument(
+        "--store", help="convert: the new layout: arrow (default), parquet, tar, folder, or that of a plugin"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="RUN", help="convert from LAYOUT:FOLDER: the tokenizer that made the codes"
+    )
+    parser.add_argument("--size", help="convert: the size at which RUN made them (default: the nominal size)")
+    _weights(parser)
+    _pickles(parser)
+    _borrowing(parser)
     parser.add_argument("--json", action="store_true", help="stats: print all numbers as JSON")
 
 

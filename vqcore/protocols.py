@@ -1382,6 +1382,26 @@ class Store(Protocol):
 
 
 @runtime_checkable
+class Adopts(Protocol):
+    """A store in the layout of another system, with a file of codes for each file; so it reads what others wrote.
+
+    Such a folder has no manifest: `open` gets one that says what the tokenizer says, and no shards. `has` tells whether
+    the codes of a file are there, whole. `views` are the crops that the other system has chosen for a file of this
+    extent, the first one the centre; None where it has chosen none. `write` without rows, which comes first, raises
+    `DataError` for codes that the layout cannot hold, and `write` does so for rows.
+    """
+
+    def has(self, folder: Path, key: str) -> bool: ...
+
+    def views(self, folder: Path, key: str, extent: tuple[int, ...]) -> Sequence[View] | None: ...
+
+
+def adopts(store: Any) -> Adopts | None:
+    """The store, if its layout is that of another system. Default: None."""
+    return store if isinstance(store, Adopts) else None
+
+
+@runtime_checkable
 class Text(Protocol):
     """A text tokenizer. Built as `Class(cfg)`. Ids lie in `[0, vocab_size)`; a text's ids do not depend on the others.
 
@@ -1544,6 +1564,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
     "reader": (NamesParts,),
     "data": (LeavesOut, KnowsBytes),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
+    "store": (Adopts,),
     "text": (LearnsText, ShowsPieces),
     "format": (ReadsTokenizers, ReadsConfigs, ExplainsConfigs, WritesTokenizers, Publishes),
 }
