@@ -138,7 +138,11 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
 
 def _decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help=RUN_HELP)
-    parser.add_argument("tokens", help="a store that `vqcore tokenize` wrote, or one .npy or .npz of codes")
+    parser.add_argument(
+        "tokens",
+        help="a store that `vqcore tokenize` wrote, one .npy or .npz of codes, or codes of another system: "
+        "LAYOUT:FOLDER, e.g. fourm/tokens:data/train/rgb_dvae_BUa_224",
+    )
     parser.add_argument("output", help="folder for the decoded files")
     parser.add_argument(
         "overrides",
@@ -149,6 +153,9 @@ def _decode(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="decoders that draw noise: another seed, other noise (default 0)"
+    )
+    parser.add_argument(
+        "--size", help="LAYOUT:FOLDER: the size at which the codes were made (default: the nominal size)"
     )
     parser.add_argument("--force", action="store_true", help="decode tokens of another tokenizer too")
     _batches(parser)

@@ -1402,13 +1402,14 @@ class Store(Protocol):
 class Adopts(Protocol):
     """A store in the layout of another system, with a file of codes for each file; so it reads what others wrote.
 
-    Such a folder has no manifest: `open` gets one that says what the tokenizer says, and no shards. `has` tells whether
-    the codes of a file are there, whole. `views` are the crops that the other system has chosen for a file of this
-    extent, the first one the centre; None where it has chosen none. `write` without rows, which comes first, raises
-    `DataError` for codes that the layout cannot hold, and `write` does so for rows.
+    Such a folder has no manifest: `open` gets one that says what the tokenizer says, and no shards. `held` are the rows
+    of a file; None where there are none, or a killed program left half of them. `views` are the crops that the other
+    system has chosen for a file of this extent, the first one the centre; None where it has chosen none. `write`
+    without rows, which comes first, raises `DataError` for codes that the layout cannot hold, and `write` and `views`
+    do so for keys.
     """
 
-    def has(self, folder: Path, key: str) -> bool: ...
+    def held(self, folder: Path, key: str, manifest: Mapping[str, Any]) -> Sequence[Coded] | None: ...
 
     def views(self, folder: Path, key: str, extent: tuple[int, ...]) -> Sequence[View] | None: ...
 

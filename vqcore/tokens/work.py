@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from vqcore.artefacts.codes import record_of
+from vqcore.artefacts.codes import by_record, record_of
 from vqcore.artefacts.stored import FOLDER, Opened, complete_manifest, open_store, store_named
 from vqcore.console import ProgressLine
 from vqcore.errors import DataError, RunError, cause
-from vqcore.protocols import Adopts, Coded, Store, StoredCodes, adopts
+from vqcore.protocols import Adopts, Coded, Store, adopts
 from vqcore.tokens.dataset import aligned
 from vqcore.tokens.folder import adopted_by
 from vqcore.tokens.passes import refuse_file
@@ -59,17 +59,17 @@ def _into_shards(
 ) -> None:
     """Write the shards that are missing."""
     pieces = _pieces(found)
-    shards = Shards(target, made, base, len(pieces))
+    shards = Shards(target, made, base, [name for name, *_ in pieces])
     there = shards.done
-    for number, (_, first, stop) in enumerate(pieces):
-        if shards.names[number] not in there:
+    for number, (name, first, stop) in enumerate(pieces):
+        if name not in there:
             rows = _rows(found, first, stop)
             known = found.manifest["shards"][number] if found.manifest["shards"] else {}
             failed = known.get("failed", [])
             facts = {"of": len({record_of(row) for row in rows}) + len(failed), "failed": failed}
             if sizes := known.get("sizes"):
                 facts["sizes"] = sizes
-            shards.write(shards.names[number], rows, facts)
+            shards.write(name, rows, facts)
         line.update(stop)
     shards.finish()
 
@@ -81,27 +81,23 @@ def _into_layout(
     made.write(target, "", [], base)
     with Claims(adopted_by(base)) as claims:
         claims.check(target)
-        there: StoredCodes | None = None
         for name, first, stop in _pieces(found):
-            rows = _rows(found, first, stop)
-            kept = {key for key in {record_of(row) for row in rows} if other.has(target, key)}
-            if kept and there is None:
-                there = made.open(target, base)
-            for row in rows:
-                if there is not None and record_of(row) in kept and not _holds(there, row):
-                    raise RunError(f"{target} holds other codes of '{row.key}'. Choose another folder.")
-            if fresh := [row for row in rows if record_of(row) not in kept]:
-                made.write(target, name, fresh, base)
+            fresh: list[Coded] = []
+            for key, rows in by_record(_rows(found, first, stop)):
+                there = other.held(target, key, base)
+                if there is not None and not _same(there, rows):
+                    raise RunError(f"{target} holds other codes of '{key}'. Choose another folder.")
+                fresh += [] if there else rows
+            made.write(target, name, fresh, base)
             claims.write(target)
             line.update(stop)
 
 
-def _holds(rows: StoredCodes, row: Coded) -> bool:
-    """Whether a store has the same codes under the same key."""
-    try:
-        return np.array_equal(rows.codes(rows.find(row.key)), row.codes)
-    except KeyError:
-        return False
+def _same(one: Sequence[Coded], other: Sequence[Coded]) -> bool:
+    """Whether rows have the same keys and codes."""
+    return len(one) == len(other) and all(
+        a.key == b.key and np.array_equal(a.codes, b.codes) for a, b in zip(one, other)
+    )
 
 
 def _rows(store: Opened, first: int, stop: int) -> list[Coded]:

@@ -9,6 +9,7 @@ modality comes first, and all others have the same crops. They do not say how la
 only where pictures are: in the folder of the task beside, or in that of the setting `pictures`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -30,6 +31,8 @@ SUFFIX = ".npy"
 MOST = np.iinfo(np.int16).max + 1
 """The largest codebook whose codes are 16-bit integers with a sign."""
 _PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+_MAGIC, _LENGTH = np.lib.format.magic(1, 0), 10
+"""How an array of `np.save` begins, and how long that is with the length of its header."""
 _EXACT = 1e-3
 """A crop may lie so far from whole pixels, by rounding."""
 
@@ -81,13 +84,10 @@ class Tokens:
         _check_codebook(manifest)
         return TokenRows(folder, manifest, _Pictures(folder, self.cfg.pictures))
 
-    def has(self, folder: Path, key: str) -> bool:
-        """Whether tokens of a file are there. A file that a killed script left half written does not count."""
+    def held(self, folder: Path, key: str, manifest: Mapping[str, Any]) -> list[Coded] | None:
+        """The crops of a file. Raises `DataError` for tokens of another tokenizer or size, as far as that shows."""
         path = folder / f"{key}{SUFFIX}"
-        try:
-            return path.is_file() and read_array(path, str(path)).ndim == 2
-        except DataError:
-            return False
+        return _crops(path, key, manifest) if path.is_file() and not _half(path) else None
 
     def views(self, folder: Path, key: str, extent: tuple[int, ...]) -> list[View] | None:
         """The crops in the settings of a file, for a picture of this extent."""
@@ -100,8 +100,8 @@ class TokenRows(FileRows):
     """A row is a crop: `CLASS/ID#crop0` and so on."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], pictures: "_Pictures"):
-        self._folder, self._pictures, self._manifest = folder, pictures, manifest
-        super().__init__(folder, (SUFFIX,), self._crops, manifest["dtype"])
+        self._folder, self._pictures = folder, pictures
+        super().__init__(folder, (SUFFIX,), lambda path, key: _crops(path, key, manifest), manifest["dtype"])
 
     def extras(self, place: int) -> dict[str, Any]:
         """The file, the number of the crop, and its view; its settings instead where no picture is."""
@@ -121,26 +121,38 @@ class TokenRows(FileRows):
         said = {"start": list(view.start), "stop": list(view.stop), "flip": view.flip, "extent": list(extent)}
         return {**found, "view": said}
 
-    def _crops(self, path: Path, key: str) -> list[Coded]:
-        tokens, grid, top = (
-            read_array(path, str(path)),
-            self._manifest["grid"],
-            self._manifest["codebook_size"],
+
+def _crops(path: Path, key: str, manifest: Mapping[str, Any]) -> list[Coded]:
+    tokens, grid, top = read_array(path, str(path)), manifest["grid"], manifest["codebook_size"]
+    count = int(np.prod(grid))
+    if tokens.dtype.kind not in "iu" or tokens.ndim != 2 or tokens.shape[1] != count:
+        raise DataError(
+            f"{path}: tokens of 4M are integers (crops, {count}) for a grid of {' x '.join(map(str, grid))}, not "
+            f"{tokens.dtype} {list(tokens.shape)}. Pictures of another size: --size."
         )
-        count = int(np.prod(grid))
-        if tokens.dtype.kind not in "iu" or tokens.ndim != 2 or tokens.shape[1] != count:
-            raise DataError(
-                f"{path}: tokens of 4M are integers (crops, {count}) for a grid of {' x '.join(map(str, grid))}, not "
-                f"{tokens.dtype} {list(tokens.shape)}. Another size of pictures: --size."
-            )
-        outside = tokens[(tokens < 0) | (tokens >= top)]
-        if outside.size:
-            wrapped = " (a code above 32,767, which 4M's script wraps)" if outside[0] < 0 else ""
-            raise DataError(f"{path}: code {outside[0]}{wrapped} is out of range: codes lie in [0, {top}).")
-        return [
-            Coded(f"{key}#crop{crop}", row.reshape(*grid, 1), {"record": key, "crop": crop})
-            for crop, row in enumerate(tokens)
-        ]
+    outside = tokens[(tokens < 0) | (tokens >= top)]
+    if outside.size:
+        wrapped = " (4M's script wraps codes above 32,767)" if outside[0] < 0 else ""
+        raise DataError(f"{path}: code {outside[0]} is out of range: codes lie in [0, {top}){wrapped}.")
+    return [
+        Coded(f"{key}#crop{crop}", row.reshape(*grid, 1), {"record": key, "crop": crop})
+        for crop, row in enumerate(tokens)
+    ]
+
+
+def _half(path: Path) -> bool:
+    """Whether a killed program left a file half written: it begins as an array, and ends before the array does."""
+    with path.open("rb") as file:
+        begin = file.read(_LENGTH)
+        length = int.from_bytes(begin[len(_MAGIC) :], "little")
+        if len(begin) < _LENGTH or len(file.read(length)) < length:
+            return _MAGIC.startswith(begin[: len(_MAGIC)])
+        file.seek(len(_MAGIC))
+        try:
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        except ValueError:
+            return False
+        return path.stat().st_size < file.tell() + dtype.itemsize * math.prod(shape)
 
 
 class _Pictures:
