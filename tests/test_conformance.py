@@ -88,6 +88,10 @@ class TestParquet(conformance.StoreConformance):
     component = "parquet"
 
 
+class TestTarStore(conformance.StoreConformance):
+    component = "tar"
+
+
 class TestFolderStore(conformance.StoreConformance):
     component = "folder"
     waived: ClassVar = {

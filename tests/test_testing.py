@@ -34,7 +34,7 @@ from vqcore.metrics.sums import per_sample
 from vqcore.modalities.views import pixels, sized_box, view_of
 from vqcore.objectives import Reconstruction
 from vqcore.plugin import KINDS, hookimpl
-from vqcore.protocols import Batch, DataSpec, Losses, Quantized, View, Window
+from vqcore.protocols import Batch, Coded, DataSpec, Losses, Quantized, View, Window
 from vqcore.registry import Registry, registry
 from vqcore.schema import TokenizerConfig
 from vqcore.testing import checks, conformance
@@ -456,6 +456,37 @@ class Store:
             raise DataError(str(error)) from error
 
 
+class Adopting(Store):
+    """A layout of another system: a file of lines for each file, which no list names."""
+
+    def write(self, folder, shard, rows, manifest):
+        lines = {}
+        for row in rows:
+            lines.setdefault(row.extras.get("record", row.key), []).append(
+                (row.key, row.codes.tolist(), row.extras)
+            )
+        for key, held in lines.items():
+            self.path(folder, key).write_text(json.dumps(held))
+        return [self.path(folder, key).name for key in lines]
+
+    def open(self, folder, manifest):
+        names = sorted(path.name for path in folder.iterdir())
+        return Store.open(self, folder, {"shards": [{"files": names}]})
+
+    def path(self, folder, key):
+        return folder / f"{key.replace('/', '-')}.json"
+
+    def held(self, folder, key, manifest):
+        try:
+            lines = json.loads(self.path(folder, key).read_text())
+        except (OSError, ValueError):
+            return None
+        return [Coded(row_key, np.array(codes), extras) for row_key, codes, extras in lines]
+
+    def views(self, folder, key, extent):
+        return [] if self.path(folder, key).exists() else None
+
+
 class Letters:
     vocab_size = 256
 
@@ -625,6 +656,10 @@ def reader(made):
         checks.check_reader(made, Path(folder) / "a.npy")
 
 
+def adopting(made):
+    checks.check_store(made, waived={"missing": "the files that are there are the store"})
+
+
 def text(made):
     checks.check_text(made, ("a cat", "", "two cats"))
 
@@ -651,6 +686,7 @@ GOOD = {
     "reader": (reader, Reader),
     "data": (data, Data),
     "store": (checks.check_store, Store),
+    "layout": (adopting, Adopting),
     "text": (text, Letters),
     "metric": (metric, Metric),
     "hook": (checks.check_hook, Hook),
@@ -1124,6 +1160,15 @@ def stored(**members):
 
 
 TICKS = iter(range(1000))
+
+
+REMEMBERED: dict[str, list] = {}
+
+
+def from_memory(self, folder, key, manifest):
+    """Rows that the file no longer has."""
+    found = Adopting.held(self, folder, key, manifest)
+    return REMEMBERED.setdefault(key, found) if found else REMEMBERED.get(key)
 
 
 def careless_open(self, folder, manifest):
@@ -1641,6 +1686,14 @@ BAD = [
     (checks.check_store, variant(Store, write=numbered_write), "bytes law: equal rows"),
     (checks.check_store, variant(Store, open=careless_open),
      "damage law: a file that is cut off raises JSONDecodeError"),
+    (lambda made: checks.check_store(made, given=[({}, [])]), Store, "rows law: a store of ours holds all rows"),
+    (adopting, variant(Adopting, open=lambda s, folder, manifest: Store.open(s, folder, manifest)),
+     r"alone law: without a list of shards, open gives \[\]"),
+    (adopting, variant(Adopting, held=lambda s, folder, key, manifest: Adopting.held(s, folder, key, manifest) or []),
+     "held law: a file that is not there has rows"),
+    (adopting, variant(Adopting, held=lambda s, folder, key, manifest: None), "held law: the rows that held gives"),
+    (adopting, variant(Adopting, held=from_memory), "held law: held gives rows of a file that is cut off"),
+    (adopting, variant(Adopting, views=lambda s, folder, key, extent: []), "views law"),
     # text
     (text, spelt(lambda ids: ids[:1]), "length law: 3 texts have 1 lists"),
     (text, spelt(lambda ids: [[300] * len(one) for one in ids]), "range law: \\[300\\] is no id below vocab_size=256"),

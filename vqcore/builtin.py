@@ -20,6 +20,7 @@ COMPONENTS = (  # kind, name, target in vqcore, summary
     ("data", "array", "data.sources:ArrayFile", "samples stacked in one .npy or .npz file"),
     ("store", "arrow", "tokens.arrow:Arrow", "Arrow files, mapped into memory: random access by place and by key"),
     ("store", "parquet", "tokens.parquet:Parquet", "Parquet files: a column of keys and one of lists; for other tools"),
+    ("store", "tar", "tokens.tar:Tar", "tar shards with the names of WebDataset: KEY.npy, and KEY.json for extras"),
     ("store", "folder", "tokens.folder:Folder", "one .npy or .npz of codes a file, under the same names"),
     ("objective", "reconstruction", "objectives:Reconstruction", "pixel loss plus the losses of the quantizer"),
     ("objective", "diffusion", "objectives:Diffusion", "a denoiser learns to undo noise: diffusion and flow"),

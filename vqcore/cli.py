@@ -93,7 +93,8 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
         default="arrow",
-        help="layout of the codes: arrow (default), parquet, folder (a .npy for each file), or that of a plugin",
+        help="layout of the codes: arrow (default), parquet, tar (as WebDataset), folder (a .npy for each file), or "
+        "that of a plugin",
     )
     parser.add_argument(
         "--shard-size", type=_count, help="files in one shard, which is done or not done (default 4096)"
@@ -137,7 +138,11 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
 
 def _decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help=RUN_HELP)
-    parser.add_argument("tokens", help="a store that `vqcore tokenize` wrote, or one .npy or .npz of codes")
+    parser.add_argument(
+        "tokens",
+        help="a store that `vqcore tokenize` wrote, one .npy or .npz of codes, or codes of another system: "
+        "LAYOUT:FOLDER, e.g. fourm/tokens:data/train/rgb_dvae_BUa_224",
+    )
     parser.add_argument("output", help="folder for the decoded files")
     parser.add_argument(
         "overrides",
@@ -148,6 +153,9 @@ def _decode(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="decoders that draw noise: another seed, other noise (default 0)"
+    )
+    parser.add_argument(
+        "--size", help="LAYOUT:FOLDER: the size at which the codes were made (default: the nominal size)"
     )
     parser.add_argument("--force", action="store_true", help="decode tokens of another tokenizer too")
     _batches(parser)
@@ -161,8 +169,21 @@ def _tokens(parser: argparse.ArgumentParser) -> None:
         help="convert: copy a store into another layout; verify: checksums, ranges, and whether several stores have "
         "the same keys; stats: use of the codebook",
     )
-    parser.add_argument("folders", nargs="+", help="stores of codes; for convert: a store and a new folder")
-    parser.add_argument("--store", help="convert: the new layout: arrow (default), parquet, folder")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        help="stores of codes; for convert: a store, or LAYOUT:FOLDER with codes of another system, and a new folder",
+    )
+    parser.add_argument(
+        "--store", help="convert: the new layout: arrow (default), parquet, tar, folder, or that of a plugin"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="RUN", help="convert from LAYOUT:FOLDER: the tokenizer that made the codes"
+    )
+    parser.add_argument("--size", help="convert: the size at which RUN made them (default: the nominal size)")
+    _weights(parser)
+    _pickles(parser)
+    _borrowing(parser)
     parser.add_argument("--json", action="store_true", help="stats: print all numbers as JSON")
 
 

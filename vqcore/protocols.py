@@ -1399,6 +1399,27 @@ class Store(Protocol):
 
 
 @runtime_checkable
+class Adopts(Protocol):
+    """A store in the layout of another system, with a file of codes for each file; so it reads what others wrote.
+
+    Such a folder has no manifest: `open` gets one that says what the tokenizer says, and no shards. `held` are the rows
+    of a file; None where there are none, or a killed program left half of them. `views` are the crops that the other
+    system has chosen for a file of this extent, the first one the centre; None where it has chosen none. `write`
+    without rows, which comes first, raises `DataError` for codes that the layout cannot hold, and `write` and `views`
+    do so for keys.
+    """
+
+    def held(self, folder: Path, key: str, manifest: Mapping[str, Any]) -> Sequence[Coded] | None: ...
+
+    def views(self, folder: Path, key: str, extent: tuple[int, ...]) -> Sequence[View] | None: ...
+
+
+def adopts(store: Any) -> Adopts | None:
+    """The store, if its layout is that of another system. Default: None."""
+    return store if isinstance(store, Adopts) else None
+
+
+@runtime_checkable
 class Text(Protocol):
     """A text tokenizer. Built as `Class(cfg)`. Ids lie in `[0, vocab_size)`; a text's ids do not depend on the others.
 
@@ -1561,6 +1582,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
     "reader": (NamesParts,),
     "data": (LeavesOut, KnowsBytes, HasShards),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
+    "store": (Adopts,),
     "text": (LearnsText, ShowsPieces),
     "format": (ReadsTokenizers, ReadsConfigs, ExplainsConfigs, WritesTokenizers, Publishes),
 }

@@ -10,7 +10,9 @@ from vqcore.commands.loading import again, load_named
 from vqcore.console import command, say
 from vqcore.errors import ConfigError, did_you_mean, listed
 from vqcore.files import local
+from vqcore.protocols import adopts
 from vqcore.tokens.flow import Done
+from vqcore.tokens.layouts import tokenize_layout
 from vqcore.tokens.passes import parse_size, parse_stride, tokenize_folder
 from vqcore.tokens.sharded import Job, tokenize_all
 from vqcore.tokens.shards import FAILED
@@ -21,9 +23,9 @@ ALSO = ("size", "store", "batch_size", "borrow")
 
 def run(args: argparse.Namespace) -> int:
     """Tokenize a data set. What is done already is left alone; unreadable files are named."""
-    store_named(args.store, "--store")  # a name that is wrong costs no loading
-    in_files = args.store == FOLDER
-    if in_files:
+    found = store_named(args.store, "--store")  # a name that is wrong costs no loading
+    in_files, in_layout = args.store == FOLDER, adopts(found) is not None
+    if in_files or in_layout:
         _refuse_flags(args)
     if args.seed is not None and not args.crops:
         raise ConfigError(
@@ -34,18 +36,19 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = load_named(args, device=device, encoder_only=True)
     size = parse_size(args.size, tokenizer.cfg.size)
     target = local(args.output)
-    if in_files:
-        done = tokenize_folder(
-            tokenizer,
-            args.input,
-            target,
-            size=size,
-            batch_size=args.batch_size,
-            overwrite=args.overwrite,
-            stride=parse_stride(args.stride, len(size)),
-            tiles=args.tiles,
-            workers=args.workers,
-        )
+    if in_files or in_layout:
+        how = {
+            "size": size,
+            "batch_size": args.batch_size,
+            "overwrite": args.overwrite,
+            "stride": parse_stride(args.stride, len(size)),
+            "tiles": args.tiles,
+            "workers": args.workers,
+        }
+        if in_layout:
+            views = local(args.views) if args.views else None
+            how |= {"store": args.store, "crops": args.crops, "views": views, "seed": args.seed}
+        done = (tokenize_layout if in_layout else tokenize_folder)(tokenizer, args.input, target, **how)
         job = Job(tokenizer=tokenizer, target=target, size=size)
         return _report(args, [(args, job)], [done])
     job = Job(
@@ -81,10 +84,11 @@ def _refuse_flags(args: argparse.Namespace) -> None:
                 f"{flag} is for stores of shards, and --store {args.store} keeps a file for each file: every start "
                 "does what is missing. Leave it out."
             )
-    for flag, given in (("--crops", args.crops), ("--views", args.views), ("--also", args.also)):
+    crops = (("--crops", args.crops), ("--views", args.views)) if args.store == FOLDER else ()
+    for flag, given in (*crops, ("--also", args.also)):
         if given:
             raise ConfigError(
-                f"{flag} is for stores of shards, and --store {args.store} keeps codes alone. Leave --store out."
+                f"{flag} is for stores of shards, and --store {args.store} keeps files of codes. Leave --store out."
             )
 
 
@@ -103,9 +107,9 @@ def _parsed(words: Sequence[str]) -> tuple[str, str, dict[str, list[str]]]:
             )
         given.setdefault(key, []).append(value)
     for value in given.get("store", ()):
-        store_named(value, f"{where}: store")
-        if value == FOLDER:
-            raise ConfigError(f"{where}: store={FOLDER} has no shards. Take another store.")
+        made = store_named(value, f"{where}: store")
+        if value == FOLDER or adopts(made) is not None:
+            raise ConfigError(f"{where}: store={value} has no shards. Take another store.")
     return words[0], words[1], given
 
 
@@ -149,7 +153,7 @@ def _report(
             say(f"left out  {done.share_lost:.0%} of the {area}: each is cropped; --tiles takes all of it")
         grid = " x ".join(map(str, job.tokenizer.grid(job.size)))
         say(f"codes     {its.output}  (grid {grid}, q {job.tokenizer.num_codebooks})")
-        if done.failed and args.store != FOLDER:
+        if done.failed and (job.target / FAILED).exists():
             say(
                 f"failed    {job.target / FAILED}: mend the files, then give the same command --only with this file"
             )

@@ -4,12 +4,17 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from vqcore.artefacts.stored import open_named
+from vqcore.commands.loading import access
 from vqcore.console import command, say
 from vqcore.errors import ConfigError, RunError
 from vqcore.files import local
+from vqcore.tokenizer import Tokenizer
+from vqcore.tokens.passes import manifest_of, parse_size
 from vqcore.tokens.work import Use, convert, stats, verify
 
 PLACES = {"convert": 2, "verify": None, "stats": 1}
@@ -22,7 +27,11 @@ def run(args: argparse.Namespace) -> int:
     if wanted is not None and len(args.folders) != wanted:
         asked = {1: "one folder, that of the store", 2: "two folders, the store and a new one"}[wanted]
         raise ConfigError(f"vqcore tokens {args.what} takes {asked}; {len(args.folders)} are given.")
-    for flag, given, verb in (("--store", args.store, "convert"), ("--json", args.json, "stats")):
+    flags = {"--store": args.store, "--tokenizer": args.tokenizer, "--size": args.size}
+    for flag, given, verb in (
+        *((*each, "convert") for each in flags.items()),
+        ("--json", args.json, "stats"),
+    ):
         if given and args.what != verb:
             raise ConfigError(f"{flag} belongs to vqcore tokens {verb}.")
     folders = [local(folder) for folder in args.folders]
@@ -30,12 +39,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace, folders: list[Path]) -> int:
-    source, target = folders
-    rows = convert(source, target, args.store or "arrow")
+    source, target = args.folders[0], folders[1]
+    rows = convert(open_named(source, _said(args)), target, args.store or "arrow")
     say(f"{rows:,} rows")
     say(f"codes     {target}  ({args.store or 'arrow'})")
     say(f"next      {command('tokens', 'verify', source, target)}")
     return 0
+
+
+def _said(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What the tokenizer of --tokenizer says of codes that have no manifest."""
+    if args.tokenizer is None:
+        return None
+    tokenizer = Tokenizer.load(args.tokenizer, weights=args.weights, encoder_only=True, **vars(access(args)))
+    named = {"tokenizer": args.tokenizer}
+    return {**manifest_of(tokenizer, parse_size(args.size, tokenizer.cfg.size), None), **named}
 
 
 def _verify(args: argparse.Namespace, folders: list[Path]) -> int:

@@ -42,7 +42,7 @@ class Arrow:
     ) -> tuple[str, ...]:
         """One file. Raises `ValueError` for an extra with the name of a column of ours."""
         with aside(folder / f"{shard}{SUFFIX}") as temporary:
-            write_rows(temporary, rows, manifest)
+            write_batch(temporary, table_of(rows, manifest))
         return (f"{shard}{SUFFIX}",)
 
     def open(self, folder: Path, manifest: Mapping[str, Any]) -> "ArrowRows":
@@ -59,7 +59,15 @@ def table_of(rows: Sequence[Coded], manifest: Mapping[str, Any]) -> pa.RecordBat
             raise ValueError(f"the codes of '{row.key}' have shape {row.codes.shape}, not {shape}")
         codes[place] = row.codes
     lists = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), int(np.prod(shape)))
-    fields = [_texts("key", [row.key for row in rows]), (pa.field("codes", lists.type), lists)]
+    return batch_of(rows, lists, shape)
+
+
+def batch_of(rows: Sequence[Coded], codes: pa.Array, shape: tuple[int, ...]) -> pa.RecordBatch:
+    """A record batch of keys, a column `codes`, and the extras; `shape` is that of a row's codes.
+
+    Raises `ValueError` for an extra with the name of a column of ours.
+    """
+    fields = [_texts("key", [row.key for row in rows]), (pa.field("codes", codes.type), codes)]
     for name in dict.fromkeys(name for row in rows for name in row.extras):
         if name in _OWN:
             raise ValueError(f"an extra cannot have the name '{name}', that of a column of the store")
@@ -68,9 +76,8 @@ def table_of(rows: Sequence[Coded], manifest: Mapping[str, Any]) -> pa.RecordBat
     return pa.record_batch([column for _, column in fields], schema=schema)
 
 
-def write_rows(path: Path, rows: Sequence[Coded], manifest: Mapping[str, Any]) -> None:
+def write_batch(path: Path, batch: pa.RecordBatch) -> None:
     """Write an Arrow IPC file with one record batch."""
-    batch = table_of(rows, manifest)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 
@@ -126,8 +133,7 @@ class Shard:
             self.batch.validate()
             found = tuple(json.loads((self.batch.schema.metadata or {})[_SHAPE]))
             keys, codes = (self.batch.column(name) for name in _OWN)
-            raw = codes.values.to_numpy(zero_copy_only=True)
-            self.codes = raw[: len(self.batch) * int(np.prod(found))].reshape(-1, *found)
+            self.codes = self._codes(codes, found)
             self.keys = keys.cast(pa.binary())
         except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise DataError(f"{path}: this shard cannot be read: {first_line(error)}") from error
@@ -138,6 +144,11 @@ class Shard:
             )
         _, offsets, data = self.keys.buffers()
         self._offsets, self._data = memoryview(offsets).cast("i"), memoryview(data or b"")
+
+    def _codes(self, column: pa.Array, shape: tuple[int, ...]) -> Any:
+        """The codes of all rows, of which single ones and arrays of places are asked for."""
+        raw = column.values.to_numpy(zero_copy_only=True)
+        return raw[: len(self.batch) * int(np.prod(shape))].reshape(-1, *shape)
 
     def key(self, place: int) -> str:
         """The key of a row."""

@@ -1,0 +1,102 @@
+"""The store `tar`, as its readers see it: WebDataset itself, tarfile, and our own."""
+
+import json
+import tarfile
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+
+from vqcore.artefacts.stored import open_store, store_named
+from vqcore.errors import DataError
+from vqcore.protocols import Coded
+from vqcore.tokens import TokenDataset
+from vqcore.tokens.shards import Shards
+
+MANIFEST = {
+    "format": 1, "fingerprint": "ab12", "grid": [2, 3], "size": [8, 12], "codebook_size": 300, "num_codebooks": 1,
+    "dtype": "uint16", "store": "tar",
+}  # fmt: skip
+HARD = ("a.b", "c.d/e", "c.d/e.f.g", "__x__/y", "_/z", "100%", "%2E", "ü/ñ", "n\nl", "l" * 150, "__u__")
+"""Keys that readers of tars would cut, skip or confuse if they were written as they are."""
+
+
+def view(number):
+    return {"start": [0.0, 0.25], "stop": [1.0, 0.75], "flip": bool(number % 2), "extent": [20, 40]}
+
+
+def crops(key, count, rng):
+    return [
+        Coded(
+            f"{key}#crop{n}", rng.integers(300, size=(2, 3, 1)), {"record": key, "crop": n, "view": view(n)}
+        )
+        for n in range(count)
+    ]
+
+
+def written(folder, *shards):
+    made = Shards(folder, store_named(MANIFEST["store"], ""), MANIFEST, len(shards))
+    for name, rows in zip(made.names, shards):
+        made.write(name, rows, {"of": len(rows), "failed": []})
+    made.finish()
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path):
+    rng = np.random.default_rng(0)
+    plain = [Coded(key, rng.integers(300, size=(2, 3, 1))) for key in HARD]
+    return written(tmp_path / "tok", plain, [*crops("p/q", 3, rng), *crops("p/r", 3, rng)])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
+def test_webdataset_groups_as_it_was_written(store):
+    webdataset = pytest.importorskip("webdataset")
+    found = [
+        list(webdataset.WebDataset(str(store / f"shard-0000{n}.tar"), shardshuffle=False).decode())
+        for n in (0, 1)
+    ]
+    rows = TokenDataset(store)
+    assert [unquote(each["__key__"]) for each in found[0]] == list(HARD)
+    for place, each in enumerate(found[0]):
+        fields = {name for name in each if not name.startswith("__")}
+        assert fields == {"npy"}  # a row without extras: nothing to say
+        assert each["npy"].dtype == np.uint16 and np.array_equal(each["npy"], rows[place])
+    one, two = found[1]
+    assert (one["__key__"], two["__key__"]) == ("p/q", "p/r")
+    assert one["npy"].shape == (3, 2, 3, 1) and np.array_equal(two["npy"][2], rows[rows.find("p/r#crop2")])
+    assert two["json"] == [
+        {"key": f"p/r#crop{n}", "record": "p/r", "crop": n, "view": view(n)} for n in range(3)
+    ]
+
+
+def test_members_have_no_owner_and_no_time(store):
+    with tarfile.open(store / "shard-00001.tar") as tar:
+        members = tar.getmembers()
+        content = tar.extractfile("p/q.json").read()
+    assert [each.name for each in members] == ["p/q.npy", "p/q.json", "p/r.npy", "p/r.json"]
+    assert {(each.mtime, each.uid, each.gid, each.uname, each.mode) for each in members} == {
+        (0, 0, 0, "", 0o644)
+    }
+    assert json.loads(content)[1]["view"] == view(1)
+
+
+def test_rows_are_views_of_the_mapped_tar(store):
+    rows = open_store(store).rows
+    place = rows.find("p/r#crop1")
+    assert not rows.codes(place).flags.owndata and not rows.codes(place).flags.writeable
+    assert rows.extras(place) == {"record": "p/r", "crop": 1, "view": view(1)}
+    assert rows.many(np.array([], np.int64)).shape == (0, 2, 3, 1)
+
+
+def test_a_tar_that_is_cut_off_or_gone_is_refused(store):
+    tar = store / "shard-00001.tar"
+    raw = tar.read_bytes()
+    tar.write_bytes(raw[:-512])
+    with pytest.raises(
+        DataError, match=rf"shard-00001\.tar: this shard has {len(raw) - 512} bytes, and {len(raw)} w"
+    ):
+        open_store(store)
+    tar.unlink()
+    with pytest.raises(DataError, match=r"shard-00001\.tar: there is no such file"):
+        open_store(store)
