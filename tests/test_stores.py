@@ -24,6 +24,7 @@ from vqcore.errors import ConfigError, DataError, RunError
 from vqcore.protocols import Coded
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens import TokenDataset
+from vqcore.tokens import stats as counting
 from vqcore.tokens.passes import decode_folder, tokenize_folder
 from vqcore.tokens.sharded import tokenize_shards
 from vqcore.tokens.shards import Shards, sha256
@@ -472,8 +473,41 @@ class TestWork:
         assert found["usage"] == [1, 0.25]
         assert np.allclose(found["bits"], [bits, 0]) and np.allclose(found["perplexity"], [2**bits, 1])
         assert np.allclose(found["places"], [[4, 1], [1, 1]])
+        assert found["most"] == [[[1, 5], [0, 1], [2, 1], [3, 1]], [[1, 8]]]
+        assert found["least"] == [[[0, 1], [2, 1], [3, 1], [1, 5]], [[1, 8]]]
+        assert found["never"] == [0, 3]
         assert main(["tokens", "stats", str(tmp_path / "tok")]) == 0
-        assert "codebook 1  usage 25.0%  perplexity 1  entropy 0 bits" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "codebook 1  usage 25.0%  perplexity 1  entropy 0 bits" in said
+        assert "least used  1 (8 times); 3 codes never occur" in said
+        # 8 codes drawn evenly from 4 leave 4 * (3/4)^8 of them out.
+        assert f"So few codes, drawn evenly, would use {1 - 0.75**8:.1%} of the codebook" in said
+
+    def test_stats_count_in_parts_and_leave_out_what_is_behind_a_text(self, tmp_path, monkeypatch):
+        manifest = {"format": 1, "fingerprint": "x", "grid": [3], "size": [3], "num_codebooks": 1, "codebook_size": 9,
+                    "dtype": "uint8"}  # fmt: skip
+        rows = [Coded(str(n), np.array([[n], [n], [0]]), {"length": 1 + n % 2}) for n in range(1, 8)]
+        shards = Shards(tmp_path / "tok", store_named("arrow", ""), {**manifest, "store": "arrow"}, 1)
+        shards.write("shard-00000", rows, {"of": 7, "failed": []})
+        shards.finish()
+        monkeypatch.setattr(counting, "_AT_ONCE", 1)
+        for most in (9 * 3, 9):  # counted at each position, and not
+            monkeypatch.setattr(counting, "MOST_CODES", most)
+            use = counting.stats(tmp_path / "tok")
+            assert use.counts.tolist() == [[0, 2, 1, 2, 1, 2, 1, 2, 0]]
+            assert (use.places is None) == (most == 9)
+        monkeypatch.setattr(counting, "MOST_CODES", 8)
+        with pytest.raises(DataError, match=r"the codes of 1 codebooks of 9 are not counted; the most is 8"):
+            counting.stats(tmp_path / "tok")
+
+    def test_stats_of_codes_that_cannot_be(self, tmp_path):
+        manifest = {"format": 1, "fingerprint": "x", "grid": [1], "size": [3], "num_codebooks": 1, "codebook_size": 4,
+                    "dtype": "uint8"}  # fmt: skip
+        shards = Shards(tmp_path / "tok", store_named("arrow", ""), {**manifest, "store": "arrow"}, 1)
+        shards.write("shard-00000", [Coded("a", np.array([[4]]))], {"of": 1, "failed": []})
+        shards.finish()
+        with pytest.raises(DataError, match=r"code 4 is not below 4; see vqcore tokens verify"):
+            counting.stats(tmp_path / "tok")
 
 
 @pytest.mark.slow

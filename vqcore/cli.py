@@ -141,6 +141,7 @@ def _tokens(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", help="stores of codes; for convert: a store and a new folder")
     parser.add_argument("--store", help="convert: the new layout: arrow (default), parquet, folder")
     parser.add_argument("--json", action="store_true", help="stats: print all numbers as JSON")
+    parser.add_argument("--html", metavar="FILE", help="stats: also write a page for the browser")
 
 
 def _export(parser: argparse.ArgumentParser) -> None:

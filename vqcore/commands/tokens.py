@@ -2,15 +2,19 @@
 
 import argparse
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vqcore.console import command, say
 from vqcore.errors import ConfigError, RunError
+from vqcore.evaluate.usage import reachable
 from vqcore.files import local
-from vqcore.tokens.work import Use, convert, stats, verify
+from vqcore.registry import registry
+from vqcore.tokens.stats import Use, stats
+from vqcore.tokens.work import convert, verify
 
 PLACES = {"convert": 2, "verify": None, "stats": 1}
 """How many folders each action takes; None: one or more."""
@@ -22,7 +26,11 @@ def run(args: argparse.Namespace) -> int:
     if wanted is not None and len(args.folders) != wanted:
         asked = {1: "one folder, that of the store", 2: "two folders, the store and a new one"}[wanted]
         raise ConfigError(f"vqcore tokens {args.what} takes {asked}; {len(args.folders)} are given.")
-    for flag, given, verb in (("--store", args.store, "convert"), ("--json", args.json, "stats")):
+    for flag, given, verb in (
+        ("--store", args.store, "convert"),
+        ("--json", args.json, "stats"),
+        ("--html", args.html, "stats"),
+    ):
         if given and args.what != verb:
             raise ConfigError(f"{flag} belongs to vqcore tokens {verb}.")
     folders = [local(folder) for folder in args.folders]
@@ -51,17 +59,38 @@ def _verify(args: argparse.Namespace, folders: list[Path]) -> int:
 
 
 def _stats(args: argparse.Namespace, folders: list[Path]) -> int:
+    report: Any = registry().load("hook", "track/report") if args.html else None
     use = stats(folders[0])
+    if args.html:
+        report.write_tokens(use, folders[0].name, local(args.html))
     if args.json:
-        say(json.dumps(asdict(use)))
+        say(json.dumps(use.facts()))
         return 0
-    say(f"{use.rows:,} rows, codebook of {use.codebook_size:,}")
-    for book, (usage, perplexity, bits) in enumerate(zip(use.usage, use.perplexity, use.bits)):
-        name = f"codebook {book}  " if len(use.usage) > 1 else ""
+    books, size = use.counts.shape
+    grid = " x ".join(map(str, use.manifest["grid"]))
+    say(f"{use.rows:,} rows of {grid} codes, codebook of {size:,}")
+    for book in range(books):
+        name = f"codebook {book}  " if books > 1 else ""
         say(
-            f"{name}usage {usage:.1%}  perplexity {perplexity:.4g}  entropy {bits:.3g} bits{_places(use, book)}"
+            f"{name}usage {use.usage[book]:.1%}  perplexity {use.perplexity[book]:.4g}  entropy {use.bits[book]:.3g} "
+            f"bits{_places(use, book)}"
         )
+        say(f"  most used   {_codes(use.most()[book])}")
+        say(f"  least used  {_codes(use.least()[book])}{_never(use.never[book])}")
+    share, _ = reachable(int(use.counts.sum()) // books, size)
+    if share < 0.99:
+        say(f"So few codes, drawn evenly, would use {share:.1%} of the codebook.")
+    if args.html:
+        say(f"page      {args.html}")
     return 0
+
+
+def _codes(many: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"{code} ({times:,} times)" for code, times in many[:5])
+
+
+def _never(codes: int) -> str:
+    return f"; {codes:,} codes never occur" if codes else ""
 
 
 def _places(use: Use, book: int) -> str:
