@@ -14,20 +14,22 @@ import pyarrow.parquet
 import pytest
 import torch
 import toys
+from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader
 from toys import toy  # noqa: F401
 
-from vqcore import dist, files
+from vqcore import dist, files, pictures
 from vqcore.artefacts.stored import open_store, store_named
 from vqcore.cli import main
 from vqcore.errors import ConfigError, DataError, RunError
 from vqcore.protocols import Coded
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens import TokenDataset
+from vqcore.tokens import TokenDataset, passes
 from vqcore.tokens import stats as counting
 from vqcore.tokens.passes import decode_folder, tokenize_folder
 from vqcore.tokens.sharded import tokenize_shards
 from vqcore.tokens.shards import Shards, sha256
+from vqcore.tokens.sheet import decoded
 
 pytestmark = pytest.mark.usefixtures("toy")
 BYTES = os.fsdecode(b"caf\xe9")
@@ -508,6 +510,78 @@ class TestWork:
         shards.finish()
         with pytest.raises(DataError, match=r"code 4 is not below 4; see vqcore tokens verify"):
             counting.stats(tmp_path / "tok")
+
+
+def patches(seed, *shape):
+    """Noise that is constant in patches of 4, so that codes differ."""
+    values = np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+    return values.repeat(4, -1).repeat(4, -2)
+
+
+class TestSheet:
+    def test_windows_rows_and_files_are_found_again(self, made, tmp_path, capsys):
+        pics = samples(tmp_path / "in", "b/c")
+        for name, shape in (("a", (2, 2, 2)), ("long", (2, 3, 5)), ("many", (4, 2, 2, 2))):
+            np.save(pics / f"{name}.npy", patches(1, *shape))
+        stored(made, pics, tmp_path / "tok", tiles=True, named=str(tmp_path / "run"))
+        verify = ["tokens", "verify", str(tmp_path / "tok"), "--source", str(pics)]
+        assert main(verify) == 0
+        said = capsys.readouterr().out
+        assert "tok: 100.0% of the codes come out again from the 6 files of the sheet" in said
+        assert f"{tmp_path / 'tok.png'}  (from left to right: a#0x0, long#0x0, long#0x16, " in said
+        for row in open_store(tmp_path / "tok").places:
+            np.save(pics / f"{row}.npy", np.load(pics / f"{row}.npy")[..., ::-1])
+        assert main(verify) == 0
+        assert "100.0%" not in capsys.readouterr().out
+        (pics / "a.npy").unlink()
+        assert main(verify) == 2
+        assert (
+            f"--source {pics}: has no file with the key 'a', which {tmp_path / 'tok'} has"
+            in capsys.readouterr().err
+        )
+
+    def test_a_saved_view_is_honoured(self, made, tmp_path):
+        raw = np.ones((2, 16, 16), np.float32)
+        raw[0, :, 12:] = -1
+        np.save(tmp_path / "a.npy", raw)
+        view = {"start": [0.25, 0.5], "stop": [0.75, 1.0], "flip": True, "extent": [16, 16]}
+        crop = torch.from_numpy(raw[:, 4:12, 8:16][..., ::-1].copy())
+        base = passes.manifest_of(made, (8, 8), None)
+        shards = Shards(tmp_path / "tok", store_named("arrow", ""), {**base, "store": "arrow"}, 1)
+        extras = {"record": "a", "crop": 0, "view": view}
+        rows = [
+            Coded("a#crop0", made.encode(crop[None])[0].numpy(), extras),
+            Coded("a#crop1", made.encode(crop[None])[0].numpy(), {**extras, "view": {**view, "flip": False}}),
+        ]
+        shards.write("shard-00000", rows, {"of": 1, "failed": []})
+        shards.finish()
+        found = decoded([tmp_path / "tok"], [made], [tmp_path / "a.npy"])
+        assert found.agreement == {tmp_path / "tok": 0.5}  # nothing of the second row
+        assert found.keys == ["a#crop0", "a#crop1"]
+
+    def test_the_same_keys_of_several_stores(self, made, tmp_path, capsys):
+        pics, other = samples(tmp_path / "in", *"abcdefghij"), trained(tmp_path / "other", seed=1)
+        folders = [tmp_path / "one", tmp_path / "two"]
+        for tokenizer, folder in zip((made, other), folders):
+            stored(tokenizer, pics, folder)
+        found = decoded(folders, [other, made], [])
+        assert found.keys == list("acefhj") and not found.agreement
+        tile, gap, margin = pictures.TILE, pictures._GAP, pictures._MARGIN
+        for line, tokenizer in enumerate((made, other)):
+            codes = tokenizer.load_tokens(folders[line])
+            for column, key in enumerate(found.keys):
+                left, top = margin + column * (tile + gap), line * (tile + gap)
+                alone = pictures.picture(made.modality, tokenizer.decode(codes[key])[0])
+                wanted = alone.resize((tile, tile), Image.Resampling.NEAREST)
+                assert found.image.crop((left, top, left + tile, top + tile)) == wanted
+        with pytest.raises(DataError, match=r"two: the tokenizer with the fingerprint .* made these codes"):
+            decoded(folders, [made], [])
+        with pytest.raises(ConfigError, match=r"--source is given 1 times, for 2 stores"):
+            decoded(folders, [made], [pics])
+        assert main(["tokens", "verify", *map(str, folders), "--sheet", str(tmp_path / "x.png")]) == 2
+        assert "one: its tokens.json does not name a tokenizer. Add --decode RUN" in capsys.readouterr().err
+        assert main(["tokens", "stats", str(folders[0]), "--decode", "x"]) == 2
+        assert "--decode belongs to vqcore tokens verify" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from vqcore.artefacts.stored import complete_manifest
+from vqcore.assembly import pick_device
+from vqcore.commands.loading import load_named
 from vqcore.console import command, say
 from vqcore.errors import ConfigError, RunError
 from vqcore.evaluate.usage import reachable
 from vqcore.files import local
+from vqcore.pictures import save_picture
 from vqcore.registry import registry
+from vqcore.tokens.sheet import decoded
 from vqcore.tokens.stats import Use, stats
 from vqcore.tokens.work import convert, verify
 
@@ -28,6 +33,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"vqcore tokens {args.what} takes {asked}; {len(args.folders)} are given.")
     for flag, given, verb in (
         ("--store", args.store, "convert"),
+        ("--decode", args.decode, "verify"),
+        ("--sheet", args.sheet, "verify"),
+        ("--source", args.source, "verify"),
         ("--json", args.json, "stats"),
         ("--html", args.html, "stats"),
     ):
@@ -51,11 +59,32 @@ def _verify(args: argparse.Namespace, folders: list[Path]) -> int:
     for line in report.said:
         say(line)
     if not report.problems:
+        if args.decode or args.sheet or args.source:
+            _sheet(args, folders)
         return 0
     for problem in report.problems[:-1]:
         say(problem)
     count = len(report.problems)
     raise RunError(f"{report.problems[-1]} ({count} problem{'s' if count > 1 else ''})")
+
+
+def _sheet(args: argparse.Namespace, folders: list[Path]) -> None:
+    """Decode some rows with the tokenizers that are given, or else those that the manifests name."""
+    named = [(str(folder), complete_manifest(folder).get("tokenizer")) for folder in folders]
+    if unnamed := [folder for folder, name in named if not name and not args.decode]:
+        raise ConfigError(f"{unnamed[0]}: its tokens.json does not name a tokenizer. Add --decode RUN.")
+    tokenizers = []
+    for run in args.decode or dict.fromkeys(name for _, name in named):
+        args.run = run
+        tokenizers.append(load_named(args, device=pick_device(None)))
+    path = local(args.sheet) if args.sheet else folders[0].with_name(f"{folders[0].name}.png")
+    found = decoded(folders, tokenizers, [local(each) for each in args.source])
+    save_picture(found.image, path)
+    for folder, share in found.agreement.items():
+        say(
+            f"{folder}: {share:.1%} of the codes come out again from the {len(found.keys)} files of the sheet"
+        )
+    say(f"sheet     {path}  (from left to right: {', '.join(found.keys)})")
 
 
 def _stats(args: argparse.Namespace, folders: list[Path]) -> int:
