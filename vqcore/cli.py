@@ -82,7 +82,11 @@ def _report(parser: argparse.ArgumentParser) -> None:
 
 def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help=RUN_HELP)
-    parser.add_argument("input", help="a folder (searched at any depth) or one file")
+    parser.add_argument(
+        "input",
+        help="a folder (searched at any depth), one file, tar shards (shards/{000..099}.tar), or a data source: "
+        "NAME[key=value]:PATH",
+    )
     parser.add_argument(
         "output", help="folder for the codes: shards, or a file for each file, and tokens.json"
     )
@@ -107,6 +111,25 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tiles", action="store_true", help="cover all of a picture with tiles; do not crop it"
+    )
+    parser.add_argument(
+        "--crops",
+        type=_count,
+        metavar="N",
+        help="crops of each sample: the centre, then random ones with flips, as the modality draws them in training",
+    )
+    parser.add_argument(
+        "--views", metavar="STORE", help="take the crops that the rows of this store have, by key"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other random crops (default 0)")
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="RUN OUT",
+        help="a further tokenizer for the same files in the same pass, and its output; then settings: size=, store=, "
+        "batch_size=, borrow=",
     )
     _batches(parser)
     _borrowing(parser)

@@ -276,8 +276,10 @@ class Coded:
     """A row of a store: a key that no other row has, codes, and what else is known of it, as JSON values by name.
 
     A row that is one of several from one file has the extra `record`, the key of the file; `row`, if the file holds
-    several samples; `start`, where its window begins, and `extent`, that of the whole as decoded, if it is a window.
-    Rows of one file stand next to each other.
+    several samples; `start`, where its window begins, and `extent`, that of the whole as decoded, if it is a window;
+    `crop`, its number (0 is the centre), and `view`, if it is one of several crops: a mapping with `start`, `stop`,
+    `flip` and `extent` as in `View`. A row with invalid positions has `valid`: the bits of the grid in hexadecimal
+    digits, row by row, 1 where valid (`vqcore.artefacts.codes.unpacked`). Rows of one file stand next to each other.
     """
 
     key: str
@@ -1089,6 +1091,21 @@ def bytes_of(data: Any, index: int, label: str = "") -> int | None:
 
 
 @runtime_checkable
+class HasShards(Protocol):
+    """A data source whose samples lie in shards: the name of each, and how many samples it has, in their order.
+
+    Names fit in a file name, and stand in the order of their bytes. `vqcore tokenize` makes a shard of codes of each.
+    """
+
+    shards: Sequence[tuple[str, int]]
+
+
+def shards(data: Any) -> Sequence[tuple[str, int]] | None:
+    """The shards in which the samples of a data source lie. Default: None, they lie in none."""
+    return data.shards if isinstance(data, HasShards) else None
+
+
+@runtime_checkable
 class SampleReader(Protocol):
     """Reads files of one or more suffixes as arrays. Built as `Class(cfg)`.
 
@@ -1542,7 +1559,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         KnowsExtent,
     ),
     "reader": (NamesParts,),
-    "data": (LeavesOut, KnowsBytes),
+    "data": (LeavesOut, KnowsBytes, HasShards),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "text": (LearnsText, ShowsPieces),
     "format": (ReadsTokenizers, ReadsConfigs, ExplainsConfigs, WritesTokenizers, Publishes),

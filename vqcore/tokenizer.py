@@ -65,6 +65,7 @@ from vqcore.protocols import (
     Quantized,
     Quantizer,
     RecordCodes,
+    View,
     codes_in_fp32,
     expand,
     fetch,
@@ -377,11 +378,16 @@ class Tokenizer(nn.Module):
             self._warn_of_length(found)
         return found.part(0)
 
-    def prepared(self, source: Any, size: tuple[int, ...], cover: Cover | None = None) -> Prepared:
-        """A sample, read, with the parts that an encoder takes: as `prepare` takes them."""
-        return Prepared(
-            opened(self.modality, local(source) if isinstance(source, (str, Path)) else source), size, cover
-        )
+    def prepared(
+        self,
+        source: Any,
+        size: tuple[int, ...],
+        cover: Cover | None = None,
+        views: tuple[View, ...] = (),
+    ) -> Prepared:
+        """A sample, read, with the parts that an encoder takes: as `prepare` takes them. `views` are its crops."""
+        source = local(source) if isinstance(source, (str, Path)) else source
+        return Prepared(opened(self.modality, source), size, cover, views)
 
     def encode_record(
         self,

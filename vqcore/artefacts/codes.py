@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from vqcore.data.listing import Listing
 from vqcore.data.npy import read_array, read_member
@@ -182,6 +183,25 @@ def joined(rows: Sequence[Coded], size: tuple[int, ...]) -> Codes:
         ]
         return made if "row" in rows[0].extras else made[0]
     return np.stack([row.codes for row in rows]) if "row" in rows[0].extras else rows[0].codes
+
+
+def packed(valid: Bool[np.ndarray, "*grid"]) -> str:
+    """Which positions of a grid are valid, as the extra `valid` of a row: bits row by row, in hexadecimal digits."""
+    return np.packbits(valid.reshape(-1)).tobytes().hex()
+
+
+def unpacked(text: str | None, grid: Sequence[int]) -> Bool[np.ndarray, "*grid"]:
+    """The reverse of `packed`; None stands for a grid whose positions are all valid. Raises `DataError`."""
+    if text is None:
+        return np.ones(grid, dtype=bool)
+    count = int(np.prod(grid))
+    try:
+        bits = np.frombuffer(bytes.fromhex(text), np.uint8)
+    except ValueError:
+        bits = np.zeros(0, np.uint8)
+    if len(bits) != -(-count // 8):
+        raise DataError(f"'{text[:40]}' does not say which of {count} positions are valid")
+    return np.unpackbits(bits, count=count).reshape(grid).astype(bool)
 
 
 def by_record(rows: Iterable[Coded]) -> Iterator[tuple[str, list[Coded]]]:

@@ -1,65 +1,154 @@
 """`vqcore tokenize`: turn files into codes, in the smallest unsigned integer type that fits."""
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from vqcore.artefacts.stored import FOLDER, store_named
 from vqcore.assembly import pick_device
 from vqcore.commands.loading import again, load_named
 from vqcore.console import command, say
-from vqcore.errors import ConfigError
+from vqcore.errors import ConfigError, did_you_mean, listed
 from vqcore.files import local
+from vqcore.tokens.flow import Done
 from vqcore.tokens.passes import parse_size, parse_stride, tokenize_folder
-from vqcore.tokens.sharded import SHARD_SIZE, tokenize_shards
+from vqcore.tokens.sharded import Job, tokenize_all
 from vqcore.tokens.shards import FAILED
+
+ALSO = ("size", "store", "batch_size", "borrow")
+"""What may be said of a further tokenizer."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tokenize a folder or a file. What is done already is left alone; unreadable files are named."""
+    """Tokenize a data set. What is done already is left alone; unreadable files are named."""
     store_named(args.store, "--store")  # a name that is wrong costs no loading
     in_files = args.store == FOLDER
-    if in_files and (args.only or args.shard_size):
-        flag = "--only" if args.only else "--shard-size"
-        raise ConfigError(
-            f"{flag} is for stores of shards, and --store {args.store} keeps a file for each file: every start does "
-            "what is missing. Leave it out."
-        )
+    if in_files:
+        _refuse_flags(args)
+    also = [_parsed(words) for words in args.also]
     device = pick_device(args.device, "--device")
     tokenizer = load_named(args, device=device, encoder_only=True)
     size = parse_size(args.size, tokenizer.cfg.size)
-    how: dict[str, Any] = {
-        "size": size,
-        "batch_size": args.batch_size,
-        "overwrite": args.overwrite,
-        "stride": parse_stride(args.stride, len(size)),
-        "tiles": args.tiles,
-        "workers": args.workers,
-    }
-    source, target = local(args.input), local(args.output)
+    target = local(args.output)
     if in_files:
-        done = tokenize_folder(tokenizer, source, target, **how)
-    else:
-        done = tokenize_shards(
+        done = tokenize_folder(
             tokenizer,
-            source,
+            args.input,
             target,
-            store=args.store,
-            shard_size=args.shard_size or SHARD_SIZE,
-            only=local(args.only) if args.only else None,
-            named=args.run,
-            **how,
+            size=size,
+            batch_size=args.batch_size,
+            overwrite=args.overwrite,
+            stride=parse_stride(args.stride, len(size)),
+            tiles=args.tiles,
+            workers=args.workers,
         )
-    say(done.said)
-    if done.windows > done.seen:
-        samples = f"{done.seen:,} sample{'' if done.seen == 1 else 's'}"
-        say(f"windows   {done.windows:,} of {' x '.join(map(str, size))}, for {samples}")
-    if done.share_lost >= 0.005:
-        what = "area" if len(size) == 2 else "samples"
-        say(f"left out  {done.share_lost:.0%} of the {what}: each is cropped; --tiles takes all of it")
-    say(
-        f"codes     {args.output}  (grid {' x '.join(map(str, tokenizer.grid(size)))}, q {tokenizer.num_codebooks})"
+        job = Job(tokenizer=tokenizer, target=target, size=size)
+        return _report(args, [(args, job)], [done])
+    job = Job(
+        tokenizer=tokenizer,
+        target=target,
+        size=size,
+        store=args.store,
+        batch_size=args.batch_size,
+        stride=parse_stride(args.stride, len(size)),
+        tiles=args.tiles,
+        named=args.run,
     )
-    if done.failed and not in_files:
-        say(f"failed    {target / FAILED}: mend the files, then give the same command --only with this file")
-    say(f"next      {command('decode', args.run, args.output, 'rebuilt', *again(args))}")
+    jobs = [(args, job), *(_further(args, job, *each) for each in also)]
+    done_by = tokenize_all(
+        args.input,
+        [each for _, each in jobs],
+        shard_size=args.shard_size,
+        overwrite=args.overwrite,
+        only=local(args.only) if args.only else None,
+        workers=args.workers,
+        crops=args.crops,
+        views=local(args.views) if args.views else None,
+        seed=args.seed,
+    )
+    return _report(args, jobs, done_by)
+
+
+def _refuse_flags(args: argparse.Namespace) -> None:
+    """Raise `ConfigError` for what a file of codes for each file cannot hold."""
+    for flag, given in (("--only", args.only), ("--shard-size", args.shard_size)):
+        if given:
+            raise ConfigError(
+                f"{flag} is for stores of shards, and --store {args.store} keeps a file for each file: every start "
+                "does what is missing. Leave it out."
+            )
+    for flag, given in (("--crops", args.crops), ("--views", args.views), ("--also", args.also)):
+        if given:
+            raise ConfigError(
+                f"{flag} is for stores of shards, and --store {args.store} keeps codes alone. Leave --store out."
+            )
+
+
+def _parsed(words: Sequence[str]) -> tuple[str, str, dict[str, list[str]]]:
+    """A further tokenizer, its output, and what else is said of it. Raises `ConfigError`."""
+    where = f"--also {' '.join(words)}"
+    if len(words) < 2:
+        raise ConfigError(f"{where}: write --also RUN OUT, and then settings key=value: {listed(ALSO)}.")
+    given: dict[str, list[str]] = {}
+    for word in words[2:]:
+        key, sign, value = word.partition("=")
+        if not sign or key not in ALSO or (key in given and key != "borrow"):
+            hint = did_you_mean(key, ALSO)
+            raise ConfigError(
+                f"{where}: '{word}' is no setting of a further tokenizer.{hint} Settings: {listed(ALSO)}."
+            )
+        given.setdefault(key, []).append(value)
+    for value in given.get("store", ()):
+        store_named(value, f"{where}: store")
+        if value == FOLDER:
+            raise ConfigError(f"{where}: store={FOLDER} has no shards. Take another store.")
+    return words[0], words[1], given
+
+
+def _further(
+    args: argparse.Namespace, first: Job, run: str, output: str, given: dict[str, list[str]]
+) -> tuple[argparse.Namespace, Job]:
+    """A further tokenizer, loaded as the first one is, and its arguments."""
+    its = argparse.Namespace(
+        **{**vars(args), "run": run, "output": output, "borrow": given.get("borrow", [])}
+    )
+    tokenizer = load_named(its, device=first.tokenizer.device, encoder_only=True)
+    (size,), (batch_size,) = given.get("size", [None]), given.get("batch_size", [str(first.batch_size)])
+    if not batch_size.isdecimal() or not int(batch_size):
+        raise ConfigError(f"--also {run}: batch_size={batch_size} must be a whole number above 0.")
+    job = replace(
+        first,
+        tokenizer=tokenizer,
+        target=local(output),
+        size=parse_size(size, tokenizer.cfg.size),
+        store=given.get("store", [first.store])[0],
+        batch_size=int(batch_size),
+        named=run,
+    )
+    return its, job
+
+
+def _report(
+    args: argparse.Namespace, jobs: Sequence[tuple[argparse.Namespace, Job]], done_by: Sequence[Done]
+) -> int:
+    """Say what became of the files, and of each store."""
+    say(done_by[0].said)
+    for (its, job), done in zip(jobs, done_by):
+        if done is not done_by[0]:
+            say(f"{its.run}: {done.said.splitlines()[0]}")
+        if done.windows > done.seen:
+            samples = f"{done.seen:,} sample{'' if done.seen == 1 else 's'}"
+            what = "crops  " if args.crops or args.views else "windows"
+            say(f"{what}   {done.windows:,} of {' x '.join(map(str, job.size))}, for {samples}")
+        if done.share_lost >= 0.005:
+            area = "area" if len(job.size) == 2 else "samples"
+            say(f"left out  {done.share_lost:.0%} of the {area}: each is cropped; --tiles takes all of it")
+        grid = " x ".join(map(str, job.tokenizer.grid(job.size)))
+        say(f"codes     {its.output}  (grid {grid}, q {job.tokenizer.num_codebooks})")
+        if done.failed and args.store != FOLDER:
+            say(
+                f"failed    {job.target / FAILED}: mend the files, then give the same command --only with this file"
+            )
+    for its, _ in jobs:
+        say(f"next      {command('decode', its.run, its.output, 'rebuilt', *again(its))}")
     return 0

@@ -101,25 +101,36 @@ def sized(
 
 
 def opened(modality: Modality, given: Any) -> Opened:
-    """What a modality reads of the answer of `Data.get`: a source, or a window of one."""
+    """What a modality reads of the answer of `Data.get`: a source, or a window of one. What is open stays as it is."""
+    if isinstance(given, Opened):
+        return given
     window = given if isinstance(given, Window) else None
     return Opened(modality.read(given if window is None else window.source), modality, window)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sample as an encoder takes it: its evaluation view, or the windows that cover it, each made when asked for."""
+    """A sample as an encoder takes it: its evaluation view, the windows that cover it, or the crops of `views`.
+
+    Each part is made when asked for.
+    """
 
     found: Opened
     size: tuple[int, ...]
     cover: Cover | None = None
+    views: tuple[View, ...] = ()
 
     def __len__(self) -> int:
+        if self.views:
+            return len(self.views)
         return 1 if self.cover is None else math.prod(self.cover.counts(self.found.extent))
 
     def part(self, place: int) -> tuple[Tensor, Bool[Tensor, "*size"] | None]:
-        """A window, filled up to the size, and where it is valid: None if everywhere."""
+        """A window, filled up to the size, or a crop; and where it is valid: None if everywhere."""
         found, how = self.found, sizing(self.modality)
+        if self.views:
+            view = found.within(replace(self.views[place], size=self.size))
+            return self.modality.tensor(found.raw, view), mask(self.modality, found.raw, view)
         if self.cover is not None:
             window = cut(found.window or found.raw, *self.cover.part(place, found.extent))
             found = replace(found, window=window)
@@ -139,7 +150,7 @@ class Prepared:
     @property
     def left_out(self) -> float:
         """The share of the sample that lies in no part."""
-        if self.cover is not None or has_own_box(self.modality):
+        if self.cover is not None or self.views or has_own_box(self.modality):
             return 0.0
         view = sized(self.modality, self.found, self.size)
         return 1 - math.prod(high - low for low, high in zip(view.start, view.stop))
@@ -334,14 +345,19 @@ def _valid(label: str, found: Opened, main: Opened, view: View) -> Bool[Tensor, 
     Raises `DataError` if the aspect ratios of mask and sample differ by more than a pixel.
     """
     own, extent = (found.whole, main.whole) if found.window is None else (found.extent, main.extent)
-    # The largest ratio of an axis gives the scale; the other axes may differ by one pixel of the coarser of the two.
-    scale = max(a / b for a, b in zip(own, extent))
-    if any(abs(a - scale * b) > max(1.0, 1.01 * scale) for a, b in zip(own, extent)):
+    if not proportional(own, extent):
         sides = " x ".join(map(str, own)), " x ".join(map(str, extent))
         raise DataError(
             f"the mask '{label}' of {sides[0]} does not fit the sample of {sides[1]}: the aspect ratios differ"
         )
     return rearrange(found.modality.tensor(found.raw, view), "1 ... -> ...") > 0.5
+
+
+def proportional(own: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two extents have the same proportions, up to a position of the coarser of the two."""
+    # The largest ratio of an axis gives the scale.
+    scale = max(a / b for a, b in zip(own, other))
+    return all(abs(a - scale * b) <= max(1.0, 1.01 * scale) for a, b in zip(own, other))
 
 
 def _hidden(modality: Modality, x: Tensor, valid: Bool[Tensor, "*size"], value: float | None) -> Tensor:

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import tarfile
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -350,6 +351,12 @@ class Shards(Names):
                 places.append((number, offset, size))
                 yield inner + os.fsencode(ending), len(os.fsencode(ending))
 
+    @property
+    def shards(self) -> list[tuple[str, int]]:
+        """The name of each shard, and how many members it has, in their order."""
+        counts = np.bincount(self._places[:, 0], minlength=len(self.places)).tolist()
+        return [(_stem(place.name), count) for place, count in zip(self.places, counts)]
+
     def bytes_of(self, index: int) -> int:
         """The bytes of a member."""
         return int(self._places[index, 2])
@@ -405,8 +412,8 @@ class _Handles:
             self._used.popitem(last=False)[1].close()
 
 
-class _Scratch:
-    """Members as files. Every process has a folder of its own."""
+class _Scratch(threading.local):
+    """Members as files. Every thread has a folder of its own, because it may read a file while others ask for more."""
 
     def __init__(self) -> None:
         self._process, self._kept = -1, OrderedDict[Path, None]()

@@ -155,6 +155,11 @@ class Tar(_Files):
         }
         self._check_partners(cfg.max_bad_share)
 
+    @property
+    def shards(self) -> list[tuple[str, int]]:
+        """The name of each shard, and how many samples it has."""
+        return self._files.shards
+
     def bytes_of(self, index: int, label: str = "") -> int | None:
         """The bytes of a file in its shard; None if an extra modality has no file for this sample."""
         if not label:

@@ -4,10 +4,8 @@ import contextlib
 import errno
 import logging
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,77 +17,19 @@ from torch import Tensor
 from vqcore.artefacts.codes import FORMAT, MANIFEST, SUFFIXES, Codes, other_maker, read_codes, read_manifest
 from vqcore.artefacts.stored import open_store, store_of
 from vqcore.console import ProgressLine
-from vqcore.data.listing import Listing, counted, suffix_length
-from vqcore.data.npy import map_array
-from vqcore.data.reader import Prepared
+from vqcore.data.listing import Listing, suffix_length
 from vqcore.data.windows import Cover, Whole, cover, named
 from vqcore.errors import ConfigError, DataError, RunError, cause, listed
 from vqcore.files import aside
-from vqcore.protocols import KnowsExtent, Modality, RecordCodes, writer
+from vqcore.protocols import Modality, RecordCodes, writer
 from vqcore.rng import sample_generators
 from vqcore.tokenizer import Tokenizer
+from vqcore.tokens.flow import Done, File, Item, through
+from vqcore.tokens.inputs import source_of
+from vqcore.tokens.parts import Take, encoded, inputs
 from vqcore.tokens.store import Claims, code_dtype, save_array, save_codes
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Done:
-    """What a pass over a folder did. `failed` says what is wrong with the files whose keys are in `keys`.
-
-    `left_out`: how many entries are no samples, by kind.
-    `lost` is the share of each sample that is in no code, added up over `seen` samples; `windows` is their number.
-    """
-
-    written: int = 0
-    skipped: int = 0
-    failed: list[str] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    lost: float = 0.0
-    seen: int = 0
-    windows: int = 0
-
-    def fail(self, path: Path, key: str, error: Exception) -> None:
-        """Note, and say, that a file cannot be used."""
-        text = str(error)
-        self.keys.append(key)
-        self.failed.append(text if str(path) in text else f"{path}: {text}")
-        log.warning("skipped: %s", self.failed[-1])
-
-    @property
-    def said(self) -> str:
-        """One line for people."""
-        rest = f"\nleft out: {counted(self.left_out)}" if self.left_out else ""
-        return f"{self.written} written, {self.skipped} existed already, {len(self.failed)} unreadable{rest}"
-
-    @property
-    def share_lost(self) -> float:
-        """The mean share of a sample that is in no code."""
-        return self.lost / max(1, self.seen)
-
-
-@dataclass
-class File:
-    """A file in work."""
-
-    path: Path
-    key: str
-    failed: bool = False
-
-
-@dataclass(frozen=True)
-class Item:
-    """One part of a file. Parts that are `alike` go through the network together; `take` takes what comes out.
-
-    The last part of a file has `finish`, which gives the file's output: its codes, or what writes it below a folder.
-    """
-
-    file: File
-    alike: Any
-    given: Any
-    take: Callable[[Any], None]
-    finish: Callable[..., Any] | None = None
 
 
 def parse_size(text: str | None, nominal: Sequence[int]) -> tuple[int, ...]:
@@ -115,7 +55,7 @@ def _sides(flag: str, text: str, axes: int) -> tuple[int, ...]:
 
 def tokenize_folder(
     tokenizer: Tokenizer,
-    source: Path,
+    source: str | Path,
     target: Path,
     *,
     size: tuple[int, ...],
@@ -125,7 +65,7 @@ def tokenize_folder(
     tiles: bool = False,
     workers: int = 1,
 ) -> Done:
-    """Write the codes of every file below `source` (or of one file) below `target`, under the same relative names.
+    """Write the codes of every sample of a source (`source_of`) below `target`, under the same relative names.
 
     A record of a modality with windows is covered by them, `stride` positions from one to the next; `tiles` covers a
     sample that would be cropped. An `.npy` file of n samples gives one file of codes. Files whose codes exist already
@@ -134,34 +74,36 @@ def tokenize_folder(
     that the encoder cannot take, `RunError` if `target` holds the codes of another tokenizer or takes no more data.
     """
     refuse_file(target)
-    if ".npy" in tokenizer.modality.suffixes:
-        refuse_overlap(source, target)
     covering = cover(tokenizer.modality, size, stride, tiles=tiles)
-    files, left_out = files_of(source, tokenizer.modality.suffixes, "tokenize")
+    read = source_of(source, tokenizer)
+    if read.folder is not None and ".npy" in tokenizer.modality.suffixes:
+        refuse_overlap(read.folder, target)
     manifest = manifest_of(tokenizer, size, covering)
-    done = Done(left_out=left_out)
-    with Claims(manifest) as claims, ProgressLine("tokenize", len(files), unit="file") as line:
+    done = Done(left_out=read.left_out)
+    with Claims(manifest) as claims, ProgressLine("tokenize", len(read), unit="file") as line:
         todo = []
         claims.check(target)
-        for path, key in files:
+        for place in range(len(read)):
+            key = read.key(place)
             there = None if overwrite else _written(target, key, SUFFIXES)
             claims.check((target / key).parent, there)
             done.skipped += there is not None
             if there is None:
-                todo.append((path, key))
+                todo.append(place)
 
-        parts = inputs(tokenizer, todo, size, covering, done, workers)
-        for file, finish in through(parts, partial(encoded, tokenizer), batch_size, done):
+        parts = inputs(read, todo, [Take(tokenizer, size, covering, done)], workers)
+        items = (item for _, item in parts)
+        for file, finish in through(items, partial(encoded, tokenizer), batch_size, done):
             with _writing(file, done):
                 claims.write(target)
                 claims.write((target / file.key).parent)
-                save_codes(target, file.key, finish())
+                save_codes(target, file.key, finish().codes())
                 done.written += 1
-            line.update(done.written + done.skipped + len(done.failed))
+            line.update(done.count)
         if done.failed or done.skipped:  # those at the end, too
-            line.update(done.written + done.skipped + len(done.failed))
+            line.update(done.count)
     if done.failed and not done.written and not done.skipped:
-        raise DataError(f"{source}: none of the {len(files)} files can be read. The first: {done.failed[0]}")
+        raise DataError(f"{source}: none of the {len(read)} files can be read. The first: {done.failed[0]}")
     return done
 
 
@@ -184,12 +126,6 @@ def manifest_of(tokenizer: Tokenizer, size: tuple[int, ...], covering: Cover | N
     if covering is not None:
         manifest["stride"] = list(covering.stride)
     return manifest
-
-
-def encoded(tokenizer: Tokenizer, items: Sequence[Item]) -> Sequence[Any]:
-    """The codes of a batch, in the smallest type that fits."""
-    codes = tokenizer.encode_parts([item.given for item in items]).cpu().numpy()
-    return list(codes.astype(code_dtype(tokenizer.codebook_size)))
 
 
 def decode_folder(
@@ -229,9 +165,9 @@ def decode_folder(
             with _writing(file, done):
                 finish(target)
                 done.written += 1
-            line.update(done.written + done.skipped + len(done.failed))
+            line.update(done.count)
         if done.failed or done.skipped:  # those at the end, too
-            line.update(done.written + done.skipped + len(done.failed))
+            line.update(done.count)
     if done.failed and not done.written and not done.skipped:
         raise DataError(
             f"{source}: none of the {len(held.files)} files can be decoded. The first: {done.failed[0]}"
@@ -299,128 +235,6 @@ def _check_makers(
         )
 
 
-def inputs(
-    tokenizer: Tokenizer,
-    files: Iterable[tuple[Path, str]],
-    size: tuple[int, ...],
-    covering: Cover | None,
-    done: Done,
-    workers: int,
-) -> Iterator[Item]:
-    """The parts of all files as an encoder takes them. `workers` threads open files ahead, in order.
-
-    A sample of a file of many, and a window after the first, is read when its turn comes.
-    """
-
-    def read(path: Path) -> tuple[_Samples, Prepared, Any]:
-        samples = _samples(tokenizer, path, size, covering)
-        first = samples.at(0)
-        return samples, first, first.part(0)
-
-    for (path, key), opening in _ahead(files, read, workers):
-        file = File(path, key)
-        rows: list[np.ndarray] = []
-        try:
-            samples, first, part = opening()
-            for place in range(len(samples)):
-                sample = samples.at(place) if place else first
-                done.lost += sample.left_out
-                done.seen += 1
-                done.windows += len(sample)
-                for number in range(len(sample)):
-                    is_last = place == len(samples) - 1 and number == len(sample) - 1
-                    finish = partial(_held, rows, sample, samples.several) if is_last else None
-                    if place or number:
-                        part = sample.part(number)
-                    if not file.failed:
-                        yield Item(file, size, part, rows.append, finish)
-        except (DataError, OSError) as error:
-            file.failed = True
-            done.fail(path, key, error)
-
-
-def _ahead(
-    files: Iterable[tuple[Path, str]], read: Callable[[Path], Any], workers: int
-) -> Iterator[tuple[tuple[Path, str], Callable[[], Any]]]:
-    """Each file, and what reads it or waits until a thread has read it. Two files a thread are in memory at most."""
-    if workers < 1:
-        for each in files:
-            yield each, partial(read, each[0])
-        return
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[tuple[tuple[Path, str], Future[Any]]] = deque()
-    try:
-        for each in files:
-            waiting.append((each, pool.submit(read, each[0])))
-            if len(waiting) >= 2 * workers:
-                first, opening = waiting.popleft()
-                yield first, opening.result
-        while waiting:
-            first, opening = waiting.popleft()
-            yield first, opening.result
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """The samples in a file: the file itself, or the rows of an array."""
-
-    tokenizer: Tokenizer
-    path: Path
-    size: tuple[int, ...]
-    covering: Cover | None
-    whole: Prepared | None
-    rows: Any = ()
-
-    @property
-    def several(self) -> bool:
-        """Whether the file is an array of samples."""
-        return self.whole is None
-
-    def __len__(self) -> int:
-        return len(self.rows) if self.several else 1
-
-    def at(self, place: int) -> Prepared:
-        """A sample, read."""
-        if self.whole is not None:
-            return self.whole
-        try:
-            return self.tokenizer.prepared(self.rows[place], self.size, self.covering)
-        except DataError as error:
-            raise DataError(f"{self.path}: sample {place}: {error}") from error
-
-
-def _samples(tokenizer: Tokenizer, path: Path, size: tuple[int, ...], covering: Cover | None) -> _Samples:
-    """What is in a file: a sample, or, where only that fits, n samples in an `.npy` file."""
-    try:
-        if path.suffix.lower() == ".npy" and isinstance(tokenizer.modality, KnowsExtent):
-            tokenizer.modality.extent_of(path)  # many samples are not read only to be refused
-        return _Samples(tokenizer, path, size, covering, tokenizer.prepared(path, size, covering))
-    except DataError:
-        if path.suffix.lower() != ".npy":
-            raise
-        rows = map_array(path, str(path))
-        with contextlib.suppress(DataError):
-            if rows.ndim > 1:
-                tokenizer.prepared(rows[0], size, covering)
-                return _Samples(tokenizer, path, size, covering, None, rows)
-        raise
-
-
-def _held(rows: Sequence[np.ndarray], sample: Prepared, several: bool) -> Codes:
-    """What a file gives: plain codes where a sample is one part, else codes with the places of the windows."""
-    codes = np.stack(rows)
-    covering, extent = sample.cover, sample.found.extent
-    exact = several and len(sample) == 1 and extent == sample.size
-    if covering is None or exact:
-        return codes if several else codes[0]
-    where = covering.starts(extent), covering.whole(extent), sample.size
-    if not several:
-        return RecordCodes(codes, *where)
-    return [RecordCodes(each, *where) for each in codes.reshape(-1, len(sample), *codes.shape[1:])]
-
-
 def _codes(tokenizer: Tokenizer, coded: Iterable[_Coded], done: Done) -> Iterator[Item]:
     """The codes of all files, as a decoder takes them; `given` also has a name, from which noise is drawn."""
     for each in coded:
@@ -428,7 +242,7 @@ def _codes(tokenizer: Tokenizer, coded: Iterable[_Coded], done: Done) -> Iterato
         try:
             codes = each.read()
         except DataError as error:
-            done.fail(path, key, error)
+            done.fail(File(str(path), key), error)
             continue
         several = isinstance(codes, list) or (
             isinstance(codes, np.ndarray) and codes.ndim == tokenizer.code_shape.axes + 2
@@ -437,9 +251,9 @@ def _codes(tokenizer: Tokenizer, coded: Iterable[_Coded], done: Done) -> Iterato
         first = samples[0].codes[0] if isinstance(samples[0], RecordCodes) else samples[0]
         if manifest and list(first.shape[:-1]) != manifest["grid"]:
             grids = f"its grid is {list(first.shape[:-1])}, but {MANIFEST} says {manifest['grid']}."
-            done.fail(path, key, DataError(f"{path}: {grids}"))
+            done.fail(File(str(path), key), DataError(f"{path}: {grids}"))
             continue
-        file = File(path, key)
+        file = File(str(path), key)
         shown: list[Any] = []
         size = tuple(manifest["size"]) if manifest else None
         for place, sample in enumerate(samples):
@@ -483,53 +297,6 @@ def _save_decoded(modality: Modality, key: str, shown: Sequence[Any], several: b
         _save_shown(modality, stem, shown[0])
 
 
-def through(
-    items: Iterable[Item], work: Callable[[Sequence[Item]], Sequence[Any]], batch_size: int, done: Done
-) -> Iterator[tuple[File, Callable[..., Any]]]:
-    """Do the parts in batches; yields each file whose parts are all done. A bad file costs itself alone."""
-    for batch in _batches(items, batch_size):
-        for item, made in _apart(work, batch, done):
-            try:
-                item.take(made)
-            except (ValueError, DataError) as error:
-                item.file.failed = True
-                done.fail(item.file.path, item.file.key, error)
-            if item.finish is not None and not item.file.failed:
-                yield item.file, item.finish
-
-
-def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Items in a row that are alike, at most `size` together."""
-    batch: list[Item] = []
-    for item in items:
-        if batch and (len(batch) == size or item.alike != batch[0].alike):
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
-
-
-def _apart(
-    work: Callable[[Sequence[Item]], Sequence[Any]], items: Sequence[Item], done: Done
-) -> Iterator[tuple[Item, Any]]:
-    """Do a batch; if it is refused, one by one, so that a bad file is named and costs itself alone."""
-    items = [item for item in items if not item.file.failed]
-    if not items:
-        return
-    try:
-        made = work(items)
-    except (ValueError, DataError) as error:
-        if len(items) == 1:
-            items[0].file.failed = True
-            done.fail(items[0].file.path, items[0].file.key, error)
-        else:
-            for one in items:
-                yield from _apart(work, [one], done)
-        return
-    yield from zip(items, made, strict=True)
-
-
 @contextlib.contextmanager
 def _writing(file: File, done: Done) -> Iterator[None]:
     """A name that is too long costs one file; every other refusal of the system ends the pass with one line."""
@@ -537,9 +304,7 @@ def _writing(file: File, done: Done) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            done.fail(
-                file.path, file.key, DataError(f"{file.path}: its output cannot be written: {cause(error)}")
-            )
+            done.fail(file, DataError(f"{file.where}: its output cannot be written: {cause(error)}"))
             return
         raise RunError(
             f"{error.filename} cannot be written: {cause(error)}. {done.written} files were written before it; the "

@@ -1,10 +1,9 @@
 """A pass over a data set into a store of shards: crash-safe, by any number of processes, always with equal bytes."""
 
-import hashlib
 import logging
-import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 
 from vqcore import __version__, dist
-from vqcore.artefacts.codes import as_rows
 from vqcore.artefacts.stored import store_named
 from vqcore.config import portable, to_tree
 from vqcore.console import ProgressLine
@@ -21,169 +19,263 @@ from vqcore.data.windows import Cover, cover
 from vqcore.errors import ConfigError, DataError, RunError, cause, did_you_mean, listed
 from vqcore.protocols import Coded
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens.passes import (
-    Done,
-    encoded,
-    files_of,
-    inputs,
-    manifest_of,
-    refuse_file,
-    refuse_overlap,
-    through,
-)
+from vqcore.tokens.crops import Drawn, Saved, check_crops
+from vqcore.tokens.flow import Batches, Done, Output
+from vqcore.tokens.inputs import SHARD_SIZE, Source, source_of
+from vqcore.tokens.parts import Crop, Take, encoded, inputs
+from vqcore.tokens.passes import manifest_of, refuse_file, refuse_overlap
 from vqcore.tokens.shards import FAILED, Shards
 
 log = logging.getLogger(__name__)
 
-SHARD_SIZE = 4096
-"""Files in a shard."""
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One tokenizer of a pass, and the store of its codes. `named` is the tokenizer as the user named it."""
+
+    tokenizer: Tokenizer
+    target: Path
+    size: tuple[int, ...]
+    store: str = "arrow"
+    batch_size: int = 16
+    stride: tuple[int, ...] | None = None
+    tiles: bool = False
+    named: str = ""
 
 
 def tokenize_shards(
-    tokenizer: Tokenizer,
-    source: Path,
-    target: Path,
+    tokenizer: Tokenizer, source: str | Path, target: Path, *, size: tuple[int, ...], **how: Any
+) -> Done:
+    """Write the codes of every sample of a source as a store of shards: `tokenize_all` for one tokenizer.
+
+    The other arguments are those of `Job` and of `tokenize_all`.
+    """
+    own = {name: how.pop(name) for name in tuple(how) if name in Job.__dataclass_fields__}
+    return tokenize_all(source, [Job(tokenizer=tokenizer, target=target, size=size, **own)], **how)[0]
+
+
+def tokenize_all(
+    source: str | Path,
+    jobs: Sequence[Job],
     *,
-    size: tuple[int, ...],
-    store: str = "arrow",
-    batch_size: int = 16,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int | None = None,
     overwrite: bool = False,
     only: Path | None = None,
-    stride: tuple[int, ...] | None = None,
-    tiles: bool = False,
     workers: int = 1,
-    named: str = "",
-) -> Done:
-    """Write the codes of every file below `source` (or of one file) as a store of shards; `named` is the tokenizer.
+    crops: int | None = None,
+    views: Path | None = None,
+    seed: int = 0,
+) -> list[Done]:
+    """Write the codes of every sample of a source (`source_of`) as stores of shards, one for each tokenizer.
 
-    Batches never span shards. Under torchrun or in a Slurm array each process does its share of the shards. Shards that
-    are done are left alone, so that the same command goes on where another one was killed; `only`, a list of keys such
-    as `failed.txt`, does their shards again. Raises `RunError` if `target` holds other codes or takes no more data,
-    `DataError` if no file can be read, `ConfigError` for a size that the encoder cannot take.
+    Batches never span shards. Under torchrun or in a Slurm array each process does its share of the shards. A shard is
+    done when all stores have it; those that are done are left alone, so that the same command goes on where another
+    one was killed; `only`, a list of keys such as `failed.txt`, does their shards again. With `crops` there are so many
+    rows of a sample, drawn from `seed` for the first tokenizer, the same for all; with `views` there are those of a
+    store. Returns what became of the files, for each tokenizer. Raises `RunError` if a target holds other codes or
+    takes no more data, `DataError` if no file can be read, `ConfigError` for what a tokenizer cannot do.
     """
     rank, ranks = dist.share()
     if (only or overwrite) and ranks > 1:
         raise ConfigError(
             f"--{'only' if only else 'overwrite'} is for one process, and this is one of {ranks}."
         )
-    refuse_file(target)
-    refuse_overlap(source, target)
-    covering = cover(tokenizer.modality, size, stride, tiles=tiles)
-    files, left_out = files_of(source, tokenizer.modality.suffixes, "tokenize")
-    lists = [files[first : first + shard_size] for first in range(0, len(files), shard_size)]
-    manifest = _manifest(tokenizer, files, size, covering, store, batch_size, shard_size, named)
-    with_path = store_named(store, "--store")
-    done = Done(left_out=left_out)
-    written = 0
+    for job in jobs:
+        refuse_file(job.target)
+    found = source_of(source, jobs[0].tokenizer)
+    one = Pass(found, jobs, shard_size=shard_size, workers=workers, crops=crops, views=views, seed=seed)
     try:
-        shards = Shards(target, with_path, manifest, len(lists))
-        if overwrite:
-            shards.forget(shards.names)
-        elif only:
-            shards.forget(_holding(only, lists, shards.names))
-        _warn_of_versions(shards, manifest)
-        there = shards.done
-        mine = [number for number in range(len(lists)) if number % ranks == rank]
-        todo = [number for number in mine if shards.names[number] not in there]
-        changed: list[str] = []
-        for number in sorted(set(mine) - set(todo)):
-            facts = there[shards.names[number]]
-            if facts.get("sizes", "") not in ("", _sizes(lists[number])):
-                changed.append(shards.names[number])
-            done.skipped += facts["of"] - len(facts["failed"])
-            done.keys += [key for key, _ in facts["failed"]]
-            done.failed += [reason for _, reason in facts["failed"]]
-        if changed:
-            log.warning(
-                f"warning: files of {listed(changed, 4)} have other sizes than when they were tokenized; "
-                "their codes are kept. --only FILE, a list of their keys, or --overwrite makes new ones."
-            )
-        with ProgressLine("tokenize", sum(len(lists[number]) for number in mine), unit="file") as line:
-            for number in todo:
-                _do(tokenizer, lists[number], shards, number, size, covering, batch_size, workers, done, line)
-                written += 1
-        complete = shards.finish()
+        one.begin(overwrite=overwrite, only=only)
+        mine = range(rank, len(one.pieces), ranks)
+        one.skip(mine)
+        with ProgressLine("tokenize", one.count(mine), unit="file") as line:
+            for number in mine:
+                one.do(number, line)
+        one.finish()
     except OSError as error:
         raise RunError(
-            f"{error.filename} cannot be written: {cause(error)}. {written} shards were finished before it; the same "
-            "command goes on from there."
+            f"{error.filename} cannot be written: {cause(error)}. {one.written} shards were finished before it; the "
+            "same command goes on from there."
         ) from error
-    if complete is None:
-        missing = sum(name not in shards.done for name in shards.names)
-        log.warning(
-            f"{target}: {missing} of {len(lists)} shards are not done: other processes are at them, or have died. The "
-            "same command does what is missing."
-        )
-    elif not complete["rows"]:
-        shards.discard()
-        reason = done.failed[0] if done.failed else f"see {FAILED}"
-        raise DataError(f"{source}: none of the {len(files)} files can be read. The first: {reason}")
-    return done
+    return [lane.done for lane in one.lanes]
 
 
-def _do(
-    tokenizer: Tokenizer,
-    files: Sequence[tuple[Path, str]],
-    shards: Shards,
-    number: int,
-    size: tuple[int, ...],
-    covering: Cover | None,
-    batch_size: int,
-    workers: int,
-    done: Done,
-    line: ProgressLine,
-) -> None:
-    """Encode the files of a shard, in the order of the list, and write it."""
-    rows: list[Coded] = []
-    sizes = _sizes(files)
-    count, axes = len(done.failed), len(tokenizer.grid(size))
-    parts = inputs(tokenizer, files, size, covering, done, workers)
-    for file, finish in through(parts, partial(encoded, tokenizer), batch_size, done):
-        rows += as_rows(file.key, finish(), axes)
-        done.written += 1
-        line.update(done.written + done.skipped + len(done.failed))
-    failed = [list(each) for each in zip(done.keys[count:], done.failed[count:])]
-    shards.write(shards.names[number], rows, {"of": len(files), "failed": failed, "sizes": sizes})
-    line.update(done.written + done.skipped + len(done.failed))
+class Pass:
+    """A pass over a source into a store for each job, shard by shard.
+
+    What a shard holds is a function of the source and the job alone: not of who does it, when, or beside which others.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        jobs: Sequence[Job],
+        *,
+        shard_size: int | None = None,
+        workers: int = 1,
+        crops: int | None = None,
+        views: Path | None = None,
+        seed: int = 0,
+    ):
+        _check_jobs(source, jobs)
+        self.source, self.workers = source, workers
+        self.pieces = source.shards(shard_size)
+        self.names = [name for name, _ in self.pieces]
+        self.crop = _crop(source, jobs, crops, views, seed)
+        how = {
+            "source": {"files": len(source), "sha256": source.keys_digest()},
+            "shard_size": None if source.has_shards else shard_size or SHARD_SIZE,
+            **({"crops": self.crop.crops.said} if self.crop else {}),
+        }
+        self.lanes = [_Lane(job, source, how) for job in jobs]
+        self.written = 0
+
+    def begin(self, *, overwrite: bool = False, only: Path | None = None) -> None:
+        """Open the stores. Raises `RunError` for those that hold other codes."""
+        for lane in self.lanes:
+            lane.shards = Shards(lane.job.target, lane.store, lane.manifest, self.names)
+        for lane in self.lanes:
+            if overwrite:
+                lane.shards.forget(self.names)
+            elif only:
+                lane.shards.forget(_holding(only, self.source, self.pieces))
+            _warn_of_versions(lane.shards, lane.manifest)
+            lane.there = lane.shards.done
+
+    def count(self, numbers: Iterable[int]) -> int:
+        """The files in some shards, for all tokenizers."""
+        return sum(len(self.pieces[number][1]) for number in numbers) * len(self.lanes)
+
+    def skip(self, numbers: Iterable[int]) -> None:
+        """Count what is done already in some shards, and warn of files that have changed."""
+        changed: list[str] = []
+        for name, places in (self.pieces[number] for number in numbers):
+            found = [lane for lane in self.lanes if name in lane.there]
+            now = self.source.sizes_digest(places) if found else ""
+            for lane in found:
+                facts = lane.there[name]
+                changed += [name] if facts.get("sizes", "") not in ("", now) else []
+                lane.done.skipped += facts["of"] - len(facts["failed"])
+                lane.done.keys += [key for key, _ in facts["failed"]]
+                lane.done.failed += [reason for _, reason in facts["failed"]]
+        if changed:
+            log.warning(
+                f"warning: files of {listed(dict.fromkeys(changed), 4)} have other sizes than when they were "
+                "tokenized; their codes are kept. --only FILE, a list of their keys, or --overwrite makes new ones."
+            )
+
+    def do(self, number: int, line: ProgressLine) -> None:
+        """Do a shard for the tokenizers whose stores lack it: files in the order of the source, then write it."""
+        name, places = self.pieces[number]
+        lanes = {lane.take: lane for lane in self.lanes if name not in lane.there}
+        if not lanes:
+            return
+        sizes = self.source.sizes_digest(places)
+        before = {take: len(take.done.failed) for take in lanes}
+        for take, item in inputs(self.source, places, list(lanes), self.workers, self.crop):
+            lanes[take].add(lanes[take].batches.put(item))
+            line.update(sum(lane.done.count for lane in self.lanes))
+        for take, lane in lanes.items():
+            lane.add(lane.batches.end())
+            done, first = lane.done, before[take]
+            failed = [list(each) for each in zip(done.keys[first:], done.failed[first:])]
+            rows, lane.rows = lane.rows, []
+            lane.shards.write(name, rows, {"of": len(places), "failed": failed, "sizes": sizes})
+        self.written += 1
+        line.update(sum(lane.done.count for lane in self.lanes))
+
+    def finish(self) -> None:
+        """Complete the stores that have all shards; warn of those that have not. Raises `DataError` for empty ones."""
+        empty: list[str] = []
+        for lane in self.lanes:
+            complete = lane.shards.finish()
+            if complete is None:
+                done = lane.shards.done
+                missing = sum(name not in done for name in self.names)
+                log.warning(
+                    f"{lane.job.target}: {missing} of {len(self.names)} shards are not done: other processes are at "
+                    "them, or have died. The same command does what is missing."
+                )
+            elif not complete["rows"]:
+                lane.shards.discard()
+                reason = lane.done.failed[0] if lane.done.failed else f"see {FAILED}"
+                empty.append(
+                    f"{self.source.where}: none of the {len(self.source)} files can be read. The first: {reason}"
+                )
+        if empty:
+            raise DataError(empty[0])
 
 
-def _sizes(files: Sequence[tuple[Path, str]]) -> str:
-    """A hash of the numbers of bytes of files."""
-    digest = hashlib.sha256()
-    for path, _ in files:
-        try:
-            digest.update(b"%d\0" % path.stat().st_size)
-        except OSError:
-            digest.update(b"-\0")
-    return digest.hexdigest()
+class _Lane:
+    """A tokenizer in work: its job, its store, and what became of its files."""
+
+    shards: Shards
+    there: dict[str, dict[str, Any]]
+
+    def __init__(self, job: Job, source: Source, how: Mapping[str, Any]):
+        covering = cover(job.tokenizer.modality, job.size, job.stride, tiles=job.tiles)
+        self.job, self.done = job, Done(left_out=source.left_out)
+        self.take = Take(job.tokenizer, job.size, covering, self.done)
+        self.manifest = _manifest(job, covering, how)
+        self.store = store_named(job.store, "--store")
+        self.batches = Batches(partial(encoded, job.tokenizer), job.batch_size, self.done)
+        self.rows: list[Coded] = []
+
+    def add(self, ready: Iterable[Output]) -> None:
+        """Keep the rows of files whose parts are all done."""
+        for _, finish in ready:
+            self.rows += finish().coded(len(self.manifest["grid"]))
+            self.done.written += 1
 
 
-def _manifest(
-    tokenizer: Tokenizer,
-    files: Sequence[tuple[Path, str]],
-    size: tuple[int, ...],
-    covering: Cover | None,
-    store: str,
-    batch_size: int,
-    shard_size: int,
-    named: str,
-) -> dict[str, Any]:
+def _check_jobs(source: Source, jobs: Sequence[Job]) -> None:
+    """Raise what is wrong with the outputs, or with tokenizers that would not take the same files."""
+    first = set(jobs[0].tokenizer.modality.suffixes)
+    for number, job in enumerate(jobs):
+        if source.folder is not None:
+            refuse_overlap(source.folder, job.target)
+        if job.target.resolve() in {other.target.resolve() for other in jobs[:number]}:
+            raise ConfigError(f"--also: two tokenizers write to {job.target}. Give each a folder of its own.")
+        if other := first ^ set(job.tokenizer.modality.suffixes):
+            raise ConfigError(
+                f"--also {job.named}: it does not read the same kinds of files as the first tokenizer: one of the two "
+                f"alone reads {listed(sorted(other))}. Give it a command of its own."
+            )
+
+
+def _crop(
+    source: Source, jobs: Sequence[Job], crops: int | None, views: Path | None, seed: int
+) -> Crop | None:
+    """The crops that a command asks for. Raises `ConfigError` for tokenizers that take none."""
+    if crops is None and views is None:
+        return None
+    flag = "--crops" if views is None else "--views"
+    if crops is not None and views is not None:
+        raise ConfigError(f"--crops {crops}: --views takes all crops of {views}. Leave one of the two out.")
+    for job in jobs:
+        covering = cover(job.tokenizer.modality, job.size, job.stride, tiles=job.tiles)
+        check_crops(job.tokenizer.modality, covering, flag)
+    if views is not None:
+        saved = Saved(views)
+        saved.check(source.key(index) for index in range(len(source)))
+        return Crop(saved)
+    first = jobs[0]
+    return Crop(Drawn(first.tokenizer, first.size, crops or 1, seed), first.tokenizer)
+
+
+def _manifest(job: Job, covering: Cover | None, how: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the bytes of a store, and where its tokenizer comes from."""
-    digest = hashlib.sha256()
-    for _, key in files:
-        digest.update(os.fsencode(key) + b"\0")
+    tokenizer = job.tokenizer
     device = tokenizer.device
     gpu = device.type == "cuda"
     return {
-        **manifest_of(tokenizer, size, covering),
-        "store": store,
+        **manifest_of(tokenizer, job.size, covering),
+        "store": job.store,
         "layout": "the grid row by row, the codebooks of a position one after the other",
-        "tokenizer": named,
+        "tokenizer": job.named,
         "modality": to_tree(portable(tokenizer.cfg.modality)),
-        "source": {"files": len(files), "sha256": digest.hexdigest()},
-        "shard_size": shard_size,
-        "batch_size": batch_size,
+        **how,
+        "batch_size": job.batch_size,
         "device": torch.cuda.get_device_name(device) if gpu else device.type,
         "threads": torch.get_num_threads(),
         "versions": {
@@ -201,14 +293,14 @@ def _warn_of_versions(shards: Shards, manifest: dict[str, Any]) -> None:
         log.warning(f"warning: {shards.folder} was begun with other versions ({changed}): codes may differ.")
 
 
-def _holding(only: Path, lists: Sequence[Sequence[tuple[Path, str]]], names: Sequence[str]) -> list[str]:
+def _holding(only: Path, source: Source, pieces: Sequence[tuple[str, range]]) -> list[str]:
     """The shards that hold the keys in a file. Raises `DataError` for a key that is not there."""
     try:
         lines = only.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
         raise DataError(f"--only {only}: {cause(error)}.") from error
     wanted = [line.split("\t")[0] for line in lines if line.strip()]
-    home = {key: name for files, name in zip(lists, names) for _, key in files}
+    home = {source.key(index): name for name, places in pieces for index in places}
     if unknown := [key for key in wanted if key not in home]:
         hint = did_you_mean(unknown[0], home)
         raise DataError(

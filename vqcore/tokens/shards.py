@@ -30,12 +30,15 @@ _NOT_COMPARED = (*RESULTS, "versions", "tokenizer", "modality")
 class Shards:
     """The shards of a store in work. `manifest` is what is known before the first one; `store` writes them.
 
-    Raises `RunError` if the folder holds other codes, or codes that another command would make.
+    `names` are those of the shards, or their number. Raises `RunError` if the folder holds other codes, or codes that
+    another command would make, and for a name that the manifest has.
     """
 
-    def __init__(self, folder: Path, store: Store, manifest: Mapping[str, Any], count: int):
+    def __init__(self, folder: Path, store: Store, manifest: Mapping[str, Any], names: int | Sequence[str]):
         self.folder, self.store, self.known = folder, store, dict(manifest)
-        self.names = [f"shard-{number:05d}" for number in range(count)]
+        self.names = numbered(names) if isinstance(names, int) else list(names)
+        if (taken := Path(MANIFEST).stem) in self.names:
+            raise RunError(f"{folder}: no shard can be called '{taken}', as the manifest is. Rename it.")
         self.made = not folder.exists()
         there = read_manifest(folder)
         if there is None:
@@ -137,6 +140,11 @@ class Shards:
         """The manifest without results, as it was begun."""
         there = read_manifest(self.folder) or self.known
         return {key: value for key, value in there.items() if key not in RESULTS}
+
+
+def numbered(count: int) -> list[str]:
+    """Names for so many shards."""
+    return [f"shard-{number:05d}" for number in range(count)]
 
 
 def _difference(key: str, there: Any, here: Any) -> str:
