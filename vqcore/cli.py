@@ -185,6 +185,29 @@ def _tokens(parser: argparse.ArgumentParser) -> None:
     _pickles(parser)
     _borrowing(parser)
     parser.add_argument("--json", action="store_true", help="stats: print all numbers as JSON")
+    parser.add_argument("--html", metavar="FILE", help="stats: also write a page for the browser")
+    parser.add_argument(
+        "--sheet",
+        metavar="FILE.png",
+        help="verify: decode some rows into a picture, the same keys of each store (default: STORE.png)",
+    )
+    parser.add_argument(
+        "--decode",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="verify: the tokenizer of a store; repeat it for several (default: those that tokens.json names)",
+    )
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="verify: the files of a store, for the picture; repeat it in the order of the stores",
+    )
+    _weights(parser)
+    _pickles(parser)
+    _borrowing(parser)
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
