@@ -145,7 +145,7 @@ class _Joined:
         for where, keys in (("data", found.data), ("data.modality", node)):
             self.notes |= {f"{where}.{key}": found.notes[key] for key in keys if key in found.notes}
         if sides is not None and sides != (self.side,) * len(sides):
-            tree["eval"].pop("sizes", None)
+            tree.get("eval", {}).pop("sizes", None)
             for part, key in (("encoder", "input_size_enc"), ("decoder", "input_size_dec")):
                 tree["model"][part] = {k: v for k, v in tree["model"][part].items() if k != key}
         scheduler = tree["objective"].get("scheduler", {})
@@ -154,6 +154,8 @@ class _Joined:
             self.notes["objective.scheduler"] = (
                 f"Not clipped: the values of these files go beyond -1 to 1, where {self.name} ends (clip: 1)."
             )
+        if node["name"] != self.node["name"]:
+            tree["objective"] = self._judged(tree["objective"], spec)
         self._schedule(tree, found)
         if any(one.name == "track/report" for one in registry().components("hook")):
             tree["hooks"] = {"report": {"name": "track/report"}}
@@ -211,7 +213,7 @@ class _Joined:
             raise ConfigError(
                 f"--like {self.name}: this family has {wants}, and these files have {here} ({what})."
             )
-        if (loss == "cross_entropy") != (spec.kind == "categorical"):
+        if loss and (loss == "cross_entropy") != (spec.kind == "categorical"):
             wants = "class maps" if loss == "cross_entropy" else "quantities"
             here = (
                 "class maps: say kind=continuous if they are none"
@@ -259,8 +261,24 @@ class _Joined:
             self.notes["data.input_size_max"] = note
         return {"input_size_min": low, "input_size_max": sides[0], "resolution_step": self.step}
 
+    def _judged(self, objective: dict[str, Any], spec: DataSpec) -> dict[str, Any]:
+        """The objective without perceptual losses that cannot judge such samples."""
+        judges, weights = dict(objective.get("percept", {})), dict(objective.get("weights", {}))
+        for label, node in objective.get("percept", {}).items():
+            try:
+                made("percept", node, spec=spec)
+            except VqcoreError as error:
+                del judges[label]
+                weights.pop(f"percept/{label}", None)
+                self.notes.pop("objective.percept", None)
+                self.notes["objective"] = f"The family's perceptual loss is left out. {first_line(error)}."
+        both = {"percept": judges, "weights": weights}
+        return {key: node for key, node in {**objective, **both}.items() if node or key not in both}
+
     def _schedule(self, tree: Mapping[str, Any], found: Draft) -> None:
         """Say how many steps the family's epochs are here."""
+        if "epochs" not in tree["run"]:
+            return
         samples = round(found.parts * (1 - found.data.get("eval_share", 0.0)))
         step = tree["data"]["batch_size"] * tree["optim"].get("accumulate", 1)
         one, all_ = (max(1, round(tree["run"]["epochs"] * samples / (step * n))) for n in (1, PROCESSES))
