@@ -2273,6 +2273,53 @@ def test_formats_of_training_configs(toy, tmp_path):
     for cls, text in bad:
         with pytest.raises(AssertionError, match=text):
             checks.check_format(cls(cfg), path)
+    like = notes.like
+
+    def family(change):
+        def changed(self, name):
+            found = like(self, name)
+            tree = {key: dict(node) for key, node in found.tree.items()}
+            return change(found, tree) or dataclasses.replace(found, tree=tree)
+
+        return variant(notes, like=changed)
+
+    bad = [
+        (variant(notes, families=["small"]), "family law: families is not a tuple of the class"),
+        (variant(notes, families=()), "family law: families is not a tuple of the class with a name in it"),
+        (variant(notes, families=("small", "Small")), "family law: a name occurs twice"),
+        (variant(notes, families=("a/small",)), "family law: 'a/small' is no name"),
+        (
+            variant(notes, like=lambda s, name: like(s, "small")),
+            "family law: the format has a family for every",
+        ),
+        (
+            variant(notes, like=lambda s, name: like(s, {"small": "small", "classes": "small"}[name])),
+            "family law: KeyError for an unknown family",
+        ),
+        (
+            family(lambda found, tree: tree.pop("model") and None),
+            "family law: small says nothing about model",
+        ),
+        (
+            family(lambda found, tree: tree["data"].update(path="x")),
+            "family law: small says data.path, which",
+        ),
+        (
+            family(lambda found, tree: tree["run"].update(epochs=(3,))),
+            "family law: small gives more than nested",
+        ),
+        (
+            family(lambda found, tree: tree["optim"].update(lr=0)),
+            "vqcore refuses the config of small: .*lr=0",
+        ),
+        (
+            family(lambda found, tree: dataclasses.replace(found, notes={"optim.rate": "x"})),
+            "family law: small has a note for optim.rate",
+        ),
+    ]
+    for cls, text in bad:
+        with pytest.raises(AssertionError, match=text):
+            checks.check_format(cls(cfg), path)
     # A format that reads both kinds of files is given one of each.
     both = variant(parts_of_toys().Plain, config=any_file, lr=0.1)
     both.recognises = lambda self, path: path.suffix in (".pth", ".toyrc")
@@ -2469,6 +2516,7 @@ def test_every_line_of_the_kit_that_can_fail_has_a_toy_that_makes_it_fail(toy):
         reached |= broken(objective, make(), text)
     runs = ast.parse((Path(checks.__file__).parent / "runs.py").read_text())
     own = {"check_observer", "check_format", "_check_reading", "_filled", "_check_config", "_check_published"}
+    own |= {"_check_families", "_check_family"}
     own |= {"_refuses"}
     elsewhere = [
         (node.lineno, node.end_lineno)

@@ -278,7 +278,15 @@ def _show(parser: argparse.ArgumentParser) -> None:
 
 def _new(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["config"], help="what to write: a config for files of your own")
-    parser.add_argument("folder", help="the folder of your files")
+    parser.add_argument("folder", nargs="?", help="the folder of your files")
+    parser.add_argument(
+        "--like",
+        metavar="FAMILY",
+        nargs="?",
+        const="",
+        help="a published tokenizer, e.g. fourm/rgb_ViTB-UNetP4_16k or terramind/DEM: its architecture, quantizer and "
+        "schedule for your files; --like alone lists those that installed plugins know",
+    )
     parser.add_argument(
         "--out", metavar="FILE", help="the config to write (default: the folder's name with .yaml)"
     )
@@ -287,7 +295,7 @@ def _new(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="name=value",
-        help="answers beforehand: modality, reader, kind, channels_last or nodata, e.g. kind=continuous",
+        help="answers beforehand: modality, reader, kind, vector, channels_last or nodata, e.g. kind=continuous",
     )
 
 

@@ -1355,6 +1355,26 @@ def published(format_: Any) -> tuple[Published, ...]:
 
 
 @runtime_checkable
+class KnowsFamilies(Protocol):
+    """A format that knows how published tokenizers were trained, for `vqcore new config --like PLUGIN/NAME FOLDER`.
+
+    `families` are names, an attribute of the class. `like` is the training config of one, or of another name that the
+    format knows, for files of other people. Its tree says nothing about the place of the data, and vqcore replaces
+    `data.modality` where the files are of another kind. `data.resolution_step` is what sizes are multiples of, also
+    where there is one size. Raises `ConfigError` for other names.
+    """
+
+    families: tuple[str, ...]
+
+    def like(self, name: str) -> ForeignConfig: ...
+
+
+def knows_families(format_: Any) -> KnowsFamilies | None:
+    """The format, if it knows families. Default: None."""
+    return format_ if isinstance(format_, KnowsFamilies) else None
+
+
+@runtime_checkable
 class StoredCodes(Protocol):
     """The rows of a store, in the order of the shards in which they were written.
 
@@ -1584,7 +1604,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "store": (Adopts,),
     "text": (LearnsText, ShowsPieces),
-    "format": (ReadsTokenizers, ReadsConfigs, ExplainsConfigs, WritesTokenizers, Publishes),
+    "format": (ReadsTokenizers, ReadsConfigs, ExplainsConfigs, WritesTokenizers, Publishes, KnowsFamilies),
 }
 """The optional Protocols of each kind. A component has all members of such a Protocol or none."""
 

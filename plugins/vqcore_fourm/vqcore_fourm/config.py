@@ -14,6 +14,7 @@ from vqcore.errors import ConfigError, did_you_mean, first_line, listed
 from vqcore.protocols import ForeignConfig
 from vqcore_fourm.domains import DOMAINS, Domain
 from vqcore_fourm.options import OPTIONS, SCRIPTS, Option
+from vqcore_fourm.recipes import RECIPES, as_family, wanted
 from vqcore_fourm.tables import CONDITIONING, DENOISERS, MLP, PREDICTIONS, SCHEDULES, SHIFTED, VIT
 
 LOSSES = {
@@ -32,7 +33,12 @@ PLACEHOLDER = "/path/to/"
 
 
 class Config:
-    """Reads training configs of 4M. The script is seen from the options, or said by `script`."""
+    """Reads training configs of 4M. The script is seen from the options, or said by `script`.
+
+    The published ones are families: `vqcore new config --like fourm/NAME FOLDER`.
+    """
+
+    families = tuple(RECIPES)
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
@@ -62,6 +68,15 @@ class Config:
         made = converted(script, given, str(path))
         words = [f"{name} is no option of 4M, and left out.{did_you_mean(name, OPTIONS)}" for name in unknown]
         return ForeignConfig(made.tree, made.notes, (*made.remarks, *words))
+
+    def like(self, name: str) -> ForeignConfig:
+        """A published training config for files of other people. Raises `ConfigError` for an unknown name."""
+        found = wanted(name)
+        options = {**found.options, "data_path": "."}
+        patch = options.get("patch_size", 16)
+        step = 32 if options.get("decoder_type") == "unet_patched" else patch
+        step = 1 if DOMAINS[options["domain"]].features else step
+        return as_family(found, converted(found.recipe.script, options, f"fourm/{name}"), step)
 
 
 def script_of(found: Mapping[str, Any]) -> str:
