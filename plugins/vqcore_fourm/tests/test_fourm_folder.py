@@ -10,13 +10,19 @@ import pytest
 import torch
 import yaml
 from PIL import Image, ImageDraw
-from vqcore_fourm import instances
+from safetensors.torch import save_file
+from vqcore_fourm import instances, tables
+from vqcore_fourm.arguments import check, to_config
 from vqcore_fourm.domains import DOMAINS
+from vqcore_fourm.names import to_theirs
+from vqcore_fourm.sources import CONFIG, WEIGHTS
 
+from vqcore.borrowed import weights_of
 from vqcore.cli import main
-from vqcore.errors import DataError
+from vqcore.errors import CheckpointError, DataError
 from vqcore.registry import registry
 from vqcore.testing import samples
+from vqcore.tokenizer import Tokenizer
 
 EARTH = Path(__file__).parents[3] / "data" / "earth"
 TASKS = {"rgb": "rgb", "depth": "depth", "normal": "normal", "semseg": "semseg_coco", "edge": "canny_edge"}
@@ -159,7 +165,7 @@ def middle(image, size, filter):
 
 
 def evaluated(domain, path, size=(96, 96)):
-    built = modality(domain, size)
+    built = modality(domain, None if size == (1,) else size)
     raw = built.read(Path(path))
     return built.tensor(raw, built.view(built.extent(raw), size, None))
 
@@ -227,6 +233,129 @@ def test_poses(tmp_path, people):
     x = built.tensor(raw, built.view(built.extent(raw), built.spec.size, None))
     assert x.shape == (207, 1)
     assert np.allclose(x[:, 0], turns[0].reshape(-1) if people else 0, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------- the tokenizers of these files
+
+TINY_VIT = {
+    "enc_type": "vit_t_enc",
+    "dec_type": "vit_t_dec",
+    "codebook_size": 32,
+    "latent_dim": 4,
+    "post_mlp": True,
+}
+TINY_MLP = {"enc_type": "BottleneckMLP/B_1-Wi_16", "dec_type": "BottleneckMLP/B_1-Wi_16", "quant_type": "memcodes",
+            "codebook_size": 8, "num_codebooks": 4, "latent_dim": 16}  # fmt: skip
+OF_DOMAINS = {
+    "rgb": {**TINY_VIT, "image_size": 32, "n_channels": 3},
+    "depth": {**TINY_VIT, "image_size": 32, "n_channels": 1},
+    "normal": {**TINY_VIT, "image_size": 32, "n_channels": 3},
+    "canny_edge": {**TINY_VIT, "image_size": 32, "n_channels": 1},
+    "semseg_coco": {**TINY_VIT, "image_size": 32, "n_channels": 8, "n_labels": 134},
+    "sam_mask": {**TINY_VIT, "image_size": 64, "n_channels": 1},
+    "ImageBind-H14": {
+        **TINY_VIT,
+        "image_size": 56,
+        "patch_size": 14,
+        "patch_proj": False,
+        "n_channels": 1280,
+    },
+    "ImageBind-H14-global": {**TINY_MLP, "n_channels": 1280},
+    "human_poses": {**TINY_MLP, "n_channels": 207},
+}
+
+
+def published(folder, given):
+    """A tokenizer with these arguments in 4M's published form, without its domain."""
+    made = Tokenizer(to_config(check(given, "test"), size=None, where="test"))
+    folder.mkdir()
+    save_file({k: v.contiguous() for k, v in to_theirs(weights_of(made), made.cfg).items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(given))
+    return folder
+
+
+def load(folder, **settings):
+    return Tokenizer.load(folder, format={"name": "fourm/checkpoint", **settings})
+
+
+@pytest.fixture
+def vit_t(monkeypatch):
+    for part in ("enc", "dec"):
+        monkeypatch.setitem(tables.VIT, f"vit_t_{part}", {"width": 16, "depth": 1, "num_heads": 2})
+
+
+def a_file(domain):
+    """A file of 4M for a domain."""
+    rng = np.random.default_rng(0)
+    if domain.startswith("ImageBind"):
+        shape = (1280,) if domain.endswith("global") else (1280, 4, 4)
+        np.save("a.npy", rng.normal(size=shape).astype(np.float32))
+        return Path("a.npy")
+    if domain == "human_poses":
+        turns = np.linalg.qr(rng.normal(size=(1, 23, 3, 3)))[0]
+        Path("a.json").write_text(json.dumps({"pred_smpl_params": {"body_pose": turns.tolist()}}))
+        return Path("a.json")
+    if domain == "sam_mask":
+        notes = [{"segmentation": [[0, 0, 90, 0, 90, 60]]}]
+        Path("a.json").write_text(json.dumps({"image": {"height": 90, "width": 90}, "annotations": notes}))
+        return Path("a.json")
+    return picture(NAMES[1], domain)
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [
+        pytest.param(name, marks=() if name in ("depth", "human_poses") else pytest.mark.slow)
+        for name in OF_DOMAINS
+    ],
+)
+def test_a_tokenizer_reads_the_files_of_its_domain(tree, vit_t, domain):
+    """The codes are those of the tensor that 4M makes of the file, given to the same tokenizer as an array."""
+    given = OF_DOMAINS[domain]
+    folder, file = published(Path("theirs"), given), a_file(domain)
+    plain, found = load(folder), load(folder, files=True, domain=domain)
+    x = found.read(file)
+    wanted = evaluated(domain, file, found.cfg.size)
+    assert tuple(wanted.shape[1:] if given.get("n_labels") is None else wanted.shape) == found.cfg.size
+    assert torch.equal(x.reshape(wanted.shape), wanted)
+    codes = found.encode(x)
+    array = x.unsqueeze(-1) if len(found.cfg.size) == 1 else x
+    assert torch.equal(codes.reshape(-1), plain.encode(array).reshape(-1))
+    assert found.decode(codes).shape[0] == 1
+    found.save("saved")
+    assert Tokenizer.load("saved").fingerprint == found.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("domain", "settings", "text"),
+    [
+        ("depth", {}, "files=true reads the files of a domain, which this file does not say: give domain=NAME"),
+        ("depth", {"domain": "dept"}, "files=true knows no domain 'dept'. Did you mean 'depth'"),
+        ("depth", {"domain": "rgb"}, r"it takes 1 channels, and files of the domain rgb have 3 channels \(rgb\)"),
+        ("depth", {"domain": "semseg_coco"}, "it takes 1 channels, and files of the domain semseg_coco have 134"),
+        ("semseg_coco", {"domain": "depth"}, "it takes 134 classes, and files of the domain depth have 1 channels"),
+    ],
+)  # fmt: skip
+def test_files_of_another_domain(tmp_path, vit_t, domain, settings, text):
+    with pytest.raises(CheckpointError, match=text):
+        load(published(tmp_path / "a", OF_DOMAINS[domain]), files=True, **settings)
+
+
+@pytest.mark.slow
+def test_a_frozen_tokenizer_of_files(tree, vit_t, capsys):
+    """4M's second stage on a modality that is no picture: the config reads files, and the checkpoint too."""
+    published(Path("theirs"), OF_DOMAINS["semseg_coco"])
+    old = {"domain": "semseg_coco", "encoder_type": "vit_t_enc", "decoder_type": "vit_t_dec", "codebook_size": 32,
+           "latent_dim": 4, "input_size_min": 32, "input_size_max": 32, "loss_fn": "cross_entropy",
+           "data_path": "train", "eval_data_path": "train", "freeze_enc": True, "full_ckpt": "theirs",
+           "input_size_enc": 32}  # fmt: skip
+    Path("old.yaml").write_text(yaml.safe_dump(old))
+    assert main(["import", "fourm/config", "old.yaml", "new.yaml"]) == 0
+    small = ["model.embed_dim=8", "run.epochs=null", "run.steps=1", "optim.warmup_epochs=null", "run.precision=fp32",
+             "data.batch_size=2", "data.workers=0", "eval.sizes=[32]"]  # fmt: skip
+    assert main(["train", "new.yaml", *small]) == 0, "".join(capsys.readouterr())
+    frozen = load(Path("theirs"), files=True, domain="semseg_coco")
+    assert Tokenizer.load("runs/new").fingerprint == frozen.fingerprint
 
 
 # ------------------------------------------------------------------------------------- pickled instances of SAM

@@ -49,6 +49,8 @@ class Checkpoint:
         """Nominal size of the tokenizer: one number, or two. Null: that of the checkpoint; 1 for MLPs."""
         domain: str | None = None
         """What the tokenizer is for, by 4M's name, e.g. rgb. Null: as the checkpoint says."""
+        files: bool = False
+        """Read the files of the domain as 4M does: depth in 16-bit PNG, class maps, poses in JSON. False: arrays."""
         sd_path: str | None = None
         """VQControlNet only: Stable Diffusion, as a folder in the layout of diffusers or hf://user/name. Null: the
         address on the hub that the checkpoint says."""
@@ -71,10 +73,11 @@ class Checkpoint:
         """Config and tensors. Raises `CheckpointError` for what is damaged, does not fit, or is not a tokenizer."""
         source = read_source(path, ema=self.cfg.ema, allow_pickle=allow_pickle)
         if source.note is not None and (
-            said := [key for key in ("size", "domain") if getattr(self.cfg, key)]
+            said := [key for key in ("size", "domain", "files") if getattr(self.cfg, key)]
         ):
             raise CheckpointError(f"{path}: its {NOTE} says all of the tokenizer; leave {listed(said)} out.")
         args = understood(source, path, self.cfg.domain, self.cfg.sd_path)
+        args = replace(args, files=self.cfg.files)
         return assembled(source, args, path, size=self.cfg.size, ema=self.cfg.ema)
 
     def write(self, tokenizer: Any, folder: Path) -> None:
@@ -82,7 +85,7 @@ class Checkpoint:
 
         Raises `CheckpointError` that names every setting which 4M cannot hold.
         """
-        if said := [key for key in ("ema", "size", "domain", "sd_path") if getattr(self.cfg, key)]:
+        if said := [key for key in ("ema", "size", "domain", "files", "sd_path") if getattr(self.cfg, key)]:
             raise CheckpointError(f"export: {listed(said)} is for reading; leave it out.")
         if tokenizer.decoder is None:
             raise CheckpointError("this tokenizer has no decoder: it was loaded with encoder_only=True.")
@@ -109,12 +112,27 @@ def assembled(
         if source.note is None
         else _noted(source.note, args, path)
     )
+    if args.files:
+        _check_files(made, args, path)
     right = wanted(made, str(path))
     tensors = completed(source.tensors, right, str(path))
     refuse_misfits(right, tensors, str(path))
     if args.base is not None and args.base.folder is not None:
         refuse_another(args.base.folder, source.tensors, str(path))
     return Foreign(made, to_ours(tensors, made), _origin(source, path, args.kind, ema))
+
+
+def _check_files(cfg: TokenizerConfig, args: Arguments, path: Path) -> None:
+    """Raise `CheckpointError` if the files of the domain do not become what this tokenizer takes."""
+    spec = registry().build("modality", cfg.modality, "modality", size=cfg.size).spec
+    takes, gets = args["n_labels"] or args["n_channels"], spec.labels or spec.channels
+    if takes != gets or (spec.labels is None) != (args["n_labels"] is None):
+        what = "classes" if args["n_labels"] else "channels"
+        raise CheckpointError(
+            f"{path}: it takes {takes} {what}, and files of the domain {args.domain} have {gets} "
+            f"{'classes' if spec.labels else 'channels'} ({cfg.modality.name}). Give another domain=NAME, or leave "
+            "files=true out."
+        )
 
 
 def _noted(note: Mapping[str, Any], args: Arguments, path: Path) -> TokenizerConfig:
