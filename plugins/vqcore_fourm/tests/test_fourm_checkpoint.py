@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from vqcore_fourm import arguments, get_image_tokenizer, tables
 from vqcore_fourm.checkpoint import Checkpoint
@@ -179,6 +180,114 @@ def test_a_recorded_controlnet(tmp_path):
     given = {"name": FORMAT, "sd_path": str(STABLE_DIFFUSION)}
     alone = Tokenizer.load(tmp_path, format=given, encoder_only=True)
     assert torch.equal(alone.encode(io["x"]), codes)
+
+
+def controlnet_checkpoint(path, **changes):
+    """The recorded VQControlNet as a training checkpoint, with options by their names in the script."""
+    options = {
+        "domain": "rgb",
+        "sd_path": str(STABLE_DIFFUSION),
+        "input_size_sd": 64,
+        "input_size_max": 32,
+        "pretrained_cn": True,
+        "patch_size": 8,
+        "encoder_type": "vit_t_enc",
+        "post_mlp": True,
+        "quantizer_type": "lucid",
+        "codebook_size": 64,
+        "latent_dim": 16,
+        "use_xformer": False,
+    }
+    state = load_file(CONTROLNET / "state.safetensors")
+    torch.save({"model": state, "args": argparse.Namespace(**{**options, **changes}), "epoch": 9}, path)
+    return path
+
+
+@pytest.mark.slow
+def test_drop_in_of_a_controlnet(tmp_path):
+    io = load_file(CONTROLNET / "io.safetensors")
+    controlnet_checkpoint(tmp_path / "cn.pth")
+    model, args = get_image_tokenizer("cn", tmp_path, device="cpu", verbose=False)
+    assert (args.model_type, args.sd_path, args.image_size_sd) == ("VQControlNet", str(STABLE_DIFFUSION), 64)
+    quant, loss, tokens = model.encode(io["x"])
+    assert torch.equal(tokens, io["tokens"]) and loss.tolist() == [0.0]
+    assert_close(quant, io["quant"])
+    with torch.no_grad():
+        for name, given in (
+            ("pred", {}),
+            ("pred_masked", {"cond_mask": io["mask"]}),
+            ("pred_prompt", {"prompt": ["a cat", "red"]}),
+        ):
+            assert_close(model(io["x"], io["z"], io["t"], **given)[0], io[name], 1e-4)
+    made = {"generator": torch.Generator().manual_seed(0), "timesteps": 5}
+    latents = model.decode_tokens(tokens, **made)
+    assert_close(latents, io["latent"], 1e-3)
+    assert_close(model.vae_decode(latents), io["decoded"], 1e-3)
+    made["generator"].manual_seed(0)
+    guided = {"guidance_scale": 2.5, "cond_scale": 0.8, "prompt": ["a cat", "red"]}
+    assert_close(model.autoencode(io["x"], **made, **guided), io["latent_guided"], 1e-3)
+    assert model.tokenizer.decoder.cfg.cond_scale == 1.0
+    made["generator"].manual_seed(0)
+    assert_close(model.decode_tokens(tokens, vae_decode=True, guidance_scale=1, **made), io["decoded"], 1e-3)
+    assert model.vae_encode(io["x_sd"]).shape == io["z"].shape
+    for options, text in (
+        ({"image_size": 16}, "image_size is 16: this decoder has latents of 8 x 8"),
+        ({"scheduler_timesteps_mode": "trailing"}, "the base has 'leading'"),
+        ({"guidance_scale": lambda t: 1.0}, "guidance_schedule='cosine'"),
+    ):
+        with pytest.raises(CheckpointError, match=text):
+            model.decode_tokens(tokens, **options)
+    half, _ = get_image_tokenizer("cn", tmp_path, encoder_only=True, device="cpu", verbose=False)
+    assert torch.equal(half.tokenize(io["x"]), tokens)
+
+
+@pytest.mark.slow
+def test_drop_in_of_a_controlnet_whose_base_is_elsewhere(tmp_path):
+    controlnet_checkpoint(tmp_path / "cn.pth", sd_path="/nowhere/stable-diffusion")
+    with pytest.raises(CheckpointError, match=r"sd_path=FOLDER"):
+        get_image_tokenizer("cn", tmp_path, device="cpu")
+    model, _ = get_image_tokenizer("cn", tmp_path, device="cpu", verbose=False, sd_path=STABLE_DIFFUSION)
+    assert model.tokenizer.cfg.model.decoder.sd_path == str(STABLE_DIFFUSION)
+
+
+@pytest.mark.slow
+def test_a_controlnet_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    controlnet_checkpoint(Path("checkpoint-9.pth"), sd_path="/nowhere/stable-diffusion")
+    source = f"{FORMAT}[sd_path={STABLE_DIFFUSION}]:checkpoint-9.pth"
+    Path("photos").mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"photos/{number}.png")
+    assert main(["import", FORMAT, "checkpoint-9.pth", "made", f"sd_path={STABLE_DIFFUSION}"]) == 2
+    assert "--allow-pickle" in capsys.readouterr().err and not Path("made").exists()
+    words = ["made", f"sd_path={STABLE_DIFFUSION}", "--allow-pickle"]
+    assert main(["import", FORMAT, "checkpoint-9.pth", *words]) == 0
+    assert main(["tokenize", source, "photos", "tokens", "--allow-pickle"]) == 0
+    assert main(["decode", source, "tokens", "rebuilt", "steps=2", "--allow-pickle"]) == 0
+    assert (
+        main(["decode", "made", "tokens", "again", "steps=2", "--borrow", f"decoder.base={STABLE_DIFFUSION}"])
+        == 0
+    )
+    assert all(
+        Path("rebuilt", name).read_bytes() == Path("again", name).read_bytes() for name in ("0.png", "1.png")
+    )
+    saved = yaml.safe_load(Path("made/config.yaml").read_text())
+    config = {
+        "data": {"name": "folder", "path": "photos", "eval_path": "photos", "modality": saved["modality"],
+                 "input_size": 32, "batch_size": 2, "workers": 0},
+        "model": saved["model"] | {"full_ckpt": source, "freeze_enc": True},
+        "objective": saved["objective"],
+        "run": {"dir": "run", "steps": 1},
+        "optim": {"lr": 1e-3},
+        "eval": {"sampling": {"steps": 2}},
+    }  # fmt: skip
+    config["model"]["decoder"]["sd_path"] = str(STABLE_DIFFUSION)
+    Path("train.yaml").write_text(yaml.safe_dump(config))
+    capsys.readouterr()
+    assert main(["train", "train.yaml", "--allow-pickle"]) == 0
+    said = "".join(capsys.readouterr())
+    assert "encoder, proj, quantizer, decoder from" in said
 
 
 @pytest.mark.slow
