@@ -13,6 +13,8 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
 from vqcore_fourm import arguments, get_image_tokenizer, tables
 from vqcore_fourm.checkpoint import Checkpoint
 from vqcore_fourm.names import wanted
@@ -290,12 +292,71 @@ def test_a_controlnet_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert "encoder, proj, quantizer, decoder from" in said
 
 
+class Token2VAE(nn.Module):
+    """4M's adapter, of blocks of diffusers, as its class puts them together: mean and deviation of latents."""
+
+    def __init__(self, dim):
+        super().__init__()
+        blocks = importlib.import_module("diffusers.models.unets.unet_2d_blocks")
+        shared = {"resnet_eps": 1e-6, "resnet_act_fn": "silu", "resnet_groups": 32, "temb_channels": None}
+        self.conv_in = nn.Conv2d(dim, 512, 3, padding=1)
+        self.mid_block = blocks.UNetMidBlock2D(in_channels=512, attention_head_dim=512, **shared)
+        rows = ((512, 512, True), (512, 256, False))
+        self.up_blocks = nn.ModuleList(
+            blocks.get_up_block(
+                "UpDecoderBlock2D", num_layers=3, in_channels=a, out_channels=b, add_upsample=up,
+                prev_output_channel=None, attention_head_dim=b, resnet_time_scale_shift="group", **shared,
+            )
+            for a, b, up in rows
+        )  # fmt: skip
+        self.conv_norm_out = nn.GroupNorm(32, 256, eps=1e-6)
+        self.conv_out = nn.Conv2d(256, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_controlnet_with_an_adapter(tmp_path):
+    torch.manual_seed(0)
+    adapter, last = Token2VAE(16).eval(), nn.Conv2d(8, 8, 3, padding=1)
+    begin = "decoder.controlnet.controlnet_cond_embedding."
+    state = {k: v for k, v in load_file(CONTROLNET / "state.safetensors").items() if not k.startswith(begin)}
+    state |= {f"{begin}adapter_model.{name}": tensor for name, tensor in adapter.state_dict().items()}
+    state |= {f"{begin}conv_out.{name}": tensor for name, tensor in last.state_dict().items()}
+    folder = controlnet(tmp_path, adapter="/somewhere/adapter.pth")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+    tokenizer = read(folder, sd_path=str(STABLE_DIFFUSION))
+    z = tokenizer.lookup(tokenizer.encode(load_file(CONTROLNET / "io.safetensors")["x"]))
+    # Latents are 8 x 8, of which the adapter makes half; it doubles them again.
+    wanted = last(adapter(F.interpolate(z.movedim(-1, 1), (4, 4), mode="nearest")))
+    assert_close(tokenizer.decoder.condition(z, size=(64, 64)).hint, wanted)
+    tokenizer.save(tmp_path / "saved")
+    again = Tokenizer.load(tmp_path / "saved", borrowed={"decoder.base": STABLE_DIFFUSION})
+    assert torch.equal(again.decoder.hint.adapter.conv_in.weight, adapter.conv_in.weight)
+
+
+def test_an_adapter_alone_is_named(tmp_path):
+    state = {"vq_model.quantize._codebook.embed": torch.ones(4, 2), "conv_in.weight": torch.ones(2, 2, 3, 3)}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"is an adapter of 4M \(Token2VAE\) alone"):
+        read(tmp_path)
+
+
 @pytest.mark.slow
 def test_controlnets_that_cannot_be_read(tmp_path):
     bad = {
         r"sd_path=here is no Stable Diffusion: it has no unet/config.json": ({"sd_path": "here"}, {}),
         r"image_size_sd is 0, expected": ({}, {"image_size_sd": 0}),
-        r"with an adapter, which this format does not read yet": ({}, {"adapter": "run"}),
+        r"controlnet_cond_embedding.adapter_model.conv_in.weight is missing": (
+            {"sd_path": str(STABLE_DIFFUSION)},
+            {"adapter": "run"},
+        ),
         r"input_size_sd=72 is not a multiple of 16": (
             {"sd_path": str(STABLE_DIFFUSION)},
             {"image_size_sd": 72},

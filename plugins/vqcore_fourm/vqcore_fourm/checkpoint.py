@@ -25,7 +25,7 @@ from vqcore.schema import TokenizerConfig
 from vqcore_fourm.arguments import Arguments, check, from_options, known, to_config
 from vqcore_fourm.base import base_of, refuse_another
 from vqcore_fourm.export import arguments_of
-from vqcore_fourm.names import completed, to_ours, to_theirs, wanted
+from vqcore_fourm.names import THEIR_ADAPTER, completed, to_ours, to_theirs, wanted
 from vqcore_fourm.sources import CONFIG, NOTE, WEIGHTS, Source, read_source
 from vqcore_fourm.tables import LICENCE, MLP, PUBLISHED, ours
 
@@ -179,11 +179,10 @@ def understood(
     )
     if kind == "VQControlNet":
         shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
-        if args["adapter"] or any(".adapter_model." in name for name in names):
-            raise CheckpointError(
-                f"{path} is a VQControlNet with an adapter, which this format does not read yet."
-            )
-        args = replace(args, base=base_of(sd_path, args["sd_path"], shapes, str(path)))
+        found_base = base_of(sd_path, args["sd_path"], shapes, str(path))
+        if args["adapter"] or any(name.startswith(THEIR_ADAPTER) for name in names):
+            found_base = replace(found_base, decoder={**found_base.decoder, "hint": "adapter-4m"})
+        args = replace(args, base=found_base)
     for key in ("enc_type", "dec_type"):
         # Before anything of this size is built.
         if (mlp := MLP.fullmatch(args[key])) and int(mlp[2]) > len(names):
@@ -200,6 +199,11 @@ def kind_of(source: Source, path: Path) -> str:
         if any(name.startswith(("encoder_embeddings.", "decoder_embeddings.")) for name in names):
             raise CheckpointError(
                 f"{path} is a checkpoint of 4M's generative model, not of a tokenizer; vqcore reads tokenizers."
+            )
+        if any(name.startswith("vq_model.") for name in names):
+            raise CheckpointError(
+                f"{path} is an adapter of 4M (Token2VAE) alone; give the checkpoint of a VQControlNet that was trained "
+                "with it."
             )
         raise CheckpointError(f"{path} has no quantizer (quantize.*): it is no tokenizer of 4M.")
     if any(name.startswith("decoder.controlnet.") for name in names):
