@@ -61,6 +61,11 @@ def run(command: str) -> int:
     if verb == "vqcore":
         return main(words)
     assert verb == "python", command
+    if words[0] == "-m":
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.setattr("sys.argv", words[1:])
+            runpy.run_module(words[1], run_name="__main__")
+        return int(ended.value.code or 0)
     runpy.run_path(words[0], run_name="__main__")
     return 0
 

@@ -17,11 +17,14 @@ from vqcore_unet.schedulers import DDPM
 
 from vqcore.borrowed import Lender
 from vqcore.cli import main
+from vqcore.compose.build import from_tree
 from vqcore.errors import CheckpointError, ConfigError
 from vqcore.protocols import DataSpec
+from vqcore.schema import TokenizerConfig
 from vqcore.testing import checks
 from vqcore.testing.basics import noise
 from vqcore.testing.networks import check_borrowed
+from vqcore.tokenizer import Tokenizer
 
 SPEC = DataSpec(channels=3, size=(32, 32), range=(-1.0, 1.0))
 ROOT = Path(__file__).parents[3]
@@ -229,20 +232,54 @@ class TestRefused:
 
 
 def test_an_adapter_is_taken_from_a_tokenizer(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("vqcore_controlnet.sd.Latents", lambda dim: Latents(dim, (16, 8), 4))
+    monkeypatch.setattr("vqcore_controlnet.sd.Latents", small_latents)
     network = Latents(8, (16, 8), 4)
     from safetensors.torch import save_file
 
     save_file(
         {f"decoder.latents.{n}": t for n, t in network.state_dict().items()}, tmp_path / "model.safetensors"
     )
-    decoder = made(base, adapter=str(tmp_path))
+    decoder = made(base, hint="adapter", adapter=str(tmp_path))
     decoder.fetch()
     decoder.borrow({})
     assert torch.equal(decoder.hint.adapter.conv_in.weight, network.conv_in.weight)
     assert decoder.condition(noise(1, 4, 4, 8), size=(32, 32)).hint.shape == (1, 8, 8, 8)
     with pytest.raises(CheckpointError, match="is no tokenizer with a controlnet/adapter"):
-        made(base, adapter=str(base / "vae")).fetch()
+        made(base, hint="adapter", adapter=str(base / "vae")).fetch()
+    with pytest.raises(
+        ValueError, match=r"adapter=here does nothing with hint=convolutions: set hint=adapter"
+    ):
+        made(base, adapter="here")
+
+
+def small_latents(dim, **more):
+    return Latents(dim, (16, 8), 4, **more)
+
+
+@pytest.mark.parametrize("hint", ["adapter", "adapter-4m"])
+def test_an_adapted_decoder_is_saved_and_loaded(base, tmp_path, monkeypatch, hint):
+    """The run that the adapter came from is not needed again."""
+    monkeypatch.setattr("vqcore_controlnet.sd.Latents", small_latents)
+    tree = {
+        "modality": {"name": "rgb"},
+        "size": [32, 32],
+        "model": {
+            "encoder": {"name": "vit/encoder", "width": 16, "depth": 1, "num_heads": 2, "patch_size": 8},
+            "quantizer": {"name": "quant/fsq", "levels": [4, 4]},
+            "decoder": {"name": "controlnet/sd", "hint": hint, "sd_path": str(base), **tiny.SETTINGS},
+        },
+        "objective": {"name": "diffusion", "scheduler": {"name": "unet/ddpm", **tiny.LEVELS}},
+    }
+    tree["model"]["decoder"] |= {"widths": [8, 16], "heads": [4, 4], "attention_levels": [0]}
+    tree["model"]["decoder"] |= {"adapter": "gone"} if hint == "adapter" else {}
+    tokenizer = Tokenizer(from_tree(tree, schema=TokenizerConfig), fetch=False)
+    tokenizer.borrow(Lender())
+    tokenizer.eval().save(tmp_path / "saved")
+    again = Tokenizer.load(tmp_path / "saved", borrowed={"decoder.base": base})
+    x = noise(1, 3, 32, 32).clamp(-1, 1)
+    z = tokenizer.lookup(tokenizer.encode(x))
+    hints = [each.decoder.condition(z, size=(32, 32)).hint for each in (tokenizer, again)]
+    assert hints[0].shape == (1, 8, 8, 8) and torch.equal(*hints)
 
 
 def words(base, run, *more):

@@ -234,7 +234,9 @@ class _Conversion:
             made["embed_dim"] = 64
         start = "full_ckpt" if o["full_ckpt"] is not None else "encoder_ckpt"
         if o[start] is not None:
-            made[start] = f"fourm/checkpoint:{o[start]}"
+            files = o["freeze_enc"] and o["domain"] != "rgb"
+            settings = f"[files=true,domain={o['domain']}]" if files else ""
+            made[start] = f"fourm/checkpoint{settings}:{o[start]}"
             self.notes[f"model.{start}"] = (
                 "A .pth of 4M needs --allow-pickle. A run or tokenizer of vqcore is named without 'fourm/checkpoint:'."
             )
