@@ -34,7 +34,7 @@ from vqcore.metrics.sums import per_sample
 from vqcore.modalities.views import pixels, sized_box, view_of
 from vqcore.objectives import Reconstruction
 from vqcore.plugin import KINDS, hookimpl
-from vqcore.protocols import Batch, DataSpec, Losses, Quantized, View, Window
+from vqcore.protocols import Batch, Blocks, DataSpec, Losses, Quantized, View, Window
 from vqcore.registry import Registry, registry
 from vqcore.schema import TokenizerConfig
 from vqcore.testing import checks, conformance
@@ -1598,6 +1598,9 @@ BAD = [
     (data, variant(Data, left_out={"": 2}), "left-out law: 2 x ''"),
     (data, variant(Data, get=lambda s, i, label="": __file__, bytes_of=lambda s, i, label="": 7),
      r"bytes law: sample 0 has \d+ bytes, bytes_of says 7"),
+    (data, variant(Data, blocks=Blocks([2, 3], 4)), "blocks law: blocks of .2, 3. samples, 4 together, for 6"),
+    (data, variant(Data, blocks=Blocks([6, 0], 4)), "blocks law"),
+    (data, variant(Data, blocks=Blocks([6], 0)), "blocks law"),
     (data, keyed(lambda i: "same"), "key law: 5 of 6 keys are not unique"),
     (data, keyed(lambda i: f"/data/{i}"), "key law: '/data/0' is not a relative path"),
     (data, keyed(lambda i: f"../{i}"), "key law"),
