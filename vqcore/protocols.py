@@ -1079,8 +1079,8 @@ def bytes_of(data: Any, index: int, label: str = "") -> int | None:
 
     Raises `DataError` or `OSError` as `get` does.
     """
-    if isinstance(data, KnowsBytes):
-        return data.bytes_of(index, label)
+    if knows := getattr(data, "bytes_of", None):  # quicker than isinstance, and asked for every sample
+        return knows(index, label)
     given = data.get(index, label)
     source = given.source if isinstance(given, Window) else given
     if isinstance(source, (str, Path)):

@@ -51,6 +51,13 @@ class _Files:
             raise DataError(self._missing(index, label))
         return self._extra[label].path(partner)
 
+    def bytes_of(self, index: int, label: str = "") -> int | None:
+        """The bytes of a file; None if an extra modality has no file for this sample. Raises `OSError`."""
+        if not label:
+            return self._files.bytes_of(index)
+        partner = self._extra[label].find(self._files.key(index))
+        return None if partner is None else self._extra[label].bytes_of(partner)
+
     def _missing(self, index: int, label: str) -> str:
         key = self._files.key(index)
         return f"{self._files.where(index)}: has no file for '{label}': {self._extra[label].wanted(key)} does not exist"
@@ -154,13 +161,6 @@ class Tar(_Files):
             for label, each in extra.items()
         }
         self._check_partners(cfg.max_bad_share)
-
-    def bytes_of(self, index: int, label: str = "") -> int | None:
-        """The bytes of a file in its shard; None if an extra modality has no file for this sample."""
-        if not label:
-            return self._files.bytes_of(index)
-        partner = self._extra[label].find(self._files.key(index))
-        return None if partner is None else self._extra[label].bytes_of(partner)
 
 
 class ArrayFile:
