@@ -57,9 +57,7 @@ def _print(found: Inventory) -> None:
     say(f"kinds     {counted(dict(found.kinds.most_common())) or 'none'}")
     say(f"read      {found.read:,} folders; {found.folders - found.read:,} are as they were")
     if found.hashes is not None:
-        say(
-            f"hashed    {found.hashed:,} of {len(found.names):,} files; the hashes of the others are remembered"
-        )
+        say(f"hashed    {found.hashed:,} files; {len(found.names) - found.hashed:,} are as they were")
         groups = list(found.copies())
         for group in groups[:SHOWN]:
             say(f"copies    {listed(group, 4)}")

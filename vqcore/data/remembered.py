@@ -31,7 +31,7 @@ def place_of(kind: str, *facts: str) -> Path:
 
 def recall(place: Path) -> dict[str, np.ndarray] | None:
     """The arrays that are kept at a place, or None."""
-    with suppress(*_TROUBLE), np.load(local(place), allow_pickle=False) as held:
+    with suppress(*_TROUBLE), local(place).open("rb") as file, np.load(file, allow_pickle=False) as held:
         return {name: held[name] for name in held.files}
     return None
 
