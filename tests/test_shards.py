@@ -19,6 +19,7 @@ from vqcore.check.overlap import copies, overlap
 from vqcore.data import shards
 from vqcore.data.batches import TrainBatches
 from vqcore.data.identity import CHOSEN, identity
+from vqcore.data.lent import KEPT
 from vqcore.data.shards import Shards, expand
 from vqcore.errors import ConfigError, DataError
 from vqcore.files import scratch
@@ -85,7 +86,7 @@ def test_stars_are_names_on_disk(tmp_path):
     for number in range(2):
         packed(tmp_path / f"s-{number}.tar", a_png=b"1")
     assert keys(Shards(str(tmp_path / "s-*.tar"), SUFFIXES, "data.path")) == ["s-0/a", "s-1/a"]
-    with pytest.raises(DataError, match=r"t-\*\.tar: no shard has such a name"):
+    with pytest.raises(DataError, match=r"t-\*\.tar: no file has such a name"):
         Shards(str(tmp_path / "t-*.tar"), SUFFIXES, "data.path")
 
 
@@ -188,7 +189,8 @@ def test_a_shard_is_scanned_once_until_it_changes(tmp_path, monkeypatch):
 def test_a_process_leaves_no_files(tmp_path):
     path = packed(tmp_path / "s.tar", **{f"x{number}_png": b"1" * 100 for number in range(50)})
     code = f"""
-    from vqcore.data.shards import KEPT, Shards
+    from vqcore.data.lent import KEPT
+    from vqcore.data.shards import Shards
     found = Shards({str(path)!r}, (".png",), "data.path")
     files = [found.path(index) for index in range(len(found))]
     assert sum(file.exists() for file in files) == KEPT
@@ -226,7 +228,7 @@ def test_an_address_that_shows_no_change_is_not_remembered(tmp_path, monkeypatch
 
 
 def test_check_finds_copies_among_more_members_than_lie_about(tmp_path):
-    held = {f"x{number}_png": png(number) for number in range(3 * shards.KEPT)}
+    held = {f"x{number}_png": png(number) for number in range(3 * KEPT)}
     packed(tmp_path / "s.tar", **held, y_png=held["x1_png"])
     packed(tmp_path / "t.tar", z_png=held["x2_png"], other_png=png(999))
     train, *_ = source("tar", path=str(tmp_path / "s.tar"), extra={})

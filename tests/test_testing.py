@@ -34,7 +34,7 @@ from vqcore.metrics.sums import per_sample
 from vqcore.modalities.views import pixels, sized_box, view_of
 from vqcore.objectives import Reconstruction
 from vqcore.plugin import KINDS, hookimpl
-from vqcore.protocols import Batch, Coded, DataSpec, Losses, Quantized, View, Window
+from vqcore.protocols import Batch, Blocks, Coded, DataSpec, Losses, Quantized, View, Window
 from vqcore.registry import Registry, registry
 from vqcore.schema import TokenizerConfig
 from vqcore.testing import checks, conformance
@@ -1646,6 +1646,9 @@ BAD = [
     (data, variant(Data, shards=[("a", 2), ("b", 3)]), "shards law: the shards have 5 samples, the source has 6"),
     (data, variant(Data, shards=[("a", 2), ("a", 4)]), "shards law: two shards are called 'a'"),
     (data, variant(Data, shards=[("a/b", 6)]), "shards law: 'a/b' does not fit in a file name"),
+    (data, variant(Data, blocks=Blocks([2, 3], 4)), "blocks law: blocks of .2, 3. samples, 4 together, for 6"),
+    (data, variant(Data, blocks=Blocks([6, 0], 4)), "blocks law"),
+    (data, variant(Data, blocks=Blocks([6], 0)), "blocks law"),
     (data, keyed(lambda i: "same"), "key law: 5 of 6 keys are not unique"),
     (data, keyed(lambda i: f"/data/{i}"), "key law: '/data/0' is not a relative path"),
     (data, keyed(lambda i: f"../{i}"), "key law"),

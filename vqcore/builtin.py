@@ -17,6 +17,7 @@ COMPONENTS = (  # kind, name, target in vqcore, summary
     ("reader", "hdf5", "data.readers:Hdf5", "HDF5 files: a data set by its path"),
     ("data", "folder", "data.sources:Folder", "a folder of files, at any depth"),
     ("data", "tar", "data.sources:Tar", "tar shards with the names of WebDataset, on disk or at addresses"),
+    ("data", "parquet", "data.parquet:Parquet", "columns of Parquet files: files as bytes, or lists of numbers"),
     ("data", "array", "data.sources:ArrayFile", "samples stacked in one .npy or .npz file"),
     ("store", "arrow", "tokens.arrow:Arrow", "Arrow files, mapped into memory: random access by place and by key"),
     ("store", "parquet", "tokens.parquet:Parquet", "Parquet files: a column of keys and one of lists; for other tools"),

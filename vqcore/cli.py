@@ -263,6 +263,18 @@ def _check(parser: argparse.ArgumentParser) -> None:
     _pickles(parser)
 
 
+def _index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", help="a folder (searched at any depth), or tar shards: 'shards/{000..099}.tar'"
+    )
+    parser.add_argument(
+        "--hash", action="store_true", help="hash every file that is new or has changed, and name copies"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help="write the list to a new Parquet file: path, bytes, time, hash"
+    )
+
+
 def _plugins(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", nargs="*", help="only these plugins")
     parser.add_argument(
@@ -431,6 +443,11 @@ VERBS = {
     ),
     "config": Verb(
         "check a config and print all of its settings", "vqcore config cfgs/quickstart.yaml --origin", _config
+    ),
+    "index": Verb(
+        "list the files of a folder once; later commands read again only what has changed",
+        "vqcore index ~/Pictures --hash",
+        _index,
     ),
     "new": Verb(
         "look at your files and write a config for them",

@@ -1070,7 +1070,7 @@ def left_out(data: Any) -> Mapping[str, int]:
 class KnowsBytes(Protocol):
     """A data source that knows how many bytes a sample has without fetching it.
 
-    None for one that is missing.
+    None for one that is missing, or whose bytes are not known before it is fetched.
     """
 
     def bytes_of(self, index: int, label: str = "") -> int | None: ...
@@ -1081,13 +1081,39 @@ def bytes_of(data: Any, index: int, label: str = "") -> int | None:
 
     Raises `DataError` or `OSError` as `get` does.
     """
-    if isinstance(data, KnowsBytes):
-        return data.bytes_of(index, label)
+    if knows := getattr(data, "bytes_of", None):  # quicker than isinstance, and asked for every sample
+        return knows(index, label)
     given = data.get(index, label)
     source = given.source if isinstance(given, Window) else given
     if isinstance(source, (str, Path)):
         return Path(source).stat().st_size
     return source.nbytes if isinstance(source, np.ndarray) else None
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Runs of samples that are cheap to read together: how many samples each has, in the order of the samples.
+
+    `together` is the number of samples, of any blocks, that the source holds at a time in each process.
+    """
+
+    sizes: Sequence[int] | np.ndarray
+    together: int
+
+
+@runtime_checkable
+class HasBlocks(Protocol):
+    """A data source whose neighbours are cheap together, such as the rows of a group that is unpacked as a whole.
+
+    Training then shuffles blocks, and samples within windows of `Blocks.together` samples (`vqcore.data.order`).
+    """
+
+    blocks: Blocks | None
+
+
+def blocks(data: Any) -> Blocks | None:
+    """The blocks of a data source. Default: None, every sample costs the same in any order."""
+    return data.blocks if isinstance(data, HasBlocks) else None
 
 
 @runtime_checkable
@@ -1600,7 +1626,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         KnowsExtent,
     ),
     "reader": (NamesParts,),
-    "data": (LeavesOut, KnowsBytes, HasShards),
+    "data": (LeavesOut, KnowsBytes, HasShards, HasBlocks),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "store": (Adopts,),
     "text": (LearnsText, ShowsPieces),

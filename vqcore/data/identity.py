@@ -2,7 +2,7 @@
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,15 @@ def identity(data: Data, labels: Iterable[str]) -> dict[str, Any]:
     well: such samples are skipped in training. Every file is asked for its size; `CHOSEN` samples are read.
     """
     names, labels = hashlib.sha256(), ("", *labels)
-    for index in range(len(data)):
-        sizes = [_size(data, index, label) for label in labels]
-        names.update(_line(data.key(index), *sizes))
+
+    def hashes() -> Iterator[tuple[str, int]]:
+        for index in range(len(data)):
+            key = data.key(index)
+            names.update(_line(key, *(_size(data, index, label) for label in labels)))
+            yield _hash(key), index
+
     contents = hashlib.sha256()
-    for _, index in heapq.nsmallest(CHOSEN, ((_hash(data.key(i)), i) for i in range(len(data)))):
+    for _, index in heapq.nsmallest(CHOSEN, hashes()):
         contents.update(_line(data.key(index), *(_content(data, index, label) for label in labels)))
     return {"samples": len(data), "names": names.hexdigest(), "contents": contents.hexdigest()}
 

@@ -28,6 +28,7 @@ from vqcore.protocols import (
     Window,
     Writes,
     better,
+    blocks,
     extent_of,
     fill,
     finish,
@@ -384,7 +385,13 @@ def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None)
         given, known = data.get(index), data.bytes_of(index)
         source = given.source if isinstance(given, Window) else given
         true = Path(source).stat().st_size if isinstance(source, (str, Path)) else known
-        assert known == true, f"bytes law: sample {index} has {true} bytes, bytes_of says {known}"
+        assert known in (None, true), f"bytes law: sample {index} has {true} bytes, bytes_of says {known}"
+    if (laid := blocks(data)) is not None:
+        sizes = [int(size) for size in laid.sizes]
+        good = sum(sizes) == count and min(sizes) > 0 and laid.together > 0
+        assert good, (
+            f"blocks law: blocks of {sizes[:10]} samples, {laid.together} together, for {count} samples"
+        )
     first = {
         (index, label): _raw(data, index, label, reader)
         for index in chosen
