@@ -26,8 +26,11 @@ from vqcore.run.state import Run, build_from, build_hooks
 from vqcore.schema import DataConfig, RunConfig
 
 
-def cheap(run: Run) -> list[Finding]:
-    """Check one training batch and what the model makes of it. Nothing is trained, and no state changes."""
+def cheap(run: Run, *, trained: bool = True) -> list[Finding]:
+    """Check one training batch and what the model makes of it. Nothing is trained, and no state changes.
+
+    With `trained=False`, what only training needs is not checked: learning rates, and codes beside the tokens of a step.
+    """
     try:
         batch = run.tokenizer.prepare(first_batch(run), run.extra)
     except VqcoreError as error:
@@ -35,8 +38,7 @@ def cheap(run: Run) -> list[Finding]:
     return [
         *value_findings(declared(run), [batch], "the first batch"),
         *model_findings(run, batch),
-        *codebook(run),
-        *rates(run),
+        *((*codebook(run), *rates(run)) if trained else ()),
         *(both_sides(run) if dist.is_main() else ()),
     ]
 

@@ -97,11 +97,11 @@ class Scalar(Fitted):
 
     def encoded(self, rows: Float[Tensor, "n d"]) -> Int[Tensor, "n q"]:
         """The interval of each value."""
-        return torch.searchsorted(self.edges, rows.T.contiguous(), right=True).T
+        return torch.searchsorted(self.edges, rows.T.contiguous(), right=True).T.contiguous()
 
     def values(self, codes: Int[Tensor, "n q"]) -> Float[Tensor, "n d"]:
         """The value for which each code stands."""
-        return self.centres.gather(1, codes.T).T
+        return self.centres.gather(1, codes.T).T.contiguous()
 
     def measured(self, rows: Float[Tensor, "n d"], codes: Int[Tensor, "n q"]) -> dict[str, Tensor]:
         """`codes/outside`: the share of values beyond the fitted range."""
