@@ -525,23 +525,6 @@ class RunConfig:
             raise SettingError(("run.on_explosion",), text)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitConfig(RunConfig):
-    """All settings of `vqcore fit`: those of a run, in which nothing is trained. `run.epochs` passes are read."""
-
-    optim: OptimSection = field(default_factory=lambda: OptimSection(lr=1.0))
-    """Not used."""
-    ema: EmaSection = field(default_factory=lambda: EmaSection(decay=None))
-    """Not used: nothing is trained, so nothing is averaged."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ema.decay is not None:
-            raise SettingError(
-                ("ema.decay",), "vqcore fit trains nothing, so there is nothing to average: ema.decay=null"
-            )
-
-
 def _positive(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from vqcore.run.signals import StopSignals
 from vqcore.run.state import Run, build
 from vqcore.run.step import Trouble, train_step
 from vqcore.run.trouble import Troubles
-from vqcore.schema import RunConfig
+from vqcore.schema import EmaSection, RunConfig
 
 PICTURE_STEPS = frozenset(m * 10**e for m in (1, 2, 5) for e in range(1, 10))
 """Steps after which `samples/strip.png` gets another row: 10, 20, 50, 100 and so on."""
@@ -71,7 +72,7 @@ def fit(config: RunConfig, access: Access | None = None) -> tuple[Run, dict[str,
 
     The result is the folder of a run that has made all its steps. Raises `RunError` if it holds a checkpoint already.
     """
-    with _built(config, access) as run:
+    with _built(replace(config, ema=EmaSection(decay=None)), access) as run:
         if dist.world_size() > 1:
             raise RunError("vqcore fit works in one process: start it without torchrun.")
         if checkpoints(run.dir):

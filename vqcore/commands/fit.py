@@ -5,13 +5,16 @@ import argparse
 from vqcore.commands.loading import access, again
 from vqcore.compose.layers import load
 from vqcore.console import command, say
-from vqcore.schema import FitConfig
+from vqcore.schema import RunConfig
 from vqcore.trainer import fit
+
+UNUSED = {"optim": {"lr": 1.0}}
+"""Nothing is trained, so a config for `vqcore fit` needs no optimizer."""
 
 
 def run(args: argparse.Namespace) -> int:
     """Fit, and print what was found and where the results are."""
-    config = load(args.config, args.overrides, schema=FitConfig).config
+    config = load(args.config, args.overrides, schema=RunConfig, absent=UNUSED).config
     run, facts = fit(config, access(args))
     facts = {**facts, **{name: f"{value:.4g}" for name, value in run.progress.evaluation.items()}}
     say("")
