@@ -452,8 +452,8 @@ def codes_in_fp32(quantizer: Any) -> bool:
 class Fits(Protocol):
     """A quantizer that `vqcore fit` fits to latents; it is not trained.
 
-    `fit` gets batches `(z, mask)`, as a call does, on the device of the quantizer. They may be gone through several
-    times, and are too many to keep. `rng`, on the CPU, is the only source of randomness. Equal latents and settings
+    `fit` gets batches `(z, mask)`, as a call does, of any sizes. They may be gone through several times, and are too
+    many to keep. `rng`, on the CPU, is the only source of randomness. Equal latents and settings
     give an equal state, and invalid positions change nothing. It returns facts for people by name, and raises
     `DataError` for latents that it cannot be fitted to. `fitted`, a buffer, is one bool; until it is True, calls and
     `decode` raise `ConfigError`.
@@ -463,7 +463,7 @@ class Fits(Protocol):
 
     def fit(
         self,
-        latents: Iterable[tuple[Float[Tensor, "b *grid d"], Bool[Tensor, "b *grid"] | None]],
+        latents: Iterable[tuple[Tensor, Tensor | None]],
         rng: torch.Generator,
     ) -> Mapping[str, str]: ...
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from vqcore.errors import ConfigError, DataError
 from vqcore.protocols import Quantized
 
-Latents = Iterable[tuple[Float[Tensor, "b *grid d"], Bool[Tensor, "b *grid"] | None]]
-
 MOST_VALUES = 2**26
 """Most values that are kept of all latents (256 MiB)."""
 
@@ -51,7 +49,7 @@ class Fitted(nn.Module):
         """Metrics of valid rows and their codes."""
         return {}
 
-    def fit(self, latents: Latents, rng: torch.Generator) -> dict[str, str]:
+    def fit(self, latents: Iterable[tuple[Tensor, Tensor | None]], rng: torch.Generator) -> dict[str, str]:
         """Fit to latents, in one pass. Raises `DataError` if they cannot be used."""
         sample = Sample(max(1, min(self.cfg.samples, MOST_VALUES // self.dim)), rng)
         for z, mask in latents:
