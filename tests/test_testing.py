@@ -28,7 +28,7 @@ from vqcore.cli import main
 from vqcore.compose.build import from_tree
 from vqcore.config import Config as Base
 from vqcore.config import to_tree
-from vqcore.errors import CheckpointError, DataError
+from vqcore.errors import CheckpointError, ConfigError, DataError
 from vqcore.metrics.pixels import MAE
 from vqcore.metrics.sums import per_sample
 from vqcore.modalities.views import pixels, sized_box, view_of
@@ -155,6 +155,35 @@ class Quantizer(nn.Module):
         if codes.numel() and int(codes.max()) >= 8:
             raise ValueError(f"code {int(codes.max())} lies outside of [0, 8)")
         return self.book[codes[..., 0]]
+
+
+class Fitted(Quantizer):
+    """Its book is learned by `fit`: the first eight valid latents."""
+
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.book.zero_()
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def check(self):
+        if not self.fitted:
+            raise ConfigError("fit me first")
+
+    def forward(self, z, mask=None):
+        self.check()
+        return super().forward(z, mask)
+
+    def decode(self, codes):
+        self.check()
+        return super().decode(codes)
+
+    def rows(self, latents):
+        return torch.cat([z.flatten(0, -2) if mask is None else z[mask] for z, mask in latents])
+
+    def fit(self, latents, rng):
+        self.book.copy_(self.rows(latents)[:8])
+        self.fitted.fill_(True)
+        return {"centres": "8"}
 
 
 class Percept(nn.Module):
@@ -1422,6 +1451,33 @@ def nothing():
     return object()
 
 
+def unready(self):
+    if not self.fitted:
+        raise RuntimeError("no book")
+
+
+def spoils_latents(self, latents, rng):
+    made = Fitted.fit(self, latents, rng)
+    for z, _ in latents:
+        z.add_(1)
+    return made
+
+
+def tells_numbers(self, latents, rng):
+    Fitted.fit(self, latents, rng)
+    return {"centres": 8}
+
+
+def forgets_to_say(self, latents, rng):
+    made = Fitted.fit(self, latents, rng)
+    self.fitted.fill_(False)
+    return made
+
+
+def all_rows(self, latents):
+    return torch.cat([z.flatten(0, -2) for z, _ in latents])
+
+
 BAD = [
     *((check, nothing, "protocol law: object lacks") for kind, (check, _) in GOOD.items() if kind != "hook"),
     # encoder
@@ -1485,6 +1541,13 @@ BAD = [
     (checks.check_quantizer, variant(Quantizer, forward=flat_if_empty), "empty law: codes of no sample: the shape is"),
     (checks.check_quantizer, variant(Quantizer, decode=silent_decode), "bounds law: decode accepts code 8"),
     (checks.check_quantizer, variant(Quantizer, decode=unbounded_decode), "bounds law: the error does not"),
+    (checks.check_quantizer, variant(Fitted, check=lambda self: None), "fit law: before fit, a call raises nothing"),
+    (checks.check_quantizer, variant(Fitted, decode=Quantizer.decode), "fit law: before fit, decode raises nothing"),
+    (checks.check_quantizer, variant(Fitted, check=unready), "fit law: before fit, a call raises RuntimeError"),
+    (checks.check_quantizer, variant(Fitted, fit=spoils_latents), "purity law: fit changes the latents"),
+    (checks.check_quantizer, variant(Fitted, fit=tells_numbers), "fit law: the fact centres is no text"),
+    (checks.check_quantizer, variant(Fitted, fit=forgets_to_say), "fit law: fitted is not True after fit"),
+    (checks.check_quantizer, variant(Fitted, rows=all_rows), "fit law: invalid positions, or a second fit, change"),
     # adversary
     (adversary, PlainRival, "players law: the adversary is no module"),
     (adversary, variant(Rival, start=-1), "start law: start is -1"),
@@ -1759,6 +1822,10 @@ def broken(check, made, text):
 @pytest.mark.parametrize(("check", "make", "text"), BAD, ids=names(BAD))
 def test_each_law_catches_who_breaks_it(check, make, text):
     broken(check, make(), text)
+
+
+def test_a_quantizer_that_is_fitted_passes():
+    checks.check_quantizer(Fitted())
 
 
 def test_a_text_tokenizer_that_learns_passes():

@@ -408,6 +408,11 @@ VERBS = {
         "vqcore train cfgs/quickstart.yaml run.dir=runs/mine data.path=~/Pictures",
         _train,
     ),
+    "fit": Verb(
+        "make a tokenizer that needs no training, in one pass over the data",
+        "vqcore fit cfgs/fit/kmeans.yaml data.path=~/Pictures run.dir=runs/kmeans",
+        _train,
+    ),
     "eval": Verb("measure a tokenizer", "vqcore eval runs/quickstart data.eval_path=~/Pictures", _eval),
     "report": Verb("write an HTML page about a run", "vqcore report runs/quickstart", _report),
     "tokenize": Verb(

@@ -450,6 +450,31 @@ def codes_in_fp32(quantizer: Any) -> bool:
     return isinstance(quantizer, NeedsFp32) and quantizer.codes_in_fp32 is True
 
 
+@runtime_checkable
+class Fits(Protocol):
+    """A quantizer that `vqcore fit` fits to latents; it is not trained.
+
+    `fit` gets batches `(z, mask)`, as a call does, of any sizes. They may be gone through several times, and are too
+    many to keep. `rng`, on the CPU, is the only source of randomness. Equal latents and settings
+    give an equal state, and invalid positions change nothing. It returns facts for people by name, and raises
+    `DataError` for latents that it cannot be fitted to. `fitted`, a buffer, is one bool; until it is True, calls and
+    `decode` raise `ConfigError`.
+    """
+
+    fitted: Tensor
+
+    def fit(
+        self,
+        latents: Iterable[tuple[Tensor, Tensor | None]],
+        rng: torch.Generator,
+    ) -> Mapping[str, str]: ...
+
+
+def fitter(quantizer: Any) -> Fits | None:
+    """The quantizer, if it is fitted. Default: None, it is trained or fixed."""
+    return quantizer if isinstance(quantizer, Fits) else None
+
+
 # Decoders
 
 
@@ -1599,7 +1624,7 @@ REQUIRED: dict[str, type] = {
 
 OPTIONAL: dict[str, tuple[type, ...]] = {
     "encoder": (Interpolates, Borrows, Fetches, SparesDecay),
-    "quantizer": (ChangesGrid, NamesTokenState, NeedsFp32, Borrows, Fetches, SparesDecay),
+    "quantizer": (ChangesGrid, NamesTokenState, NeedsFp32, Fits, Borrows, Fetches, SparesDecay),
     "decoder": (NeedsSize, Denoiser, ChecksScheduler, Interpolates, Borrows, Fetches, SparesDecay),
     "percept": (Borrows,),
     "teacher": (Borrows,),

@@ -26,17 +26,21 @@ from vqcore.run.state import Run, build_from, build_hooks
 from vqcore.schema import DataConfig, RunConfig
 
 
-def cheap(run: Run) -> list[Finding]:
-    """Check one training batch and what the model makes of it. Nothing is trained, and no state changes."""
+def cheap(run: Run, *, trained: bool = True) -> list[Finding]:
+    """Check one training batch and what the model makes of it. Nothing is trained, and no state changes.
+
+    With `trained=False`, what only training needs is not checked: values of size 1, learning rates, and codes beside
+    the tokens of a step.
+    """
     try:
         batch = run.tokenizer.prepare(first_batch(run), run.extra)
     except VqcoreError as error:
         return [Finding("error", "data", str(error), "vqcore check reads the samples one by one.")]
+    values = value_findings(declared(run), [batch], "the first batch")
     return [
-        *value_findings(declared(run), [batch], "the first batch"),
+        *(found for found in values if trained or found.grade == "error"),
         *model_findings(run, batch),
-        *codebook(run),
-        *rates(run),
+        *((*codebook(run), *rates(run)) if trained else ()),
         *(both_sides(run) if dist.is_main() else ()),
     ]
 
