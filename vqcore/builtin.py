@@ -18,6 +18,7 @@ COMPONENTS = (  # kind, name, target in vqcore, summary
     ("data", "folder", "data.sources:Folder", "a folder of files, at any depth"),
     ("data", "tar", "data.sources:Tar", "tar shards with the names of WebDataset, on disk or at addresses"),
     ("data", "array", "data.sources:ArrayFile", "samples stacked in one .npy or .npz file"),
+    ("data", "tokens", "tokens.source:Tokens", "samples with the codes that were made of them: trains a decoder alone"),
     ("store", "arrow", "tokens.arrow:Arrow", "Arrow files, mapped into memory: random access by place and by key"),
     ("store", "parquet", "tokens.parquet:Parquet", "Parquet files: a column of keys and one of lists; for other tools"),
     ("store", "folder", "tokens.folder:Folder", "one .npy or .npz of codes a file, under the same names"),
