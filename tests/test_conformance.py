@@ -217,6 +217,7 @@ class TestDiary(conformance.HookConformance):
 def test_every_component_of_the_core_has_a_class_here():
     """Components that another test file checks with the kit are listed with this file."""
     elsewhere = {"mask": "tests/test_modalities_mask.py", "caption": "tests/test_beside.py"}
+    elsewhere["tokens"] = "tests/test_train_on_tokens.py"
     elsewhere |= dict.fromkeys(("npy", "npz", "tiff", "csv", "parquet", "hdf5"), "tests/test_readers.py")
     classes = [cls for cls in globals().values() if isinstance(cls, type) and hasattr(cls, "component")]
     covered = {(cls.kind, cls.component) for cls in classes}

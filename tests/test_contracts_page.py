@@ -221,7 +221,7 @@ def decoder(name: str, cfg: Config, config: RunConfig) -> None:
 
 def objective(name: str, cfg: Config, config: RunConfig) -> None:
     run = build(config, torch.device("cpu"))
-    batch = run.tokenizer.prepare(first_batch(run), run.extra)
+    batch = replace(run.tokenizer.prepare(first_batch(run), run.extra), codes=None)  # all parts learn here
     fresh = Tokenizer(run.tokenizer.cfg)
     checks.check_objective(fresh.objective, fresh, batch)
 

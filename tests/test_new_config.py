@@ -275,7 +275,7 @@ def test_a_family_of_classes(toy, tmp_path):
         "labels": 7,
         "hflip": 0.0,
         "min_crop_scale": 1.0,
-    }  # noqa: E501
+    }
 
 
 def test_a_family_for_pictures_and_sounds(toy, tmp_path):

@@ -432,6 +432,15 @@ class Windows(Data):
         return Window(self.samples[index // 2], (4 * (index % 2), 0), (4 * (index % 2) + 4, 8))
 
 
+class Tokenized(Data):
+    """Samples with codes that were made before."""
+
+    made: ClassVar = {"grid": [2, 2], "num_codebooks": 1, "codebook_size": 9}
+
+    def coded(self, index):
+        return Coded(self.key(index), np.full((2, 2, 1), index))
+
+
 class Reader:
     suffixes = (".npy",)
 
@@ -1148,6 +1157,11 @@ def nan_reader(self, source, at_least=None):
     )
 
 
+def coded(codes):
+    """Samples that all have these codes."""
+    return variant(Tokenized, coded=lambda self, index: Coded(self.key(index), codes))
+
+
 def keyed(key):
     return variant(Data, key=lambda self, index: key(index))
 
@@ -1721,6 +1735,11 @@ BAD = [
     (data, Forgetful, "determinism law: .* in a worker"),
     (data, Shrinking, "length law: 5 samples in a worker"),
     (data, variant(Data, get=lambda s, i, label="": np.full((2, 8, 8), np.nan)), "reading law: sample 0"),
+    (data, variant(Tokenized, coded=lambda s, i: None), "codes law: .* there are no codes of 'part/000'"),
+    (data, variant(Tokenized, coded=lambda s, i: Tokenized.coded(s, 0)), "codes law: .* '.*3' are those of '.*0'"),
+    (data, coded(np.zeros((2, 2, 1), np.uint8)), "codes law: the codes of 'part/000' are uint8"),
+    (data, coded(np.zeros((2, 1), int)), r"codes law: .* shape \(2, 1\), not \(2, 2, 1\)"),
+    (data, coded(np.full((2, 2, 1), 9)), r"codes law: 9 to 9 of 'part/000' do not lie in \[0, 9\)"),
     # reader
     (reader, variant(Reader, suffixes=(".NPY",)), "suffix law: '.NPY' is not"),
     (reader, variant(Reader, suffixes=(".npz",)), "suffix law: a.npy ends in none"),
@@ -1854,6 +1873,7 @@ def test_a_modality_that_finishes_or_rides_in_its_own_way_passes():
 
 def test_a_data_source_of_windows_passes():
     checks.check_data(Windows(), Modality())
+    checks.check_data(Tokenized(), Modality())
 
 
 def test_a_waiver_lets_one_law_go_and_no_other():

@@ -19,6 +19,7 @@ COMPONENTS = (  # kind, name, target in vqcore, summary
     ("data", "tar", "data.sources:Tar", "tar shards with the names of WebDataset, on disk or at addresses"),
     ("data", "parquet", "data.parquet:Parquet", "columns of Parquet files: files as bytes, or lists of numbers"),
     ("data", "array", "data.sources:ArrayFile", "samples stacked in one .npy or .npz file"),
+    ("data", "tokens", "tokens.source:Tokens", "samples with the codes that were made of them: trains a decoder alone"),
     ("store", "arrow", "tokens.arrow:Arrow", "Arrow files, mapped into memory: random access by place and by key"),
     ("store", "parquet", "tokens.parquet:Parquet", "Parquet files: a column of keys and one of lists; for other tools"),
     ("store", "tar", "tokens.tar:Tar", "tar shards with the names of WebDataset: KEY.npy, and KEY.json for extras"),

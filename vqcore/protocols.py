@@ -87,8 +87,9 @@ class Batch:
 
     `mask` is True where `x` is valid; `weight`, at least 0, says how much a position counts. `size` is the size of each
     sample before its crop, in the units of the modality's `extent`. `extras` holds the extra modalities by label, and
-    `masks` the validity masks of those that have one, each at its own size. `finished` says that `Tokenizer.prepare`
-    has been at work: before, `x` and `extras` are raw (`Finishes`).
+    `masks` the validity masks of those that have one, each at its own size. `codes` are those of the samples where they
+    were made before (`KnowsCodes`): then no encoder is needed. `finished` says that `Tokenizer.prepare` has been at
+    work: before, `x` and `extras` are raw (`Finishes`).
     """
 
     x: Tensor
@@ -98,6 +99,7 @@ class Batch:
     weight: Float[Tensor, "b *size"] | None = None
     size: Int[Tensor, "b r"] | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+    codes: Int[Tensor, "b *grid q"] | None = None
     finished: bool = False
 
     @property
@@ -131,7 +133,7 @@ class Batch:
                 return {key: inside(one) for key, one in value.items()}
             return change(value) if isinstance(value, (Tensor, list, tuple)) else value
 
-        named = ("x", "mask", "masks", "weight", "size", "extras")
+        named = ("x", "mask", "masks", "weight", "size", "extras", "codes")
         return replace(self, **{name: inside(getattr(self, name)) for name in named})
 
 
@@ -1157,6 +1159,28 @@ def shards(data: Any) -> Sequence[tuple[str, int]] | None:
 
 
 @runtime_checkable
+class KnowsCodes(Protocol):
+    """A data source whose samples were tokenized before: `coded` is the row of a store that became of a sample.
+
+    Such a sample is what the tokenizer saw, in training and in evaluation: the crop or the window that the row's extras
+    name, else the view for evaluation. `get` gives the whole of it. Training batches have its codes, int64, so that
+    objectives need no encoder (`vqcore.objectives.tokens_of`). `made` is the manifest of the store: `fingerprint`, that
+    of the tokenizer, `size`, and of windows `stride`. Both are None where no codes are known. `coded` raises
+    `DataError` for codes that cannot be used.
+    """
+
+    @property
+    def made(self) -> Mapping[str, Any] | None: ...
+
+    def coded(self, index: int) -> Coded | None: ...
+
+
+def knows_codes(data: Any) -> KnowsCodes | None:
+    """The data source, if it has codes of its samples. Default: None, the tokenizer encodes them."""
+    return data if isinstance(data, KnowsCodes) and data.made is not None else None
+
+
+@runtime_checkable
 class SampleReader(Protocol):
     """Reads files of one or more suffixes as arrays. Built as `Class(cfg)`.
 
@@ -1651,7 +1675,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         KnowsExtent,
     ),
     "reader": (NamesParts,),
-    "data": (LeavesOut, KnowsBytes, HasShards, HasBlocks),
+    "data": (LeavesOut, KnowsBytes, HasShards, HasBlocks, KnowsCodes),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "store": (Adopts,),
     "text": (LearnsText, ShowsPieces),

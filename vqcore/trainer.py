@@ -76,7 +76,9 @@ def fit(config: RunConfig, access: Access | None = None) -> tuple[Run, dict[str,
         if dist.world_size() > 1:
             raise RunError("vqcore fit works in one process: start it without torchrun.")
         if checkpoints(run.dir):
-            raise RunError(f"run.dir={run.dir} holds a tokenizer already. Choose another run.dir, or remove it.")
+            raise RunError(
+                f"run.dir={run.dir} holds a tokenizer already. Choose another run.dir, or remove it."
+            )
         loop = _Loop(run)
         facts = fit_quantizer(run)
         settle(cheap(run, trained=False))

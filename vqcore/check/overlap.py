@@ -103,7 +103,10 @@ def copies(data: Data, setting: str) -> Iterator[Finding]:
     twice = []
     for mark, alike in marked.items():
         first, *others = alike
-        twice += [(first.key, one.key) for one in others if mark and _equal(first.source, one.source)]
+        file = first.source
+        # Several samples of one file, such as its crops, are no copies.
+        others = [one for one in others if not (isinstance(file, Path) and one.source == file)]
+        twice += [(first.key, one.key) for one in others if mark and _equal(file, one.source)]
     if not twice:
         return
     what = (

@@ -52,6 +52,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         weight=_weights(samples, weights[0]) if weights else None,
         size=torch.tensor([sample.extent for sample in samples], dtype=torch.int64),
         extras={k: torch.stack(v) if isinstance(v[0], Tensor) else v for k, v in extras.items()},
+        codes=None if first.codes is None else torch.stack([s.codes for s in samples if s.codes is not None]),
     )
 
 

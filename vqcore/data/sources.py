@@ -1,6 +1,6 @@
 """The data sources of the core: a folder of files, tar shards, and an array file with one sample after the other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -95,12 +95,15 @@ class Folder(_Files):
         path, setting = path_of(cfg.path, cfg.eval_path, split)
         extra_path = cfg.extra_path if split == "train" else cfg.eval_extra_path
         prefix = "data.extra_path" if split == "train" else "data.eval_extra_path"
-        self._files = Listing(path, modality.suffixes, setting)
+        self._files = self._names(path, modality.suffixes, setting)
         self._extra = {
-            label: Listing(_expanded(extra_path[label]), each.suffixes, f"{prefix}.{label}")
+            label: self._names(_expanded(extra_path[label]), each.suffixes, f"{prefix}.{label}")
             for label, each in extra.items()
         }
         self._check_partners(cfg.max_bad_share)
+
+    def _names(self, path: str, suffixes: Sequence[str], setting: str) -> Listing | Shards:
+        return Listing(path, suffixes, setting)
 
 
 class Tar(_Files):

@@ -9,7 +9,7 @@ import numpy as np
 
 from vqcore.data.windows import files_of
 from vqcore.errors import DataError, listed
-from vqcore.protocols import Blocks, Data, blocks, bytes_of, left_out
+from vqcore.protocols import Blocks, Coded, Data, blocks, bytes_of, knows_codes, left_out
 from vqcore.schema import DataConfig
 
 Split = Literal["train", "eval"]
@@ -37,6 +37,17 @@ class Side:
     def key(self, index: int) -> str:
         """The key of a sample in the whole source."""
         return self.data.key(int(self.places[index]))
+
+    @property
+    def made(self) -> Mapping[str, Any] | None:
+        """The manifest of the codes that the whole source has."""
+        coded = knows_codes(self.data)
+        return coded.made if coded else None
+
+    def coded(self, index: int) -> Coded | None:
+        """The codes that the whole source has of a sample."""
+        coded = knows_codes(self.data)
+        return coded.coded(int(self.places[index])) if coded else None
 
     def get(self, index: int, label: str = "") -> Any:
         """What the whole source gives."""

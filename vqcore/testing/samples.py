@@ -36,6 +36,7 @@ from vqcore.protocols import (
     gathers,
     gives_rows,
     hole_value,
+    knows_codes,
     left_out,
     mask,
     reading,
@@ -379,6 +380,7 @@ def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None)
         good = isinstance(kind, str) and kind and isinstance(number, int) and number > 0
         assert good, f"left-out law: {number!r} x {kind!r} is not how many entries of a kind are left out"
     _check_shards(shards(data), count)
+    _check_codes(data)
     readers = {"": modality, **(extra or {})}
     chosen = sorted({0, count // 2, count - 1})
     for index in chosen if isinstance(data, KnowsBytes) else ():
@@ -420,6 +422,24 @@ def _check_shards(own: Sequence[tuple[str, int]] | None, count: int) -> None:
     assert len(set(names)) == len(names), f"shards law: two shards are called '{_repeated(names)}'"
     wrong = [name for name in names if not name or "/" in name or name.startswith(".") or len(name) > 200]
     assert not wrong, f"shards law: '{wrong[0]}' does not fit in a file name"
+
+
+def _check_codes(data: Any) -> None:
+    """The laws of the codes that a data source knows of its samples; nothing for one that knows none."""
+    known = knows_codes(data)
+    if known is None:
+        return
+    made = known.made or {}
+    shape, most = (*made["grid"], made["num_codebooks"]), made["codebook_size"]
+    for index in sorted({0, len(data) // 2, len(data) - 1}):
+        row, key = known.coded(index), data.key(index)
+        assert row is not None, f"codes law: made is a manifest, and there are no codes of '{key}'"
+        assert row.key == key, f"codes law: the codes of '{key}' are those of '{row.key}'"
+        codes = row.codes
+        assert codes.dtype == np.int64, f"codes law: the codes of '{key}' are {codes.dtype}, not int64"
+        assert codes.shape == shape, f"codes law: the codes of '{key}' have shape {codes.shape}, not {shape}"
+        inside = 0 <= codes.min() <= codes.max() < most
+        assert inside, f"codes law: {codes.min()} to {codes.max()} of '{key}' do not lie in [0, {most})"
 
 
 def _repeated(keys: Sequence[str]) -> str:

@@ -124,9 +124,7 @@ class TestBase:
         local = ready(base)
         for decoder in (fetched, cached):
             assert torch.equal(decoder.base.prompts(["red"]), local.base.prompts(["red"]))
-            assert all(
-                torch.equal(a, b) for a, b in zip(decoder.base.parameters(), local.base.parameters())
-            )
+            assert all(torch.equal(a, b) for a, b in zip(decoder.base.parameters(), local.base.parameters()))
 
     def test_the_switch_of_attention_reaches_both_networks(self, base, xformers, monkeypatch):
         decoder = ready(base, attention="xformers")

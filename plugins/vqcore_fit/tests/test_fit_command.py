@@ -93,7 +93,10 @@ def test_a_decoder_learns_on_the_codes_of_a_fitted_tokenizer(here, capsys):
     assert main(["fit", "table.yaml"]) == 0
     given = {"full_ckpt": "runs/table", "freeze_enc": True}
     decoder = {"name": "vit/mlp-decoder", "depth": 1, "width": 8, "expansion": 2}
-    learned = ["model.decoder=" + json.dumps(decoder), *(f"model.{k}={json.dumps(v)}" for k, v in given.items())]
+    learned = [
+        "model.decoder=" + json.dumps(decoder),
+        *(f"model.{k}={json.dumps(v)}" for k, v in given.items()),
+    ]
     more = ["run.epochs=null", "run.steps=2", "optim.lr=0.01", "run.dir=runs/learned"]
     assert main(["train", "table.yaml", *learned, *more]) == 0
     assert Tokenizer.load("runs/learned").fingerprint == Tokenizer.load("runs/table").fingerprint
@@ -102,7 +105,12 @@ def test_a_decoder_learns_on_the_codes_of_a_fitted_tokenizer(here, capsys):
 def test_kmeans_and_byte_pairs_are_fitted_to_windows_of_signals(here):
     waves = np.sin(np.arange(64) * np.linspace(0.1, 0.5, 40)[:, None, None]).astype(np.float32)
     np.save("waves.npy", waves)
-    data = ["data.path=waves.npy", "data.eval_path=waves.npy", "data.modality.channels=1", "data.modality.size=64"]
+    data = [
+        "data.path=waves.npy",
+        "data.eval_path=waves.npy",
+        "data.modality.channels=1",
+        "data.modality.size=64",
+    ]
     data.append("data.modality.rank=1")
     dct = json.dumps({"name": "fit/dct", "patch_size": 16})
     fast = json.dumps({"name": "fit/fast", "latent_dim": 16, "num_codebooks": 16, "codebook_size": 256})
@@ -125,5 +133,7 @@ def test_what_is_not_fitted_or_not_for_fitting_is_one_line(here, capsys):
     assert "vqcore fit trains nothing" in refused(capsys, "fit", "table.yaml", f"model.encoder={mlp}")
     wide = refused(capsys, "fit", "table.yaml", "model.quantizer.latent_dim=4")
     assert "set model.quantizer.latent_dim=3" in wide
-    assert "column 0" in refused(capsys, "fit", "table.yaml", "model.quantizer.method=log", "data.path=minus.npy")
+    assert "column 0" in refused(
+        capsys, "fit", "table.yaml", "model.quantizer.method=log", "data.path=minus.npy"
+    )
     assert not (here / "runs").exists()
