@@ -136,9 +136,9 @@ def _alike(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bo
     """Whether two views show the same part of a sample."""
     if one is None or other is None:
         return one is other
-    edges = [np.array([*view["start"], *view["stop"]]) for view in (one, other)]
+    ours, theirs = (np.array([*view["start"], *view["stop"]]) for view in (one, other))
     return (
-        one["flip"] == other["flip"] and edges[0].shape == edges[1].shape and np.allclose(*edges, atol=1e-6)
+        one["flip"] == other["flip"] and ours.shape == theirs.shape and np.allclose(ours, theirs, atol=1e-6)
     )
 
 
