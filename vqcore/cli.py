@@ -181,9 +181,6 @@ def _tokens(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", metavar="RUN", help="convert from LAYOUT:FOLDER: the tokenizer that made the codes"
     )
     parser.add_argument("--size", help="convert: the size at which RUN made them (default: the nominal size)")
-    _weights(parser)
-    _pickles(parser)
-    _borrowing(parser)
     parser.add_argument("--json", action="store_true", help="stats: print all numbers as JSON")
     parser.add_argument("--html", metavar="FILE", help="stats: also write a page for the browser")
     parser.add_argument(
