@@ -292,6 +292,24 @@ def test_batches_are_those_of_a_folder_with_the_same_keys(tmp_path, own):
             )
 
 
+def test_the_shards_of_4m(tmp_path):
+    """root/<modality>/shard-N.tar with members <id>.<ext>; brackets name modalities."""
+    for folder, kind in (("rgb", "RGB"), ("mask_valid", "L")):
+        (tmp_path / folder).mkdir()
+        for shard in range(2):
+            held = {f"{shard}{n:03d}_png": png(10 * shard + n, kind) for n in range(3)}
+            packed(tmp_path / folder / f"shard-{shard:05d}.tar", **held)
+    theirs = f"{tmp_path}/[rgb,mask_valid]/shard-{{00000..00001}}.tar"
+    with pytest.raises(DataError, match=r"two shards are called shard-00000.*as in 4M.*data\.extra_path"):
+        source("tar", path=theirs, extra_path={"valid": theirs})
+    rgb, masks = (theirs.replace("rgb,mask_valid", each) for each in ("rgb", "mask_valid"))
+    data, *rest = source("tar", path=rgb, extra_path={"valid": masks})
+    assert [data.key(index) for index in (0, 5)] == ["shard-00000/0000", "shard-00001/1002"]
+    assert all(
+        batch.mask is not None and batch.x.shape == (3, 3, 16, 16) for batch in batches(0, data, *rest)
+    )
+
+
 def test_extras_need_a_field_or_shards_of_their_own(tmp_path):
     with pytest.raises(ConfigError, match=r"set data\.extra_suffix\.valid"):
         source("tar", path="s.tar")

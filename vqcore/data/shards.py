@@ -278,8 +278,13 @@ class Shards(Names):
         self._left_out: Counter[str] = Counter()
         stems = [_stem(place.name) for place in self.places]
         if again := [stem for stem, times in Counter(stems).items() if times > 1]:
+            hint = (
+                ". Where brackets name modalities, as in 4M, give the shards of each: data.path and data.extra_path"
+                if "[" in pattern
+                else ""
+            )
             raise DataError(
-                f"{setting}: {pattern}: two shards are called {again[0]}; keys begin with this name"
+                f"{setting}: {pattern}: two shards are called {again[0]}; keys begin with this name{hint}"
             )
         order = sorted(range(len(stems)), key=lambda number: os.fsencode(f"{stems[number]}/"))
         self.places = [self.places[number] for number in order]
