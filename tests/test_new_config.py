@@ -302,10 +302,10 @@ def test_a_family_for_pictures_and_sounds(toy, tmp_path):
         (["--like", "toy/small", "lines"], "this family has 2 axes, and these files have 1 axis (array)"),
         (
             ["--like", "toy/small", "tiny", "channels_last=false"],
-            "sizes of this family are multiples of 4, and files have 3 x 30",
+            "are multiples of 4, and files have 3 x 30",
         ),
         (["--like", "toy/small", "gone"], "there is no such folder"),
-        (["--like", "toy/small", "mine", "modality=vision/edge"], "vision/edge"),
+        (["--like", "toy/small", "mine", "modality=vision/edge"], "modality=vision/edge: these files are none of its"),
         (["--like", "toy/small", "mine", "colour=red"], "colour: there is no such question"),
     ],
 )

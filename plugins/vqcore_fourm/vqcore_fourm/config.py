@@ -361,6 +361,7 @@ class _Conversion:
                 "zero_terminal_snr": False,
                 "steps_offset": 1,
                 "spacing": "leading",
+                "final_alpha_one": False,
             }
         if o["prediction_type"] not in PREDICTIONS:
             raise self.error("prediction_type", f"expected one of {listed(PREDICTIONS)}")

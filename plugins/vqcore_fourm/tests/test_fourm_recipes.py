@@ -1,0 +1,240 @@
+"""How 4M's tokenizers were trained: the facts, recipes in cfgs/ that claim to be 4M's, and configs like published ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from vqcore_fourm.recipes import RECIPES, WEIGHTS
+from vqcore_fourm.tables import PUBLISHED
+
+from vqcore.cli import main
+from vqcore.compose.build import from_tree
+from vqcore.compose.layers import load
+from vqcore.config import leaves, to_tree
+from vqcore.registry import registry
+from vqcore.schema import RunConfig
+
+CFGS = Path(__file__).parents[3] / "cfgs"
+DATA = Path(__file__).parents[3] / "data"
+DRAW = np.random.default_rng(0)
+# Learning rate for 256 samples, samples of a process, epochs, warm-up (epochs, or steps from 1000 on), averaging, codes.
+FACTS = {
+    "rgb_ViTB-UNetP4_16k": (1e-4, 64, 50, 5, 0.9999, 16384),
+    "rgb_ViTB-UNetP4_16k_224-448": (5e-5, 16, 5, 1, 0.9999, 16384),
+    "depth_ViTB-UNetP4_8k": (1e-4, 64, 20, 5, 0.9999, 8192),
+    "depth_ViTB-UNetP4_8k_224-448": (1e-4, 16, 1, 5000, 0.9999, 8192),
+    "normal_ViTB-UNetP4_8k": (1e-4, 64, 20, 5, 0.9999, 8192),
+    "normal_ViTB-UNetP4_8k_224-448": (5e-5, 16, 1, 5000, 0.9999, 8192),
+    "canny_edge_ViTB-UNetP4_8k": (5e-5, 64, 50, 5, 0.9999, 8192),
+    "canny_edge_ViTB-UNetP4_8k_224-448": (5e-5, 64, 1, None, 0.9999, 8192),
+    "rgb_ViTB-UViTB_1k": (1e-4, 64, 50, 5, 0.9999, 1024),
+    "rgb_ViTB-UViTB_1k_224-448": (5e-5, 8, 5, 1, 0.9999, 1024),
+    "rgb_ViTB-SD1.5_1k": (1.6e-4, 16, 10, 1, None, 1024),
+    "rgb_ViTB-SD1.5_1k_224-448": (1.6e-4, 16, 5, 1, None, 1024),
+    "rgb_ViTB-ViTB_1k": (1e-4, 64, 50, 5, 0.99, 1024),
+    "rgb_ViTB-ViTB_1k_224-448": (5e-5, 16, 1, 5000, 0.99, 1024),
+    "semseg_coco_ViTB-ViTB_4k": (1e-4, 80, 20, 5, 0.99, 4096),
+    "semseg_coco_ViTB-ViTB_4k_224-448": (5e-5, 10, 1, 5000, 0.99, 4096),
+    "CLIP-B16_ViTB-ViTB_8k": (1e-4, 128, 20, 5, 0.99, 8192),
+    "CLIP-B16_ViTB-ViTB_8k_224-448": (5e-5, 16, 1, 5000, 0.99, 8192),
+    "DINOv2-B14_ViTB-ViTB_8k": (1e-4, 64, 20, 5, 0.99, 8192),
+    "DINOv2-B14_ViTB-ViTB_8k_224-448": (5e-5, 16, 1, 5000, 0.99, 8192),
+    "ImageBind-H14_ViTB-ViTB_8k": (1e-4, 128, 20, 5, 0.99, 8192),
+    "ImageBind-H14_ViTB-ViTB_8k_224-448": (5e-5, 16, 1, 5000, 0.99, 8192),
+    "DINOv2-B14-global_BMLP1024-BMLP1024_8k": (1e-4, 64, 15, 5, 0.99, 8192),
+    "DINOv2-B14-global_BMLP1024-BMLP1024_8k_224-448": (1e-4, 16, 1, None, 0.99, 8192),
+    "ImageBind-H14-global_BMLP1024-BMLP1024_8k": (1e-4, 64, 15, 5, 0.99, 8192),
+    "ImageBind-H14-global_BMLP1024-BMLP1024_8k_224-448": (1e-4, 16, 1, None, 0.99, 8192),
+    "human_poses_BMLP1024-BMLP1024_1k": (1e-4, 64, 15, 1, 0.99, 1024),
+    "sam_instance_ViTB-ViTB_1k": (1e-4, 384, 24, 5, None, 1024),
+}
+
+
+def family(name):
+    build = registry().load("format", "fourm/config")
+    return build(build.Config(name="fourm/config")).like(name)
+
+
+def as_run(name):
+    """The family as a whole config."""
+    tree = family(name).tree
+    data = {
+        key: value
+        for key, value in tree["data"].items()
+        if key != "resolution_step" or "input_size_min" in tree["data"]
+    }
+    data |= {"name": "folder", "path": "-"}
+    return from_tree({**tree, "data": data, "run": {"dir": "-", **tree["run"]}}, schema=RunConfig)
+
+
+def test_the_facts():
+    assert RECIPES.keys() == FACTS.keys() and len(FACTS) == 28
+    for name, (rate, batch, epochs, warmup, decay, codes) in FACTS.items():
+        made = as_run(name)
+        found = made.optim.warmup or made.optim.warmup_epochs
+        assert (made.optim.base_lr, made.data.batch_size, made.run.epochs) == (rate, batch, epochs), name
+        assert (found, made.ema.decay, made.model.quantizer.codebook_size) == (warmup, decay, codes), name
+        assert (made.optim.betas, made.optim.clip, made.optim.weight_decay) == ((0.9, 0.99), 1.0, 0.05), name
+
+
+def test_the_published_weights_have_a_training_config():
+    assert WEIGHTS.keys() == {one.name for one in PUBLISHED}
+    for name, (recipe, _, _) in WEIGHTS.items():
+        assert family(name).tree["data"] == family(recipe).tree["data"]
+    assert family("DINOv2-B14-global_8k_16_224").tree["model"]["quantizer"]["num_codebooks"] == 16
+    assert family("rgb_ViTB-UNetP4_16k_224_predx0").tree == family("rgb_ViTB-UNetP4_16k").tree
+
+
+# Recipes in cfgs/
+
+SIZES = ("data.input_size_max",)
+WARM = ("optim.warmup",)
+CODEBOOKS = ("model.quantizer.num_codebooks",)
+TRAINING = ("model.quantizer", "objective.loss", "optim", "run.epochs", "data.batch_size", "data.input_size")
+"""What recipes with another decoder claim: codebook, loss, epochs, batch size, learning rates."""
+JUDGE = ("objective.percept", "objective.weights", "objective.loss")
+SECTIONS = ("data.batch_size", "data.input_size", "data.resolution_step", "model", "objective", "optim", "ema",
+            "run.epochs", "run.precision")  # fmt: skip
+MAPS, GLOBAL = "_ViTB-ViTB_8k", "-global_BMLP1024-BMLP1024_8k"
+UNET = "_ViTB-UNetP4_8k"
+STEERED = ("model.quantizer.codebook_size", "objective.cls_free_guidance_dropout")
+# Recipe, the training config of 4M that it claims to be, what it claims, and what its comments except.
+CLAIMS = [
+    *((f"divae/{one}/{name}", f"{one}{UNET}{many}", SECTIONS, ())
+      for one in ("depth", "normal") for name, many in (("base", ""), ("multires", "_224-448"))),
+    ("divae/rgb/base", "rgb_ViTB-UNetP4_16k", SECTIONS, ()),
+    ("divae/rgb/multires", "rgb_ViTB-UNetP4_16k_224-448", SECTIONS, ()),
+    ("divae/edge/canny_base", f"canny_edge{UNET}", SECTIONS, ()),
+    ("divae/edge/canny_multires", f"canny_edge{UNET}_224-448", SECTIONS, (*SIZES, *WARM)),
+    ("divae/rgb/uvit-frozen_base", "rgb_ViTB-UViTB_1k", SECTIONS, ()),
+    ("divae/rgb/uvit-frozen_multires", "rgb_ViTB-UViTB_1k_224-448", SECTIONS, ()),
+    ("vqcontrolnet/rgb/base", "rgb_ViTB-SD1.5_1k", SECTIONS, STEERED),
+    ("vqcontrolnet/rgb/multires", "rgb_ViTB-SD1.5_1k_224-448", SECTIONS, STEERED),
+    *((f"vqvae/{one}/{name}", f"{one}{UNET}{many}", TRAINING, ())
+      for one in ("depth", "normal") for name, many in (("base", ""), ("multires", "_224-448"))),
+    *((f"vqvae/edge/{one}_base", f"canny_edge{UNET}", TRAINING, ()) for one in ("canny", "sam")),
+    *((f"vqvae/edge/{one}_multires", f"canny_edge{UNET}_224-448", TRAINING, (*SIZES, *WARM)) for one in ("canny", "sam")),
+    *((f"vqvae/rgb/{one}", f"rgb_ViTB-ViTB_1k{many}", SECTIONS, JUDGE)
+      for kind in ("", "vitb_1k_clip-b16_")
+      for one, many in ((f"{kind}base", ""), (f"{kind}multires", "_224-448"))),
+    ("vqvae/semseg/base", "semseg_coco_ViTB-ViTB_4k", SECTIONS, ()),
+    ("vqvae/semseg/multires", "semseg_coco_ViTB-ViTB_4k_224-448", SECTIONS, ()),
+    ("vqvae/instance/base", "sam_instance_ViTB-ViTB_1k", SECTIONS, ()),
+    ("vqvae/pose/base", "human_poses_BMLP1024-BMLP1024_1k", SECTIONS, ()),
+    *((f"vqvae/features/{file}_{name}", f"{one}{MAPS}{many}", SECTIONS, ())
+      for file, one in (("clip-b16", "CLIP-B16"), ("dinov2-b14", "DINOv2-B14"), ("imagebind-h14", "ImageBind-H14"))
+      for name, many in (("base", ""), ("multires", "_224-448"))),
+    *((f"vqvae/vector/{file}_{name}", f"{one}{GLOBAL}{many}", SECTIONS, CODEBOOKS)
+      for file, one in (("dinov2-b14", "DINOv2-B14"), ("imagebind-h14", "ImageBind-H14"))
+      for name, many in (("base", ""), ("multires", "_224-448"))),
+]  # fmt: skip
+PLACES = ("model.full_ckpt",)
+
+
+def settings(config, claimed, excepted):
+    found = {key: value for key, value in leaves(to_tree(config)) if key.startswith(tuple(claimed))}
+    return {key: value for key, value in found.items() if not key.startswith((*PLACES, *excepted))}
+
+
+@pytest.mark.parametrize(("recipe", "name", "claimed", "excepted"), CLAIMS, ids=[one[0] for one in CLAIMS])
+def test_a_recipe_that_says_it_is_4ms_is_4ms(recipe, name, claimed, excepted):
+    here, there = load(str(CFGS / f"{recipe}.yaml"), [], schema=RunConfig).config, as_run(name)
+    ours, theirs = settings(here, claimed, excepted), settings(there, claimed, excepted)
+    assert {
+        key: (ours.get(key), theirs.get(key)) for key in ours | theirs if ours.get(key) != theirs.get(key)
+    } == {}
+    for key in excepted:  # an exception that is none is taken off the list
+        one, other = (dict(leaves(to_tree(each))) for each in (here, there))
+        assert key in JUDGE or one.get(key) != other.get(key), key
+
+
+def test_no_recipe_that_names_4m_is_forgotten():
+    claiming = {
+        str(path.relative_to(CFGS).with_suffix(""))
+        for path in CFGS.glob("*/*/*.yaml")
+        if "Settings are those of 4M" in path.read_text() or "are those of 4M's" in path.read_text()
+    }
+    assert claiming <= {one[0] for one in CLAIMS}
+
+
+# --like
+
+
+def photos(folder, side=256, count=16):
+    folder.mkdir()
+    for number in range(count):
+        Image.fromarray(DRAW.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def like(name, folder, out, *words):
+    assert main(["new", "config", "--like", f"fourm/{name}", str(folder), "--out", str(out), *words]) == 0
+    return load(str(out), [], schema=RunConfig).config
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_photographs_like_4ms(here):
+    made = like("rgb_ViTB-UNetP4_16k", photos(here / "mine"), "a.yaml")
+    kept = settings(as_run("rgb_ViTB-UNetP4_16k"), SECTIONS, ())
+    assert settings(made, SECTIONS, ()) == kept
+    assert (made.data.modality.name, made.data.input_size, made.eval.sizes) == ("rgb", 224, (224,))
+    again = like("rgb_ViTB-UNetP4_16k_224-448", here / "mine", "b.yaml")
+    assert (again.data.input_size_min, again.data.input_size_max, again.data.resolution_step) == (
+        224,
+        256,
+        32,
+    )
+    assert again.model.full_ckpt == "runs/base" and again.model.encoder.input_size_enc == 224
+    text = Path("b.yaml").read_text()
+    assert "please check: the run of a config --like fourm/rgb_ViTB-UNetP4_16k" in text
+
+
+def test_arrays_and_classes_join_a_family_of_pictures(here, capsys):
+    for folder in ("bands", "ids", "maps"):
+        Path(folder).mkdir()
+    for number in range(16):
+        np.save(f"bands/{number}.npy", DRAW.normal(50, 9, (5, 64, 64)).astype(np.float32))
+        np.save(f"maps/{number}.npy", DRAW.normal(size=(96, 16, 16)).astype(np.float32))
+        ids = DRAW.integers(0, 7, (48, 48)).astype(np.uint8)
+        ids[0] = 255
+        Image.fromarray(ids).save(f"ids/{number}.png")
+    made = like("depth_ViTB-UNetP4_8k", "bands", "bands.yaml")
+    assert (made.data.modality.name, made.data.modality.channels, made.data.input_size) == ("array", 5, 64)
+    assert made.objective.scheduler.clip is None and made.objective.loss == "smooth_l1"
+    made = like("semseg_coco_ViTB-ViTB_4k", "ids", "ids.yaml")
+    assert (made.data.modality.num_labels, made.data.modality.ignore_label, made.data.input_size) == (
+        7,
+        255,
+        48,
+    )
+    made = like("ImageBind-H14_ViTB-ViTB_8k", "maps", "maps.yaml")
+    assert (made.data.modality.channels, made.data.input_size, made.model.encoder.patch_proj) == (
+        96,
+        16,
+        False,
+    )
+    capsys.readouterr()
+    for name, text in (
+        ("human_poses_BMLP1024-BMLP1024_1k", "one vector a sample"),
+        ("rgb_ViTB-SD1.5_1k", "does not fit"),
+    ):
+        assert main(["new", "config", "--like", f"fourm/{name}", "bands", "--out", "c.yaml"]) == 2
+        said = capsys.readouterr().err
+        assert text in said and said.count("\n") == 1 and not Path("c.yaml").exists()
+
+
+def test_vectors_join_a_family_of_vectors(here):
+    Path("vectors").mkdir()
+    for number in range(16):
+        np.save(f"vectors/{number}.npy", DRAW.normal(size=96).astype(np.float32))
+    made = like("human-poses_1k_8", "vectors", "a.yaml")
+    assert (made.data.modality.channels, made.model.encoder.name) == (96, "vit/mlp-encoder")
+    assert made.data.input_size is None and made.eval.sizes in (None, ())
