@@ -777,6 +777,8 @@ def test_header_without_configuration(tmp_path):
         ("latent_dim", 10**12, "latent_dim is 1000000000000"),
         ("ema_decay", 1.0, "ema_decay is 1.0, expected a number from 0 to below 1"),
         ("ema_decay", float("nan"), "ema_decay is nan"),
+        ("commitment_weight", 10**400, "commitment_weight is 1000.*, expected a number from 0 on"),
+        ("n_channels", 2**31 - 1, "n_channels is 2147483647, but the file has only .* numbers"),
         ("quant_type", "fsq", "quant_type is 'fsq', expected one of lucid, memcodes"),
         ("norm_codes", "yes", "norm_codes is 'yes', expected true or false"),
         ("patch_size", [16, 16, 16], "patch_size is a list"),
