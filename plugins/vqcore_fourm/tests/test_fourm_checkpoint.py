@@ -1,10 +1,13 @@
 """Checkpoints of 4M: recorded codes and reconstructions, published architectures, every form of file, bad files."""
 
 import argparse
+import datetime
 import importlib.metadata
 import json
 import pickle
 import shutil
+import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -644,6 +647,10 @@ class Foreign:
         return (open, ("ran", "w"))
 
 
+class Own:
+    """A class of somebody, which does nothing."""
+
+
 @pytest.mark.parametrize(
     "entries",
     [{"args": Foreign()}, {"options": {"data_path": Foreign()}}, {"loss_balancer": Foreign()}],
@@ -672,6 +679,63 @@ def test_cut_checkpoint(tmp_path):
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(CheckpointError, match="damaged"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda x: x.to(torch.complex64), "quantize.codes is torch.complex64 and not torch.float32"),
+        (lambda x: x.long(), "quantize.codes is torch.int64 and not torch.float32"),
+        (lambda x: x.to_sparse(), "quantize.codes is torch.float32"),
+        (lambda x: x.half(), None),
+    ],
+)  # fmt: skip
+def test_numbers_of_another_kind(tmp_path, change, text):
+    """Half precision is converted; a cast that would lose a part of the numbers is refused."""
+    state = load_file(DATA / "training_checkpoint_poses/state.safetensors")
+    path = training_checkpoint(
+        tmp_path / "a.pth", model=state | {"quantize.codes": change(state["quantize.codes"])}
+    )
+    if text is None:
+        assert read(path).quantizer.codes.dtype == torch.float32
+        return
+    with pytest.raises(CheckpointError, match=text):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("stream", "text"),
+    [
+        (b"\x82\x01.", "Unsupported operand 130"),
+        (b"ctorch.storage\n_load_from_bytes\n(S'x'\ntR.", "tensors and plain data: torch.storage._load_from_bytes"),
+        (b"ctorch.serialization\nload\n(S'x'\ntR.", "tensors and plain data: torch.serialization.load"),
+        (b"cargparse\nArgumentParser\n(tR.", "tensors and plain data: argparse.ArgumentParser"),
+        (b"cargparse\nNamespace.__init__.__globals__\n.", "argparse.Namespace.__init__.__globals__"),
+    ],
+)  # fmt: skip
+def test_hostile_streams_in_a_checkpoint(tmp_path, stream, text):
+    """The pickle of a whole checkpoint is replaced; torch's advice to read it with code is not passed on."""
+    whole = training_checkpoint(tmp_path / "whole.pth")
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(tmp_path / "a.pth", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, stream if name.endswith("data.pkl") else old.read(name))
+    with pytest.raises(CheckpointError) as error:
+        read(tmp_path / "a.pth")
+    assert (
+        text in str(error.value) and "weights_only" not in str(error.value) and "\n" not in str(error.value)
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float64(1e-4), np.arange(3), Path("x"), datetime.date(2024, 1, 1), types.SimpleNamespace(a=1), Own()],
+    ids=lambda value: type(value).__name__,
+)
+def test_classes_among_the_options_are_named(tmp_path, value):
+    with pytest.raises(
+        CheckpointError, match=r"more than tensors and plain data: (numpy|pathlib|datetime|types|\w+)\."
+    ):
+        read(training_checkpoint(tmp_path / "a.pth", options={"blr": value}))
 
 
 @pytest.mark.parametrize(
@@ -713,6 +777,8 @@ def test_header_without_configuration(tmp_path):
         ("latent_dim", 10**12, "latent_dim is 1000000000000"),
         ("ema_decay", 1.0, "ema_decay is 1.0, expected a number from 0 to below 1"),
         ("ema_decay", float("nan"), "ema_decay is nan"),
+        ("commitment_weight", 10**400, "commitment_weight is 1000.*, expected a number from 0 on"),
+        ("n_channels", 2**31 - 1, "n_channels is 2147483647, but the file has only .* numbers"),
         ("quant_type", "fsq", "quant_type is 'fsq', expected one of lucid, memcodes"),
         ("norm_codes", "yes", "norm_codes is 'yes', expected true or false"),
         ("patch_size", [16, 16, 16], "patch_size is a list"),

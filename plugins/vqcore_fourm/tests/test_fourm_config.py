@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from vqcore_fourm.config import _flags
 from vqcore_fourm.options import OPTIONS, table
 
 from vqcore.cli import main
 from vqcore.compose.layers import load
+from vqcore.errors import ConfigError
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
 from vqcore.testing import checks
@@ -275,6 +277,55 @@ def test_bad_flags(tmp_path, capsys, monkeypatch):
     ):
         assert main(["import", "fourm/config", "old.yaml", target, "--", flag, "3"]) == 2
         assert text in capsys.readouterr().err
+
+
+FLAGS = {"vqvae": 118, "divae": 126, "vqcontrolnet": 122}
+"""How many flags the command lines of 4M's scripts have, those that switch something off included."""
+IN_FILES_ALONE = {"vqvae": {"patch_size_dec", "run_name"}, "divae": {"patch_size_dec", "run_name", "clip_sample"},
+                  "vqcontrolnet": {"patch_size_dec", "clip_sample"}}  # fmt: skip
+SWITCHED_OFF = {
+    "post_mlp", "out_conv", "freeze_enc", "norm_codes", "norm_latents", "kmeans_init", "zero_terminal_snr",
+    "masked_cfg", "resolution_cond", "use_wds", "dist_eval", "log_codebook_usage", "auto_resume", "pin_mem",
+    "find_unused_params", "log_wandb",
+}  # fmt: skip
+"""The flags that 4M can switch off on its command line."""
+
+
+def words(option):
+    """One word or two for an option, as somebody types them."""
+    if option.kind == "flag":
+        return [f"--{option.name}", *(["True"] if option.valued else [])]
+    value = {"int": "3", "float": "0.5", "text": "x", "numbers": "0.5"}[option.kind]
+    return [f"--{option.name}", value]
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_every_flag_of_4m_is_known(script):
+    own = {name: each for name, each in OPTIONS.items() if script in each.scripts}
+    typed = {name: each for name, each in own.items() if name not in IN_FILES_ALONE[script]}
+    off = [f"--{own[name].off or f'no_{name}'}" for name in sorted(SWITCHED_OFF & own.keys())]
+    assert len(typed) + len(off) == FLAGS[script]
+    found = _flags(script, [word for each in typed.values() for word in words(each)])
+    assert found.keys() == typed.keys() - {"epoch_eval"}
+    assert not any(_flags(script, off).values())
+    for option in own.values():
+        assert bool(option.ours) != bool(option.why), option.name  # mapped, or dropped for a reason
+
+
+def test_104_flags_are_common():
+    common = [name for name, each in OPTIONS.items() if len(each.scripts) == 3]
+    typed = [name for name in common if name not in ("patch_size_dec", "run_name")]
+    assert len(typed) + len(SWITCHED_OFF & set(typed)) == 104
+
+
+@pytest.mark.parametrize(("text", "value"), [("False", False), ("True", True), ("maybe", None)])
+def test_a_flag_with_a_value(text, value):
+    """4M's parser takes every text for true; here the text says what it says."""
+    if value is None:
+        with pytest.raises(ConfigError, match="thresholding is 'maybe', expected true or false"):
+            _flags("divae", ["--thresholding", text])
+    else:
+        assert _flags("divae", ["--thresholding", text]) == {"thresholding": value}
 
 
 def test_laws(tmp_path):

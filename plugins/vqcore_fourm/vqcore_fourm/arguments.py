@@ -1,6 +1,7 @@
 """The arguments of 4M's classes: their defaults, what they may be, and the config of ours that they amount to."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from vqcore_fourm.tables import (
 )
 
 Check = tuple[str, Callable[[Any], bool]]
-LARGEST = 2**31 - 1
+LARGEST, FLOAT = 2**31 - 1, sys.float_info.max
 KNOWN = f"give domain=NAME, one of {listed(DOMAINS, len(DOMAINS))}"
 
 
@@ -52,7 +53,8 @@ def _schedule(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+    # A whole number of hundreds of digits is no float.
+    return type(value) in (int, float) and 0 <= value <= FLOAT
 
 
 def _or_null(check: Check) -> Check:

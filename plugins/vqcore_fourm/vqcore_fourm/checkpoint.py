@@ -183,8 +183,12 @@ def understood(
         if args["adapter"] or any(name.startswith(THEIR_ADAPTER) for name in names):
             found_base = replace(found_base, decoder={**found_base.decoder, "hint": "adapter-4m"})
         args = replace(args, base=found_base)
+    # Before anything of this size is built.
+    most = sum(tensor.numel() for tensor in source.tensors.values())
+    for key in ("n_channels", "n_labels", "latent_dim", "codebook_size"):
+        if (args[key] or 0) > most:
+            raise CheckpointError(f"{path}: {key} is {args[key]}, but the file has only {most:,} numbers.")
     for key in ("enc_type", "dec_type"):
-        # Before anything of this size is built.
         if (mlp := MLP.fullmatch(args[key])) and int(mlp[2]) > len(names):
             raise CheckpointError(
                 f"{path}: {key} is {args[key]}, but the file has only {len(names)} tensors."

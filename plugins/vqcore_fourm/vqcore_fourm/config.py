@@ -558,9 +558,10 @@ def _flags(script: str, flags: Sequence[str]) -> dict[str, Any]:
     for option in OPTIONS.values():
         if script not in option.scripts:
             continue
-        if option.kind == "flag":
+        if option.kind == "flag" and not option.valued:
             parser.add_argument(f"--{option.name}", action="store_true")
-            parser.add_argument(f"--no_{option.name}", action="store_false", dest=option.name)
+            off = option.off or f"no_{option.name}"
+            parser.add_argument(f"--{off}", action="store_false", dest=option.name)
         else:
             parser.add_argument(f"--{option.name}", nargs="+" if option.kind == "numbers" else None)
     found = vars(parser.parse_args(list(flags)))
