@@ -1,6 +1,7 @@
 """What a pass reads and what it makes of a sample: crops, sources and their shards, several tokenizers, masks."""
 
 import json
+import re
 import shutil
 import tarfile
 from dataclasses import replace
@@ -31,15 +32,14 @@ NORMAL = {"name": "vision/normal"}
 SEED = 3
 
 
-def made(modality, size=8, seed=0, **how):
+def made(modality, size=8, seed=0, codes=4096):
     """A tokenizer with random weights and many codes, so that another input has other codes."""
     config = run_config(
         "run",
         data__modality=modality,
         data__input_size=size,
-        model__quantizer={"name": "toy/quantizer", "codebook_size": 4096},
+        model__quantizer={"name": "toy/quantizer", "codebook_size": codes},
         model__encoder={"name": "toy/encoder", "patch": 2},
-        **how,
     )
     torch.manual_seed(seed)
     return tokenizer_of(config).eval()
@@ -451,6 +451,27 @@ class TestValid:
         found = rows(tmp_path / "one")
         assert "valid" not in found["long#0"].extras
         assert unpacked(found["long#8"].extras["valid"], (4,)).tolist() == [True, True, False, False]
+
+
+class TestPrecision:
+    def test_it_is_compared_with_fp32_and_said_or_refused(self, tmp_path, caplog):
+        caplog.set_level("INFO")
+        one, many = made(RGB, codes=1), made(RGB)
+        pics = pictures(tmp_path / "in", *"abcdefgh", sides=(8, 8))
+        x = torch.cat([many.read(pics / f"{key}.png") for key in "abcdefgh"])
+        exact = many.encode(x)
+        one.precision = many.precision = "bf16"
+        assert stored(one, pics, tmp_path / "one").written == 8  # a single code is always the same
+        assert "--precision bf16: 100.00% of 48 positions have the codes of fp32." in caplog.messages
+        share = float((many.encode(x) == exact)[:3].float().mean())
+        says = (
+            f"--precision bf16: {share:.2%} of 48 positions have the codes of fp32, and at least 99.5% must."
+        )
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            stored(many, pics, tmp_path / "many")
+        with pytest.raises(ConfigError, match=r"of 128 positions have the codes of fp32, and at least"):
+            tokenize_folder(many, pics, tmp_path / "many", size=(8, 8))
+        assert not (tmp_path / "many").exists()
 
 
 def test_the_command_line(tmp_path, capsys):
