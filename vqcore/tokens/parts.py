@@ -26,6 +26,7 @@ from vqcore.tokenizer import Tokenizer, cells
 from vqcore.tokens.crops import Crops, saved_view
 from vqcore.tokens.flow import Done, File, Item
 from vqcore.tokens.inputs import Source
+from vqcore.tokens.store import code_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,12 @@ def inputs(
         file = opening()
         for take in takes:
             yield from ((take, item) for item in _items(take, file))
+
+
+def encoded(tokenizer: Tokenizer, items: Sequence[Item]) -> Sequence[np.ndarray]:
+    """The codes of a batch, in the smallest type that fits."""
+    codes = tokenizer.encode_parts([item.given for item in items]).cpu().numpy()
+    return list(codes.astype(code_dtype(tokenizer.codebook_size)))
 
 
 class Made:

@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from vqcore.errors import ConfigError
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.flow import Item
-from vqcore.tokens.store import code_dtype
+from vqcore.tokens.parts import encoded
 
 log = logging.getLogger(__name__)
 
@@ -31,21 +30,17 @@ class Encoder:
         self.settled = tokenizer.code_precision == "fp32"
         self.same = self.count = 0
 
-    def __call__(self, items: Sequence[Item]) -> Sequence[Any]:
+    def __call__(self, items: Sequence[Item]) -> Sequence[np.ndarray]:
         """The codes of a batch."""
-        given = [item.given for item in items]
-        codes = self.tokenizer.encode_parts(given)
+        codes = encoded(self.tokenizer, items)
         if not self.settled:
             with _in_fp32(self.tokenizer):
-                self._compare(codes, self.tokenizer.encode_parts(given))
-        return list(codes.cpu().numpy().astype(code_dtype(self.tokenizer.codebook_size)))
-
-    def _compare(self, codes: Tensor, exact: Tensor) -> None:
-        alike = (codes == exact).all(-1)
-        self.same += int(alike.sum())
-        self.count += alike.numel()
-        if self.count >= ENOUGH:
-            self.settle()
+                alike = (np.stack(codes) == np.stack(encoded(self.tokenizer, items))).all(-1)
+            self.same += int(alike.sum())
+            self.count += alike.size
+            if self.count >= ENOUGH:
+                self.settle()
+        return codes
 
     def settle(self) -> None:
         """Say how many codes are those of fp32. Raises `ConfigError` if they are too few."""
