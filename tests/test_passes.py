@@ -450,6 +450,69 @@ class TestValid:
         assert np.array_equal(unpacked(mirrored.extras["valid"], (4, 4)), wanted[:, ::-1])
         assert np.array_equal(mirrored.codes, code(depth, z[:, ::-1]))
 
+    @pytest.mark.parametrize(
+        "how",
+        [
+            pytest.param({}, id="whole"),
+            pytest.param({"crops": 3, "seed": SEED}, id="crops", marks=pytest.mark.slow),
+            pytest.param({"tiles": True}, id="tiles", marks=pytest.mark.slow),
+        ],
+    )
+    def test_masks_beside(self, tmp_path, how):
+        """As if the pictures were black where the mask is."""
+        rgb, rng = made(RGB), np.random.default_rng(1)
+        pics = pictures(tmp_path / "in", "a", "b/c", sides=(16, 16))
+        hidden = {"a": rng.random((16, 16)) < 0.3, "b/c": np.zeros((16, 16), dtype=bool)}
+        hidden["a"][:8, 8:] = True
+        for key, where in hidden.items():
+            for folder, picture in (("masks", np.where(where, 0, 255)), ("black", None)):
+                (tmp_path / folder / key).parent.mkdir(parents=True, exist_ok=True)
+                if picture is None:
+                    picture = np.where(where[..., None], 0, np.asarray(Image.open(pics / f"{key}.png")))
+                Image.fromarray(picture.astype(np.uint8)).save(tmp_path / folder / f"{key}.png")
+        given = f"mask[mask_value=-1]:{tmp_path}/masks"
+        size = {"size": (16, 16)} if how.get("crops") is None and "tiles" not in how else {}
+        stored(rgb, pics, tmp_path / "one", masks=given, **size, **how)
+        stored(rgb, tmp_path / "black", tmp_path / "two", **size, **how)
+        found, black = rows(tmp_path / "one"), rows(tmp_path / "two")
+        assert [*found] == [*black]
+        for key, row in found.items():
+            plain = {name: value for name, value in row.extras.items() if name != "valid"}
+            assert plain == black[key].extras
+            if "crops" not in how:  # else black and colours are mixed by the resize
+                assert np.array_equal(row.codes, black[key].codes), key
+        if not how:
+            cells = ~hidden["a"].reshape(8, 2, 8, 2).all((1, 3))
+            assert np.array_equal(unpacked(found["a"].extras["valid"], (8, 8)), cells)
+            assert found["b/c"].extras == {}
+        assert any("valid" in row.extras for row in found.values())
+
+    def test_masks_that_do_not_fit_are_refused(self, tmp_path):
+        rgb, pics = made(RGB), pictures(tmp_path / "in", "a", "b", "c")
+        pictures(tmp_path / "masks", "a", sides=(32, 40))
+        for given, how, says in (
+            (f"{tmp_path}/masks", {}, r"masks: 2 of 3 samples have no mask \(b, c\)"),
+            (
+                f"mask[mask_value=-2]:{tmp_path}/masks",
+                {},
+                r"mask\.mask_value=-2 is not a value of data\.modality",
+            ),
+            (f"rgb:{tmp_path}/masks", {}, r"rgb is no modality of masks"),
+            (f"mask[treshold=3]:{tmp_path}/masks", {}, r"Did you mean 'threshold'"),
+            (f"{tmp_path}/nothing", {}, r"--masks: .*nothing: there is no such folder"),
+        ):
+            with pytest.raises((ConfigError, DataError), match=says):
+                stored(rgb, pics, tmp_path / "one", masks=given, **how)
+        assert not (tmp_path / "one").exists()
+        Image.fromarray(np.full((32, 40), 255, np.uint8)).save(tmp_path / "masks/a.png")
+        for key in "bc":
+            Image.fromarray(np.full((64, 64), 255, np.uint8)).save(tmp_path / f"masks/{key}.png")
+        done = stored(rgb, pics, tmp_path / "one", masks=f"{tmp_path}/masks")
+        assert (done.written, done.keys) == (
+            2,
+            ["a"],
+        ) and "of 32 x 40 does not fit the sample of 32 x 32" in done.failed[0]
+
     def test_what_fills_up_a_window_is_not_valid(self, tmp_path):
         wave = made({**ARRAY, "rank": 1})
         (tmp_path / "in").mkdir()

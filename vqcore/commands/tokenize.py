@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         crops=args.crops,
         views=local(args.views) if args.views else None,
         seed=args.seed or 0,
+        masks=args.masks,
     )
     return _report(args, jobs, done_by)
 
@@ -81,7 +82,12 @@ def _refuse_flags(args: argparse.Namespace) -> None:
                 f"{flag} is for stores of shards, and --store {args.store} keeps a file for each file: every start "
                 "does what is missing. Leave it out."
             )
-    for flag, given in (("--crops", args.crops), ("--views", args.views), ("--also", args.also)):
+    for flag, given in (
+        ("--crops", args.crops),
+        ("--views", args.views),
+        ("--masks", args.masks),
+        ("--also", args.also),
+    ):
         if given:
             raise ConfigError(
                 f"{flag} is for stores of shards, and --store {args.store} keeps codes alone. Leave --store out."
