@@ -124,6 +124,11 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, help="with --crops: another seed, other crops (default 0)")
     parser.add_argument(
+        "--masks",
+        metavar="MASKS",
+        help="a folder of masks with the names of the files; with settings: 'mask[mask_value=-1,threshold=254]:MASKS'",
+    )
+    parser.add_argument(
         "--also",
         nargs="+",
         action="append",

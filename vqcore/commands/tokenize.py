@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         crops=args.crops,
         views=local(args.views) if args.views else None,
         seed=args.seed or 0,
+        masks=args.masks,
     )
     return _report(args, jobs, done_by)
 
@@ -85,7 +86,7 @@ def _refuse_flags(args: argparse.Namespace) -> None:
                 "does what is missing. Leave it out."
             )
     crops = (("--crops", args.crops), ("--views", args.views)) if args.store == FOLDER else ()
-    for flag, given in (*crops, ("--also", args.also)):
+    for flag, given in (*crops, ("--masks", args.masks), ("--also", args.also)):
         if given:
             raise ConfigError(
                 f"{flag} is for stores of shards, and --store {args.store} keeps files of codes. Leave --store out."

@@ -140,21 +140,23 @@ def source_of(given: str | Path, tokenizer: Tokenizer, verb: str = "tokenize") -
     text = str(given)
     path = local(given)
     suffixes = tokenizer.modality.suffixes
-    if not path.exists() and isinstance(given, str):
-        found = _NAMED.fullmatch(text)
-        if found and _is_source(found[1]):
-            return _named(text, bracketed(found[1] + found[2], text), found[3], tokenizer, verb)
+    if isinstance(given, str) and (found := prefixed(given, "data")):
+        return _named(text, *found, tokenizer, verb)
     if text.lower().endswith(".tar") and not path.is_dir() and ".tar" not in suffixes:
         return _named(text, {"name": "tar"}, text, tokenizer, verb)
     return Source(text, Files(path, suffixes, verb), path)
 
 
-def _is_source(name: str) -> bool:
+def prefixed(given: str, kind: str) -> tuple[dict[str, Any], str] | None:
+    """`NAME[key=value]:PATH` as a mapping with the name of a component, and the path; None for all other texts."""
+    found = _NAMED.fullmatch(given)
+    if found is None or local(given).exists():
+        return None
     try:
-        registry().find("data", name)
+        registry().find(kind, found[1])
     except UnknownName:
-        return False
-    return True
+        return None
+    return bracketed(found[1] + found[2], given), found[3]
 
 
 def _named(text: str, node: Mapping[str, Any], path: str, tokenizer: Tokenizer, verb: str) -> Source:
