@@ -86,6 +86,20 @@ def test_webdataset_groups_as_it_was_written(store):
     ]
 
 
+def test_samples_from_a_tar_have_its_names(tmp_path):
+    rows = [Coded(f"train-007/{n}", np.full((2, 3, 1), n)) for n in range(2)]
+    store, manifest = store_named("tar", ""), {**MANIFEST, "store": "tar"}
+    for shard, wanted in (
+        ("train-007", ["0.npy", "1.npy"]),
+        ("train-07", ["train-007/0.npy", "train-007/1.npy"]),
+    ):
+        files = store.write(tmp_path, shard, rows, manifest)
+        with tarfile.open(tmp_path / f"{shard}.tar") as tar:
+            assert tar.getnames() == wanted
+        found = store.open(tmp_path, {**manifest, "shards": [{"name": shard, "rows": 2, "files": files}]})
+        assert found.key(1) == "train-007/1" and found.find("train-007/0") == 0
+
+
 def test_members_have_no_owner_and_no_time(store):
     with tarfile.open(store / "shard-00001.tar") as tar:
         members = tar.getmembers()

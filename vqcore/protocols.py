@@ -1094,7 +1094,7 @@ def bytes_of(data: Any, index: int, label: str = "") -> int | None:
 class HasShards(Protocol):
     """A data source whose samples lie in shards: the name of each, and how many samples it has, in their order.
 
-    Names fit in a file name, and stand in the order of their bytes. `vqcore tokenize` makes a shard of codes of each.
+    Names differ and fit in a file name. `vqcore tokenize` makes a shard of codes of each, with its name.
     """
 
     shards: Sequence[tuple[str, int]]

@@ -27,6 +27,10 @@ def run(args: argparse.Namespace) -> int:
     in_files, in_layout = args.store == FOLDER, adopts(found) is not None
     if in_files or in_layout:
         _refuse_flags(args)
+    if args.seed is not None and not args.crops:
+        raise ConfigError(
+            f"--seed {args.seed} decides random crops, and --crops asks for none. Leave it out."
+        )
     also = [_parsed(words) for words in args.also]
     device = pick_device(args.device, "--device")
     tokenizer = load_named(args, device=device, encoder_only=True)
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         crops=args.crops,
         views=local(args.views) if args.views else None,
-        seed=args.seed,
+        seed=args.seed or 0,
     )
     return _report(args, jobs, done_by)
 

@@ -111,7 +111,7 @@ class Source:
         for name, count in own:
             found.append((name, range(first, first + count)))
             first += count
-        return found
+        return sorted(found, key=lambda piece: os.fsencode(piece[0]))
 
     def keys_digest(self) -> str:
         """A hash of all keys."""

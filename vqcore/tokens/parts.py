@@ -64,7 +64,7 @@ def inputs(
             yield from ((take, item) for item in _items(take, file))
 
 
-def encoded(tokenizer: Tokenizer, items: Sequence[Item]) -> Sequence[Any]:
+def encoded(tokenizer: Tokenizer, items: Sequence[Item]) -> Sequence[np.ndarray]:
     """The codes of a batch, in the smallest type that fits."""
     codes = tokenizer.encode_parts([item.given for item in items]).cpu().numpy()
     return list(codes.astype(code_dtype(tokenizer.codebook_size)))

@@ -4,7 +4,6 @@ import logging
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.crops import Drawn, Saved, check_crops
 from vqcore.tokens.flow import Batches, Done, Output
 from vqcore.tokens.inputs import SHARD_SIZE, Source, source_of
-from vqcore.tokens.parts import Crop, Take, encoded, inputs
+from vqcore.tokens.parts import Crop, Take, inputs
 from vqcore.tokens.passes import manifest_of, refuse_file, refuse_overlap
+from vqcore.tokens.precision import Encoder
 from vqcore.tokens.shards import FAILED, Shards
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,9 @@ def tokenize_all(
             for number in mine:
                 one.do(number, line)
         one.finish()
+    except ConfigError:  # a precision that will not do
+        one.abandon()
+        raise
     except OSError as error:
         raise RunError(
             f"{error.filename} cannot be written: {cause(error)}. {one.written} shards were finished before it; the "
@@ -177,12 +180,19 @@ class Pass:
             line.update(sum(lane.done.count for lane in self.lanes))
         for take, lane in lanes.items():
             lane.add(lane.batches.end())
+            lane.encoder.settle()
             done, first = lane.done, before[take]
             failed = [list(each) for each in zip(done.keys[first:], done.failed[first:])]
             rows, lane.rows = lane.rows, []
             lane.shards.write(name, rows, {"of": len(places), "failed": failed, "sizes": sizes})
         self.written += 1
         line.update(sum(lane.done.count for lane in self.lanes))
+
+    def abandon(self) -> None:
+        """Remove stores that are begun and have no shard."""
+        for lane in self.lanes:
+            if not lane.shards.done:
+                lane.shards.discard()
 
     def finish(self) -> None:
         """Complete the stores that have all shards; warn of those that have not. Raises `DataError` for empty ones."""
@@ -218,7 +228,8 @@ class _Lane:
         self.take = Take(job.tokenizer, job.size, covering, self.done)
         self.manifest = _manifest(job, covering, how)
         self.store = store_named(job.store, "--store")
-        self.batches = Batches(partial(encoded, job.tokenizer), job.batch_size, self.done)
+        self.encoder = Encoder(job.tokenizer)
+        self.batches = Batches(self.encoder, job.batch_size, self.done)
         self.rows: list[Coded] = []
 
     def add(self, ready: Iterable[Output]) -> None:
