@@ -1,6 +1,7 @@
 """The store `tar`, as its readers see it: WebDataset itself, tarfile, and our own."""
 
 import json
+import os
 import tarfile
 from urllib.parse import unquote
 
@@ -12,12 +13,27 @@ from vqcore.errors import DataError
 from vqcore.protocols import Coded
 from vqcore.tokens import TokenDataset
 from vqcore.tokens.shards import Shards
+from vqcore.tokens.work import convert, verify
 
+BYTES = os.fsdecode(b"caf\xe9")
 MANIFEST = {
     "format": 1, "fingerprint": "ab12", "grid": [2, 3], "size": [8, 12], "codebook_size": 300, "num_codebooks": 1,
-    "dtype": "uint16", "store": "tar",
+    "dtype": "uint16",
 }  # fmt: skip
-HARD = ("a.b", "c.d/e", "c.d/e.f.g", "__x__/y", "_/z", "100%", "%2E", "ü/ñ", "n\nl", "l" * 150, "__u__")
+HARD = (
+    "a.b",
+    "c.d/e",
+    "c.d/e.f.g",
+    "__x__/y",
+    "_/z",
+    "100%",
+    "%2E",
+    "ü/ñ",
+    "n\nl",
+    "l" * 150,
+    "__u__",
+    BYTES,
+)
 """Keys that readers of tars would cut, skip or confuse if they were written as they are."""
 
 
@@ -34,8 +50,8 @@ def crops(key, count, rng):
     ]
 
 
-def written(folder, *shards):
-    made = Shards(folder, store_named(MANIFEST["store"], ""), MANIFEST, len(shards))
+def written(folder, *shards, store="tar"):
+    made = Shards(folder, store_named(store, ""), {**MANIFEST, "store": store}, len(shards))
     for name, rows in zip(made.names, shards):
         made.write(name, rows, {"of": len(rows), "failed": []})
     made.finish()
@@ -70,6 +86,20 @@ def test_webdataset_groups_as_it_was_written(store):
     ]
 
 
+def test_samples_from_a_tar_have_its_names(tmp_path):
+    rows = [Coded(f"train-007/{n}", np.full((2, 3, 1), n)) for n in range(2)]
+    store, manifest = store_named("tar", ""), {**MANIFEST, "store": "tar"}
+    for shard, wanted in (
+        ("train-007", ["0.npy", "1.npy"]),
+        ("train-07", ["train-007/0.npy", "train-007/1.npy"]),
+    ):
+        files = store.write(tmp_path, shard, rows, manifest)
+        with tarfile.open(tmp_path / f"{shard}.tar") as tar:
+            assert tar.getnames() == wanted
+        found = store.open(tmp_path, {**manifest, "shards": [{"name": shard, "rows": 2, "files": files}]})
+        assert found.key(1) == "train-007/1" and found.find("train-007/0") == 0
+
+
 def test_members_have_no_owner_and_no_time(store):
     with tarfile.open(store / "shard-00001.tar") as tar:
         members = tar.getmembers()
@@ -100,3 +130,31 @@ def test_a_tar_that_is_cut_off_or_gone_is_refused(store):
     tar.unlink()
     with pytest.raises(DataError, match=r"shard-00001\.tar: there is no such file"):
         open_store(store)
+
+
+def test_crops_and_extras_survive_every_layout(tmp_path):
+    rng = np.random.default_rng(0)
+    shards = [[*crops("a/b", 3, rng), *crops(BYTES, 3, rng)], crops("c", 3, rng)]
+    written(tmp_path / "arrow", *shards, store="arrow")
+    for source, target in (("arrow", "tar"), ("tar", "parquet"), ("parquet", "again")):
+        store = "arrow" if target == "again" else target
+        assert convert(open_store(tmp_path / source), tmp_path / target, store) == 9
+        assert not verify([tmp_path / "arrow", tmp_path / target]).problems
+        found = open_store(tmp_path / target)
+        for place, row in enumerate(row for rows in shards for row in rows):
+            copied = found.row(place)
+            assert (copied.key, copied.extras) == (row.key, row.extras)
+            assert np.array_equal(copied.codes, row.codes)
+    for name in ("shard-00000.arrow", "shard-00001.arrow"):
+        assert (tmp_path / "arrow" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    with pytest.raises(
+        DataError, match=r"--store folder has no room for the view of a crop \(a/b#crop0\). Take arrow"
+    ):
+        convert(open_store(tmp_path / "tar"), tmp_path / "folder", "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_crop_is_a_sample_of_its_own(store):
+    found = open_store(store)
+    assert list(found.places)[-3:] == [f"p/r#crop{n}" for n in range(3)]
+    assert found.record("p/r#crop1").shape == (2, 3, 1) and list(found.files)[-2:] == ["p/q", "p/r"]

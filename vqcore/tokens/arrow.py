@@ -5,6 +5,7 @@ of a position one after the other, in the smallest unsigned integer type), and o
 metadata has the shape of a row.
 """
 
+import contextlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -82,13 +83,12 @@ def write_batch(path: Path, batch: pa.RecordBatch) -> None:
         writer.write_batch(batch)
 
 
-def _texts(name: str, values: Sequence[str]) -> tuple[pa.Field, pa.Array]:
+def _texts(name: str, values: Sequence[str | None]) -> tuple[pa.Field, pa.Array]:
     """A column of texts; of bytes if one of them has bytes that are not UTF-8, as a name of a file may."""
-    raw = [value.encode("utf-8", "surrogateescape") for value in values]
-    try:
-        column = pa.array([each.decode() for each in raw], pa.string())
-    except UnicodeDecodeError:
-        column = pa.array(raw, pa.binary())
+    raw = [None if value is None else value.encode("utf-8", "surrogateescape") for value in values]
+    column = pa.array(raw, pa.binary())
+    with contextlib.suppress(pa.ArrowInvalid):
+        column = column.cast(pa.string())
     return pa.field(name, column.type), column
 
 
@@ -98,8 +98,7 @@ def _column(name: str, values: Sequence[Any]) -> tuple[pa.Field, pa.Array]:
     if all(type(value) is int for value in known):
         column = pa.array(values, pa.int64())
     elif all(isinstance(value, str) for value in known):
-        raw = [None if value is None else value.encode("utf-8", "surrogateescape") for value in values]
-        column = pa.array(raw, pa.binary())
+        return _texts(name, values)
     elif all(isinstance(value, (list, tuple)) and all(type(n) is int for n in value) for value in known):
         column = pa.array(values, pa.list_(pa.int64()))
     else:

@@ -27,6 +27,7 @@ from vqcore.tokens.folder import adopted_by
 from vqcore.tokens.inputs import Source, source_of
 from vqcore.tokens.parts import Crop, Take, encoded, inputs
 from vqcore.tokens.passes import manifest_of, refuse_file, refuse_overlap, writing
+from vqcore.tokens.precision import Encoder
 from vqcore.tokens.store import Claims
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,9 @@ def tokenize_layout(
             claims.write(target)
         done.skipped = len(kept)
         todo = sorted(set(range(len(read))) - set(kept))
-        items = (item for _, item in inputs(read, todo, [take], workers, chosen))
-        for file, finish in through(items, partial(encoded, tokenizer), batch_size, done):
+        items, encoder = (item for _, item in inputs(read, todo, [take], workers, chosen)), Encoder(tokenizer)
+        for file, finish in through(items, encoder, batch_size, done):
+            encoder.settle()
             with writing(file, done):
                 try:
                     made.write(target, "", finish().coded(len(manifest["grid"])), manifest)

@@ -6,7 +6,8 @@ is a list with an object a row: its `key` and its extras; it is left out where t
 
 Readers of such tars cut a name at the first dot of its last part, and skip what begins with a folder `__name__`. So in
 the names of members such dots are `%2E`, as in addresses, and such a folder begins with `%5F`; control characters and
-`%` itself are spelled likewise.
+`%` itself are spelled likewise. Where all keys of a shard begin with its own name, as those from a tar do, members are
+named without it: so the shard has the names of the tar that it was made of.
 
 Beside a shard stands its index, an Arrow file with the columns of `arrow`; its column `codes` says where in the shard
 the codes of a row begin. So keys and extras need no scan, and codes are views of the mapped shard.
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vqcore.artefacts.codes import by_record
+from vqcore.artefacts.codes import by_record, record_of
 from vqcore.config import Config as Base
 from vqcore.errors import DataError
 from vqcore.files import aside
@@ -54,6 +55,8 @@ class Tar:
         """A tar, and then its index. Raises `ValueError` for an extra with the name of a column of ours."""
         shape, dtype = (*manifest["grid"], manifest["num_codebooks"]), np.dtype(manifest["dtype"])
         begins: list[int] = []
+        inside = f"{shard}/"  # keys from a tar begin with its name, and there the sample is named without it
+        start = len(inside) if all(record_of(row).startswith(inside) for row in rows) else 0
         tar = folder / f"{shard}{SUFFIX}"
         with aside(tar) as temporary, temporary.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as made:
@@ -62,7 +65,7 @@ class Tar:
                     codes = np.stack([row.codes for row in parts]).astype(dtype)
                     if codes.shape[1:] != shape:
                         raise ValueError(f"the codes of '{key}' have shape {codes.shape[1:]}, not {shape}")
-                    name, content = member_name(key), io.BytesIO()
+                    name, content = member_name(key[start:]), io.BytesIO()
                     np.save(content, codes if several else codes[0])
                     end = _add(made, f"{name}.npy", content.getvalue(), file)
                     begins += [end - codes.nbytes + place * codes[0].nbytes for place in range(len(parts))]
