@@ -11,6 +11,8 @@ and it has nothing to stream, because a shard is read and written where it is do
 import contextlib
 import logging
 import os
+import re
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 RETRIES = 3
 """So often a shard is tried again whose process died."""
+_PATIENCE_S = 5
 _IN_FLIGHT = 1000
 """Tasks that Ray knows of at once: what a cluster that grows by demand looks at."""
 
@@ -161,12 +164,17 @@ def _cluster() -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    address = os.environ.get("RAY_ADDRESS", "")
     try:
+        if found := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address):
+            socket.create_connection(
+                (found[1], int(found[2])), _PATIENCE_S
+            ).close()  # Ray would try for minutes
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"--engine ray: no cluster: {first_line(error)}. RAY_ADDRESS is "
-            f"{os.environ.get('RAY_ADDRESS', 'not set')}; ray status shows whether one runs."
+            f"--engine ray: there is no cluster at RAY_ADDRESS={address or 'auto'} ({cause(error)}). `ray status` "
+            "on its first machine shows whether it runs; without RAY_ADDRESS one is started on this machine."
         ) from error
     try:
         yield ray
