@@ -21,6 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from toys import toy  # noqa: F401
 
 from vqcore import dist, files, pictures
+from vqcore.artefacts.codes import packed
 from vqcore.artefacts.stored import open_store, store_named
 from vqcore.cli import main
 from vqcore.errors import ConfigError, DataError, RunError
@@ -512,6 +513,19 @@ class TestWork:
         # 8 codes drawn evenly from 4 leave 4 * (3/4)^8 of them out.
         assert f"So few codes, drawn evenly, would use {1 - 0.75**8:.1%} of the codebook" in said
 
+    def test_stats_leave_out_what_is_not_valid(self, tmp_path):
+        manifest = {"format": 1, "fingerprint": "x", "grid": [2, 2], "size": [4, 4], "num_codebooks": 1,
+                    "codebook_size": 4, "dtype": "uint8"}  # fmt: skip
+        codes = np.array([[[1], [2]], [[3], [3]]])
+        rows = [
+            Coded("a", codes, {"valid": packed(np.array([[True, False], [True, False]]))}),
+            Coded("b", codes),
+        ]
+        shards = Shards(tmp_path / "tok", store_named("arrow", ""), {**manifest, "store": "arrow"}, 1)
+        shards.write("shard-00000", rows, {"of": 2, "failed": []})
+        shards.finish()
+        assert counting.stats(tmp_path / "tok").counts.tolist() == [[0, 2, 1, 3]]
+
     def test_stats_count_in_parts_and_leave_out_what_is_behind_a_text(self, tmp_path, monkeypatch):
         manifest = {"format": 1, "fingerprint": "x", "grid": [3], "size": [3], "num_codebooks": 1, "codebook_size": 9,
                     "dtype": "uint8"}  # fmt: skip
@@ -582,7 +596,7 @@ class TestSheet:
         ]
         shards.write("shard-00000", rows, {"of": 1, "failed": []})
         shards.finish()
-        found = decoded([tmp_path / "tok"], [made], [tmp_path / "a.npy"])
+        found = decoded([tmp_path / "tok"], [made], [str(tmp_path / "a.npy")])
         assert found.agreement == {tmp_path / "tok": 0.5}  # nothing of the second row
         assert found.keys == ["a#crop0", "a#crop1"]
 
@@ -604,7 +618,7 @@ class TestSheet:
         with pytest.raises(DataError, match=r"two: the tokenizer with the fingerprint .* made these codes"):
             decoded(folders, [made], [])
         with pytest.raises(ConfigError, match=r"--source is given 1 times, for 2 stores"):
-            decoded(folders, [made], [pics])
+            decoded(folders, [made], [str(pics)])
         assert main(["tokens", "verify", *map(str, folders), "--sheet", str(tmp_path / "x.png")]) == 2
         assert "one: its tokens.json does not name a tokenizer. Add --decode RUN" in capsys.readouterr().err
         assert main(["tokens", "stats", str(folders[0]), "--decode", "x"]) == 2

@@ -137,6 +137,12 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
         help="a further tokenizer for the same files in the same pass, and its output; then settings: size=, store=, "
         "batch_size=, borrow=",
     )
+    parser.add_argument(
+        "--engine",
+        choices=("process", "ray"),
+        default="process",
+        help="process: this one, or those of torchrun and Slurm (default); ray: shards as tasks of a Ray cluster",
+    )
     _batches(parser)
     _borrowing(parser)
 

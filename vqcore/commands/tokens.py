@@ -91,7 +91,7 @@ def _sheet(args: argparse.Namespace, folders: list[Path]) -> None:
         args.run = run
         tokenizers.append(load_named(args, device=pick_device(None)))
     path = local(args.sheet) if args.sheet else folders[0].with_name(f"{folders[0].name}.png")
-    found = decoded(folders, tokenizers, [local(each) for each in args.source])
+    found = decoded(folders, tokenizers, args.source)
     save_picture(found.image, path)
     for folder, share in found.agreement.items():
         say(

@@ -11,15 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from vqcore.artefacts.stored import Opened, open_store
-from vqcore.data.listing import Listing
 from vqcore.data.npy import map_array
 from vqcore.data.windows import Cover
 from vqcore.errors import ConfigError, DataError, listed
 from vqcore.pictures import picture, sheet
-from vqcore.protocols import Batch, Coded, View, mask
+from vqcore.protocols import Batch, Coded, View
 from vqcore.rng import sample_generators
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.dataset import aligned
+from vqcore.tokens.inputs import source_of
 
 COLUMNS = 6
 """Keys of a sheet, spread evenly over the rows."""
@@ -36,11 +36,12 @@ class Decoded:
 
 
 @torch.no_grad()
-def decoded(folders: Sequence[Path], tokenizers: Sequence[Tokenizer], sources: Sequence[Path]) -> Decoded:
+def decoded(folders: Sequence[Path], tokenizers: Sequence[Tokenizer], sources: Sequence[str]) -> Decoded:
     """Decode the same keys of each store with the tokenizer of its fingerprint.
 
-    `sources` are the files of the stores, in the order of the stores; there may be none. Raises `DataError` for codes
-    that none of the tokenizers made, and for a key without a file, `ConfigError` for too few or too many sources.
+    `sources` are the files of the stores (`source_of`), in the order of the stores; there may be none. Raises
+    `DataError` for codes that none of the tokenizers made, and for a key without a file, `ConfigError` for too few or
+    too many sources.
     """
     if sources and len(sources) != len(folders):
         raise ConfigError(
@@ -95,37 +96,34 @@ def _maker(store: Opened, tokenizers: Sequence[Tokenizer]) -> Tokenizer:
 
 
 def _read(
-    tokenizer: Tokenizer, store: Opened, rows: Sequence[Coded], source: Path
+    tokenizer: Tokenizer, store: Opened, rows: Sequence[Coded], given: str
 ) -> list[tuple[Tensor, Tensor | None]]:
     """What the encoder was given for rows of a store: samples, and where they are valid."""
-    listing = Listing(str(source), tokenizer.modality.suffixes, "--source") if source.is_dir() else None
-    parts = []
-    for row in rows:
-        path, key = source, row.extras.get("record", row.key)
-        if listing is not None:
-            index = listing.find(key)
-            if index is None:
-                raise DataError(
-                    f"--source {source}: has no file with the key '{key}', which {store.folder} has."
-                )
-            path = listing.path(index)
-        parts.append(_part(tokenizer, path, row.extras, store.manifest))
-    return parts
+    source = source_of(given, tokenizer, "--source")
+    wanted = {row.extras.get("record", row.key) for row in rows}
+    places = {key: place for place in range(len(source)) if (key := source.key(place)) in wanted}
+    if missing := wanted - places.keys():
+        raise DataError(
+            f"--source {given}: has no file with the key '{min(missing)}', which {store.folder} has."
+        )
+    return [
+        _part(tokenizer, source.get(places[row.extras.get("record", row.key)]), row.extras, store.manifest)
+        for row in rows
+    ]
 
 
 def _part(
-    tokenizer: Tokenizer, path: Path, extras: Mapping[str, Any], manifest: Mapping[str, Any]
+    tokenizer: Tokenizer, given: Any, extras: Mapping[str, Any], manifest: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
     """The crop, the window or the whole of a file that a row was made of."""
     size, stride = tuple(manifest["size"]), manifest.get("stride")
     covering = Cover(size, tuple(stride)) if stride else None
-    given: Any = map_array(path, str(path))[extras["row"]] if "row" in extras else path
-    sample = tokenizer.prepared(given, size, covering)
-    if view := extras.get("view"):
-        start, stop, extent = (tuple(view[name]) for name in ("start", "stop", "extent"))
-        where = View(start=start, stop=stop, size=size, flip=view["flip"], extent=extent)
-        raw, modality = sample.found.raw, sample.modality
-        return modality.tensor(raw, where), mask(modality, raw, where)
+    views: tuple[View, ...] = ()
+    if kept := extras.get("view"):
+        start, stop, extent = (tuple(kept[name]) for name in ("start", "stop", "extent"))
+        views = (View(start=start, stop=stop, size=(), flip=kept["flip"], extent=extent),)
+    row = map_array(given, str(given))[extras["row"]] if "row" in extras else given
+    sample = tokenizer.prepared(row, size, covering, views)
     if covering is None or "start" not in extras:
         return sample.part(0)
     at = [begin // (step or 1) for begin, step in zip(extras["start"], covering.stride)]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from vqcore.artefacts.codes import unpacked
 from vqcore.artefacts.stored import Opened, open_store
 from vqcore.console import ProgressLine
 from vqcore.errors import DataError
@@ -110,11 +111,15 @@ def stats(folder: Path) -> Use:
 
 
 def _known(store: Opened, places: np.ndarray, positions: int) -> Bool[np.ndarray, "n positions"] | None:
-    """Which positions of rows hold codes; None if all do. Behind the ids of a text there are zeros."""
-    if "length" not in store.manifest["extras"]:
+    """Which positions of rows count; None if all do. Not those that are invalid, or behind the ids of a text."""
+    if not {"length", "valid"} & set(store.manifest["extras"]):
         return None
-    lengths = [store.rows.extras(int(place))["length"] for place in places]
-    return np.arange(positions) < np.array(lengths)[:, None]
+    known = np.empty((len(places), positions), dtype=bool)
+    for row, place in zip(known, places):
+        extras = store.rows.extras(int(place))
+        row[:] = unpacked(extras.get("valid"), store.manifest["grid"]).ravel()
+        row[extras.get("length", positions) :] = False
+    return known
 
 
 def _first(counts: np.ndarray, order: np.ndarray, limit: int) -> list[tuple[int, int]]:
