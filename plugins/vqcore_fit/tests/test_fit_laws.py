@@ -25,7 +25,11 @@ def test_the_manifest_and_the_settings():
     ("name", "settings", "waived"),
     [
         ("scalar", {"latent_dim": 3, "codebook_size": 16}, {}),
-        ("scalar", {"latent_dim": 2, "codebook_size": 2, "method": ["uniform", "quantile"], "samples": 100}, {}),
+        (
+            "scalar",
+            {"latent_dim": 2, "codebook_size": 2, "method": ["uniform", "quantile"], "samples": 100},
+            {},
+        ),
         ("kmeans", {"latent_dim": 6, "codebook_size": 16}, {}),
         ("kmeans", {"latent_dim": 6, "codebook_size": 8, "num_codebooks": 3, "samples": 100}, {}),
         ("fast", {**FAST, "num_codebooks": 6}, {}),

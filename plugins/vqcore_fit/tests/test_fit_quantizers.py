@@ -1,5 +1,6 @@
 """What the quantizers find, beside closed forms, scikit-learn, SciPy and a byte-pair encoding of ten lines."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -8,12 +9,12 @@ import torch
 from scipy.fft import dctn
 from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.preprocessing import KBinsDiscretizer
+from vqcore_fit.fitted import Sample
 
 from vqcore.errors import DataError, VqcoreError
 from vqcore.protocols import DataSpec
 from vqcore.rng import generator
 from vqcore.testing.conformance import build
-from vqcore_fit.fitted import Sample
 
 
 def noise(*shape, seed=0):
@@ -158,8 +159,10 @@ def test_the_pairs_are_those_of_plain_byte_pair_encoding():
     low = int(made.span[0])
     words = [(row - low + 1).tolist() for row in SIGNALS.round().long()]
     for left, right in made.pairs[made.pairs[:, 0] >= 0].tolist():
-        counts = Counter(pair for word in words for pair in zip(word, word[1:]))
-        assert counts[left, right] == max(counts.values())  # as frequent as any: ties may be broken in any way
+        counts = Counter(pair for word in words for pair in itertools.pairwise(word))
+        assert counts[left, right] == max(
+            counts.values()
+        )  # as frequent as any: ties may be broken in any way
         new = max(max(word) for word in words) + 1
         new = max(new, int(made.span[1]) - low + 2)
         words = [joined(word, left, right, new) for word in words]
@@ -251,7 +254,11 @@ def test_the_proposed_scale_fits():
 @pytest.mark.parametrize(
     ("name", "settings", "text"),
     [
-        ("scalar", {"latent_dim": 3, "method": ["log", "log"]}, "method has 2 entries for latent_dim=3 columns"),
+        (
+            "scalar",
+            {"latent_dim": 3, "method": ["log", "log"]},
+            "method has 2 entries for latent_dim=3 columns",
+        ),
         ("scalar", {"latent_dim": 3, "codebook_size": 1}, "1 must be at least 2"),
         ("scalar", {"latent_dim": 3, "method": "quantiles"}, "quantile"),
         ("kmeans", {"latent_dim": 5, "num_codebooks": 2}, "latent_dim=5 cannot be cut into num_codebooks=2"),

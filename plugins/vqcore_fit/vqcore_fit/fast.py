@@ -1,10 +1,10 @@
 """Byte-pair codes of rounded coefficients: with `fit/dct` as encoder and decoder, the action tokenizer FAST.
 
-Paper: "FAST: Efficient Action Tokenization for Vision-Language-Action Models", arXiv 2501.09747, section V. A latent is
-multiplied by `scale` and rounded; byte-pair encoding (arXiv 1508.07909) then joins pairs of neighbouring numbers that are
-frequent. Differs from the paper: a position has a fixed number of codes. A shorter sequence is filled up with the code
-0, and a longer one is cut, which loses its last numbers, the highest frequencies. Values are scaled by the modality, and
-not here by the quantiles of the samples. Numbers beyond those of the samples become the nearest of them.
+Paper: "FAST: Efficient Action Tokenization for Vision-Language-Action Models", arXiv 2501.09747, section V. A latent
+is multiplied by `scale` and rounded; byte-pair encoding (arXiv 1508.07909) then joins pairs of neighbouring numbers
+that are frequent. Differs from the paper: a position has a fixed number of codes. A shorter sequence is filled up with
+the code 0, and a longer one is cut, which loses its last numbers, the highest frequencies. Values are scaled by the
+modality, and not here by the quantiles of the samples. Numbers beyond those of the samples become the nearest of them.
 """
 
 import json
@@ -48,7 +48,12 @@ class FAST(Fitted):
         """Most positions that are kept to learn the pairs; of more positions so many are drawn."""
 
         def __post_init__(self) -> None:
-            for name, least in (("latent_dim", 1), ("codebook_size", 3), ("num_codebooks", 1), ("samples", 1)):
+            for name, least in (
+                ("latent_dim", 1),
+                ("codebook_size", 3),
+                ("num_codebooks", 1),
+                ("samples", 1),
+            ):
                 if getattr(self, name) < least:
                     raise SettingError(name, f"{getattr(self, name)} must be at least {least}")
             if not self.scale > 0:
@@ -59,7 +64,11 @@ class FAST(Fitted):
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        self.dim, self.codebook_size, self.num_codebooks = cfg.latent_dim, cfg.codebook_size, cfg.num_codebooks
+        self.dim, self.codebook_size, self.num_codebooks = (
+            cfg.latent_dim,
+            cfg.codebook_size,
+            cfg.num_codebooks,
+        )
         # The least and the largest number, and the codes that are joined, in the order in which they were learned.
         self.register_buffer("span", torch.zeros(2, dtype=torch.int64))
         self.register_buffer("pairs", torch.full((cfg.codebook_size, 2), -1))
@@ -70,12 +79,14 @@ class FAST(Fitted):
         if high - low + 1 > self.codebook_size - 1:
             fits = self.cfg.scale * (self.codebook_size - 2) / (high - low + 1)
             raise DataError(
-                f"model.quantizer ({self.cfg.name}): with scale={self.cfg.scale:g} the coefficients are {low} to {high}, "
-                f"which is more than codebook_size={self.codebook_size} codes can name. Take scale={fits:.2g}, more codes, "
-                "or scale the values (data.modality.scale)."
+                f"model.quantizer ({self.cfg.name}): with scale={self.cfg.scale:g} the coefficients are {low} to "
+                f"{high}, which is more than codebook_size={self.codebook_size} codes can name. Take scale={fits:.2g}, "
+                "more codes, or scale the values (data.modality.scale)."
             )
         self.span.copy_(torch.tensor([low, high]))
-        found = learned_pairs(self._texts(sample.rows()), low, high, self.codebook_size - 1)[: len(self.pairs)]
+        found = learned_pairs(self._texts(sample.rows()), low, high, self.codebook_size - 1)[
+            : len(self.pairs)
+        ]
         self.pairs.fill_(-1)
         self.pairs[: len(found)] = torch.tensor(found, dtype=torch.int64).view(-1, 2)
         lengths = self._lengths(sample.rows()[:4096])

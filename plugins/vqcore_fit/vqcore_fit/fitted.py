@@ -59,7 +59,10 @@ class Fitted(nn.Module):
         facts = self.learned(sample, rng)
         self.fitted.fill_(True)
         kept = len(sample.rows())
-        return {"positions": f"{sample.count:,}" + (f", of these {kept:,} kept" * (kept < sample.count)), **facts}
+        return {
+            "positions": f"{sample.count:,}" + (f", of these {kept:,} kept" * (kept < sample.count)),
+            **facts,
+        }
 
     def forward(
         self, z: Float[Tensor, "b *grid d"], mask: Bool[Tensor, "b *grid"] | None = None
@@ -85,7 +88,9 @@ class Fitted(nn.Module):
         codes = codes.long()
         outside = codes[(codes < 0) | (codes >= self.codebook_size)]
         if len(outside):
-            raise ValueError(f"code {int(outside[0])} is out of range: codes lie in [0, {self.codebook_size})")
+            raise ValueError(
+                f"code {int(outside[0])} is out of range: codes lie in [0, {self.codebook_size})"
+            )
         if codes.shape[-1] != self.num_codebooks:
             raise ValueError(f"a position has {self.num_codebooks} codes, not {codes.shape[-1]}")
         return self.values(codes.flatten(0, -2)).reshape(*codes.shape[:-1], self.dim)

@@ -34,7 +34,12 @@ class KMeans(Fitted):
         """Most positions that are kept; of more positions so many are drawn, and fewer if they are very wide."""
 
         def __post_init__(self) -> None:
-            for name, least in (("latent_dim", 1), ("codebook_size", 2), ("num_codebooks", 1), ("samples", 1)):
+            for name, least in (
+                ("latent_dim", 1),
+                ("codebook_size", 2),
+                ("num_codebooks", 1),
+                ("samples", 1),
+            ):
                 if getattr(self, name) < least:
                     raise SettingError(name, f"{getattr(self, name)} must be at least {least}")
             if self.latent_dim % self.num_codebooks:
@@ -47,8 +52,14 @@ class KMeans(Fitted):
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        self.dim, self.codebook_size, self.num_codebooks = cfg.latent_dim, cfg.codebook_size, cfg.num_codebooks
-        self.register_buffer("centres", torch.zeros(cfg.num_codebooks, cfg.codebook_size, self.dim // cfg.num_codebooks))
+        self.dim, self.codebook_size, self.num_codebooks = (
+            cfg.latent_dim,
+            cfg.codebook_size,
+            cfg.num_codebooks,
+        )
+        self.register_buffer(
+            "centres", torch.zeros(cfg.num_codebooks, cfg.codebook_size, self.dim // cfg.num_codebooks)
+        )
 
     def learned(self, sample: Sample, rng: torch.Generator) -> dict[str, str]:
         """Find the centres. Raises `DataError` if there are fewer different patches than centres."""

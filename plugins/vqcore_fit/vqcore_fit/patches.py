@@ -166,9 +166,7 @@ def _add_tables(module: Any) -> None:
     module.register_buffer("order", by_frequency(module.patch), persistent=False)
 
 
-def _along_axes(
-    x: Float[Tensor, "b *grid_c_patch"], bases: list[Tensor]
-) -> Float[Tensor, "b *grid_c_patch"]:
+def _along_axes(x: Float[Tensor, "b *grid_c_patch"], bases: list[Tensor]) -> Float[Tensor, "b *grid_c_patch"]:
     """Each of the last axes, multiplied by its matrix."""
     for axis, matrix in enumerate(reversed(bases), start=1):
         x = (x.movedim(-axis, -1) @ matrix.T).movedim(-1, -axis)

@@ -13,9 +13,15 @@ def vqcore_plugin() -> Plugin:
             Component("encoder", "patches", "vqcore_fit.patches:Patches", "the values of patches, unchanged"),
             Component("decoder", "patches", "vqcore_fit.patches:PatchesDecoder", "values back to patches"),
             Component("encoder", "dct", "vqcore_fit.patches:DCT", "cosine transform of patches"),
-            Component("decoder", "dct", "vqcore_fit.patches:DCTDecoder", "inverse cosine transform of patches"),
+            Component(
+                "decoder", "dct", "vqcore_fit.patches:DCTDecoder", "inverse cosine transform of patches"
+            ),
             Component("quantizer", "scalar", "vqcore_fit.scalar:Scalar", "intervals for each column"),
-            Component("quantizer", "kmeans", "vqcore_fit.kmeans:KMeans", "the nearest of centres from k-means"),
-            Component("quantizer", "fast", "vqcore_fit.fast:FAST", "rounded coefficients, then byte-pair codes"),
+            Component(
+                "quantizer", "kmeans", "vqcore_fit.kmeans:KMeans", "the nearest of centres from k-means"
+            ),
+            Component(
+                "quantizer", "fast", "vqcore_fit.fast:FAST", "rounded coefficients, then byte-pair codes"
+            ),
         ),
     )
