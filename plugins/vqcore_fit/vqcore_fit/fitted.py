@@ -1,10 +1,9 @@
 """What the quantizers of this plugin share: the state `fitted`, a call, and a sample of bounded size of all latents."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
