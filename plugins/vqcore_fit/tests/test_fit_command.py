@@ -136,6 +136,11 @@ def test_what_is_not_fitted_or_not_for_fitting_is_one_line(here, capsys):
     assert "is trained and not fitted" in refused(capsys, "fit", "table.yaml", f"model.quantizer={fsq}")
     mlp = json.dumps({"name": "vit/mlp-encoder", "depth": 1, "width": 8, "expansion": 2})
     assert "vqcore fit trains nothing" in refused(capsys, "fit", "table.yaml", f"model.encoder={mlp}")
+    assert main(["check", "table.yaml", "optim.lr=1"]) == 0
+    assert "next      vqcore fit table.yaml" in capsys.readouterr().out
+    narrow = "model.decoder={name: vit/mlp-decoder, depth: 1, width: 8, expansion: 2}"
+    line = refused(capsys, "fit", "table.yaml", narrow, "model.quantizer.latent_dim=4")
+    assert "takes 4 values, but the encoder gives 3" in line
     wide = refused(capsys, "fit", "table.yaml", "model.quantizer.latent_dim=4")
     assert "set model.quantizer.latent_dim=3" in wide
     assert "column 0" in refused(

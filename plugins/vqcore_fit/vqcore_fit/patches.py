@@ -94,7 +94,8 @@ class PatchesDecoder(_Layout):
         if dim != self.width:
             raise ValueError(
                 f"a patch of {list(self.patch)} positions and {self.channels} channels has {self.width} values, but "
-                f"the quantizer gives {dim}: set model.quantizer.latent_dim={self.width}, and one patch_size on both sides"
+                f"the quantizer gives {dim}: set model.quantizer.latent_dim={self.width}, and one patch_size on both "
+                "sides"
             )
         self.shift = nn.Parameter(torch.zeros(self.channels))
 

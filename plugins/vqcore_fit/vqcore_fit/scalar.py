@@ -77,8 +77,8 @@ class Scalar(Fitted):
             if method == "log" and least <= 0:
                 raise DataError(
                     f"model.quantizer ({self.cfg.name}): column {column} (from 0) has the value {least:g}, and "
-                    "method=log is for values above 0, as the tokenizer sees them (after data.modality.scale). method=quantile "
-                    "takes all values."
+                    "method=log is for values above 0, as the tokenizer sees them (after data.modality.scale). "
+                    "method=quantile takes all values."
                 )
         if "quantile" in self.methods:
             enough(self.cfg, sample)
