@@ -72,7 +72,8 @@ def fit(config: RunConfig, access: Access | None = None) -> tuple[Run, dict[str,
 
     The result is the folder of a run that has made all its steps. Raises `RunError` if it holds a checkpoint already.
     """
-    with _built(replace(config, ema=EmaSection(decay=None)), access) as run:
+    config = replace(config, ema=EmaSection(decay=None))  # nothing is trained, so there is nothing to average
+    with _built(config, access) as run:
         if dist.world_size() > 1:
             raise RunError("vqcore fit works in one process: start it without torchrun.")
         if checkpoints(run.dir):

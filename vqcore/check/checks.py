@@ -20,10 +20,14 @@ from vqcore.check.suspicions import value_findings
 from vqcore.data.batches import TrainBatches
 from vqcore.data.sizes import sizes
 from vqcore.errors import VqcoreError
-from vqcore.protocols import Batch
+from vqcore.protocols import Batch, fitter
 from vqcore.rng import generator
 from vqcore.run.state import Run, build_from, build_hooks
 from vqcore.schema import DataConfig, RunConfig
+
+
+UNFITTED = "is fitted by vqcore fit, and not trained; what depends on its codes is not checked"
+"""The note on a quantizer that is not fitted yet."""
 
 
 def cheap(run: Run, *, trained: bool = True) -> list[Finding]:
@@ -79,6 +83,11 @@ def full(run: Run) -> Iterator[Finding]:
     """All checks, in the order of a batch's way through the code. Trains the run's tokenizer for a few steps."""
     read = list(samples(run))
     yield from read
+    quantizer = fitter(run.tokenizer.quantizer)
+    if quantizer is not None and not quantizer.fitted:
+        yield Finding("note", f"model.quantizer ({run.config.model.quantizer.name})", UNFITTED)
+        yield from tokens(run)
+        return
     try:
         batch = first_batch(run, _largest(run))
     except VqcoreError as error:

@@ -30,8 +30,8 @@ def fit_quantizer(run: Run) -> dict[str, str]:
         )
     if any(True for _ in tokenizer.get_submodule("encoder").parameters()):
         raise ConfigError(
-            f"model.encoder.name={cfg.encoder.name}: has weights, and vqcore fit trains nothing. Take an encoder without "
-            "weights, e.g. fit/patches or fit/dct"
+            f"model.encoder.name={cfg.encoder.name}: has weights, and vqcore fit trains nothing. Take an encoder "
+            "without weights, e.g. fit/patches or fit/dct"
         )
     _identity(tokenizer.proj, cfg.quantizer.name)
     tokenizer.eval()
@@ -43,8 +43,8 @@ def fit_quantizer(run: Run) -> dict[str, str]:
 def _identity(proj: nn.Linear, name: str) -> None:
     if proj.in_features != proj.out_features:
         raise ConfigError(
-            f"model.quantizer ({name}): takes {proj.out_features} values, but the encoder gives {proj.in_features} at each "
-            f"position. Set model.quantizer.latent_dim={proj.in_features}"
+            f"model.quantizer ({name}): takes {proj.out_features} values, but the encoder gives {proj.in_features} at "
+            f"each position. Set model.quantizer.latent_dim={proj.in_features}"
         )
     nn.init.eye_(proj.weight)
     nn.init.zeros_(proj.bias)

@@ -1,7 +1,6 @@
 """`vqcore fit` on small tables: what it makes is a run like any other."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from vqcore.cli import main
 from vqcore.tokenizer import Tokenizer
 
 ROWS = np.random.default_rng(0).lognormal(size=(200, 3)).astype(np.float32)
+X = torch.from_numpy(ROWS).unsqueeze(-1)
 HELD_OUT = np.random.default_rng(1).lognormal(size=(40, 3)).astype(np.float32)
 
 
@@ -55,23 +55,28 @@ def refused(capsys, *words):
     return lines[-1]
 
 
-def test_a_table_goes_all_the_way(here, capsys):
+def test_a_table_becomes_codes_and_comes_back(here, capsys):
     assert main(["fit", "table.yaml"]) == 0
     shown = capsys.readouterr().out
     assert "samples" in shown and "3 quantile" in shown
     tokenizer = Tokenizer.load("runs/table")
-    x = torch.from_numpy(ROWS).unsqueeze(-1)
-    codes = tokenizer.encode(x)
+    codes = tokenizer.encode(X)
     assert codes.shape == (200, 1, 3)
     for column in codes[:, 0].T:  # exactly one pass: 200 values in 16 intervals
-        counts = torch.bincount(column, minlength=16)
-        assert {12, 13} == set(counts.tolist())
+        assert {12, 13} == set(torch.bincount(column, minlength=16).tolist())
     assert torch.equal(tokenizer.proj.weight, torch.eye(3))
+    assert main(["export", "runs/table", "artefact"]) == 0
+    assert torch.equal(Tokenizer.load("artefact").encode(X), codes)
+    assert "holds a tokenizer already" in refused(capsys, "fit", "table.yaml")
 
+
+@pytest.mark.slow
+def test_a_table_goes_all_the_way(here):
+    assert main(["fit", "table.yaml"]) == 0
     assert main(["fit", "table.yaml", "run.dir=runs/again"]) == 0
-    assert Tokenizer.load("runs/again").fingerprint == tokenizer.fingerprint
     assert main(["fit", "table.yaml", "run.dir=runs/log", "model.quantizer.method=log"]) == 0
-    assert Tokenizer.load("runs/log").fingerprint != tokenizer.fingerprint
+    tokenizer, again, log = (Tokenizer.load(f"runs/{name}") for name in ("table", "again", "log"))
+    assert tokenizer.fingerprint == again.fingerprint != log.fingerprint
 
     assert main(["eval", "runs/table"]) == 0
     measured = json.loads((here / "runs/table/eval.json").read_text())["results"][0]
@@ -80,15 +85,14 @@ def test_a_table_goes_all_the_way(here, capsys):
     assert "k-means" in measured["baselines"]
     assert main(["eval", "runs/log"]) == 0
     assert main(["eval", "--compare", "runs/table", "runs/log"]) == 0
+    assert main(["report", "runs/table"]) == 0
 
     assert main(["tokenize", "runs/table", "heldout.npy", "tokens"]) == 0
     assert main(["decode", "runs/table", "tokens", "rebuilt"]) == 0
     np.testing.assert_array_equal(np.load("rebuilt/heldout.npy"), x_hat)
-    assert main(["export", "runs/table", "artefact"]) == 0
-    shutil.rmtree("runs")
-    assert torch.equal(Tokenizer.load("artefact").encode(x), codes)
 
 
+@pytest.mark.slow
 def test_a_decoder_learns_on_the_codes_of_a_fitted_tokenizer(here, capsys):
     assert main(["fit", "table.yaml"]) == 0
     given = {"full_ckpt": "runs/table", "freeze_enc": True}
@@ -102,7 +106,8 @@ def test_a_decoder_learns_on_the_codes_of_a_fitted_tokenizer(here, capsys):
     assert Tokenizer.load("runs/learned").fingerprint == Tokenizer.load("runs/table").fingerprint
 
 
-def test_kmeans_and_byte_pairs_are_fitted_to_windows_of_signals(here):
+@pytest.mark.slow
+def test_byte_pairs_are_fitted_to_windows_of_signals(here):
     waves = np.sin(np.arange(64) * np.linspace(0.1, 0.5, 40)[:, None, None]).astype(np.float32)
     np.save("waves.npy", waves)
     data = [
@@ -131,6 +136,11 @@ def test_what_is_not_fitted_or_not_for_fitting_is_one_line(here, capsys):
     assert "is trained and not fitted" in refused(capsys, "fit", "table.yaml", f"model.quantizer={fsq}")
     mlp = json.dumps({"name": "vit/mlp-encoder", "depth": 1, "width": 8, "expansion": 2})
     assert "vqcore fit trains nothing" in refused(capsys, "fit", "table.yaml", f"model.encoder={mlp}")
+    assert main(["check", "table.yaml", "optim.lr=1"]) == 0
+    assert "next      vqcore fit table.yaml" in capsys.readouterr().out
+    narrow = "model.decoder={name: vit/mlp-decoder, depth: 1, width: 8, expansion: 2}"
+    line = refused(capsys, "fit", "table.yaml", narrow, "model.quantizer.latent_dim=4")
+    assert "takes 4 values, but the encoder gives 3" in line
     wide = refused(capsys, "fit", "table.yaml", "model.quantizer.latent_dim=4")
     assert "set model.quantizer.latent_dim=3" in wide
     assert "column 0" in refused(

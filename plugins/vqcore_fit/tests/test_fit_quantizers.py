@@ -1,5 +1,6 @@
 """What the quantizers find, beside closed forms, scikit-learn, SciPy and a byte-pair encoding of ten lines."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_the_pairs_are_those_of_plain_byte_pair_encoding():
     low = int(made.span[0])
     words = [(row - low + 1).tolist() for row in SIGNALS.round().long()]
     for left, right in made.pairs[made.pairs[:, 0] >= 0].tolist():
-        counts = Counter(pair for word in words for pair in zip(word, word[1:]))
+        counts = Counter(pair for word in words for pair in itertools.pairwise(word))
         assert counts[left, right] == max(
             counts.values()
         )  # as frequent as any: ties may be broken in any way

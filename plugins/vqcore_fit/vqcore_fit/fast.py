@@ -1,10 +1,10 @@
 """Byte-pair codes of rounded coefficients: with `fit/dct` as encoder and decoder, the action tokenizer FAST.
 
-Paper: "FAST: Efficient Action Tokenization for Vision-Language-Action Models", arXiv 2501.09747, section V. A latent is
-multiplied by `scale` and rounded; byte-pair encoding (arXiv 1508.07909) then joins pairs of neighbouring numbers that are
-frequent. Differs from the paper: a position has a fixed number of codes. A shorter sequence is filled up with the code
-0, and a longer one is cut, which loses its last numbers, the highest frequencies. Values are scaled by the modality, and
-not here by the quantiles of the samples. Numbers beyond those of the samples become the nearest of them.
+Paper: "FAST: Efficient Action Tokenization for Vision-Language-Action Models", arXiv 2501.09747, section V. A latent
+is multiplied by `scale` and rounded; byte-pair encoding (arXiv 1508.07909) then joins pairs of neighbouring numbers
+that are frequent. Differs from the paper: a position has a fixed number of codes. A shorter sequence is filled up with
+the code 0, and a longer one is cut, which loses its last numbers, the highest frequencies. Values are scaled by the
+modality, and not here by the quantiles of the samples. Numbers beyond those of the samples become the nearest of them.
 """
 
 import json
@@ -79,9 +79,9 @@ class FAST(Fitted):
         if high - low + 1 > self.codebook_size - 1:
             fits = self.cfg.scale * (self.codebook_size - 2) / (high - low + 1)
             raise DataError(
-                f"model.quantizer ({self.cfg.name}): with scale={self.cfg.scale:g} the coefficients are {low} to {high}, "
-                f"which is more than codebook_size={self.codebook_size} codes can name. Take scale={fits:.2g}, more codes, "
-                "or scale the values (data.modality.scale)."
+                f"model.quantizer ({self.cfg.name}): with scale={self.cfg.scale:g} the coefficients are {low} to "
+                f"{high}, which is more than codebook_size={self.codebook_size} codes can name. Take scale={fits:.2g}, "
+                "more codes, or scale the values (data.modality.scale)."
             )
         self.span.copy_(torch.tensor([low, high]))
         found = learned_pairs(self._texts(sample.rows()), low, high, self.codebook_size - 1)[

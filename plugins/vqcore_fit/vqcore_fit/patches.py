@@ -1,8 +1,8 @@
 """Encoders and decoders without learned weights: patches as they are, and their cosine transform.
 
-The transform is the orthonormal DCT-II along every axis of a patch, so squared errors of coefficients are squared errors
-of values. Coefficients stand by frequency, the lowest first, and of one frequency channel by channel (as FAST, arXiv
-2501.09747, section V, orders those of an action chunk).
+The transform is the orthonormal DCT-II along every axis of a patch, so squared errors of coefficients are squared
+errors of values. Coefficients stand by frequency, the lowest first, and of one frequency channel by channel (as FAST,
+arXiv 2501.09747, section V, orders those of an action chunk).
 """
 
 import itertools
@@ -93,8 +93,9 @@ class PatchesDecoder(_Layout):
         super().__init__(cfg, spec.out_channels, spec.rank)
         if dim != self.width:
             raise ValueError(
-                f"a patch of {list(self.patch)} positions and {self.channels} channels has {self.width} values, but the "
-                f"quantizer gives {dim}: set model.quantizer.latent_dim={self.width}, and one patch_size on both sides"
+                f"a patch of {list(self.patch)} positions and {self.channels} channels has {self.width} values, but "
+                f"the quantizer gives {dim}: set model.quantizer.latent_dim={self.width}, and one patch_size on both "
+                "sides"
             )
         self.shift = nn.Parameter(torch.zeros(self.channels))
 

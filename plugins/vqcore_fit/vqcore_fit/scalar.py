@@ -37,8 +37,8 @@ class Scalar(Fitted):
         method: Method | tuple[Method, ...] = "quantile"
         """uniform, quantile or log: one for all columns, or a list with one for each column."""
         samples: int = 2**20
-        """Most positions that are kept to find quantiles; of more positions so many are drawn. The least and the largest
-        value are those of all."""
+        """Most positions that are kept to find quantiles; of more positions so many are drawn. The least and the
+        largest value are those of all."""
 
         def __post_init__(self) -> None:
             for name, least in (("latent_dim", 1), ("codebook_size", 2), ("samples", 1)):
@@ -73,12 +73,12 @@ class Scalar(Fitted):
                 f"same, {float(sample.low[constant[0]]):g}. Leave out what never changes."
             )
         for column, method in enumerate(self.methods):
-            low, high = float(sample.low[column]), float(sample.high[column])
-            if method == "log" and low <= 0:
+            least = float(sample.low[column])
+            if method == "log" and least <= 0:
                 raise DataError(
-                    f"model.quantizer ({self.cfg.name}): column {column} (from 0) has the value {low:g}, and method=log "
-                    "is for values above 0, as the tokenizer sees them (after data.modality.scale). method=quantile "
-                    "takes all values."
+                    f"model.quantizer ({self.cfg.name}): column {column} (from 0) has the value {least:g}, and "
+                    "method=log is for values above 0, as the tokenizer sees them (after data.modality.scale). "
+                    "method=quantile takes all values."
                 )
         if "quantile" in self.methods:
             enough(self.cfg, sample)
@@ -120,8 +120,8 @@ def equal(low: Tensor, high: Tensor, count: int) -> tuple[Float[Tensor, " edges"
 def quantiles(values: Float[Tensor, " n"], count: int) -> tuple[Float[Tensor, " edges"], Float[Tensor, " k"]]:
     """Edges between intervals with equally many values, and the mean of each one.
 
-    An interval begins with a value of the sample. Where one value is so frequent that several edges fall on it, only the
-    last of these intervals has values.
+    An interval begins with a value of the sample. Where one value is so frequent that several edges fall on it, only
+    the last of these intervals has values.
     """
     ordered = values.sort().values
     edges = ordered[-(-torch.arange(1, count) * len(ordered) // count)]
