@@ -278,8 +278,7 @@ class Coded:
     """A row of a store: a key that no other row has, codes, and what else is known of it, as JSON values by name.
 
     A row that is one of several from one file has the extra `record`, the key of the file; `row`, if the file holds
-    several samples; `start`, where its window begins, and `extent`, that of the whole as decoded, if it is a window;
-    `crop`, its number, and `view` with the fields start, stop, flip and extent of a `View`, if it is a crop.
+    several samples; `start`, where its window begins, and `extent`, that of the whole as decoded, if it is a window.
     Rows of one file stand next to each other.
     """
 

@@ -161,7 +161,8 @@ def tokenized(
         if size != cover.size:
             shown = list(cover.size), list(size)
             raise ConfigError(f"eval.sizes: the windows with codes have the size {shown[0]}, not {shown[1]}.")
-        _check_extent(cover.whole(here), extras["extent"])
+        if cover.whole(here) != tuple(extras["extent"]):
+            raise _changed(here, extras["extent"])
         start = tuple(extras["start"])
         found = replace(found, window=cut(found.window or found.raw, start, cover.stop(start, here)))
         asked = within(cover.sizing(modality), found.extent, size)
@@ -169,13 +170,14 @@ def tokenized(
     if "view" not in extras:
         return found, sized(modality, found, size)
     start, stop, extent = (tuple(extras["view"][name]) for name in ("start", "stop", "extent"))
-    _check_extent(here, extent)
+    # A view may have been drawn for another modality of the same scene.
+    if len(here) != len(extent) or not proportional(here, extent):
+        raise _changed(here, extent)
     return found, View(start, stop, size, extras["view"]["flip"], extent=extent)
 
 
-def _check_extent(here: tuple[int, ...], there: Sequence[int]) -> None:
-    if here != tuple(there):
-        raise DataError(f"the file has the extent {list(here)}, and had {list(there)} when it was tokenized")
+def _changed(here: Sequence[int], there: Sequence[int]) -> DataError:
+    return DataError(f"the file has the extent {list(here)}, and its codes were made of {list(there)}")
 
 
 class Files:
@@ -373,14 +375,19 @@ def _valid(label: str, found: Opened, main: Opened, view: View) -> Bool[Tensor, 
     Raises `DataError` if the aspect ratios of mask and sample differ by more than a pixel.
     """
     own, extent = (found.whole, main.whole) if found.window is None else (found.extent, main.extent)
-    # The largest ratio of an axis gives the scale; the other axes may differ by one pixel of the coarser of the two.
-    scale = max(a / b for a, b in zip(own, extent))
-    if any(abs(a - scale * b) > max(1.0, 1.01 * scale) for a, b in zip(own, extent)):
+    if not proportional(own, extent):
         sides = " x ".join(map(str, own)), " x ".join(map(str, extent))
         raise DataError(
             f"the mask '{label}' of {sides[0]} does not fit the sample of {sides[1]}: the aspect ratios differ"
         )
     return rearrange(found.modality.tensor(found.raw, view), "1 ... -> ...") > 0.5
+
+
+def proportional(own: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two extents have the same proportions, up to a position of the coarser of the two."""
+    # The largest ratio of an axis gives the scale.
+    scale = max(a / b for a, b in zip(own, other))
+    return all(abs(a - scale * b) <= max(1.0, 1.01 * scale) for a, b in zip(own, other))
 
 
 def _hidden(modality: Modality, x: Tensor, valid: Bool[Tensor, "*size"], value: float | None) -> Tensor:
