@@ -19,7 +19,7 @@ from vqcore.check.overlap import copies
 from vqcore.cli import main
 from vqcore.data.batches import TrainBatches
 from vqcore.data.identity import identity
-from vqcore.data.reader import Reader
+from vqcore.data.reader import Reader, opened, tokenized
 from vqcore.data.split import side
 from vqcore.errors import ConfigError, DataError
 from vqcore.protocols import Coded, View, knows_codes
@@ -374,10 +374,25 @@ def test_a_file_that_is_another_one_now_is_a_bad_sample(tmp_path):
     base = untrained(tmp_path / "base")
     source = pictures(tmp_path / "in", "a", "b")
     cropped(Tokenizer.load(base), source, tmp_path / "tok")
-    Image.new("RGB", (9, 17)).save(source / "a.png")
+    Image.new("RGB", (17, 9)).save(source / "a.png")
     _, parts = parts_of(tmp_path, base, tmp_path / "tok", source, **RGB)
     _, why = Reader(parts.data, parts.tokenizer.modality, {}).try_read(1, (8, 8), None)
-    assert why == "the file has the extent [17, 9], and had [20, 13] when it was tokenized"
+    assert why == "the file has the extent [9, 17], and its codes were made of [20, 13]"
+
+
+def test_views_of_another_modality_fit_files_of_other_sizes(tmp_path):
+    """As `--views` of a store leaves them: shares of the sides, with the extent that they were drawn for."""
+    base = untrained(tmp_path / "base")
+    source = pictures(tmp_path / "in", "a", "b")
+    cropped(Tokenizer.load(base), source, tmp_path / "tok")
+    _, parts = parts_of(tmp_path, base, tmp_path / "tok", source, **RGB)
+    data, modality = parts.data, parts.tokenizer.modality
+    for index in range(len(data)):
+        row, views = data.coded(index), []
+        for size in ((13, 20), (26, 41)):
+            _, view = tokenized(opened(modality, Image.new("RGB", size)), row, data.made, (8, 8))
+            views.append(view)
+        assert views[0] == views[1] and list(views[0].start) == row.extras["view"]["start"]
 
 
 @pytest.mark.slow

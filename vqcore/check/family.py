@@ -121,7 +121,9 @@ class _Joined:
             extents = _extents(modality, files)
         except (VqcoreError, OSError) as error:
             if said is not None:
-                raise ConfigError(f"modality={said}: these files are none of its: {first_line(error)}") from error
+                raise ConfigError(
+                    f"modality={said}: these files are none of its: {first_line(error)}"
+                ) from error
             self.refused = first_line(error)
             return None
         self.modality = modality

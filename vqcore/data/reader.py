@@ -183,7 +183,8 @@ def tokenized(
         if size != cover.size:
             shown = list(cover.size), list(size)
             raise ConfigError(f"eval.sizes: the windows with codes have the size {shown[0]}, not {shown[1]}.")
-        _check_extent(cover.whole(here), extras["extent"])
+        if cover.whole(here) != tuple(extras["extent"]):
+            raise _changed(here, extras["extent"])
         start = tuple(extras["start"])
         found = replace(found, window=cut(found.window or found.raw, start, cover.stop(start, here)))
         asked = within(cover.sizing(modality), found.extent, size)
@@ -191,13 +192,14 @@ def tokenized(
     if "view" not in extras:
         return found, sized(modality, found, size)
     start, stop, extent = (tuple(extras["view"][name]) for name in ("start", "stop", "extent"))
-    _check_extent(here, extent)
+    # A view may have been drawn for another modality of the same scene.
+    if len(here) != len(extent) or not proportional(here, extent):
+        raise _changed(here, extent)
     return found, View(start, stop, size, extras["view"]["flip"], extent=extent)
 
 
-def _check_extent(here: tuple[int, ...], there: Sequence[int]) -> None:
-    if here != tuple(there):
-        raise DataError(f"the file has the extent {list(here)}, and had {list(there)} when it was tokenized")
+def _changed(here: Sequence[int], there: Sequence[int]) -> DataError:
+    return DataError(f"the file has the extent {list(here)}, and its codes were made of {list(there)}")
 
 
 class Files:
