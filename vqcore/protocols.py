@@ -277,16 +277,11 @@ class Window:
 class Coded:
     """A row of a store: a key that no other row has, codes, and what else is known of it, as JSON values by name.
 
-        A row that is one of several from one file has the extra `record`, the key of the file; `row`, if the file holds
-    <<<<<<< HEAD
-        several samples; `start`, where its window begins, and `extent`, that of the whole as decoded, if it is a window;
-        `crop`, its number (0 is the centre), and `view`, if it is one of several crops: a mapping with `start`, `stop`,
-        `flip` and `extent` as in `View`. A row with invalid positions has `valid`: the bits of the grid in hexadecimal
-        digits, row by row, 1 where valid (`vqcore.artefacts.codes.unpacked`). Rows of one file stand next to each other.
-    =======
-        several samples; `start`, where its window begins, and `extent`, that of the whole as decoded, if it is a window.
-        Rows of one file stand next to each other.
-    >>>>>>> s11-H
+    A row that is one of several from one file has the extra `record`, the key of the file; `row`, if the file holds
+    several samples; `start`, where its window begins, and `extent`, that of the whole as decoded, if it is a window;
+    `crop`, its number (0 is the centre), and `view`, if it is one of several crops: a mapping with `start`, `stop`,
+    `flip` and `extent` as in `View`. A row with invalid positions has `valid`: the bits of the grid in hexadecimal
+    digits, row by row, 1 where valid (`vqcore.artefacts.codes.unpacked`). Rows of one file stand next to each other.
     """
 
     key: str
