@@ -121,7 +121,9 @@ class _Joined:
             extents = _extents(modality, files)
         except (VqcoreError, OSError) as error:
             if said is not None:
-                raise ConfigError(f"modality={said}: these files are none of its: {first_line(error)}") from error
+                raise ConfigError(
+                    f"modality={said}: these files are none of its: {first_line(error)}"
+                ) from error
             self.refused = first_line(error)
             return None
         self.modality = modality
@@ -147,7 +149,8 @@ class _Joined:
         if sides is not None and sides != (self.side,) * len(sides):
             tree.get("eval", {}).pop("sizes", None)
             for part, key in (("encoder", "input_size_enc"), ("decoder", "input_size_dec")):
-                tree["model"][part] = {k: v for k, v in tree["model"][part].items() if k != key}
+                if tree["model"][part].get(key, 0) > max(sides):
+                    tree["model"][part] = {k: v for k, v in tree["model"][part].items() if k != key}
         scheduler = tree["objective"].get("scheduler", {})
         if "clip" in scheduler and (spec.range is None or max(map(abs, spec.range)) > 1):
             tree["objective"]["scheduler"] = {key: value for key, value in scheduler.items() if key != "clip"}
