@@ -1,12 +1,14 @@
 """How 4M's tokenizers were trained: facts, recipes in cfgs/ that claim to be 4M's, configs like published ones."""
 
 import functools
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
-from vqcore_fourm.recipes import WEIGHTS
+from vqcore_fourm.recipes import RECIPES, WEIGHTS
 from vqcore_fourm.tables import PUBLISHED
 
 from vqcore.cli import main
@@ -212,3 +214,68 @@ def test_vectors_join_a_family_of_vectors(here):
     made = like("human-poses_1k_8", "vectors", "a.yaml")
     assert (made.data.modality.channels, made.model.encoder.name) == (96, "vit/mlp-encoder")
     assert made.data.input_size is None and made.eval.sizes in (None, ())
+
+
+# The published training configs of full width, on the bundled data
+
+TEACHER = "{name: percept/timm, model: test_vit, resize: false, weights: random}"
+JUDGED = "{judge: {name: percept/timm, model: test_vit, blocks: [blocks.0, blocks.2], weights: random}}"
+EARTH, PHOTOS, FEATURES = "earth/{}/", "photos/{}", "features/{}"
+SMALL = ["data.input_size=64", "eval.sizes=[64]"]
+ALONE = ["model.full_ckpt=null", "model.freeze_enc=false", "model.encoder.input_size_enc=null"]
+TAUGHT = [f"data.modality.teacher={TEACHER}", "data.modality.channels=64", "data.modality.stride=16"]
+FILES = ["data.modality.channels=12", "data.input_size=12", "eval.sizes=[12]"]
+# What lies at hand in the place of the data and of borrowed weights. Sizes are small; widths are 4M's.
+FULL = {
+    "rgb_ViTB-UNetP4_16k": (PHOTOS, SMALL),
+    "depth_ViTB-UNetP4_8k": (EARTH + "depth", SMALL),
+    "normal_ViTB-UNetP4_8k": (EARTH + "normal", SMALL),
+    "canny_edge_ViTB-UNetP4_8k": (EARTH + "edge", SMALL),
+    "rgb_ViTB-UViTB_1k": (PHOTOS, [*SMALL, *ALONE]),
+    "rgb_ViTB-SD1.5_1k": (PHOTOS, [*SMALL, *ALONE]),
+    "rgb_ViTB-ViTB_1k": (PHOTOS, [*SMALL, f"objective.percept={JUDGED}"]),
+    "semseg_coco_ViTB-ViTB_4k": (
+        EARTH + "semseg",
+        [*SMALL, "data.modality.num_labels=8", "data.modality.shift=false"],
+    ),
+    "CLIP-B16_ViTB-ViTB_8k": (PHOTOS, [*TAUGHT, "data.input_size=8", "eval.sizes=[8]"]),
+    "DINOv2-B14_ViTB-ViTB_8k": (PHOTOS, [*TAUGHT, "data.input_size=8", "eval.sizes=[8]"]),
+    "ImageBind-H14_ViTB-ViTB_8k": (FEATURES, FILES),
+    "sam_instance_ViTB-ViTB_1k": (EARTH + "semseg", []),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL)
+def test_a_published_config_of_full_width_passes_check(name, here, monkeypatch, capsys):
+    data, overrides = FULL[name]
+    options = {"data_path": "-", **RECIPES[name].options}
+    Path("old.yaml").write_text(yaml.safe_dump(options))
+    assert main(["import", "fourm/config", "old.yaml", "new.yaml"]) == 0
+    places = [
+        f"data.{key}={DATA / data.format(split)}"
+        for key, split in (("path", "train"), ("eval_path", "heldout"))
+    ]
+    overrides = [
+        *places,
+        "data.batch_size=1",
+        "data.workers=0",
+        "run.threads=1",
+        "run.precision=fp32",
+        *overrides,
+    ]
+    if RECIPES[name].script == "vqcontrolnet":
+        monkeypatch.syspath_prepend(str(CFGS.parent / "plugins/vqcore_controlnet/tests"))
+        tiny = importlib.import_module("tiny")
+        tiny.save(Path("tiny-sd"))
+        overrides += ["model.decoder.sd_path=tiny-sd"]
+        overrides += [
+            f"model.decoder.{key}={list(value) if isinstance(value, tuple) else value}"
+            for key, value in tiny.SETTINGS.items()
+        ]
+    assert main(["check", "new.yaml", *overrides]) == 0, capsys.readouterr().out
+    assert "new.yaml: no errors" in capsys.readouterr().out
+
+
+def test_every_published_config_of_vit_b_size_is_checked():
+    assert FULL.keys() == {name for name in RECIPES if "ViTB" in name and not name.endswith("_224-448")}
