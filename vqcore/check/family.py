@@ -149,7 +149,8 @@ class _Joined:
         if sides is not None and sides != (self.side,) * len(sides):
             tree.get("eval", {}).pop("sizes", None)
             for part, key in (("encoder", "input_size_enc"), ("decoder", "input_size_dec")):
-                tree["model"][part] = {k: v for k, v in tree["model"][part].items() if k != key}
+                if tree["model"][part].get(key, 0) > max(sides):
+                    tree["model"][part] = {k: v for k, v in tree["model"][part].items() if k != key}
         scheduler = tree["objective"].get("scheduler", {})
         if "clip" in scheduler and (spec.range is None or max(map(abs, spec.range)) > 1):
             tree["objective"]["scheduler"] = {key: value for key, value in scheduler.items() if key != "clip"}
