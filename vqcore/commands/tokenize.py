@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     in_files = args.store == FOLDER
     if in_files:
         _refuse_flags(args)
-    if args.seed is not None and not args.crops:
+    if args.seed and not args.crops:
         raise ConfigError(
             f"--seed {args.seed} decides random crops, and --crops asks for none. Leave it out."
         )
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         crops=args.crops,
         views=local(args.views) if args.views else None,
-        seed=args.seed or 0,
+        seed=args.seed,
         masks=args.masks,
     )
     return _report(args, jobs, done_by)
