@@ -32,7 +32,7 @@ ALSO = ("size", "store", "batch_size", "borrow")
 def run(args: argparse.Namespace) -> int:
     """Tokenize a data set. What is done already is left alone; unreadable files are named."""
     found = store_named(args.store, "--store")  # a name that is wrong costs no loading
-    if args.seed is not None and not args.crops:
+    if args.seed and not args.crops:
         raise ConfigError(
             f"--seed {args.seed} decides random crops, and --crops asks for none. Leave it out."
         )
@@ -66,7 +66,7 @@ def _in_files(args: argparse.Namespace) -> int:
         done = tokenize_folder(tokenizer, args.input, job.target, **how)
     else:
         views = local(args.views) if args.views else None
-        how |= {"store": args.store, "crops": args.crops, "views": views, "seed": args.seed or 0}
+        how |= {"store": args.store, "crops": args.crops, "views": views, "seed": args.seed}
         done = tokenize_layout(tokenizer, args.input, job.target, **how)
     return _report(args, [(args, job)], [done])
 
@@ -117,7 +117,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
         "workers": args.workers,
         "crops": args.crops,
         "views": local(args.views) if args.views else None,
-        "seed": args.seed or 0,
+        "seed": args.seed,
         "masks": args.masks,
     }
 
