@@ -170,7 +170,7 @@ def check_laws(section: Section) -> None:
 def layout(store: Any) -> None:
     manifest = {"grid": [2, 3], "num_codebooks": 1, "codebook_size": 300, "dtype": "uint16"}
     crops = [
-        Coded(f"{key}#crop{n}", np.full((2, 3, 1), 9 * n), {"record": key, "crop": n})
+        Coded(f"{key}#crop{n}", np.full((2, 3, 1), 10 * n), {"record": key, "crop": n})
         for key in "abc"
         for n in (0, 1)
     ]
