@@ -122,7 +122,14 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--views", metavar="STORE", help="take the crops that the rows of this store have, by key"
     )
-    parser.add_argument("--seed", type=int, help="with --crops: another seed, other crops (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="with --crops: another seed, other crops (default 0)"
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="MASKS",
+        help="a folder of masks with the names of the files; with settings: 'mask[mask_value=-1,threshold=254]:MASKS'",
+    )
     parser.add_argument(
         "--also",
         nargs="+",

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     in_files, in_layout = args.store == FOLDER, adopts(found) is not None
     if in_files or in_layout:
         _refuse_flags(args)
-    if args.seed is not None and not args.crops:
+    if args.seed and not args.crops:
         raise ConfigError(
             f"--seed {args.seed} decides random crops, and --crops asks for none. Leave it out."
         )
@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         crops=args.crops,
         views=local(args.views) if args.views else None,
-        seed=args.seed or 0,
+        seed=args.seed,
+        masks=args.masks,
     )
     return _report(args, jobs, done_by)
 
@@ -85,7 +86,7 @@ def _refuse_flags(args: argparse.Namespace) -> None:
                 "does what is missing. Leave it out."
             )
     crops = (("--crops", args.crops), ("--views", args.views)) if args.store == FOLDER else ()
-    for flag, given in (*crops, ("--also", args.also)):
+    for flag, given in (*crops, ("--masks", args.masks), ("--also", args.also)):
         if given:
             raise ConfigError(
                 f"{flag} is for stores of shards, and --store {args.store} keeps files of codes. Leave --store out."
