@@ -17,6 +17,7 @@ from vqcore.check.checks import first_batch
 from vqcore.cli import main
 from vqcore.compose.layers import load
 from vqcore.config import Config
+from vqcore.protocols import Coded
 from vqcore.registry import registry
 from vqcore.run.state import build
 from vqcore.schema import RunConfig, TextConfig
@@ -165,8 +166,21 @@ def check_laws(section: Section) -> None:
         checks.check_config(registry().load(kind, name))
         if kind == "format":
             checks.check_format(built(kind, name, prefix="a."), Path("box"), config=Path("old.box"))
+        elif kind == "store":
+            layout(built(kind, name))
         else:
             LAWS[kind](name, *used[name])
+
+
+def layout(store: Any) -> None:
+    manifest = {"grid": [2, 3], "num_codebooks": 1, "codebook_size": 300, "dtype": "uint16"}
+    crops = [
+        Coded(f"{key}#crop{n}", np.full((2, 3, 1), 10 * n), {"record": key, "crop": n})
+        for key in "abc"
+        for n in (0, 1)
+    ]
+    waived = {"missing": "the files that are there are the store"}
+    checks.check_store(store, given=[(manifest, (crops[:2], crops[2:]))], waived=waived)
 
 
 def text(name: str, cfg: Config, config: TextConfig) -> None:

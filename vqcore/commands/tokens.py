@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vqcore.artefacts.resolve import with_prefix
 from vqcore.artefacts.stored import complete_manifest, open_named
 from vqcore.assembly import pick_device
 from vqcore.commands.loading import access, load_named
@@ -54,7 +55,8 @@ def _convert(args: argparse.Namespace, folders: list[Path]) -> int:
     rows = convert(open_named(source, _said(args)), target, args.store or "arrow")
     say(f"{rows:,} rows")
     say(f"codes     {target}  ({args.store or 'arrow'})")
-    say(f"next      {command('tokens', 'verify', source, target)}")
+    stores = (target,) if with_prefix(source) else (source, target)
+    say(f"next      {command('tokens', 'verify', *stores)}")
     return 0
 
 

@@ -73,7 +73,7 @@ def tokenize_layout(
     chosen = Crop(_Chosen(other, target, _otherwise(tokenizer, read, size, crops, views, seed), crops))
     done = Done(left_out=read.left_out)
     take = Take(tokenizer, size, None, done)
-    with Claims(manifest) as claims, ProgressLine("tokenize", len(read), unit="file") as line:
+    with Claims(manifest, None) as claims, ProgressLine("tokenize", len(read), unit="file") as line:
         claims.check(target)
         kept = (
             []

@@ -77,7 +77,7 @@ def _into_layout(
 ) -> None:
     """Write the files that are missing; those that are there must hold the same codes."""
     made.write(target, "", [], base)
-    with Claims(adopted_by(base)) as claims:
+    with Claims(adopted_by(base), None) as claims:
         claims.check(target)
         for name, first, stop in _pieces(found):
             fresh: list[Coded] = []

@@ -9,6 +9,7 @@ modality comes first, and all others have the same crops. They do not say how la
 only where pictures are: in the folder of the task beside, or in that of the setting `pictures`.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from vqcore.errors import DataError, cause
 from vqcore.files import aside, local
 from vqcore.protocols import Coded, View
 from vqcore.tokens.folder import FileRows
+
+log = logging.getLogger(__name__)
 
 SETTINGS = "crop_settings"
 SUFFIX = ".npy"
@@ -58,6 +61,8 @@ class Tokens:
         Raises `DataError` for what 4M has no place for, and for crops other than those of the settings.
         """
         _check_codebook(manifest)
+        if holes := [row.key for row in rows if "valid" in row.extras]:
+            log.warning(f"warning: 4M's layout does not keep which positions of '{holes[0]}' are valid.")
         written = []
         for key, group in groupby(rows, lambda row: row.extras.get("record", row.key)):
             crops = list(group)
