@@ -27,6 +27,7 @@ from vqcore.tokenizer import Tokenizer
 
 pytest.importorskip("vqcore_vit")
 pytest.importorskip("vqcore_quant")
+pytest.importorskip("vqcore_fit")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "contracts.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"# ([\w-]+\.\w+)(, continued)?\n")
@@ -221,6 +222,10 @@ def encoder(name: str, cfg: Config, config: RunConfig) -> None:
     checks.check_encoder(one, noise(3, 3, 16, 16), fresh=other)
 
 
+def quantizer(name: str, cfg: Config, config: RunConfig) -> None:
+    checks.check_quantizer(made("quantizer", cfg))
+
+
 def decoder(name: str, cfg: Config, config: RunConfig) -> None:
     one, other = (made("decoder", cfg, seed, dim=3, spec=spec_of(config)) for seed in (0, 1))
     if name == "local/mixing":
@@ -272,6 +277,7 @@ def scheduler(name: str, cfg: Config, config: RunConfig) -> None:
 
 LAWS = {
     "encoder": encoder,
+    "quantizer": quantizer,
     "decoder": decoder,
     "objective": objective,
     "adversary": adversary,
