@@ -1067,6 +1067,28 @@ def left_out(data: Any) -> Mapping[str, int]:
 
 
 @runtime_checkable
+class KnowsCodes(Protocol):
+    """A data source whose samples were tokenized before: `coded` is the row of a store that became of a sample.
+
+    Such a sample is what the tokenizer saw, in training and in evaluation: the crop or the window that the row's extras
+    name, else the view for evaluation. `get` gives the whole of it. Training batches have its codes, int64, so that
+    objectives need no encoder (`vqcore.objectives.tokens_of`). `made` is the manifest of the store: `fingerprint`, that
+    of the tokenizer, `size`, and of windows `stride`. Both are None where no codes are known. `coded` raises
+    `DataError` for codes that cannot be used.
+    """
+
+    @property
+    def made(self) -> Mapping[str, Any] | None: ...
+
+    def coded(self, index: int) -> Coded | None: ...
+
+
+def knows_codes(data: Any) -> KnowsCodes | None:
+    """The data source, if it has codes of its samples. Default: None, the tokenizer encodes them."""
+    return data if isinstance(data, KnowsCodes) and data.made is not None else None
+
+
+@runtime_checkable
 class KnowsBytes(Protocol):
     """A data source that knows how many bytes a sample has without fetching it.
 
@@ -1088,28 +1110,6 @@ def bytes_of(data: Any, index: int, label: str = "") -> int | None:
     if isinstance(source, (str, Path)):
         return Path(source).stat().st_size
     return source.nbytes if isinstance(source, np.ndarray) else None
-
-
-@runtime_checkable
-class KnowsCodes(Protocol):
-    """A data source whose samples were tokenized before: `coded` is the row of a store that became of a sample.
-
-    Such a sample is what the tokenizer saw, in training and in evaluation: the crop or the window that the row's extras
-    name, else the view for evaluation. `get` gives the whole of it. Training batches have its codes, int64, so that
-    objectives need no encoder (`vqcore.objectives.tokens_of`). `made` is the manifest of the store: `fingerprint`, that
-    of the tokenizer, `size`, and of windows `stride`. Both are None where no codes are known. `coded` raises
-    `DataError` for codes that cannot be used.
-    """
-
-    @property
-    def made(self) -> Mapping[str, Any] | None: ...
-
-    def coded(self, index: int) -> Coded | None: ...
-
-
-def knows_codes(data: Any) -> KnowsCodes | None:
-    """The data source, if it has codes of its samples. Default: None, the tokenizer encodes them."""
-    return data if isinstance(data, KnowsCodes) and data.made is not None else None
 
 
 @runtime_checkable
@@ -1566,7 +1566,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         KnowsExtent,
     ),
     "reader": (NamesParts,),
-    "data": (LeavesOut, KnowsBytes, KnowsCodes),
+    "data": (LeavesOut, KnowsCodes, KnowsBytes),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "text": (LearnsText, ShowsPieces),
     "format": (ReadsTokenizers, ReadsConfigs, ExplainsConfigs, WritesTokenizers, Publishes),

@@ -100,6 +100,14 @@ class TokenDataset(Dataset[Any]):
         label = self._rows[0][0] if label is None else label
         return self.stores[label].rows.extras(self._place(label, index))
 
+    def _place(self, label: str, index: int) -> int:
+        chosen = self._where[label]
+        return index if chosen is None else int(chosen[index])
+
+    def _places(self, label: str, asked: np.ndarray) -> np.ndarray:
+        chosen = self._where[label]
+        return asked if chosen is None else chosen[asked]
+
     def _check_views(self) -> None:
         """Raise `DataError` if crops with one key show other parts in different stores; `_COMPARED` are compared."""
         (first, store), *others = self._rows
@@ -113,14 +121,6 @@ class TokenDataset(Dataset[Any]):
                         f"{store.folder} and {other.folder} have other crops with the same keys, e.g. "
                         f"{self.key(index)}: tokenize one of them with --views and the other store."
                     )
-
-    def _place(self, label: str, index: int) -> int:
-        chosen = self._where[label]
-        return index if chosen is None else int(chosen[index])
-
-    def _places(self, label: str, asked: np.ndarray) -> np.ndarray:
-        chosen = self._where[label]
-        return asked if chosen is None else chosen[asked]
 
 
 def _alike(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
