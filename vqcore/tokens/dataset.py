@@ -127,10 +127,9 @@ def _alike(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bo
     """Whether two views show the same part of a sample."""
     if one is None or other is None:
         return one is other
-    edges = [np.array([*view["start"], *view["stop"]]) for view in (one, other)]
-    return (
-        one["flip"] == other["flip"] and edges[0].shape == edges[1].shape and np.allclose(*edges, atol=1e-6)
-    )
+    here, there = (np.array([*view["start"], *view["stop"]]) for view in (one, other))
+    near = here.shape == there.shape and np.allclose(here, there, atol=1e-6)
+    return near and one["flip"] == other["flip"]
 
 
 def aligned(stores: Mapping[str, Opened], *, common: bool = False) -> dict[str, np.ndarray | None]:
