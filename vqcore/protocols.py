@@ -1094,6 +1094,28 @@ def left_out(data: Any) -> Mapping[str, int]:
 
 
 @runtime_checkable
+class KnowsCodes(Protocol):
+    """A data source whose samples were tokenized before: `coded` is the row of a store that became of a sample.
+
+    Such a sample is what the tokenizer saw, in training and in evaluation: the crop or the window that the row's extras
+    name, else the view for evaluation. `get` gives the whole of it. Training batches have its codes, int64, so that
+    objectives need no encoder (`vqcore.objectives.tokens_of`). `made` is the manifest of the store: `fingerprint`, that
+    of the tokenizer, `size`, and of windows `stride`. Both are None where no codes are known. `coded` raises
+    `DataError` for codes that cannot be used.
+    """
+
+    @property
+    def made(self) -> Mapping[str, Any] | None: ...
+
+    def coded(self, index: int) -> Coded | None: ...
+
+
+def knows_codes(data: Any) -> KnowsCodes | None:
+    """The data source, if it has codes of its samples. Default: None, the tokenizer encodes them."""
+    return data if isinstance(data, KnowsCodes) and data.made is not None else None
+
+
+@runtime_checkable
 class KnowsBytes(Protocol):
     """A data source that knows how many bytes a sample has without fetching it.
 
@@ -1156,28 +1178,6 @@ class HasShards(Protocol):
 def shards(data: Any) -> Sequence[tuple[str, int]] | None:
     """The shards in which the samples of a data source lie. Default: None, they lie in none."""
     return data.shards if isinstance(data, HasShards) else None
-
-
-@runtime_checkable
-class KnowsCodes(Protocol):
-    """A data source whose samples were tokenized before: `coded` is the row of a store that became of a sample.
-
-    Such a sample is what the tokenizer saw, in training and in evaluation: the crop or the window that the row's extras
-    name, else the view for evaluation. `get` gives the whole of it. Training batches have its codes, int64, so that
-    objectives need no encoder (`vqcore.objectives.tokens_of`). `made` is the manifest of the store: `fingerprint`, that
-    of the tokenizer, `size`, and of windows `stride`. Both are None where no codes are known. `coded` raises
-    `DataError` for codes that cannot be used.
-    """
-
-    @property
-    def made(self) -> Mapping[str, Any] | None: ...
-
-    def coded(self, index: int) -> Coded | None: ...
-
-
-def knows_codes(data: Any) -> KnowsCodes | None:
-    """The data source, if it has codes of its samples. Default: None, the tokenizer encodes them."""
-    return data if isinstance(data, KnowsCodes) and data.made is not None else None
 
 
 @runtime_checkable
@@ -1676,7 +1676,11 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         KnowsExtent,
     ),
     "reader": (NamesParts,),
+<<<<<<< HEAD
     "data": (LeavesOut, KnowsBytes, HasShards, HasBlocks, KnowsCodes),
+=======
+    "data": (LeavesOut, KnowsCodes, KnowsBytes),
+>>>>>>> s11-H
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "store": (Adopts,),
     "text": (LearnsText, ShowsPieces),
