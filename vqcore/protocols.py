@@ -1676,11 +1676,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         KnowsExtent,
     ),
     "reader": (NamesParts,),
-<<<<<<< HEAD
     "data": (LeavesOut, KnowsBytes, HasShards, HasBlocks, KnowsCodes),
-=======
-    "data": (LeavesOut, KnowsCodes, KnowsBytes),
->>>>>>> s11-H
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "store": (Adopts,),
     "text": (LearnsText, ShowsPieces),

@@ -380,11 +380,7 @@ def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None)
     for kind, number in left_out(data).items():
         good = isinstance(kind, str) and kind and isinstance(number, int) and number > 0
         assert good, f"left-out law: {number!r} x {kind!r} is not how many entries of a kind are left out"
-<<<<<<< HEAD
     _check_shards(shards(data), count)
-    _check_codes(data)
-=======
->>>>>>> s11-H
     readers = {"": modality, **(extra or {})}
     chosen = sorted({0, count // 2, count - 1})
     for index in chosen if isinstance(data, KnowsBytes) else ():
@@ -417,7 +413,6 @@ def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None)
             assert _same(found, wanted), f"determinism law: sample {index} ('{label}') is different {how}"
 
 
-<<<<<<< HEAD
 def _check_shards(own: Sequence[tuple[str, int]] | None, count: int) -> None:
     """The names of shards differ and fit in a file name; all samples lie in one."""
     if own is None:
@@ -429,26 +424,6 @@ def _check_shards(own: Sequence[tuple[str, int]] | None, count: int) -> None:
     assert not wrong, f"shards law: '{wrong[0]}' does not fit in a file name"
 
 
-def _check_codes(data: Any) -> None:
-    """The laws of the codes that a data source knows of its samples; nothing for one that knows none."""
-    known = knows_codes(data)
-    if known is None:
-        return
-    made = known.made or {}
-    shape, most = (*made["grid"], made["num_codebooks"]), made["codebook_size"]
-    for index in sorted({0, len(data) // 2, len(data) - 1}):
-        row, key = known.coded(index), data.key(index)
-        assert row is not None, f"codes law: made is a manifest, and there are no codes of '{key}'"
-        assert row.key == key, f"codes law: the codes of '{key}' are those of '{row.key}'"
-        codes = row.codes
-        assert codes.dtype == np.int64, f"codes law: the codes of '{key}' are {codes.dtype}, not int64"
-        assert codes.shape == shape, f"codes law: the codes of '{key}' have shape {codes.shape}, not {shape}"
-        inside = 0 <= codes.min() <= codes.max() < most
-        assert inside, f"codes law: {codes.min()} to {codes.max()} of '{key}' do not lie in [0, {most})"
-
-
-=======
->>>>>>> s11-H
 def _repeated(keys: Sequence[str]) -> str:
     return next(key for place, key in enumerate(keys) if key in keys[:place])
 

@@ -102,14 +102,13 @@ class TokenDataset(Dataset[Any]):
         label = self._rows[0][0] if label is None else label
         return self.stores[label].rows.extras(self._place(label, index))
 
-<<<<<<< HEAD
     def valid(self, index: int, label: str | None = None) -> Bool[Tensor, "*grid"]:
         """Which positions of a row of the store `label` (by default the first one) are valid."""
         label = self._rows[0][0] if label is None else label
         return torch.from_numpy(
             unpacked(self.extras(index, label).get("valid"), self.manifests[label]["grid"])
         )
-=======
+
     def _place(self, label: str, index: int) -> int:
         chosen = self._where[label]
         return index if chosen is None else int(chosen[index])
@@ -117,7 +116,6 @@ class TokenDataset(Dataset[Any]):
     def _places(self, label: str, asked: np.ndarray) -> np.ndarray:
         chosen = self._where[label]
         return asked if chosen is None else chosen[asked]
->>>>>>> s11-H
 
     def _check_views(self) -> None:
         """Raise `DataError` if crops with one key show other parts in different stores; `_COMPARED` are compared."""
@@ -138,16 +136,9 @@ def _alike(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bo
     """Whether two views show the same part of a sample."""
     if one is None or other is None:
         return one is other
-<<<<<<< HEAD
-    ours, theirs = (np.array([*view["start"], *view["stop"]]) for view in (one, other))
-    return (
-        one["flip"] == other["flip"] and ours.shape == theirs.shape and np.allclose(ours, theirs, atol=1e-6)
-    )
-=======
     here, there = (np.array([*view["start"], *view["stop"]]) for view in (one, other))
     near = here.shape == there.shape and np.allclose(here, there, atol=1e-6)
     return near and one["flip"] == other["flip"]
->>>>>>> s11-H
 
 
 def aligned(stores: Mapping[str, Opened], *, common: bool = False) -> dict[str, np.ndarray | None]:
