@@ -217,6 +217,8 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     how = {**RGB, **on_codes(base, tmp_path / "tok", source)}
     train(run_config(tmp_path / "whole", **how))
     train(run_config(tmp_path / "two", **how, run__steps=4, optim__horizon=6))
+    (tmp_path / "tok").rename(tmp_path / "elsewhere")
+    how["data__codes"] = str(tmp_path / "elsewhere")
     train(run_config(tmp_path / "two", **how, optim__horizon=6, data__workers=1))
     for file in ("model.safetensors", "state.safetensors"):
         one, two = (tmp_path / run / "checkpoints/step_6" / file for run in ("whole", "two"))
@@ -285,6 +287,7 @@ def test_riders_are_cropped_alike(tmp_path):
         assert torch.equal(batch.extras["same"], batch.x)
 
 
+@pytest.mark.slow
 def test_the_view_is_the_stored_one(tmp_path):
     base = untrained(tmp_path / "base")
     tokenizer, source = Tokenizer.load(base), pictures(tmp_path / "in", "a")
