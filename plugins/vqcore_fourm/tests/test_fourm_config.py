@@ -195,6 +195,17 @@ BAD = [
     ({**BASE, "loss_fn": "cosine"}, "loss_fn is 'cosine', expected one of"),
     ({**BASE, "epochs": "many"}, "epochs is 'many', expected a number"),
     ({**BASE, "epochs": 1.5}, "expected a whole number"),
+    ({**BASE, "epochs": 10**400}, "epochs is 1000"),
+    ({**BASE, "codebook_size": 10**12}, "expected a whole number up to 2147483647"),
+    ({**BASE, "epochs": None}, "epochs is null, expected a whole number"),
+    ({**BASE, "domain": None}, "domain is null, expected a text"),
+    ({**BASE, "opt_betas": None}, "opt_betas is null, expected a list of numbers"),
+    ({**BASE, "patch_size": 0}, "patch_size is 0, expected a whole number from 1 on"),
+    (
+        {**BASE, "input_size_max": 448, "resolution_step": 0},
+        "resolution_step is 0, expected a whole number from 1 on",
+    ),
+    ({**BASE, "loss_fn": "a" * 5000}, "a..., expected one of"),
     ({**BASE, "post_mlp": "maybe"}, "expected true or false"),
     ({**BASE, "freeze_enc": True}, "there is no full_ckpt"),
     ({**BASE, "dtype": "fp8"}, "dtype is 'fp8', expected one of"),
@@ -211,6 +222,14 @@ def test_bad_input_is_one_line(options, text, tmp_path, capsys):
     said = capsys.readouterr().err
     assert text in said and said.count("\n") == 1
     assert not (tmp_path / "new.yaml").exists()
+
+
+def test_null_where_4m_has_it(tmp_path):
+    """Null is the default of some options, switches off the scheduler of the evaluation, and is read over elsewhere."""
+    options = {"clip_grad": None, "mask_value": None, "output_dir": None, "num_logged_images": None}
+    assert converted(tmp_path, {**BASE, **options}).tree["optim"]["clip"] is None
+    options = {**BASE, "decoder_type": "unet_patched", "eval_noise_schedule": None}
+    assert "scheduler" not in converted(tmp_path, options).tree["eval"]["sampling"]
 
 
 def test_bad_flags(tmp_path, capsys, monkeypatch):

@@ -29,6 +29,12 @@ class Option:
     valued: bool = False
     """A flag that has a value on the command line: `--thresholding True`."""
 
+    @property
+    def may_be_null(self) -> bool:
+        """Whether null stands for something: the default is null or empty, or 4M says so."""
+        defaults = list(self.default.values()) if isinstance(self.default, dict) else [self.default]
+        return self.name == "eval_noise_schedule" or any(each is None or each == "" for each in defaults)
+
     def default_of(self, script: str) -> Any:
         """The default, which some options have by script."""
         return self.default[script] if isinstance(self.default, dict) else self.default
