@@ -75,15 +75,7 @@ def tokenize_layout(
     take = Take(tokenizer, size, None, done)
     with Claims(manifest, None) as claims, ProgressLine("tokenize", len(read), unit="file") as line:
         claims.check(target)
-        kept = (
-            []
-            if overwrite
-            else [
-                place
-                for place in range(len(read))
-                if other.held(target, read.key(place), manifest) is not None
-            ]
-        )
+        kept = [] if overwrite else _kept(other, target, read, manifest, crops)
         if kept:
             if not (target / MANIFEST).exists():
                 _check_codes(
@@ -110,6 +102,25 @@ def tokenize_layout(
     return done
 
 
+def _kept(
+    other: Adopts, target: Path, read: Source, manifest: Mapping[str, Any], crops: int | None
+) -> list[int]:
+    """The samples whose codes are there. Raises `RunError` if one has another number of crops than is asked for."""
+    kept = []
+    for place in range(len(read)):
+        if (rows := other.held(target, read.key(place), manifest)) is not None:
+            if crops not in (None, len(rows)):
+                raise _other_count(len(rows), read.key(place), crops)
+            kept.append(place)
+    return kept
+
+
+def _other_count(count: int, key: str, asked: int | None) -> RunError:
+    return RunError(
+        f"{count} crops of '{key}' are chosen already, and --crops says {asked}. Without --crops they are taken."
+    )
+
+
 class _Chosen:
     """The crops that the other system has chosen, by key, and where there are none those of `otherwise`."""
 
@@ -119,15 +130,12 @@ class _Chosen:
         self.other, self.target, self.otherwise, self.count = other, target, otherwise, count
 
     def of(self, key: str, found: Opened) -> tuple[View, ...]:
-        """The views of a sample. Raises `DataError` for those of another picture, or for another number of them."""
+        """The views of a sample. Raises `DataError` for those of another picture, `RunError` for other numbers."""
         views = self.other.views(self.target, key, found.extent)
         if views is None:
             return self.otherwise.of(key, found)
         if self.count not in (None, len(views)):
-            raise DataError(
-                f"{len(views)} crops of '{key}' are chosen already, and --crops says {self.count}. Without --crops "
-                "they are taken."
-            )
+            raise _other_count(len(views), key, self.count)
         if any(not 0 <= low < high <= 1 for view in views for low, high in zip(view.start, view.stop)):
             sides = " x ".join(map(str, found.extent))
             raise DataError(f"the crops of '{key}' that are chosen already do not lie inside of {sides}.")
