@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vqcore import dist
 from vqcore.artefacts.codes import MANIFEST
 from vqcore.artefacts.stored import store_named
 from vqcore.console import ProgressLine
@@ -54,10 +55,11 @@ def tokenize_layout(
 ) -> Done:
     """Write the codes of every sample of a source (`source_of`) in the layout `store` of another system.
 
-    Files that are there are kept, unless `overwrite`. A file has the crops that the other system has chosen for it;
-    where it has chosen none, those of the store `views`, or `crops` (1) that are drawn from `seed`. Raises `RunError`
-    if `target` holds codes of another tokenizer or takes no more data, `DataError` if no file can be read or for codes
-    that the layout cannot hold, `ConfigError` for what the tokenizer cannot do.
+    Files that are there are kept, unless `overwrite`; of the others, each of several processes does its share. A file
+    has the crops that the other system has chosen for it; where it has chosen none, those of the store `views`, or
+    `crops` (1) that are drawn from `seed`. Raises `RunError` if `target` holds codes of another tokenizer or takes no
+    more data, `DataError` if no file can be read or for codes that the layout cannot hold, `ConfigError` for what the
+    tokenizer cannot do.
     """
     refuse_file(target)
     made = store_named(store, "--store")
@@ -83,7 +85,8 @@ def tokenize_layout(
                 )
             claims.write(target)
         done.skipped = len(kept)
-        todo = sorted(set(range(len(read))) - set(kept))
+        rank, ranks = dist.share()
+        todo = sorted(set(range(rank, len(read), ranks)) - set(kept))
         items, encoder = (item for _, item in inputs(read, todo, [take], workers, chosen)), Encoder(tokenizer)
         for file, finish in through(items, encoder, batch_size, done):
             encoder.settle()

@@ -181,6 +181,15 @@ class TestWritten:
         with pytest.raises(RunError, match=r"holds other codes \(different: fingerprint\)"):
             layout(made(seed=1), split)
 
+    def test_each_process_does_its_share(self, tokenizer, split, monkeypatch):
+        layout(tokenizer, split, "rgb_whole")
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        for rank, count in ((0, 2), (1, 1), (2, 1)):
+            monkeypatch.setenv("RANK", str(rank))
+            assert layout(tokenizer, split).written == count
+        one, other = arrays(split / "rgb_whole"), arrays(split / "rgb_toy_8")
+        assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
 
 class TestTheirs:
     def test_a_folder_half_done_is_continued(self, tokenizer, split, caplog):
