@@ -52,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace, folders: list[Path]) -> int:
     source, target = args.folders[0], folders[1]
+    for flag, given in (("--tokenizer", args.tokenizer), ("--size", args.size)):
+        if given and with_prefix(source) is None:
+            raise ConfigError(
+                f"{flag} is for codes of another system, LAYOUT:FOLDER. {source} has a manifest."
+            )
     rows = convert(open_named(source, _said(args)), target, args.store or "arrow")
     say(f"{rows:,} rows")
     say(f"codes     {target}  ({args.store or 'arrow'})")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vqcore import dist
 from vqcore.artefacts.codes import MANIFEST
 from vqcore.artefacts.stored import store_named
 from vqcore.console import ProgressLine
@@ -54,10 +55,11 @@ def tokenize_layout(
 ) -> Done:
     """Write the codes of every sample of a source (`source_of`) in the layout `store` of another system.
 
-    Files that are there are kept, unless `overwrite`. A file has the crops that the other system has chosen for it;
-    where it has chosen none, those of the store `views`, or `crops` (1) that are drawn from `seed`. Raises `RunError`
-    if `target` holds codes of another tokenizer or takes no more data, `DataError` if no file can be read or for codes
-    that the layout cannot hold, `ConfigError` for what the tokenizer cannot do.
+    Files that are there are kept, unless `overwrite`; of the others, each of several processes does its share. A file
+    has the crops that the other system has chosen for it; where it has chosen none, those of the store `views`, or
+    `crops` (1) that are drawn from `seed`. Raises `RunError` if `target` holds codes of another tokenizer or takes no
+    more data, `DataError` if no file can be read or for codes that the layout cannot hold, `ConfigError` for what the
+    tokenizer cannot do.
     """
     refuse_file(target)
     made = store_named(store, "--store")
@@ -75,15 +77,7 @@ def tokenize_layout(
     take = Take(tokenizer, size, None, done)
     with Claims(manifest, None) as claims, ProgressLine("tokenize", len(read), unit="file") as line:
         claims.check(target)
-        kept = (
-            []
-            if overwrite
-            else [
-                place
-                for place in range(len(read))
-                if other.held(target, read.key(place), manifest) is not None
-            ]
-        )
+        kept = [] if overwrite else _kept(other, target, read, manifest, crops)
         if kept:
             if not (target / MANIFEST).exists():
                 _check_codes(
@@ -91,7 +85,8 @@ def tokenize_layout(
                 )
             claims.write(target)
         done.skipped = len(kept)
-        todo = sorted(set(range(len(read))) - set(kept))
+        rank, ranks = dist.share()
+        todo = sorted(set(range(rank, len(read), ranks)) - set(kept))
         items, encoder = (item for _, item in inputs(read, todo, [take], workers, chosen)), Encoder(tokenizer)
         for file, finish in through(items, encoder, batch_size, done):
             encoder.settle()
@@ -110,6 +105,25 @@ def tokenize_layout(
     return done
 
 
+def _kept(
+    other: Adopts, target: Path, read: Source, manifest: Mapping[str, Any], crops: int | None
+) -> list[int]:
+    """The samples whose codes are there. Raises `RunError` if one has another number of crops than is asked for."""
+    kept = []
+    for place in range(len(read)):
+        if (rows := other.held(target, read.key(place), manifest)) is not None:
+            if crops not in (None, len(rows)):
+                raise _other_count(len(rows), read.key(place), crops)
+            kept.append(place)
+    return kept
+
+
+def _other_count(count: int, key: str, asked: int | None) -> RunError:
+    return RunError(
+        f"{count} crops of '{key}' are chosen already, and --crops says {asked}. Without --crops they are taken."
+    )
+
+
 class _Chosen:
     """The crops that the other system has chosen, by key, and where there are none those of `otherwise`."""
 
@@ -119,15 +133,12 @@ class _Chosen:
         self.other, self.target, self.otherwise, self.count = other, target, otherwise, count
 
     def of(self, key: str, found: Opened) -> tuple[View, ...]:
-        """The views of a sample. Raises `DataError` for those of another picture, or for another number of them."""
+        """The views of a sample. Raises `DataError` for those of another picture, `RunError` for other numbers."""
         views = self.other.views(self.target, key, found.extent)
         if views is None:
             return self.otherwise.of(key, found)
         if self.count not in (None, len(views)):
-            raise DataError(
-                f"{len(views)} crops of '{key}' are chosen already, and --crops says {self.count}. Without --crops "
-                "they are taken."
-            )
+            raise _other_count(len(views), key, self.count)
         if any(not 0 <= low < high <= 1 for view in views for low, high in zip(view.start, view.stop)):
             sides = " x ".join(map(str, found.extent))
             raise DataError(f"the crops of '{key}' that are chosen already do not lie inside of {sides}.")

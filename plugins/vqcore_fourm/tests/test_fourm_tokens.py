@@ -165,8 +165,9 @@ class TestWritten:
         assert all(np.array_equal(before[name], after[name]) for name in before)
         both = TokenDataset({"one": split / "rgb_toy_8", "two": split / "rgb_other"})
         assert len(both) == 12 and both.extras(4) == both.extras(4, "two")
-        with pytest.raises(DataError, match=r"3 crops of 'cat/1' are chosen already, and --crops says 2"):
-            layout(other, split, "rgb_third", crops=2)
+        for name in ("rgb_third", "rgb_other"):
+            with pytest.raises(RunError, match=r"3 crops of 'cat/1' are chosen already, and --crops says 2"):
+                layout(other, split, name, crops=2)
         assert not (split / "rgb_third").exists()
 
     def test_started_again_it_does_what_is_missing(self, tokenizer, split):
@@ -179,6 +180,15 @@ class TestWritten:
         assert all(np.array_equal(whole[name], again[name]) for name in whole)
         with pytest.raises(RunError, match=r"holds other codes \(different: fingerprint\)"):
             layout(made(seed=1), split)
+
+    def test_each_process_does_its_share(self, tokenizer, split, monkeypatch):
+        layout(tokenizer, split, "rgb_whole")
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        for rank, count in ((0, 2), (1, 1), (2, 1)):
+            monkeypatch.setenv("RANK", str(rank))
+            assert layout(tokenizer, split).written == count
+        one, other = arrays(split / "rgb_whole"), arrays(split / "rgb_toy_8")
+        assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
 class TestTheirs:
@@ -375,6 +385,10 @@ def test_the_command_line(split, tmp_path, capsys, monkeypatch):
         (
             ["tokens", "convert", "arrow", "folder", "--store", "folder"],
             "no room for the view of a crop (cat/1#crop0)",
+        ),
+        (
+            ["tokens", "convert", "arrow", "y", "--size", "8"],
+            "--size is for codes of another system, LAYOUT:FOLDER",
         ),
         (["decode", run, "arrow", "z", "--size", "8"], "--size is for codes of another system"),
         (["decode", run, f"{LAYOUT}:{tokens}", "z", "--size", "16"], "Pictures of another size: --size"),
