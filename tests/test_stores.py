@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import tarfile
 import time
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from vqcore.tokenizer import Tokenizer
 from vqcore.tokens import TokenDataset, passes
 from vqcore.tokens import stats as counting
 from vqcore.tokens.passes import decode_folder, tokenize_folder
-from vqcore.tokens.sharded import tokenize_shards
+from vqcore.tokens.sharded import Job, tokenize_all, tokenize_shards
 from vqcore.tokens.shards import Shards, sha256
 from vqcore.tokens.sheet import decoded
 
@@ -600,19 +601,50 @@ class TestSheet:
 
 @pytest.mark.slow
 def test_killed_ten_times_and_started_again_it_has_the_same_bytes(made, tmp_path):
-    """Killed by SIGKILL at random moments; each start has other threads and another share of the shards."""
     pics = samples(tmp_path / "in", *(f"{n:03}" for n in range(150)))
     (pics / "123.npy").write_bytes(b"junk")
-    stored(made, pics, tmp_path / "whole")
-    rng = np.random.default_rng(0)
+    killed_ten_times(tmp_path, lambda target, workers: stored(made, pics, target, workers=workers))
+
+
+@pytest.mark.slow
+def test_so_have_crops_of_tar_shards_for_two_tokenizers(tmp_path):
+    modality = {"name": "array", "channels": 2, "size": [8, 8], "range": [-1, 1], "min_crop_scale": 0.3}
+    runs = [
+        toys.trained(tmp_path / f"{seed}", run__steps=1, run__seed=seed, data__modality=modality)
+        for seed in (0, 1)
+    ]
+    tokenizers = [Tokenizer.load(run) for run in runs]
+    for shard in range(30):
+        keys = [f"{shard:02}-{n}" for n in range(3)]
+        pics = samples(tmp_path / "in", *keys)
+        with tarfile.open(tmp_path / f"part-{shard:02}.tar", "w") as tar:
+            for key in keys:
+                tar.add(pics / f"{key}.npy", f"{key}.npy")
+    broken = tmp_path / "part-17.tar"
+    broken.write_bytes(broken.read_bytes().replace(b"NUMPY", b"NUMPI", 1))
+
+    def start(target, workers):
+        jobs = [
+            Job(tokenizer=each, target=target / name, size=(8, 8), batch_size=size)
+            for each, name, size in zip(tokenizers, ("x", "y"), (2, 3))
+        ]
+        tokenize_all(f"{tmp_path}/part-{{00..29}}.tar", jobs, workers=workers, crops=3)
+
+    killed_ten_times(tmp_path, start)
+
+
+def killed_ten_times(folder, start):
+    """Killed by SIGKILL at random moments; each start has other threads and another share of the shards."""
+    start(folder / "whole", 1)
+    rng, target = np.random.default_rng(0), folder / "tok"
     forked, killed = multiprocessing.get_context("fork"), 0
-    for start in range(60):
-        share = {"WORLD_SIZE": "2", "RANK": str(start % 2)} if start % 3 and killed < 10 else {}
-        there = len(list((tmp_path / "tok").glob("*.arrow")))
-        process = forked.Process(target=in_child, args=(made, pics, tmp_path / "tok", start % 4, share))
+    for number in range(60):
+        share = {"WORLD_SIZE": "2", "RANK": str(number % 2)} if number % 3 and killed < 10 else {}
+        there = len(list(target.rglob("*.arrow")))
+        process = forked.Process(target=in_child, args=(start, target, number % 4, share))
         process.start()
         while process.is_alive() and killed < 10:  # after at least one more shard
-            if len(list((tmp_path / "tok").glob("*.arrow"))) > there:
+            if len(list(target.rglob("*.arrow"))) > there:
                 time.sleep(rng.uniform(0, 0.05))
                 process.kill()
                 killed += process.is_alive() or process.exitcode == -9
@@ -621,9 +653,9 @@ def test_killed_ten_times_and_started_again_it_has_the_same_bytes(made, tmp_path
         if killed == 10 and not share and process.exitcode == 0:
             break
     assert killed == 10
-    assert contents(tmp_path / "tok") == contents(tmp_path / "whole")
+    assert contents(target) == contents(folder / "whole")
 
 
-def in_child(tokenizer, source, target, workers, share):
+def in_child(start, target, workers, share):
     os.environ.update(share)
-    stored(tokenizer, source, target, workers=workers)
+    start(target, workers)

@@ -1598,6 +1598,9 @@ BAD = [
     (data, variant(Data, left_out={"": 2}), "left-out law: 2 x ''"),
     (data, variant(Data, get=lambda s, i, label="": __file__, bytes_of=lambda s, i, label="": 7),
      r"bytes law: sample 0 has \d+ bytes, bytes_of says 7"),
+    (data, variant(Data, shards=[("a", 2), ("b", 3)]), "shards law: the shards have 5 samples, the source has 6"),
+    (data, variant(Data, shards=[("a", 2), ("a", 4)]), "shards law: two shards are called 'a'"),
+    (data, variant(Data, shards=[("a/b", 6)]), "shards law: 'a/b' does not fit in a file name"),
     (data, keyed(lambda i: "same"), "key law: 5 of 6 keys are not unique"),
     (data, keyed(lambda i: f"/data/{i}"), "key law: '/data/0' is not a relative path"),
     (data, keyed(lambda i: f"../{i}"), "key law"),
@@ -1636,6 +1639,8 @@ BAD = [
      "bounds law: 'nothing' raises ValueError, not KeyError"),
     (checks.check_store, stored(line=lambda s, i: s.lines[i % 6]), "bounds law: there is a row 6"),
     (checks.check_store, variant(Store, write=numbered_write), "bytes law: equal rows"),
+    (checks.check_store, variant(Store, write=lambda s, f, n, rows, m: rows[0] and Store.write(s, f, n, rows, m)),
+     "empty law: a shard without rows raises IndexError"),
     (checks.check_store, variant(Store, open=careless_open),
      "damage law: a file that is cut off raises JSONDecodeError"),
     # text

@@ -121,13 +121,20 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--views", metavar="STORE", help="take the crops that the rows of this store have, by key"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other random crops (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="with --crops: another seed, other crops (default 0)"
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="MASKS",
+        help="a folder of masks with the names of the files; with settings: 'mask[mask_value=-1,threshold=254]:MASKS'",
+    )
     parser.add_argument(
         "--also",
         nargs="+",
         action="append",
         default=[],
-        metavar="RUN OUT",
+        metavar=("RUN OUT", "key=value"),
         help="a further tokenizer for the same files in the same pass, and its output; then settings: size=, store=, "
         "batch_size=, borrow=",
     )

@@ -30,6 +30,10 @@ ALSO = ("size", "store", "batch_size", "borrow")
 def run(args: argparse.Namespace) -> int:
     """Tokenize a data set. What is done already is left alone; unreadable files are named."""
     store_named(args.store, "--store")  # a name that is wrong costs no loading
+    if args.seed and not args.crops:
+        raise ConfigError(
+            f"--seed {args.seed} decides random crops, and --crops asks for none. Leave it out."
+        )
     if args.store == FOLDER:
         return _in_files(args)
     only = local(args.only) if args.only else None
@@ -109,6 +113,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
         "crops": args.crops,
         "views": local(args.views) if args.views else None,
         "seed": args.seed,
+        "masks": args.masks,
     }
 
 
@@ -124,7 +129,12 @@ def _refuse_flags(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--engine ray does shards, and --store {args.store} has none. Leave one of the two out."
         )
-    for flag, given in (("--crops", args.crops), ("--views", args.views), ("--also", args.also)):
+    for flag, given in (
+        ("--crops", args.crops),
+        ("--views", args.views),
+        ("--masks", args.masks),
+        ("--also", args.also),
+    ):
         if given:
             raise ConfigError(
                 f"{flag} is for stores of shards, and --store {args.store} keeps codes alone. Leave --store out."

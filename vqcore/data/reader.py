@@ -112,13 +112,14 @@ def opened(modality: Modality, given: Any) -> Opened:
 class Prepared:
     """A sample as an encoder takes it: its evaluation view, the windows that cover it, or the crops of `views`.
 
-    Each part is made when asked for.
+    Each part is made when asked for. `masks` lie beside the sample, by label.
     """
 
     found: Opened
     size: tuple[int, ...]
     cover: Cover | None = None
     views: tuple[View, ...] = ()
+    masks: Mapping[str, Opened] = field(default_factory=dict)
 
     def __len__(self) -> int:
         if self.views:
@@ -129,17 +130,27 @@ class Prepared:
         """A window, filled up to the size, or a crop; and where it is valid: None if everywhere."""
         found, how = self.found, sizing(self.modality)
         if self.views:
-            view = found.within(replace(self.views[place], size=self.size))
-            return self.modality.tensor(found.raw, view), mask(self.modality, found.raw, view)
+            return self._seen(found.within(replace(self.views[place], size=self.size)))
         if self.cover is not None:
             window = cut(found.window or found.raw, *self.cover.part(place, found.extent))
             found = replace(found, window=window)
             how = tuple("window" if step else each for step, each in zip(self.cover.stride, how))
         asked = within(how, found.extent, self.size)
         view = found.within(self.modality.view(found.extent, asked, None))
-        x, valid = self.modality.tensor(found.raw, view), mask(self.modality, found.raw, view)
+        x, valid = self._seen(view)
         if asked != self.size:
             x, valid = filled(self.modality, x, asked, self.size), marked(valid, asked, self.size)
+        return x, valid
+
+    def _seen(self, view: View) -> tuple[Tensor, Bool[Tensor, "*size"] | None]:
+        """What a view of all that was read shows, and where it is valid."""
+        raw = self.found.raw
+        x, valid = self.modality.tensor(raw, view), mask(self.modality, raw, view)
+        for label, each in self.masks.items():
+            shown = _valid(label, each, self.found, view)
+            x = _hidden(self.modality, x, shown, each.modality.mask_value if is_mask(each.modality) else None)
+            if hole_value(self.modality) is None:
+                valid = shown if valid is None else valid & shown
         return x, valid
 
     @property
@@ -231,7 +242,7 @@ class Reader:
         self.masks = {label: each for label, each in extra.items() if is_mask(each)}
         self.extra = {label: each for label, each in extra.items() if label not in self.masks}
         self.files = Files(data, cache_mib)
-        _check_masks(modality, self.masks)
+        check_masks(modality, self.masks)
 
     def read(self, index: int, size: tuple[int, ...], rng: np.random.Generator | None) -> Sample:
         """The sample at `size`; a random view if `rng` is given, else the evaluation view."""
@@ -307,11 +318,14 @@ def check_rides(extra: Mapping[str, Modality], size: tuple[int, ...], main: Data
             ridden(label, each, whole, main)
 
 
-def _check_masks(modality: Modality, masks: Mapping[str, Mask]) -> None:
-    """Raise `ConfigError` if a mask does not fit the main modality, or if a `mask_value` is not one of its values."""
+def check_masks(modality: Modality, masks: Mapping[str, Mask], under: str = "data.extra.") -> None:
+    """Raise `ConfigError` if a mask does not fit the main modality, or if a `mask_value` is not one of its values.
+
+    `under` is the place of the labels, for messages.
+    """
     spec = modality.spec
     for label, each in masks.items():
-        where, value = f"data.extra.{label}", each.mask_value
+        where, value = f"{under}{label}", each.mask_value
         if has_own_box(modality):
             raise ConfigError(
                 f"{where}: a mask cannot be used here, because data.modality crops its samples in its own way"

@@ -40,6 +40,7 @@ from vqcore.protocols import (
     reading,
     ride,
     set_up,
+    shards,
     shown_channels,
     sizing,
     weight,
@@ -376,6 +377,7 @@ def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None)
     for kind, number in left_out(data).items():
         good = isinstance(kind, str) and kind and isinstance(number, int) and number > 0
         assert good, f"left-out law: {number!r} x {kind!r} is not how many entries of a kind are left out"
+    _check_shards(shards(data), count)
     readers = {"": modality, **(extra or {})}
     chosen = sorted({0, count // 2, count - 1})
     for index in chosen if isinstance(data, KnowsBytes) else ():
@@ -400,6 +402,17 @@ def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None)
         for (index, label), wanted in reversed(first.items()):
             found = _raw(again, index, label, readers[label])
             assert _same(found, wanted), f"determinism law: sample {index} ('{label}') is different {how}"
+
+
+def _check_shards(own: Sequence[tuple[str, int]] | None, count: int) -> None:
+    """The names of shards differ and fit in a file name; all samples lie in one."""
+    if own is None:
+        return
+    names, total = [name for name, _ in own], sum(number for _, number in own)
+    assert total == count, f"shards law: the shards have {total} samples, the source has {count}"
+    assert len(set(names)) == len(names), f"shards law: two shards are called '{_repeated(names)}'"
+    wrong = [name for name in names if not name or "/" in name or name.startswith(".") or len(name) > 200]
+    assert not wrong, f"shards law: '{wrong[0]}' does not fit in a file name"
 
 
 def _repeated(keys: Sequence[str]) -> str:

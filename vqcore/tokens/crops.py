@@ -17,9 +17,11 @@ from vqcore.data.reader import Opened, proportional, sized
 from vqcore.data.windows import Cover
 from vqcore.errors import ConfigError, DataError, listed
 from vqcore.protocols import Modality, View, fills_up, has_own_box
+from vqcore.reading import REAL, misfit
 from vqcore.rng import numpy_generator
 from vqcore.tokenizer import Tokenizer
 
+_VIEW = {"start": [REAL], "stop": [REAL], "flip": bool, "extent": [int]}
 _TRIES = 8
 """So many crops of a sample are drawn to see whether they differ."""
 
@@ -107,10 +109,12 @@ class Saved:
             raise DataError(f"{self.folder} has no views of '{key}'") from None
         views: list[View] = []
         while place < len(self.rows) and self.rows.key(place) == f"{key}#crop{len(views)}":
-            views.append(_view(self.rows.extras(place)["view"]))
+            views.append(
+                view_of(self.rows.extras(place).get("view"), f"{self.folder}: '{self.rows.key(place)}'")
+            )
             place += 1
         extent = views[0].extent or ()
-        if len(extent) == len(found.extent) and not proportional(found.extent, extent):
+        if len(extent) != len(found.extent) or not proportional(found.extent, extent):
             own, theirs = (" x ".join(map(str, each)) for each in (found.extent, extent))
             raise DataError(f"its extent is {own}, and its crops in {self.folder} are of {theirs}")
         return tuple(views)
@@ -121,8 +125,15 @@ def _whole(keys: Any) -> pa.Array:
     return made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
 
 
-def _view(kept: Mapping[str, Any]) -> View:
-    start, stop, extent = (tuple(kept[name]) for name in ("start", "stop", "extent"))
+def view_of(kept: Any, where: str) -> View:
+    """A view as `saved_view` gave it. Raises `DataError` for what is none."""
+    if misfit(kept, _VIEW):
+        raise DataError(f"{where}: {str(kept)[:80]} is no view")
+    start, stop = (tuple(map(float, kept[name])) for name in ("start", "stop"))
+    extent = tuple(kept["extent"])
+    inside = all(0 <= low < high <= 1 for low, high in zip(start, stop))
+    if not len(start) == len(stop) == len(extent) or not inside or min(extent, default=0) < 1:
+        raise DataError(f"{where}: {str(kept)[:80]} is no part of a sample")
     return View(start=start, stop=stop, size=(), flip=kept["flip"], extent=extent)
 
 

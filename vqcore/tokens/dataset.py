@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vqcore.artefacts.codes import unpacked
 from vqcore.artefacts.stored import Opened, open_store
 from vqcore.errors import DataError, listed
 from vqcore.files import local
@@ -95,6 +97,13 @@ class TokenDataset(Dataset[Any]):
         """What else the store `label` (by default the first one) knows of a row, such as where its window begins."""
         label = self._rows[0][0] if label is None else label
         return self.stores[label].rows.extras(self._place(label, index))
+
+    def valid(self, index: int, label: str | None = None) -> Bool[Tensor, "*grid"]:
+        """Which positions of a row of the store `label` (by default the first one) are valid."""
+        label = self._rows[0][0] if label is None else label
+        return torch.from_numpy(
+            unpacked(self.extras(index, label).get("valid"), self.manifests[label]["grid"])
+        )
 
     def _place(self, label: str, index: int) -> int:
         chosen = self._where[label]

@@ -21,6 +21,8 @@ from vqcore.tokenizer import Tokenizer
 
 SHARD_SIZE = 4096
 """Files in a shard."""
+_KINDS = {".tar": "tar", ".parquet": "parquet"}
+"""Data sources whose files are known by their suffix, unless it is one that the modality reads."""
 _NAMED = re.compile(r"([a-z][a-z0-9-]*(?:/[a-z][a-z0-9-]*)?)((?:\[.*?\])?):(.*)", re.DOTALL)
 
 
@@ -111,7 +113,7 @@ class Source:
         for name, count in own:
             found.append((name, range(first, first + count)))
             first += count
-        return found
+        return sorted(found, key=lambda piece: os.fsencode(piece[0]))
 
     def keys_digest(self) -> str:
         """A hash of all keys."""
@@ -135,23 +137,32 @@ class Source:
 def source_of(given: str | Path, tokenizer: Tokenizer, verb: str = "tokenize") -> Source:
     """The samples of a folder, of a file, of `shards/{000..099}.tar`, or of `NAME[key=value]:PATH`, a data source.
 
-    What exists under this name is a folder or a file, whatever it looks like. Raises `DataError` if there is nothing.
+    Shards and tables (`_KINDS`) need no name. A path that exists is not taken apart. Raises `DataError` if there is
+    nothing.
     """
     text = str(given)
     path = local(given)
     suffixes = tokenizer.modality.suffixes
-    if not path.exists() and isinstance(given, str):
-        found = _NAMED.fullmatch(text)
-        if found and _is_source(found[1]):
-            return _named(text, bracketed(found[1] + found[2], text), found[3], tokenizer, verb)
-    if text.lower().endswith(".tar") and not path.is_dir() and ".tar" not in suffixes:
-        return _named(text, {"name": "tar"}, text, tokenizer, verb)
+    if isinstance(given, str) and (found := prefixed(given, "data")):
+        return _named(text, *found, tokenizer, verb)
+    for suffix, name in _KINDS.items():
+        is_kind = text.lower().endswith(suffix) and not path.is_dir() and suffix not in suffixes
+        if is_kind and _is_known("data", name):
+            return _named(text, {"name": name}, text, tokenizer, verb)
     return Source(text, Files(path, suffixes, verb), path)
 
 
-def _is_source(name: str) -> bool:
+def prefixed(given: str, kind: str) -> tuple[dict[str, Any], str] | None:
+    """`NAME[key=value]:PATH` as a mapping with the name of a component, and the path; None for all other texts."""
+    found = _NAMED.fullmatch(given)
+    if found is None or local(given).exists() or not _is_known(kind, found[1]):
+        return None
+    return bracketed(found[1] + found[2], given), found[3]
+
+
+def _is_known(kind: str, name: str) -> bool:
     try:
-        registry().find("data", name)
+        registry().find(kind, name)
     except UnknownName:
         return False
     return True

@@ -47,8 +47,17 @@ class Crop:
     tokenizer: Tokenizer | None = None
 
 
+Beside = Callable[[str], Opened]
+"""Gives the mask of a sample by its key."""
+
+
 def inputs(
-    source: Source, places: Iterable[int], takes: Sequence[Take], workers: int, crop: Crop | None = None
+    source: Source,
+    places: Iterable[int],
+    takes: Sequence[Take],
+    workers: int,
+    crop: Crop | None = None,
+    beside: Beside | None = None,
 ) -> Iterator[tuple[Take, Item]]:
     """The parts of samples of a source, for each tokenizer. `workers` threads read files ahead, in order.
 
@@ -56,7 +65,7 @@ def inputs(
     """
 
     def read(place: int) -> _Read:
-        return _Read(source, place, takes, crop)
+        return _Read(source, place, takes, crop, beside)
 
     for opening in _ahead(places, read, workers):
         file = opening()
@@ -64,7 +73,7 @@ def inputs(
             yield from ((take, item) for item in _items(take, file))
 
 
-def encoded(tokenizer: Tokenizer, items: Sequence[Item]) -> Sequence[Any]:
+def encoded(tokenizer: Tokenizer, items: Sequence[Item]) -> Sequence[np.ndarray]:
     """The codes of a batch, in the smallest type that fits."""
     codes = tokenizer.encode_parts([item.given for item in items]).cpu().numpy()
     return list(codes.astype(code_dtype(tokenizer.codebook_size)))
@@ -104,13 +113,18 @@ class Made:
 class _Read:
     """A file that is fetched, and begun by each tokenizer. It is read once for all modalities that read alike."""
 
-    def __init__(self, source: Source, place: int, takes: Sequence[Take], crop: Crop | None):
+    def __init__(
+        self, source: Source, place: int, takes: Sequence[Take], crop: Crop | None, beside: Beside | None
+    ):
+        self.masks: dict[str, Opened] = {}
         self.where, self.key, self.crop = source.place(place), source.key(place), crop
         self.given: Any = None
         self.begun: dict[Take, _Begun | DataError | OSError] = {}
         self._whole: dict[Any, Opened] = {}
         try:
             self.given = source.get(place)
+            if beside is not None:
+                self.masks = {"beside": beside(self.key)}
         except (DataError, OSError) as error:
             self.begun = dict.fromkeys(takes, error)
         for take in takes:
@@ -134,7 +148,9 @@ class _Read:
             other = self.crop.tokenizer
             drawn = found if other in (None, tokenizer) else self._opened(other, row)
             views = self.crop.crops.of(self.key if place is None else f"{self.key}#{place}", drawn)
-        return tokenizer.prepared(found, take.size, take.covering, views)
+        if self.masks and place is not None:
+            raise DataError("a mask is for a file with one sample, and this one has several")
+        return replace(tokenizer.prepared(found, take.size, take.covering, views), masks=self.masks)
 
     def blamed(self, error: Exception) -> DataError:
         """An error that names the file as people know it: one that is lent has another path each time."""

@@ -26,7 +26,8 @@ from vqcore.rng import sample_generators
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.flow import Done, File, Item, through
 from vqcore.tokens.inputs import source_of
-from vqcore.tokens.parts import Take, encoded, inputs
+from vqcore.tokens.parts import Take, inputs
+from vqcore.tokens.precision import Encoder
 from vqcore.tokens.store import Claims, code_dtype, save_array, save_codes
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,9 @@ def tokenize_folder(
                 todo.append(place)
 
         parts = inputs(read, todo, [Take(tokenizer, size, covering, done)], workers)
-        items = (item for _, item in parts)
-        for file, finish in through(items, partial(encoded, tokenizer), batch_size, done):
+        items, encoder = (item for _, item in parts), Encoder(tokenizer)
+        for file, finish in through(items, encoder, batch_size, done):
+            encoder.settle()
             with _writing(file, done):
                 claims.write(target)
                 claims.write((target / file.key).parent)

@@ -4,7 +4,6 @@ import logging
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,10 @@ from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.crops import Drawn, Saved, check_crops
 from vqcore.tokens.flow import Batches, Done, Output
 from vqcore.tokens.inputs import SHARD_SIZE, Source, source_of
-from vqcore.tokens.parts import Crop, Take, encoded, inputs
+from vqcore.tokens.masks import Masks
+from vqcore.tokens.parts import Crop, Take, inputs
 from vqcore.tokens.passes import manifest_of, refuse_file, refuse_overlap
+from vqcore.tokens.precision import Encoder
 from vqcore.tokens.shards import FAILED, Shards
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def tokenize_all(
     crops: int | None = None,
     views: Path | None = None,
     seed: int = 0,
+    masks: str | None = None,
 ) -> list[Done]:
     """Write the codes of every sample of a source (`source_of`) as stores of shards, one for each tokenizer.
 
@@ -72,8 +74,9 @@ def tokenize_all(
     done when all stores have it; those that are done are left alone, so that the same command goes on where another
     one was killed; `only`, a list of keys such as `failed.txt`, does their shards again. With `crops` there are so many
     rows of a sample, drawn from `seed` for the first tokenizer, the same for all; with `views` there are those of a
-    store. Returns what became of the files, for each tokenizer. Raises `RunError` if a target holds other codes or
-    takes no more data, `DataError` if no file can be read, `ConfigError` for what a tokenizer cannot do.
+    store. `masks` lie beside the samples (`Masks`). Returns what became of the files, for each tokenizer. Raises
+    `RunError` if a target holds other codes or takes no more data, `DataError` if no file can be read, `ConfigError`
+    for what a tokenizer cannot do.
     """
     rank, ranks = dist.share()
     if (only or overwrite) and ranks > 1:
@@ -83,7 +86,8 @@ def tokenize_all(
     for job in jobs:
         refuse_file(job.target)
     found = source_of(source, jobs[0].tokenizer)
-    one = Pass(found, jobs, shard_size=shard_size, workers=workers, crops=crops, views=views, seed=seed)
+    how: dict[str, Any] = {"crops": crops, "views": views, "seed": seed, "masks": masks}
+    one = Pass(found, jobs, shard_size=shard_size, workers=workers, **how)
     try:
         one.begin(overwrite=overwrite, only=only)
         mine = range(rank, len(one.pieces), ranks)
@@ -92,6 +96,9 @@ def tokenize_all(
             for number in mine:
                 one.do(number, line)
         one.finish()
+    except ConfigError:  # a precision that will not do
+        one.abandon()
+        raise
     except OSError as error:
         raise not_written(error, one.written) from error
     return [lane.done for lane in one.lanes]
@@ -121,8 +128,13 @@ class Pass:
         crops: int | None = None,
         views: Path | None = None,
         seed: int = 0,
+        masks: str | None = None,
     ):
         _check_jobs(source, jobs)
+        self.masks = None if masks is None else Masks(masks, jobs[0].tokenizer.modality)
+        if self.masks is not None:
+            for job in jobs:
+                self.masks.check(job.tokenizer.modality, map(source.key, range(len(source))))
         self.source, self.workers = source, workers
         self.pieces = source.shards(shard_size)
         self.names = [name for name, _ in self.pieces]
@@ -131,6 +143,7 @@ class Pass:
             "source": {"files": len(source), "sha256": source.keys_digest()},
             "shard_size": None if source.has_shards else shard_size or SHARD_SIZE,
             **({"crops": self.crop.crops.said} if self.crop else {}),
+            **({"masks": self.masks.said} if self.masks else {}),
         }
         self.lanes = [_Lane(job, source, how) for job in jobs]
         self.written = 0
@@ -181,17 +194,25 @@ class Pass:
             return
         sizes = self.source.sizes_digest(places)
         before = {take: len(take.done.failed) for take in lanes}
-        for take, item in inputs(self.source, places, list(lanes), self.workers, self.crop):
+        beside = self.masks.of if self.masks else None
+        for take, item in inputs(self.source, places, list(lanes), self.workers, self.crop, beside):
             lanes[take].add(lanes[take].batches.put(item))
             line.update(sum(lane.done.count for lane in self.lanes))
         for take, lane in lanes.items():
             lane.add(lane.batches.end())
+            lane.encoder.settle()
             done, first = lane.done, before[take]
             failed = [list(each) for each in zip(done.keys[first:], done.failed[first:])]
             rows, lane.rows = lane.rows, []
             lane.shards.write(name, rows, {"of": len(places), "failed": failed, "sizes": sizes})
         self.written += 1
         line.update(sum(lane.done.count for lane in self.lanes))
+
+    def abandon(self) -> None:
+        """Remove stores that are begun and have no shard."""
+        for lane in self.lanes:
+            if not lane.shards.done:
+                lane.shards.discard()
 
     def finish(self) -> None:
         """Complete the stores that have all shards; warn of those that have not. Raises `DataError` for empty ones."""
@@ -227,7 +248,8 @@ class _Lane:
         self.take = Take(job.tokenizer, job.size, covering, self.done)
         self.manifest = _manifest(job, covering, how)
         self.store = store_named(job.store, "--store")
-        self.batches = Batches(partial(encoded, job.tokenizer), job.batch_size, self.done)
+        self.encoder = Encoder(job.tokenizer)
+        self.batches = Batches(self.encoder, job.batch_size, self.done)
         self.rows: list[Coded] = []
 
     def add(self, ready: Iterable[Output]) -> None:

@@ -29,6 +29,7 @@ class Taught:
     def take_teacher(self, cfg: RGB.Config) -> None:
         """Build the teacher, on the CPU and with random weights. Raises `ValueError` if it gives other features."""
         self.rgb = RGB(cfg, size=self._pixels(self.spec.size))
+        self.reading = self.rgb.reading
         self.teacher: Any = registry().build("teacher", self.cfg.teacher, "teacher", spec=self.rgb.spec)
         dim: int = self.teacher.dim
         if dim != self.cfg.channels:
