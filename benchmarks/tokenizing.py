@@ -48,7 +48,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=["s", "b"], help="sizes of the ViT (default s and b)")
-    parser.add_argument("--files", type=int, nargs="+", default=[128, 48], help="JPEG files for each model")
+    parser.add_argument("--files", type=int, nargs="+", default=[256, 96], help="JPEG files for each model")
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--workers", type=int, default=1, help="threads of a process that read ahead")

@@ -40,7 +40,7 @@ class Fake(types.ModuleType):
         super().__init__("ray")
         self.machines = [{"CPU": 2.0}]
         self.exceptions = types.SimpleNamespace(RayError=RayError, RayTaskError=type("Bug", (RayError,), {}))
-        self.twice, self.dead, self.asked, self.order = (), (), {}, []
+        self.twice, self.dead, self.asked, self.order, self.cancelled = (), (), {}, [], []
 
     def is_initialized(self):
         return True
@@ -78,9 +78,12 @@ class Fake(types.ModuleType):
                 cluster._passes.clear()
         return pickle.loads(answer)
 
-    def wait(self, waiting, num_returns):
+    def wait(self, waiting, num_returns, timeout=None):
         self.order.append(waiting[-1])
         return waiting[-1:], waiting[:-1]
+
+    def cancel(self, number, force):
+        self.cancelled.append(number)
 
 
 @pytest.fixture
@@ -161,6 +164,7 @@ class TestSameBytes:
             RunError, match=r"shard 1: its process died, and 3 others after it: The worker died\. Sha"
         ):
             cluster.tokenize_by_ray(make)
+        assert ray.cancelled == [1]
         ray.dead = ()
         done = cluster.tokenize_by_ray(make)
         assert (done[0].written, done[0].skipped) == (6, 3)
@@ -201,6 +205,15 @@ class TestBad:
         with pytest.raises(DataError, match=r"none of the 1 files can be read. The first: .*a.npy"):
             cluster.tokenize_by_ray(partial(made, tmp_path / "in", runs[:1], [tmp_path / "tok"]))
         assert not (tmp_path / "tok").exists()
+
+    def test_a_precision_that_will_not_do_leaves_nothing(self, runs, ray, tmp_path, monkeypatch):
+        def refuse(self, number, line):
+            raise ConfigError("--precision bf16: no")
+
+        monkeypatch.setattr(Pass, "do", refuse)
+        with pytest.raises(ConfigError, match=r"--precision bf16: no"):
+            cluster.tokenize_by_ray(partial(made, samples(tmp_path / "in", 9), runs[:1], [tmp_path / "tok"]))
+        assert ray.cancelled == [1, 2] and not (tmp_path / "tok").exists()
 
     def test_no_machine_has_room(self, runs, ray, tmp_path, monkeypatch):
         make = partial(made, tmp_path, runs[:1], [tmp_path / "tok"])

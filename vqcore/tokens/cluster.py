@@ -64,11 +64,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a task gives back: a value or an error of the user, and the warnings that it wrote."""
+    """What a task gives back: a value or an error of the user, and what it said, with the levels of logging."""
 
     value: Any = None
     error: VqcoreError | OSError | None = None
-    warnings: tuple[str, ...] = ()
+    said: tuple[tuple[int, str], ...] = ()
 
 
 def tokenize_by_ray(
@@ -103,10 +103,14 @@ def tokenize_by_ray(
 
         begun: _Begun = _value(ray, ask(_begin, overwrite, only), "the list of shards", 0)
         with ProgressLine("tokenize", begun.files, unit="file") as line:
-            for told in _shards(ray, ask, begun.todo):
-                for done, more in zip(begun.dones, told):
-                    done.add(more)
-                line.update(sum(done.count for done in begun.dones))
+            try:
+                for told in _shards(ray, ask, begun.todo):
+                    for done, more in zip(begun.dones, told):
+                        done.add(more)
+                    line.update(sum(done.count for done in begun.dones))
+            except ConfigError:  # a precision that will not do
+                _value(ray, ask(_abandon, begun), "the manifest", 0)
+                raise
         _value(ray, ask(_finish, begun), "the manifest", len(begun.todo))
     return begun.dones
 
@@ -115,20 +119,26 @@ def _shards(ray: Any, ask: Callable[..., Any], todo: Sequence[int]) -> Iterator[
     """What became of the files of each shard, in the order in which shards are ready."""
     waiting: dict[Any, int] = {}
     rest, written = iter(todo), 0
-    while True:
-        for number in rest:
-            waiting[ask(_shard, number)] = number
-            if len(waiting) >= _IN_FLIGHT:
-                break
-        if not waiting:
-            return
-        (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
-        yield _value(ray, ready, f"shard {waiting.pop(ready)}", written)
-        written += 1
+    try:
+        while True:
+            for number in rest:
+                waiting[ask(_shard, number)] = number
+                if len(waiting) >= _IN_FLIGHT:
+                    break
+            if not waiting:
+                return
+            (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
+            yield _value(ray, ready, f"shard {waiting.pop(ready)}", written)
+            written += 1
+    finally:
+        for each in waiting:
+            ray.cancel(each, force=True)
+        if waiting:
+            ray.wait(list(waiting), num_returns=len(waiting), timeout=_PATIENCE_S)
 
 
 def _value(ray: Any, ready: Any, what: str, written: int) -> Any:
-    """The value of a task; its warnings are said here. Raises its error, and `RunError` if its process died.
+    """The value of a task; what it said is said here. Raises its error, and `RunError` if its process died.
 
     `written` is the number of shards that were finished before it.
     """
@@ -141,8 +151,8 @@ def _value(ray: Any, ready: Any, what: str, written: int) -> Any:
             f"--engine ray: {what}: its process died, and {RETRIES} others after it: {first_line(error)}. Shards that "
             "are finished stay; the same command goes on from there."
         ) from error
-    for line in answer.warnings:
-        log.warning(line)
+    for level, line in answer.said:
+        log.log(level, "%s", line)
     if isinstance(answer.error, OSError):
         raise not_written(answer.error, written) from answer.error
     if answer.error is not None:
@@ -202,6 +212,7 @@ def _answer(recipe: Recipe, work: Callable[..., Any], *given: Any) -> Answer:
     heard = _Heard()
     logger = logging.getLogger("vqcore")
     logger.addHandler(heard)
+    logger.setLevel(logging.INFO)
     value: Any = None
     wrong: VqcoreError | OSError | None = None
     try:
@@ -259,13 +270,20 @@ def _finish(one: Pass, begun: _Begun) -> None:
     one.finish()
 
 
+def _abandon(one: Pass, begun: _Begun) -> None:
+    """Remove stores that are begun and have no shard."""
+    for lane, new in zip(one.lanes, begun.new):
+        lane.shards.made = new
+    one.abandon()
+
+
 class _Heard(logging.Handler):
-    """Keeps warnings."""
+    """Keeps what is said."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
+        super().__init__(logging.INFO)
+        self.lines: list[tuple[int, str]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep one."""
-        self.lines.append(record.getMessage())
+        """Keep a line."""
+        self.lines.append((record.levelno, record.getMessage()))

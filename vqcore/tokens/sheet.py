@@ -15,9 +15,10 @@ from vqcore.data.npy import map_array
 from vqcore.data.windows import Cover
 from vqcore.errors import ConfigError, DataError, listed
 from vqcore.pictures import picture, sheet
-from vqcore.protocols import Batch, Coded, View
+from vqcore.protocols import Batch, Coded
 from vqcore.rng import sample_generators
 from vqcore.tokenizer import Tokenizer
+from vqcore.tokens.crops import view_of
 from vqcore.tokens.dataset import aligned
 from vqcore.tokens.inputs import source_of
 
@@ -118,10 +119,7 @@ def _part(
     """The crop, the window or the whole of a file that a row was made of."""
     size, stride = tuple(manifest["size"]), manifest.get("stride")
     covering = Cover(size, tuple(stride)) if stride else None
-    views: tuple[View, ...] = ()
-    if kept := extras.get("view"):
-        start, stop, extent = (tuple(kept[name]) for name in ("start", "stop", "extent"))
-        views = (View(start=start, stop=stop, size=(), flip=kept["flip"], extent=extent),)
+    views = (view_of(extras["view"], f"the row of {given}"),) if "view" in extras else ()
     row = map_array(given, str(given))[extras["row"]] if "row" in extras else given
     sample = tokenizer.prepared(row, size, covering, views)
     if covering is None or "start" not in extras:
