@@ -1,6 +1,7 @@
 """`vqcore fit` on small tables: what it makes is a run like any other."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from vqcore.cli import main
 from vqcore.tokenizer import Tokenizer
 
+ROOT = Path(__file__).parents[3]
 ROWS = np.random.default_rng(0).lognormal(size=(200, 3)).astype(np.float32)
 X = torch.from_numpy(ROWS).unsqueeze(-1)
 HELD_OUT = np.random.default_rng(1).lognormal(size=(40, 3)).astype(np.float32)
@@ -44,8 +46,7 @@ def write(quantizer, **parts):
         "run": {"epochs": 1},
         **parts,
     }
-    with open("table.yaml", "w") as file:  # noqa: PTH123
-        yaml.safe_dump(config, file)
+    Path("table.yaml").write_text(yaml.safe_dump(config))
 
 
 def refused(capsys, *words):
@@ -147,3 +148,20 @@ def test_what_is_not_fitted_or_not_for_fitting_is_one_line(here, capsys):
         capsys, "fit", "table.yaml", "model.quantizer.method=log", "data.path=minus.npy"
     )
     assert not (here / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "smaller"),
+    [
+        ("kmeans", ["run.epochs=1", "model.quantizer.codebook_size=64"]),
+        ("fast", ["run.epochs=2"]),
+        ("scalar", ["data.samples=300", "data.eval_samples=20"]),
+    ],
+)
+def test_the_recipes_beat_a_constant_by_far(tmp_path, monkeypatch, recipe, smaller):
+    monkeypatch.chdir(ROOT)  # recipes name the bundled data from here
+    assert main(["fit", f"cfgs/fit/{recipe}.yaml", f"run.dir={tmp_path}/run", *smaller]) == 0
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    measured = json.loads(line)
+    assert measured["eval/error"] < 0.2 * measured["eval/constant/error"]
