@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -417,6 +418,24 @@ def test_crops_of_one_file_stay_on_one_side(tmp_path):
     keys = [{data.key(i)[0] for i in range(len(data))} for data in (parts.data, parts.eval_data)]
     assert keys[0] and keys[1] and not keys[0] & keys[1] and len(parts.data) == 3 * len(keys[0])
     assert side(parts.data, run_config(tmp_path / "x").data, "train") is parts.data
+
+
+@pytest.mark.slow
+def test_a_crop_without_a_view_is_refused(tmp_path):
+    base = untrained(tmp_path / "base")
+    source = pictures(tmp_path / "in", "a", "b")
+    cropped(Tokenizer.load(base), source, tmp_path / "tok")
+    _, parts = parts_of(tmp_path, base, tmp_path / "tok", source, **RGB)
+    row = parts.data.store.row(1)
+    bare = replace(row, extras={"record": "a", "crop": 1})
+    parts.data.store = SimpleNamespace(**{**vars(parts.data.store), "row": lambda index: bare, "shape": None})
+    with pytest.raises(DataError, match=r"tok: a#crop1: this is a crop without a view"):
+        parts.data.coded(1)
+    manifest = json.loads((tmp_path / "tok/tokens.json").read_text())
+    manifest["extras"].remove("view")
+    (tmp_path / "tok/tokens.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"data\.codes: .*tok has crops without views"):
+        parts_of(tmp_path, base, tmp_path / "tok", source, **RGB)
 
 
 @pytest.mark.slow

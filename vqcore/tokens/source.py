@@ -30,6 +30,7 @@ _ROW = {
     "view?": {"start": [REAL], "stop": [REAL], "flip": bool, "extent": [int]},
 }
 """What the extras of a row look like."""
+_NO_VIEW = "this is a crop without a view, so that nobody knows which part of its file the codes show"
 
 
 class Tokens(Folder):
@@ -80,6 +81,8 @@ class Tokens(Folder):
         row, where = self.store.row(index), f"{self.store.folder}: {self.key(index)}"
         if wrong := misfit(row.extras, _ROW):
             raise DataError(f"{where}: {wrong}")
+        if "crop" in row.extras and "view" not in row.extras:
+            raise DataError(f"{where}: {_NO_VIEW}")
         return replace(
             row, codes=check_codes(row.codes, where, self.store.shape, (self.store.shape.axes + 1,))
         )
@@ -143,6 +146,11 @@ def _opened(cfg: Tokens.Config) -> Opened:
         raise error.at("data.codes") from error
     if wrong := misfit(store.manifest, {"stride?": [(int, type(None))]}):
         raise DataError(f"data.codes: {store.folder}: {wrong}")
+    if "crop" in store.manifest["extras"] and "view" not in store.manifest["extras"]:
+        raise DataError(
+            f"data.codes: {store.folder} has crops without views, so that nobody knows which parts of files the codes "
+            "show. Where pictures lie that were cropped, vqcore tokens convert can add the views"
+        )
     return store
 
 
