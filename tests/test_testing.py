@@ -2397,6 +2397,10 @@ def test_formats_of_training_configs(toy, tmp_path):
             "family law: small says data.path, which",
         ),
         (
+            family(lambda found, tree: tree["data"].update(input_size_max=[16, 16])),
+            "family law: data.input_size_max of small is no whole number",
+        ),
+        (
             family(lambda found, tree: tree["run"].update(epochs=(3,))),
             "family law: small gives more than nested",
         ),

@@ -1435,8 +1435,9 @@ class KnowsFamilies(Protocol):
 
     `families` are names, an attribute of the class. `like` is the training config of one, or of another name that the
     format knows, for files of other people. Its tree says nothing about the place of the data, and vqcore replaces
-    `data.modality` where the files are of another kind. `data.resolution_step` is what sizes are multiples of, also
-    where there is one size. Raises `ConfigError` for other names.
+    `data.modality` where the files are of another kind. Sizes are one number for two axes; without sizes the family is
+    one of vectors. `data.resolution_step` is what sizes are multiples of, also where there is one size. Raises
+    `ConfigError` for other names.
     """
 
     families: tuple[str, ...]

@@ -21,7 +21,7 @@ from vqcore.data.sizes import sizes
 from vqcore.errors import ConfigError, DataError, VqcoreError, did_you_mean, first_line, listed
 from vqcore.protocols import DataSpec, ForeignConfig, Modality, finishes, is_denoiser, knows_families
 from vqcore.registry import registry
-from vqcore.schema import RunConfig
+from vqcore.schema import RunConfig, TokenizerConfig
 from vqcore.tokenizer import Tokenizer
 
 PROCESSES = 8
@@ -170,9 +170,7 @@ class _Joined:
             config = from_tree(
                 {**tree, "run": {"dir": "-", **tree["run"]}}, schema=RunConfig, file="the config"
             )
-            # A teacher cannot be built without values.
-            with torch.device("cpu" if finishes(self.modality) else "meta"):
-                tokenizer = Tokenizer(tokenizer_config(config, self.modality), fetch=False)
+            tokenizer = _built(tokenizer_config(config, self.modality))
             for each in sizes(config.data, tokenizer.spec):
                 check_size(tokenizer, each)
                 if is_denoiser(tokenizer.decoder):
@@ -299,6 +297,15 @@ def _listing(modality: Modality, path: Path) -> Listing:
         if not path.is_dir():
             raise
         raise DataError(f"it reads {listed(modality.suffixes)}") from None
+
+
+def _built(cfg: TokenizerConfig) -> Tokenizer:
+    """The tokenizer without values, or with values if a part, such as a teacher, needs them to be built."""
+    try:
+        with torch.device("meta"):
+            return Tokenizer(cfg, fetch=False)
+    except (RuntimeError, NotImplementedError):
+        return Tokenizer(cfg, fetch=False)
 
 
 def _extents(modality: Modality, files: Listing) -> list[tuple[int, ...]]:

@@ -592,6 +592,10 @@ def _check_family(name: str, found: ForeignConfig) -> None:
     data: Mapping[str, Any] = found.tree["data"]
     places = sorted(key for key in data if "path" in key or key in ("eval_share", "group"))
     assert not places, f"family law: {name} says data.{places[0]}, which its user's files decide"
+    for key in data:
+        assert not key.startswith("input_size") or isinstance(data[key], int), (
+            f"family law: data.{key} of {name} is no whole number"
+        )
     for key in found.notes:
         assert _holds(found.tree, key), (
             f"family law: {name} has a note for {key}, which its config does not have"
