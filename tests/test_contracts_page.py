@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -66,6 +67,7 @@ def run(command: str) -> int:
     if words[0] == "-m":
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
             patch.setattr("sys.argv", words[1:])
+            patch.delitem(sys.modules, words[1], raising=False)  # runpy warns of a module that was imported
             runpy.run_module(words[1], run_name="__main__")
         return int(ended.value.code or 0)
     runpy.run_path(words[0], run_name="__main__")

@@ -562,6 +562,10 @@ def test_the_name_of_a_file_is_looked_at(tmp_path):
     assert read(file, "tiny-v1-S1RTC").spec.names == ("VV", "VH")
     with pytest.raises(CheckpointError, match="is named after tiny-v1-S1RTC, and variant=tiny-v1-S1GRD"):
         read(file, "tiny-v1-S1GRD")
+    (tmp_path / "copies").mkdir()
+    copy = shutil.copy(file, tmp_path / "copies" / "tiny_v1-s1rtc (1).pt")
+    with pytest.raises(CheckpointError, match="is named after tiny-v1-S1RTC, and variant=tiny-v1-S1GRD"):
+        read(copy, "tiny-v1-S1GRD")
     with pytest.raises(CheckpointError, match="Its name says variant=tiny-v1-S1RTC"):
         read(file, None)
     with pytest.raises(CheckpointError, match=r"holds 3 files of weights .*; give one of them"):

@@ -249,7 +249,9 @@ def _facts(tensors: Mapping[str, Tensor], file: Path) -> Facts:
 
 def _checked(row: Variant | None, facts: Facts, file: Path) -> Variant:
     """The tokenizer that the user named. Raises `CheckpointError` if there is no name, or the file is another one."""
-    said = next((each for each in VARIANTS.values() if file.name == each.file), None)
+    # Also `TerraMind_Tokenizer_DEM (1).pt`, and in lower case.
+    name = file.name.lower()
+    said = next((each for each in VARIANTS.values() if name.startswith(Path(each.file).stem.lower())), None)
     fitting = (
         listed(each.name for each in VARIANTS.values() if facts.fits(each)) or "none of the published ones"
     )
