@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tarfile
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -333,6 +334,24 @@ class TestSources:
         (tmp_path / "todo").write_text("train-02/d/e\n")
         done = stored(rgb, pattern, tmp_path / "one", only=tmp_path / "todo", **how)
         assert (done.written, done.skipped) == (3, 2) and "train-02/d/e" in rows(tmp_path / "one")
+
+    @pytest.mark.slow
+    def test_a_member_stays_a_file_while_others_are_asked_for(self, tmp_path, monkeypatch):
+        """One thread is slow to read its file, and the others ask for more files than are lent at a time."""
+        pattern, real = (
+            tarred(tmp_path / "in", {"train-00": [f"{n:02}" for n in range(40)]}),
+            RGBModality.read,
+        )
+
+        def read(self, source, *more):
+            time.sleep(0.5 if "/00.png" in str(source) else 0)
+            return real(self, source, *more)
+
+        monkeypatch.setattr(RGBModality, "read", read)
+        done = stored(
+            made({**RGB, "std": [0.45] * 3}), pattern, tmp_path / "one", shard_size=None, workers=12
+        )
+        assert (done.written, done.failed) == (40, [])
 
     def test_any_source_by_name(self, tmp_path):
         places = made(ARRAY)
