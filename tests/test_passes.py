@@ -397,6 +397,29 @@ class TestSeveral:
         assert contents(tmp_path / "other") == before
         assert (tmp_path / "one/shard-00000.arrow").stat().st_mtime_ns == kept
 
+    @pytest.mark.slow
+    def test_so_have_windows_and_vectors_of_arrays(self, tmp_path):
+        """Of modalities that read for themselves, with files of several samples, and with windows."""
+        one, other = made({**ARRAY, "rank": 1}), made({**ARRAY, "rank": 1, "range": [-2, 2]}, size=4, seed=1)
+        (tmp_path / "in").mkdir()
+        for number, length in enumerate((8, 20, 3, 11)):
+            sound = np.random.default_rng(number).uniform(-1, 1, (2, length)).astype(np.float32)
+            np.save(tmp_path / f"in/{number}.npy", sound)
+        np.save(
+            tmp_path / "in/many.npy", np.random.default_rng(9).uniform(-1, 1, (3, 2, 10)).astype(np.float32)
+        )
+        jobs = [
+            Job(tokenizer=one, target=tmp_path / "one", size=(8,), batch_size=2),
+            Job(tokenizer=other, target=tmp_path / "other", size=(4,), batch_size=3),
+        ]
+        tokenize_all(tmp_path / "in", jobs, shard_size=2)
+        for job in jobs:
+            alone = tmp_path / "alone" / job.target.name
+            stored(
+                job.tokenizer, tmp_path / "in", alone, size=job.size, batch_size=job.batch_size, shard_size=2
+            )
+            assert contents(alone) == contents(job.target)
+
     def test_what_does_not_fit_is_refused(self, tmp_path):
         rgb, places = made(RGB), made(ARRAY)
         pics = pictures(tmp_path / "in", "a")

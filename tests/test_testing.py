@@ -1684,6 +1684,8 @@ BAD = [
      "bounds law: 'nothing' raises ValueError, not KeyError"),
     (checks.check_store, stored(line=lambda s, i: s.lines[i % 6]), "bounds law: there is a row 6"),
     (checks.check_store, variant(Store, write=numbered_write), "bytes law: equal rows"),
+    (checks.check_store, variant(Store, write=lambda s, f, n, rows, m: rows[0] and Store.write(s, f, n, rows, m)),
+     "empty law: a shard without rows raises IndexError"),
     (checks.check_store, variant(Store, open=careless_open),
      "damage law: a file that is cut off raises JSONDecodeError"),
     (lambda made: checks.check_store(made, given=[({}, [])]), Store, "rows law: a store of ours holds all rows"),

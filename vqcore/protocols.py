@@ -1384,11 +1384,12 @@ class Store(Protocol):
     """A layout of codes on disk. Built as `Class(cfg)`. It keeps rows (`Coded`) in shards; vqcore keeps the manifest.
 
     `write` writes one shard below a folder, each file aside and then renamed (`vqcore.files.aside`), so that nobody
-    meets half of one; it returns their paths relative to the folder. Shards have names that are in order and fit in a
-    file name. Equal rows give equal bytes, and replace what the shard held before. `manifest` says `grid`, `size`,
-    `num_codebooks`, `codebook_size` and `dtype`, the smallest type that holds every code. `open` gives the rows of the
-    shards that `manifest["shards"]` lists, each with its `name`, its number of `rows` and its `files`, names relative
-    to the folder. It raises `DataError`, with the path, for a file that is missing, cut off or of something else.
+    meets half of one; it returns their paths relative to the folder. Shards have names that are in order and fit in
+    a file name. A shard may have no rows. Equal rows give equal bytes, and replace what the shard held. `manifest`
+    says `grid`, `size`, `num_codebooks`, `codebook_size` and `dtype`, the smallest type that holds every code.
+    `open` gives the rows of the shards that `manifest["shards"]` lists, each with its `name`, its number of `rows`
+    and its `files`, names relative to the folder. It raises `DataError`, with the path, for a file that is missing,
+    cut off or of something else.
     """
 
     def write(

@@ -100,7 +100,7 @@ def _check_layout(store: Any, manifest: Mapping[str, Any], shards: Shards, waive
         folder = Path(folder_) / "store"  # so that a layout may have something beside it
         folder.mkdir()
         files = {
-            f"shard-{number:05d}": list(store.write(folder, f"shard-{number:05d}", rows, manifest))
+            f"shard-{number:05d}": _written(store, folder, f"shard-{number:05d}", rows, manifest)
             for number, rows in enumerate(shards)
         }
         listing = [
@@ -153,8 +153,22 @@ def _check_adopts(
     assert other.views(folder, "no/such", (8, 8)) is None, "views law: a file that is not there has views"
 
 
+def _written(
+    store: Any, folder: Path, shard: str, rows: Sequence[Coded], manifest: Mapping[str, Any]
+) -> list[str]:
+    """The files of a shard."""
+    try:
+        return list(store.write(folder, shard, rows, manifest))
+    except Exception as error:
+        if rows:
+            raise
+        raise AssertionError(
+            f"empty law: a shard without rows raises {type(error).__name__}: {error}"
+        ) from error
+
+
 def _rows_of(top: int, shape: tuple[int, ...], *, full: bool) -> list[list[Coded]]:
-    """The rows of two shards: whole samples, rows of a file, and windows of a record; with extras of many types."""
+    """The rows of shards: whole samples, rows of a file, no row, windows of a record; with extras of many types."""
     rng = np.random.default_rng(0)
     side = [4 * n for n in shape[:-1]]
 
@@ -167,6 +181,7 @@ def _rows_of(top: int, shape: tuple[int, ...], *, full: bool) -> list[list[Coded
     far, zero = [2 * n for n in side], [0] * len(side)
     return [
         [row("a/1"), row("a/2#0", record="a/2", row=0), row("a/2#1", record="a/2", row=1)],
+        [],
         [
             row(f"b#{named(zero)}", record="b", start=zero, extent=far),
             row(f"b#{named(side)}", record="b", start=side, extent=far),
