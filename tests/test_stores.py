@@ -16,19 +16,23 @@ import pyarrow.parquet
 import pytest
 import torch
 import toys
+from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader
 from toys import toy  # noqa: F401
 
-from vqcore import dist, files
+from vqcore import dist, files, pictures
+from vqcore.artefacts.codes import packed
 from vqcore.artefacts.stored import open_store, store_named
 from vqcore.cli import main
 from vqcore.errors import ConfigError, DataError, RunError
 from vqcore.protocols import Coded
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens import TokenDataset
+from vqcore.tokens import TokenDataset, passes
+from vqcore.tokens import stats as counting
 from vqcore.tokens.passes import decode_folder, tokenize_folder
 from vqcore.tokens.sharded import Job, tokenize_all, tokenize_shards
 from vqcore.tokens.shards import Shards, sha256
+from vqcore.tokens.sheet import decoded
 
 pytestmark = pytest.mark.usefixtures("toy")
 BYTES = os.fsdecode(b"caf\xe9")
@@ -499,8 +503,126 @@ class TestWork:
         assert found["usage"] == [1, 0.25]
         assert np.allclose(found["bits"], [bits, 0]) and np.allclose(found["perplexity"], [2**bits, 1])
         assert np.allclose(found["places"], [[4, 1], [1, 1]])
+        assert found["most"] == [[[1, 5], [0, 1], [2, 1], [3, 1]], [[1, 8]]]
+        assert found["least"] == [[[0, 1], [2, 1], [3, 1], [1, 5]], [[1, 8]]]
+        assert found["never"] == [0, 3]
         assert main(["tokens", "stats", str(tmp_path / "tok")]) == 0
-        assert "codebook 1  usage 25.0%  perplexity 1  entropy 0 bits" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "codebook 1  usage 25.0%  perplexity 1  entropy 0 bits" in said
+        assert "least used  1 (8 times); 3 codes never occur" in said
+        # 8 codes drawn evenly from 4 leave 4 * (3/4)^8 of them out.
+        assert f"So few codes, drawn evenly, would use {1 - 0.75**8:.1%} of the codebook" in said
+
+    def test_stats_leave_out_what_is_not_valid(self, tmp_path):
+        manifest = {"format": 1, "fingerprint": "x", "grid": [2, 2], "size": [4, 4], "num_codebooks": 1,
+                    "codebook_size": 4, "dtype": "uint8"}  # fmt: skip
+        codes = np.array([[[1], [2]], [[3], [3]]])
+        rows = [
+            Coded("a", codes, {"valid": packed(np.array([[True, False], [True, False]]))}),
+            Coded("b", codes),
+        ]
+        shards = Shards(tmp_path / "tok", store_named("arrow", ""), {**manifest, "store": "arrow"}, 1)
+        shards.write("shard-00000", rows, {"of": 2, "failed": []})
+        shards.finish()
+        assert counting.stats(tmp_path / "tok").counts.tolist() == [[0, 2, 1, 3]]
+
+    def test_stats_count_in_parts_and_leave_out_what_is_behind_a_text(self, tmp_path, monkeypatch):
+        manifest = {"format": 1, "fingerprint": "x", "grid": [3], "size": [3], "num_codebooks": 1, "codebook_size": 9,
+                    "dtype": "uint8"}  # fmt: skip
+        rows = [Coded(str(n), np.array([[n], [n], [0]]), {"length": 1 + n % 2}) for n in range(1, 8)]
+        shards = Shards(tmp_path / "tok", store_named("arrow", ""), {**manifest, "store": "arrow"}, 1)
+        shards.write("shard-00000", rows, {"of": 7, "failed": []})
+        shards.finish()
+        monkeypatch.setattr(counting, "_AT_ONCE", 1)
+        for most in (9 * 3, 9):  # counted at each position, and not
+            monkeypatch.setattr(counting, "MOST_CODES", most)
+            use = counting.stats(tmp_path / "tok")
+            assert use.counts.tolist() == [[0, 2, 1, 2, 1, 2, 1, 2, 0]]
+            assert (use.places is None) == (most == 9)
+        monkeypatch.setattr(counting, "MOST_CODES", 8)
+        with pytest.raises(DataError, match=r"the codes of 1 codebooks of 9 are not counted; the most is 8"):
+            counting.stats(tmp_path / "tok")
+
+    def test_stats_of_codes_that_cannot_be(self, tmp_path):
+        manifest = {"format": 1, "fingerprint": "x", "grid": [1], "size": [3], "num_codebooks": 1, "codebook_size": 4,
+                    "dtype": "uint8"}  # fmt: skip
+        shards = Shards(tmp_path / "tok", store_named("arrow", ""), {**manifest, "store": "arrow"}, 1)
+        shards.write("shard-00000", [Coded("a", np.array([[4]]))], {"of": 1, "failed": []})
+        shards.finish()
+        with pytest.raises(DataError, match=r"code 4 is not below 4; see vqcore tokens verify"):
+            counting.stats(tmp_path / "tok")
+
+
+def patches(seed, *shape):
+    """Noise that is constant in patches of 4, so that codes differ."""
+    values = np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+    return values.repeat(4, -1).repeat(4, -2)
+
+
+class TestSheet:
+    def test_windows_rows_and_files_are_found_again(self, made, tmp_path, capsys):
+        pics = samples(tmp_path / "in", "b/c")
+        for name, shape in (("a", (2, 2, 2)), ("long", (2, 3, 5)), ("many", (4, 2, 2, 2))):
+            np.save(pics / f"{name}.npy", patches(1, *shape))
+        stored(made, pics, tmp_path / "tok", tiles=True, named=str(tmp_path / "run"))
+        verify = ["tokens", "verify", str(tmp_path / "tok"), "--source", str(pics)]
+        assert main(verify) == 0
+        said = capsys.readouterr().out
+        assert "tok: 100.0% of the codes come out again from the 6 files of the sheet" in said
+        assert f"{tmp_path / 'tok.png'}  (from left to right: a#0x0, long#0x0, long#0x16, " in said
+        for row in open_store(tmp_path / "tok").places:
+            np.save(pics / f"{row}.npy", np.load(pics / f"{row}.npy")[..., ::-1])
+        assert main(verify) == 0
+        assert "100.0%" not in capsys.readouterr().out
+        (pics / "a.npy").unlink()
+        assert main(verify) == 2
+        assert (
+            f"--source {pics}: has no file with the key 'a', which {tmp_path / 'tok'} has"
+            in capsys.readouterr().err
+        )
+
+    def test_a_saved_view_is_honoured(self, made, tmp_path):
+        raw = np.ones((2, 16, 16), np.float32)
+        raw[0, :, 12:] = -1
+        np.save(tmp_path / "a.npy", raw)
+        view = {"start": [0.25, 0.5], "stop": [0.75, 1.0], "flip": True, "extent": [16, 16]}
+        crop = torch.from_numpy(raw[:, 4:12, 8:16][..., ::-1].copy())
+        base = passes.manifest_of(made, (8, 8), None)
+        shards = Shards(tmp_path / "tok", store_named("arrow", ""), {**base, "store": "arrow"}, 1)
+        extras = {"record": "a", "crop": 0, "view": view}
+        rows = [
+            Coded("a#crop0", made.encode(crop[None])[0].numpy(), extras),
+            Coded("a#crop1", made.encode(crop[None])[0].numpy(), {**extras, "view": {**view, "flip": False}}),
+        ]
+        shards.write("shard-00000", rows, {"of": 1, "failed": []})
+        shards.finish()
+        found = decoded([tmp_path / "tok"], [made], [str(tmp_path / "a.npy")])
+        assert found.agreement == {tmp_path / "tok": 0.5}  # nothing of the second row
+        assert found.keys == ["a#crop0", "a#crop1"]
+
+    def test_the_same_keys_of_several_stores(self, made, tmp_path, capsys):
+        pics, other = samples(tmp_path / "in", *"abcdefghij"), trained(tmp_path / "other", seed=1)
+        folders = [tmp_path / "one", tmp_path / "two"]
+        for tokenizer, folder in zip((made, other), folders):
+            stored(tokenizer, pics, folder)
+        found = decoded(folders, [other, made], [])
+        assert found.keys == list("acefhj") and not found.agreement
+        tile, gap, margin = pictures.TILE, pictures._GAP, pictures._MARGIN
+        for line, tokenizer in enumerate((made, other)):
+            codes = tokenizer.load_tokens(folders[line])
+            for column, key in enumerate(found.keys):
+                left, top = margin + column * (tile + gap), line * (tile + gap)
+                alone = pictures.picture(made.modality, tokenizer.decode(codes[key])[0])
+                wanted = alone.resize((tile, tile), Image.Resampling.NEAREST)
+                assert found.image.crop((left, top, left + tile, top + tile)) == wanted
+        with pytest.raises(DataError, match=r"two: the tokenizer with the fingerprint .* made these codes"):
+            decoded(folders, [made], [])
+        with pytest.raises(ConfigError, match=r"--source is given 1 times, for 2 stores"):
+            decoded(folders, [made], [str(pics)])
+        assert main(["tokens", "verify", *map(str, folders), "--sheet", str(tmp_path / "x.png")]) == 2
+        assert "one: its tokens.json does not name a tokenizer. Add --decode RUN" in capsys.readouterr().err
+        assert main(["tokens", "stats", str(folders[0]), "--decode", "x"]) == 2
+        assert "--decode belongs to vqcore tokens verify" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -139,6 +139,12 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
         help="a further tokenizer for the same files in the same pass, and its output; then settings: size=, store=, "
         "batch_size=, borrow=",
     )
+    parser.add_argument(
+        "--engine",
+        choices=("process", "ray"),
+        default="process",
+        help="process: this one, or those of torchrun and Slurm (default); ray: shards as tasks of a Ray cluster",
+    )
     _batches(parser)
     _borrowing(parser)
 
@@ -188,10 +194,30 @@ def _tokens(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", metavar="RUN", help="convert from LAYOUT:FOLDER: the tokenizer that made the codes"
     )
     parser.add_argument("--size", help="convert: the size at which RUN made them (default: the nominal size)")
+    parser.add_argument("--json", action="store_true", help="stats: print all numbers as JSON")
+    parser.add_argument("--html", metavar="FILE", help="stats: also write a page for the browser")
+    parser.add_argument(
+        "--sheet",
+        metavar="FILE.png",
+        help="verify: decode some rows into a picture, the same keys of each store (default: STORE.png)",
+    )
+    parser.add_argument(
+        "--decode",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="verify: the tokenizer of a store; repeat it for several (default: those that tokens.json names)",
+    )
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="verify: the files of a store, for the picture; repeat it in the order of the stores",
+    )
     _weights(parser)
     _pickles(parser)
     _borrowing(parser)
-    parser.add_argument("--json", action="store_true", help="stats: print all numbers as JSON")
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
@@ -247,6 +273,18 @@ def _check(parser: argparse.ArgumentParser) -> None:
     _pickles(parser)
 
 
+def _index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", help="a folder (searched at any depth), or tar shards: 'shards/{000..099}.tar'"
+    )
+    parser.add_argument(
+        "--hash", action="store_true", help="hash every file that is new or has changed, and name copies"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help="write the list to a new Parquet file: path, bytes, time, hash"
+    )
+
+
 def _plugins(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", nargs="*", help="only these plugins")
     parser.add_argument(
@@ -262,7 +300,15 @@ def _show(parser: argparse.ArgumentParser) -> None:
 
 def _new(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["config"], help="what to write: a config for files of your own")
-    parser.add_argument("folder", help="the folder of your files")
+    parser.add_argument("folder", nargs="?", help="the folder of your files")
+    parser.add_argument(
+        "--like",
+        metavar="FAMILY",
+        nargs="?",
+        const="",
+        help="a published tokenizer, e.g. fourm/rgb_ViTB-UNetP4_16k or terramind/DEM: its architecture, quantizer and "
+        "schedule for your files; --like alone lists those that installed plugins know",
+    )
     parser.add_argument(
         "--out", metavar="FILE", help="the config to write (default: the folder's name with .yaml)"
     )
@@ -271,7 +317,7 @@ def _new(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="name=value",
-        help="answers beforehand: modality, reader, kind, channels_last or nodata, e.g. kind=continuous",
+        help="answers beforehand: modality, reader, kind, vector, channels_last or nodata, e.g. kind=continuous",
     )
 
 
@@ -372,6 +418,11 @@ VERBS = {
         "vqcore train cfgs/quickstart.yaml run.dir=runs/mine data.path=~/Pictures",
         _train,
     ),
+    "fit": Verb(
+        "make a tokenizer that needs no training, in one pass over the data",
+        "vqcore fit cfgs/fit/kmeans.yaml data.path=~/Pictures run.dir=runs/kmeans",
+        _train,
+    ),
     "eval": Verb("measure a tokenizer", "vqcore eval runs/quickstart data.eval_path=~/Pictures", _eval),
     "report": Verb("write an HTML page about a run", "vqcore report runs/quickstart", _report),
     "tokenize": Verb(
@@ -407,6 +458,11 @@ VERBS = {
     ),
     "config": Verb(
         "check a config and print all of its settings", "vqcore config cfgs/quickstart.yaml --origin", _config
+    ),
+    "index": Verb(
+        "list the files of a folder once; later commands read again only what has changed",
+        "vqcore index ~/Pictures --hash",
+        _index,
     ),
     "new": Verb(
         "look at your files and write a config for them",

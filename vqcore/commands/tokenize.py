@@ -3,7 +3,13 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import torch
+
+from vqcore import dist
 from vqcore.artefacts.stored import FOLDER, store_named
 from vqcore.assembly import pick_device
 from vqcore.commands.loading import again, load_named
@@ -11,10 +17,12 @@ from vqcore.console import command, say
 from vqcore.errors import ConfigError, did_you_mean, listed
 from vqcore.files import local
 from vqcore.protocols import adopts
+from vqcore.tokens.cluster import tokenize_by_ray
 from vqcore.tokens.flow import Done
+from vqcore.tokens.inputs import source_of
 from vqcore.tokens.layouts import tokenize_layout
-from vqcore.tokens.passes import parse_size, parse_stride, tokenize_folder
-from vqcore.tokens.sharded import Job, tokenize_all
+from vqcore.tokens.passes import parse_size, parse_stride, refuse_file, tokenize_folder
+from vqcore.tokens.sharded import Job, Pass, tokenize_all
 from vqcore.tokens.shards import FAILED
 
 ALSO = ("size", "store", "batch_size", "borrow")
@@ -24,36 +32,74 @@ ALSO = ("size", "store", "batch_size", "borrow")
 def run(args: argparse.Namespace) -> int:
     """Tokenize a data set. What is done already is left alone; unreadable files are named."""
     found = store_named(args.store, "--store")  # a name that is wrong costs no loading
-    in_files, in_layout = args.store == FOLDER, adopts(found) is not None
-    if in_files or in_layout:
-        _refuse_flags(args)
     if args.seed and not args.crops:
         raise ConfigError(
             f"--seed {args.seed} decides random crops, and --crops asks for none. Leave it out."
         )
+    if args.store == FOLDER or adopts(found) is not None:
+        return _in_files(args)
+    only = local(args.only) if args.only else None
+    if args.engine == "ray":
+        return _on_ray(args, only)
+    jobs = _jobs(args, pick_device(args.device, "--device"))
+    one = [job for _, job in jobs]
+    return _report(
+        args, jobs, tokenize_all(args.input, one, overwrite=args.overwrite, only=only, **_how(args))
+    )
+
+
+def _in_files(args: argparse.Namespace) -> int:
+    """A file of codes for each file, in the layout of vqcore or of another system."""
+    _refuse_flags(args)
+    tokenizer = load_named(args, device=pick_device(args.device, "--device"), encoder_only=True)
+    size = parse_size(args.size, tokenizer.cfg.size)
+    job = Job(tokenizer=tokenizer, target=local(args.output), size=size)
+    how: dict[str, Any] = {
+        "size": size,
+        "batch_size": args.batch_size,
+        "overwrite": args.overwrite,
+        "stride": parse_stride(args.stride, len(size)),
+        "tiles": args.tiles,
+        "workers": args.workers,
+    }
+    if args.store == FOLDER:
+        done = tokenize_folder(tokenizer, args.input, job.target, **how)
+    else:
+        views = local(args.views) if args.views else None
+        how |= {"store": args.store, "crops": args.crops, "views": views, "seed": args.seed}
+        done = tokenize_layout(tokenizer, args.input, job.target, **how)
+    return _report(args, [(args, job)], [done])
+
+
+def _on_ray(args: argparse.Namespace, only: Path | None) -> int:
+    """A pass on a cluster. This process loads the tokenizers only to say at once what is wrong with them."""
+    if not (args.device or "cuda").startswith("cuda"):
+        pick_device(args.device, "--device")
+    if dist.share()[1] > 1:
+        raise ConfigError(f"--engine ray is for one process, and this is one of {dist.share()[1]}.")
+    jobs = _jobs(args, torch.device("cpu"))
+    for _, job in jobs:
+        refuse_file(job.target)
+    done_by = tokenize_by_ray(
+        partial(_passed, args), device=args.device, readers=args.workers, overwrite=args.overwrite, only=only
+    )
+    return _report(args, jobs, done_by)
+
+
+def _passed(args: argparse.Namespace, device: str) -> Pass:
+    """The pass of a command, in a process of a cluster."""
+    jobs = [job for _, job in _jobs(args, pick_device(device))]
+    return Pass(source_of(args.input, jobs[0].tokenizer), jobs, **_how(args))
+
+
+def _jobs(args: argparse.Namespace, device: torch.device) -> list[tuple[argparse.Namespace, Job]]:
+    """The tokenizers of a command and the stores of their codes, each with its arguments."""
     also = [_parsed(words) for words in args.also]
-    device = pick_device(args.device, "--device")
     tokenizer = load_named(args, device=device, encoder_only=True)
     size = parse_size(args.size, tokenizer.cfg.size)
-    target = local(args.output)
-    if in_files or in_layout:
-        how = {
-            "size": size,
-            "batch_size": args.batch_size,
-            "overwrite": args.overwrite,
-            "stride": parse_stride(args.stride, len(size)),
-            "tiles": args.tiles,
-            "workers": args.workers,
-        }
-        if in_layout:
-            views = local(args.views) if args.views else None
-            how |= {"store": args.store, "crops": args.crops, "views": views, "seed": args.seed}
-        done = (tokenize_layout if in_layout else tokenize_folder)(tokenizer, args.input, target, **how)
-        job = Job(tokenizer=tokenizer, target=target, size=size)
-        return _report(args, [(args, job)], [done])
     job = Job(
         tokenizer=tokenizer,
-        target=target,
+        target=local(args.output),
         size=size,
         store=args.store,
         batch_size=args.batch_size,
@@ -61,20 +107,19 @@ def run(args: argparse.Namespace) -> int:
         tiles=args.tiles,
         named=args.run,
     )
-    jobs = [(args, job), *(_further(args, job, *each) for each in also)]
-    done_by = tokenize_all(
-        args.input,
-        [each for _, each in jobs],
-        shard_size=args.shard_size,
-        overwrite=args.overwrite,
-        only=local(args.only) if args.only else None,
-        workers=args.workers,
-        crops=args.crops,
-        views=local(args.views) if args.views else None,
-        seed=args.seed,
-        masks=args.masks,
-    )
-    return _report(args, jobs, done_by)
+    return [(args, job), *(_further(args, job, *each) for each in also)]
+
+
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """How a pass is done, for all tokenizers."""
+    return {
+        "shard_size": args.shard_size,
+        "workers": args.workers,
+        "crops": args.crops,
+        "views": local(args.views) if args.views else None,
+        "seed": args.seed,
+        "masks": args.masks,
+    }
 
 
 def _refuse_flags(args: argparse.Namespace) -> None:
@@ -85,6 +130,10 @@ def _refuse_flags(args: argparse.Namespace) -> None:
                 f"{flag} is for stores of shards, and --store {args.store} keeps a file for each file: every start "
                 "does what is missing. Leave it out."
             )
+    if args.engine == "ray":
+        raise ConfigError(
+            f"--engine ray does shards, and --store {args.store} has none. Leave one of the two out."
+        )
     crops = (("--crops", args.crops), ("--views", args.views)) if args.store == FOLDER else ()
     for flag, given in (*crops, ("--masks", args.masks), ("--also", args.also)):
         if given:

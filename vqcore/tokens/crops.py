@@ -110,7 +110,7 @@ class Saved:
         views: list[View] = []
         while place < len(self.rows) and self.rows.key(place) == f"{key}#crop{len(views)}":
             views.append(
-                _view(self.rows.extras(place).get("view"), f"{self.folder}: '{self.rows.key(place)}'")
+                view_of(self.rows.extras(place).get("view"), f"{self.folder}: '{self.rows.key(place)}'")
             )
             place += 1
         extent = views[0].extent or ()
@@ -125,7 +125,7 @@ def _whole(keys: Any) -> pa.Array:
     return made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
 
 
-def _view(kept: Any, where: str) -> View:
+def view_of(kept: Any, where: str) -> View:
     """A view as `saved_view` gave it. Raises `DataError` for what is none."""
     if misfit(kept, _VIEW):
         raise DataError(f"{where}: {str(kept)[:80]} is no view")

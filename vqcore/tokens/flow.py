@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from vqcore.data.listing import counted
@@ -44,6 +44,19 @@ class Done:
         self.keys.append(file.key)
         self.failed.append(text if file.where in text else f"{file.where}: {text}")
         log.warning("skipped: %s", self.failed[-1])
+
+    def add(self, other: "Done") -> None:
+        """Add what another process did."""
+        for each in fields(self):
+            if each.name != "left_out":
+                setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+    def taken(self) -> "Done":
+        """What is noted so far; from now on all is counted anew."""
+        noted, new = replace(self), Done(left_out=self.left_out)
+        for each in fields(self):
+            setattr(self, each.name, getattr(new, each.name))
+        return noted
 
     @property
     def count(self) -> int:

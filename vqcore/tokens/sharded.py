@@ -100,11 +100,16 @@ def tokenize_all(
         one.abandon()
         raise
     except OSError as error:
-        raise RunError(
-            f"{error.filename} cannot be written: {cause(error)}. {one.written} shards were finished before it; the "
-            "same command goes on from there."
-        ) from error
+        raise not_written(error, one.written) from error
     return [lane.done for lane in one.lanes]
+
+
+def not_written(error: OSError, shards: int) -> RunError:
+    """What a pass says that can write no more, after so many shards."""
+    return RunError(
+        f"{error.filename} cannot be written: {cause(error)}. {shards} shards were finished before it; the same "
+        "command goes on from there."
+    )
 
 
 class Pass:
@@ -176,6 +181,10 @@ class Pass:
                 f"warning: files of {listed(dict.fromkeys(changed), 4)} have other sizes than when they were "
                 "tokenized; their codes are kept. --only FILE, a list of their keys, or --overwrite makes new ones."
             )
+
+    def lacks(self, number: int) -> bool:
+        """Whether a store lacks a shard."""
+        return any(self.names[number] not in lane.there for lane in self.lanes)
 
     def do(self, number: int, line: ProgressLine) -> None:
         """Do a shard for the tokenizers whose stores lack it: files in the order of the source, then write it."""

@@ -65,15 +65,18 @@ class Shards:
     @property
     def done(self) -> dict[str, dict[str, Any]]:
         """What is known of each shard that is done, by its name."""
-        notes = {}
-        for name in self.names:
-            note = self.folder / f"{name}.json"
-            with contextlib.suppress(DataError):  # none, or damaged: then the shard is not done
-                if note.is_file():
-                    notes[name] = read_json(note, DataError, SHARD)
+        notes = {name: note for name in self.names if (note := self.note(name)) is not None}
         # Read after the notes: another process completes the manifest before it removes them.
         manifest = read_manifest(self.folder) or {}
         return {each["name"]: each for each in manifest.get("shards", ())} | notes
+
+    def note(self, name: str) -> dict[str, Any] | None:
+        """What is known of a shard that was done since the manifest was written; None if nothing is."""
+        note = self.folder / f"{name}.json"
+        with contextlib.suppress(DataError):  # none, or damaged: then the shard is not done
+            if note.is_file():
+                return read_json(note, DataError, SHARD)
+        return None
 
     def write(self, name: str, rows: Sequence[Coded], facts: Mapping[str, Any]) -> None:
         """Write a shard and its note. `facts` are the numbers of files, and those that failed with their reasons."""

@@ -1,4 +1,4 @@
-"""What is done with stores that are there: copied to another layout, checked, counted."""
+"""What is done with stores that are there: copied to another layout, checked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +22,6 @@ from vqcore.tokens.store import Claims
 
 _AT_ONCE = 4096
 """Rows that are in memory at once."""
-_MOST_CODES = 2**24
-"""Counters that are kept, one for each code."""
 
 
 def convert(found: Opened, target: Path, store: str) -> int:
@@ -174,57 +172,3 @@ def _out_of_range(store: Opened) -> list[str]:
             place = int(places[np.argmax(high >= most)])
             return [f"{store.folder}: code {high.max()} of '{store.rows.key(place)}' is not below {most}"]
     return []
-
-
-@dataclass(frozen=True)
-class Use:
-    """How the codes of a store are used, for each codebook; perplexity is 2 to the entropy.
-
-    `usage` is the share of the codebook that occurs. `places` is the perplexity at each position of the grid (positions
-    of all codebooks one after the other), None for a codebook that is too large to count at every position.
-    """
-
-    rows: int
-    codebook_size: int
-    usage: list[float]
-    perplexity: list[float]
-    bits: list[float]
-    places: list[list[float]] | None
-
-
-def stats(folder: Path) -> Use:
-    """Count the codes of a store."""
-    store = open_store(folder)
-    size, books = store.manifest["codebook_size"], store.manifest["num_codebooks"]
-    positions = int(np.prod(store.manifest["grid"]))
-    if size * books > _MOST_CODES:
-        raise DataError(
-            f"{folder}: the codes of {books} codebooks of {size} are not counted; the most is {_MOST_CODES} in all."
-        )
-    per_place = size * positions * books <= _MOST_CODES
-    counts = np.zeros((positions if per_place else 1, books, size), np.int64)
-    with ProgressLine("stats", len(store.rows), unit="row") as line:
-        for first in range(0, len(store.rows), _AT_ONCE):
-            places = np.arange(first, min(first + _AT_ONCE, len(store.rows)))
-            codes = store.rows.many(places).reshape(len(places), positions, books).astype(np.int64)
-            slot = np.arange(books) * size
-            if per_place:
-                slot = slot + np.arange(positions)[:, None] * (books * size)
-            counts += np.bincount((codes + slot).ravel(), minlength=counts.size).reshape(counts.shape)
-            line.update(int(places[-1]) + 1)
-    total = counts.sum(0)
-    bits = _entropy(total)
-    return Use(
-        rows=len(store.rows),
-        codebook_size=size,
-        usage=(total > 0).mean(1).tolist(),
-        perplexity=(2**bits).tolist(),
-        bits=bits.tolist(),
-        places=(2 ** _entropy(counts)).T.tolist() if per_place else None,
-    )
-
-
-def _entropy(counts: np.ndarray) -> np.ndarray:
-    """The entropy of counts along the last axis, in bits."""
-    share = counts / np.maximum(1, counts.sum(-1, keepdims=True))
-    return (share * np.log2(1 / np.where(share > 0, share, 1))).sum(-1)

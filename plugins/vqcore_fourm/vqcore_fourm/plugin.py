@@ -29,6 +29,12 @@ def vqcore_plugin() -> Plugin:
                 "4M's token folders: int16 (crops, tokens) at CLASS/ID.npy, with crop_settings beside",
             ),
             Component(
+                "data",
+                "folder",
+                "vqcore_fourm.folder:Folder",
+                "4M's tree of files, root/<task>/<class>/<name>.<suffix>, aligned by name",
+            ),
+            Component(
                 "decoder",
                 "none",
                 "vqcore_fourm.none:NoDecoder",

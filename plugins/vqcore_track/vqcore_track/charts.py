@@ -120,32 +120,41 @@ class Scale:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], *, unit: str = "", events: Iterable[Event] = (), log: bool = True
+    title: str,
+    series: Sequence[Series],
+    *,
+    unit: str = "",
+    events: Iterable[Event] = (),
+    log: bool = True,
+    across: str = "step",
 ) -> Chart | None:
-    """Curves over steps; None without a finite value. `log` allows a logarithmic axis for values over a wide range."""
+    """Curves; None without a finite value. `log` allows a logarithmic axis for values over a wide range.
+
+    `across` names what a curve goes over.
+    """
     finite = [Series(s.label, thinned(s.points), s.marked) for s in series[:MOST_SERIES]]
     finite = [s for s in finite if s.points]
     if not finite:
         return None
     values = [y for s in finite for _, y in s.points]
     steps = [x for s in finite for x, _ in s.points]
-    across = Scale(min(0.0, *steps), max(1.0, *steps), BOX.left, BOX.right)
+    along = Scale(min(0.0, *steps), max(1.0, *steps), BOX.left, BOX.right)
     log = log and min(values) > 0 and max(values) > 8 * min(values)
     low, high = _padded(min(values), max(values), log)
     up = Scale(low, high, BOX.bottom, BOX.top, log)
     last = "; ".join(f"{s.label} {with_unit(short(s.points[-1][1]), unit)}" for s in finite)
     return Chart(
         title=title,
-        spoken=f"{title} over steps{', logarithmic' if log else ''}; last {last}",
-        across="step",
+        spoken=f"{title} over {across}s{', logarithmic' if log else ''}; last {last}",
+        across=across,
         rules=up.ticks(),
-        ticks=across.ticks(),
+        ticks=along.ticks(),
         events=[
-            (across(event.step), f"step {event.step:g}: {event.text}")
+            (along(event.step), f"{across} {event.step:g}: {event.text}")
             for event in events
-            if across.low <= event.step <= across.high
+            if along.low <= event.step <= along.high
         ],
-        curves=[_curve(s, across, up, unit) for s in finite],
+        curves=[_curve(s, along, up, unit, across) for s in finite],
         legend=True,
     )
 

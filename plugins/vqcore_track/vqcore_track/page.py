@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import jinja2
@@ -61,7 +62,7 @@ SIDE = 256
 STRIP_ROWS = 7
 MOST_EVENTS = 50
 _HARMLESS = ("resumed", RECOVERED)
-_RAMP = np.tile(np.linspace(0, 1, 180), (12, 1))
+RAMP = np.tile(np.linspace(0, 1, 180), (12, 1))
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def render(record: Record, gallery: Gallery) -> str:
             (group, [_card(shown) for shown in gallery.shown if shown.group == group])
             for group in ("best", "median", "worst")
         ],
-        ramp=_encoded(Image.fromarray(heat(_RAMP)), "PNG"),
+        ramp=encoded(Image.fromarray(heat(RAMP)), "PNG"),
         curves=_curves(record),
-        use=_use_of_codes(gallery),
+        use=use_of_codes(gallery.counts, gallery.grid) if gallery.counts else {},
         heads=heads,
         tables=[{name: table[name] for name in _without_channels(table)} for table in tables],
         channels=_channels(heads, tables),
@@ -267,10 +268,11 @@ def _picture(image: Image.Image, pixels: bool = False) -> Picture:
     if scale < 1:
         image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BOX)
     small = max(image.size) <= 64
-    return _encoded(image, "PNG" if small else "WEBP", pixels or small)
+    return encoded(image, "PNG" if small else "WEBP", pixels or small)
 
 
-def _encoded(image: Image.Image, kind: str, pixels: bool = False) -> Picture:
+def encoded(image: Image.Image, kind: str, pixels: bool = False) -> Picture:
+    """A picture as a file of a kind that Pillow writes."""
     buffer = io.BytesIO()
     settings: dict[str, Any] = {"quality": 88, "method": 4} if kind == "WEBP" else {"optimize": True}
     image.save(buffer, format=kind, **settings)
@@ -336,32 +338,53 @@ def _chart(name: str, series: Sequence[Series], **settings: Any) -> Chart | None
     return line_chart(title, series, unit=unit, **settings)
 
 
-def _use_of_codes(gallery: Gallery) -> dict[str, Any]:
-    """How often the codes occur in the samples that the page looks through."""
-    if not gallery.counts:
-        return {}
-    books = len(gallery.counts)
+def use_of_codes(counts: Sequence[Sequence[int]], grid: Sequence[int]) -> dict[str, Any]:
+    """How often the codes of each codebook occur, in numbers and charts."""
+    books = len(counts)
     labels = [f"codebook {index + 1}" for index in range(books)] if books > 1 else ["codes"]
-    every = [count for book in gallery.counts for count in book]
+    every = [count for book in counts for count in book]
     share, _ = reachable(sum(every) // books, len(every) // books)
     return {
         "reach": round(share * len(every)) if share < 0.99 else None,
         "codes": sum(every),
         "used": sum(count > 0 for count in every),
         "size": len(every),
-        "grid": TIMES.join(map(str, gallery.grid)),
+        "grid": TIMES.join(map(str, grid)),
         "charts": [
-            rank_chart("How often each code occurs", gallery.counts, labels=labels),
+            rank_chart("How often each code occurs", counts, labels=labels),
             bar_chart("How many codes occur how often", _octaves(every), across="occurrences", what="codes"),
         ],
     }
 
 
 def _octaves(counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Numbers of codes by how often they occur: never, once, 2 to 3, 4 to 7 ...; the last bar takes all the rest."""
-    found = Counter(min(count.bit_length(), 8) for count in counts)
-    names = ["0", "1", "2-3", "4-7", "8-15", "16-31", "32-63", "64-127", "128+"]
-    return [(names[place], float(found[place])) for place in range(max(found) + 1)]
+    """Numbers of codes by how often they occur: never, once, 2 to 3, 4 to 7 ...; the last bar takes all the rest.
+
+    Where codes occur so often that the last bar would take more than half of them, a bar takes several powers of 2.
+    """
+    powers = Counter(count.bit_length() for count in counts)
+    width = 1
+    while 2 * sum(many for power, many in powers.items() if power > 7 * width) > len(counts):
+        width += 1
+    found: Counter[int] = Counter()
+    for power, many in powers.items():
+        found[min(-(-power // width), 8)] += many
+    lows = [0, *(2 ** (width * bar) for bar in range(8))]
+    names = [_span(low, high - 1) for low, high in pairwise(lows)] + [f"{_count(lows[-1])}+"]
+    return [(names[bar], float(found[bar])) for bar in range(max(found) + 1)]
+
+
+def _span(low: int, high: int) -> str:
+    """A range of counts in few letters."""
+    if low == high:
+        return str(low)
+    return f"{low}-{high}" if high < 1000 else f"{_count(low)}+"
+
+
+def _count(number: int) -> str:
+    return (
+        str(number) if number < 10_000 else f"{number // 1000}k" if number < 10**6 else f"{number // 10**6}M"
+    )
 
 
 def _protocol(record: Record) -> dict[str, str]:
@@ -369,7 +392,7 @@ def _protocol(record: Record) -> dict[str, str]:
     if not record.evaluation:
         return {}
     measured, place = record.evaluation["protocol"], record.evaluation.get("environment", {})
-    return _facts(
+    return facts(
         {
             "checkpoint": record.evaluation.get("checkpoint"),
             "samples": measured["set"].get("count"),
@@ -402,12 +425,12 @@ def _progress(record: Record) -> tuple[Picture, list[str]] | None:
     sheet = Image.new("RGB", (originals.width, originals.height * (len(tiles) + 1)), (255, 255, 255))
     for index, tile in enumerate((originals, *tiles)):
         sheet.paste(tile, (0, index * originals.height))
-    return _encoded(sheet, "WEBP"), list(map(str, shown))
+    return encoded(sheet, "WEBP"), list(map(str, shown))
 
 
 def _provenance(record: Record, gallery: Gallery) -> dict[str, str]:
     made = record.provenance
-    return _facts(
+    return facts(
         {
             "command": " ".join(map(str, made.get("command") or [])),
             "git commit": made.get("git"),
@@ -435,7 +458,7 @@ def _settings(record: Record) -> dict[str, str]:
     """The settings that people ask for first."""
     data, run, optim = (record.section(name) for name in ("data", "run", "optim"))
     size = data.get("input_size") or data.get("input_size_max")
-    return _facts(
+    return facts(
         {
             "data": data.get("path"),
             "evaluation data": data.get("eval_path"),
@@ -456,9 +479,9 @@ def _settings(record: Record) -> dict[str, str]:
     )
 
 
-def _facts(facts: Mapping[str, Any]) -> dict[str, str]:
+def facts(given: Mapping[str, Any]) -> dict[str, str]:
     """Facts as text, without those that are not recorded."""
-    texts = {name: _plain(value) for name, value in facts.items()}
+    texts = {name: _plain(value) for name, value in given.items()}
     return {name: text for name, text in texts.items() if text}
 
 

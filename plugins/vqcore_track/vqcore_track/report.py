@@ -15,7 +15,8 @@ from vqcore.errors import SettingError, VqcoreError
 from vqcore.files import write_text
 from vqcore.plugin import hookimpl
 from vqcore.protocols import RunLike
-from vqcore_track import gallery, page, record
+from vqcore.tokens.stats import Use
+from vqcore_track import gallery, page, record, tokens
 
 log = logging.getLogger(__name__)
 FILE = "report.html"
@@ -66,3 +67,8 @@ class Report:
         path = run_dir / FILE
         write_text(path, page.render(found, shown))
         return path
+
+    @staticmethod
+    def write_tokens(use: Use, name: str, path: Path) -> None:
+        """Write a page about a store of codes; `name` is its heading."""
+        write_text(path, tokens.render(use, name))
