@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PLUGINS := vit quant vision audio synth track percept unet controlnet fourm terramind text
+PLUGINS := vit quant vision audio synth track percept unet controlnet fourm terramind text fit
 OURS := -e . $(foreach id,$(PLUGINS),-e plugins/vqcore_$(id))
 EXAMPLES := -e examples/vqcore-pose
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)

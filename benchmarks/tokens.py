@@ -1,4 +1,4 @@
-"""How quickly codes are read from stores, and how much room they take: one file each, Parquet, Arrow.
+"""How quickly codes are read from stores, and how much room they take: one file each, tars, Parquet, Arrow.
 
     python benchmarks/tokens.py --rows 50000 --turns 31
 
@@ -46,7 +46,7 @@ def main() -> None:
         f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {args.rows:,} rows, {args.turns} turns\n"
     )
     with tempfile.TemporaryDirectory() as folder:
-        places = {name: Path(folder) / name for name in ("arrow", "parquet", "folder")}
+        places = {name: Path(folder) / name for name in ("arrow", "tar", "parquet", "folder")}
         print("| store | bytes of the codes column / raw | bytes on disk / raw |\n| --- | --- | --- |")
         for name, place in places.items():
             count = args.files if name == "folder" else args.rows
@@ -102,6 +102,7 @@ def lines(places: dict[str, Path]) -> dict[str, Line]:
         "arrow, TokenDataset[i]": (many, 50_000, each(data["arrow"])),
         "arrow twice, TokenDataset[i]": (many, 20_000, each(two)),
         "arrow, TokenDataset.batch of 1,024": (many, 50_000, batches),
+        "tar, TokenDataset[i]": (len(data["tar"]), 50_000, each(data["tar"])),
         "parquet (in memory), TokenDataset[i]": (many, 50_000, each(data["parquet"])),
         "folder, TokenDataset[i]": (len(data["folder"]), 500, each(data["folder"])),
     }

@@ -5,6 +5,9 @@
 Both kinds take turns, step by step, in one process on one model: `--pairs` pairs of `--steps` steps each. The output is
 median and quartiles of a ratio, whole steps to bare steps, for wall-clock time and for CPU time (without the time of
 the reading processes). The ratio of bare steps to bare steps stands beside it and shows the noise of the machine.
+
+With `--encode`, of a config with data.name=tokens, the first kind are bare steps in which the encoder makes the codes
+anew: what training on stored codes saves.
 """
 
 import argparse
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--pairs", type=int, default=31)
     parser.add_argument("--steps", type=int, default=16, help="a multiple of what is read in one go")
+    parser.add_argument("--encode", action="store_true", help="compare stored codes with the encoder")
     args = parser.parse_args()
     config = load(args.config, args.overrides, schema=RunConfig).config
     with tempfile.TemporaryDirectory() as folder:
@@ -71,11 +75,16 @@ def _measure(run: Run, feed: Feed, args: argparse.Namespace) -> tuple[np.ndarray
         train_step(run, kept[step])
         run.progress.step += 1
 
+    def encoded(step: int) -> None:
+        train_step(run, [replace(batch, codes=None) for batch in kept[step]])
+        run.progress.step += 1
+
     pairs = []
     for _ in range(args.pairs):
         times = np.zeros((3, 2))
         for step in range(args.steps):
-            kinds: list[Callable[[], None]] = [whole, partial(bare, step), partial(bare, step)]
+            other = partial(encoded, step) if args.encode else whole
+            kinds: list[Callable[[], None]] = [other, partial(bare, step), partial(bare, step)]
             for turn in range(3):
                 kind = (turn + step) % 3
                 times[kind] += _seconds(kinds[kind])
@@ -95,7 +104,10 @@ def _report(args: argparse.Namespace, wholes: np.ndarray, selves: np.ndarray, ba
     print(f"{Path(args.config)} {' '.join(args.overrides)}")
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     print(f"{bare_s * 1e3:.1f} ms a bare step, {threads} threads, load {load:.1f}")
-    for name, ratios in (("whole / bare", wholes), ("bare / bare", selves)):
+    for name, ratios in (
+        ("encoded / bare" if args.encode else "whole / bare", wholes),
+        ("bare / bare", selves),
+    ):
         for clock, values in zip(("wall", "CPU"), ratios.T, strict=True):
             low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
             count = f"{len(values)} pairs of {args.steps} steps"

@@ -345,7 +345,7 @@ NO_MAPPING = "a.yaml: a config is a mapping (key: value), not {}."
         (
             "",
             "a.yaml: data is required: a data source, e.g. {name: folder}. "
-            "Installed: folder, tar, array, good/made.",
+            "Installed: folder, tar, parquet, array, tokens, good/made.",
         ),
         (
             "# only a remark\n",
@@ -530,7 +530,8 @@ def test_values_become_what_their_setting_says(here, good, key, value, result):
     [
         (
             "data",
-            "data is required: a data source, e.g. {name: folder}. Installed: folder, tar, array, good/made.",
+            "data is required: a data source, e.g. {name: folder}. "
+            "Installed: folder, tar, parquet, array, tokens, good/made.",
         ),
         (
             "model.encoder",

@@ -17,6 +17,7 @@ from vqcore.check.checks import first_batch
 from vqcore.cli import main
 from vqcore.compose.layers import load
 from vqcore.config import Config
+from vqcore.protocols import Coded
 from vqcore.registry import registry
 from vqcore.run.state import build
 from vqcore.schema import RunConfig, TextConfig
@@ -26,6 +27,7 @@ from vqcore.tokenizer import Tokenizer
 
 pytest.importorskip("vqcore_vit")
 pytest.importorskip("vqcore_quant")
+pytest.importorskip("vqcore_fit")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "contracts.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"# ([\w-]+\.\w+)(, continued)?\n")
@@ -61,6 +63,11 @@ def run(command: str) -> int:
     if verb == "vqcore":
         return main(words)
     assert verb == "python", command
+    if words[0] == "-m":
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.setattr("sys.argv", words[1:])
+            runpy.run_module(words[1], run_name="__main__")
+        return int(ended.value.code or 0)
     runpy.run_path(words[0], run_name="__main__")
     return 0
 
@@ -160,8 +167,21 @@ def check_laws(section: Section) -> None:
         checks.check_config(registry().load(kind, name))
         if kind == "format":
             checks.check_format(built(kind, name, prefix="a."), Path("box"), config=Path("old.box"))
+        elif kind == "store":
+            layout(built(kind, name))
         else:
             LAWS[kind](name, *used[name])
+
+
+def layout(store: Any) -> None:
+    manifest = {"grid": [2, 3], "num_codebooks": 1, "codebook_size": 300, "dtype": "uint16"}
+    crops = [
+        Coded(f"{key}#crop{n}", np.full((2, 3, 1), 10 * n), {"record": key, "crop": n})
+        for key in "abc"
+        for n in (0, 1)
+    ]
+    waived = {"missing": "the files that are there are the store"}
+    checks.check_store(store, given=[(manifest, (crops[:2], crops[2:]))], waived=waived)
 
 
 def text(name: str, cfg: Config, config: TextConfig) -> None:
@@ -202,6 +222,10 @@ def encoder(name: str, cfg: Config, config: RunConfig) -> None:
     checks.check_encoder(one, noise(3, 3, 16, 16), fresh=other)
 
 
+def quantizer(name: str, cfg: Config, config: RunConfig) -> None:
+    checks.check_quantizer(made("quantizer", cfg))
+
+
 def decoder(name: str, cfg: Config, config: RunConfig) -> None:
     one, other = (made("decoder", cfg, seed, dim=3, spec=spec_of(config)) for seed in (0, 1))
     if name == "local/mixing":
@@ -216,7 +240,7 @@ def decoder(name: str, cfg: Config, config: RunConfig) -> None:
 
 def objective(name: str, cfg: Config, config: RunConfig) -> None:
     run = build(config, torch.device("cpu"))
-    batch = run.tokenizer.prepare(first_batch(run), run.extra)
+    batch = replace(run.tokenizer.prepare(first_batch(run), run.extra), codes=None)  # all parts learn here
     fresh = Tokenizer(run.tokenizer.cfg)
     checks.check_objective(fresh.objective, fresh, batch)
 
@@ -253,6 +277,7 @@ def scheduler(name: str, cfg: Config, config: RunConfig) -> None:
 
 LAWS = {
     "encoder": encoder,
+    "quantizer": quantizer,
     "decoder": decoder,
     "objective": objective,
     "adversary": adversary,

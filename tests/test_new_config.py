@@ -5,9 +5,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from toys import toy  # noqa: F401
 
 from vqcore.check.draft import draft
 from vqcore.cli import main
@@ -145,6 +148,17 @@ def test_tables_choose_their_columns(tmp_path):
     assert "please check: the columns of numbers" in text
 
 
+def test_rows_that_are_samples_are_another_source(tmp_path, capsys):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    pq.write_table(pa.table({"image": [b"1", b"2"], "label": [1, 2]}), folder / "a.parquet")
+    assert main(["new", "config", str(folder)]) == 2
+    assert "each row is a sample here (columns image)" in (said := capsys.readouterr().err)
+    assert "data.name=parquet and data.column=image" in said
+    assert main(["new", "config", str(folder), "modality=rgb"]) == 2
+    assert "Samples in .parquet: data.name=parquet" in capsys.readouterr().err
+
+
 def test_a_data_set_of_several_is_asked_for(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -229,3 +243,102 @@ def test_from_files_to_a_report(tmp_path, trains):
     assert main(["train", "my-data.yaml", "run.steps=20", "optim.warmup=2"]) == 0
     assert main(["report", "runs/my-data"]) == 0
     assert (tmp_path / "runs" / "my-data" / "report.html").is_file()
+
+
+# --like
+
+
+def like(folder, *words, family="toy/small", out="mine.yaml"):
+    assert main(["new", "config", "--like", family, str(folder), "--out", out, *words]) == 0
+    text = Path(out).read_text()
+    load(out, [], schema=RunConfig)
+    return yaml.safe_load(text), text
+
+
+def test_a_family_for_other_channels_and_values(toy, tmp_path, capsys):
+    tree, text = like(write(tmp_path / "mine", noise(3, 20, 24, scale=50.0)))
+    found = tree["data"]["modality"]
+    assert (found["name"], found["channels"], found["hflip"]) == ("array", 3, 0.5)
+    assert found["scale"]["kind"] == "standard" and all(45 < one < 55 for one in found["scale"]["std"])
+    expected = {"input_size_min": 8, "input_size_max": 16, "resolution_step": 4, "batch_size": 4}
+    assert {key: tree["data"][key] for key in expected} == expected
+    assert tree["data"]["path"] == str(tmp_path / "mine") and "eval_share" in tree["data"]
+    assert (tree["run"], tree["optim"], tree["eval"]) == ({"epochs": 3}, {"lr": 0.01}, {"sizes": [16]})
+    assert tree["model"]["encoder"] == {"name": "toy/encoder"}
+    for line in ("# Toys were made of wood.", "  # as the toys had", "# please check, these are few: "):
+        assert line in text
+    assert "1 line with 'please check'" in capsys.readouterr().out
+
+
+def test_a_family_for_smaller_files_and_the_names_of_channels(toy, tmp_path):
+    tree, text = like(write(tmp_path / "mine", noise(2, 13, 14)))
+    assert tree["data"]["input_size_max"] == 12 and tree["data"]["input_size_min"] == 8
+    assert "please check: the files have 13 x 14; the family has 16" in text
+    assert "Those of the family have names: [x, y]" in text and "sizes" not in tree.get("eval", {})
+    tree, _ = like(write(tmp_path / "flat", noise(2, 7, 30)), out="flat.yaml")
+    assert tree["data"]["input_size"] == [4, 16] and "input_size_min" not in tree["data"]
+
+
+def test_a_family_of_classes(toy, tmp_path):
+    maps = [DRAW.integers(0, 7, (20, 20)).astype(np.uint8) for _ in range(20)]
+    tree, _ = like(write(tmp_path / "mine", maps), family="toy/classes")
+    assert tree["data"]["modality"] == {
+        "name": "array",
+        "kind": "categorical",
+        "labels": 7,
+        "hflip": 0.0,
+        "min_crop_scale": 1.0,
+    }
+
+
+def test_a_family_for_pictures_and_sounds(toy, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for number in range(20):
+        picture = Image.fromarray(DRAW.integers(0, 255, (14, 15, 3), dtype=np.uint8))
+        picture.save(tmp_path / "pictures" / f"{number}.png")
+    tree, text = like(tmp_path / "pictures")
+    assert tree["data"]["modality"] == {"name": "rgb", "hflip": 0.5, "min_crop_scale": 1.0}
+    assert tree["data"]["input_size_max"] == 12
+    assert "please check: 20 x *.png; the family has array" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--like"], "--like needs a family. There are: "),
+        (["--like", "toy/small"], "needs the folder of your files"),
+        (["--like", "toy", "mine"], "--like toy: there is no such family."),
+        (["--like", "toys/small", "mine"], "no such family. Did you mean 'toy/small'?"),
+        (["--like", "toy/smal", "mine"], "--like toy/smal: smal is no toy family"),
+        (["--like", "toy/classes", "mine"], "this family is for class maps, and these files hold quantities"),
+        (["--like", "toy/small", "maps"], "class maps: say kind=continuous if they are none"),
+        (["--like", "toy/small", "lines"], "this family has 2 axes, and these files have 1 axis (array)"),
+        (
+            ["--like", "toy/small", "tiny", "channels_last=false"],
+            "are multiples of 4, and files have 3 x 30",
+        ),
+        (["--like", "toy/small", "gone"], "there is no such folder"),
+        (
+            ["--like", "toy/small", "mine", "modality=vision/edge"],
+            "modality=vision/edge: these files are none of its",
+        ),
+        (["--like", "toy/small", "mine", "colour=red"], "colour: there is no such question"),
+    ],
+)
+def test_a_family_that_does_not_fit_is_one_line(words, text, toy, capsys):
+    write(Path("mine"), noise(3, 20, 24))
+    write(Path("lines"), [DRAW.normal(size=(2, 4000)) for _ in range(20)])
+    write(Path("tiny"), noise(2, 3, 30))
+    write(Path("maps"), [DRAW.integers(0, 7, (20, 20)).astype(np.uint8) for _ in range(20)])
+    assert main(["new", "config", *words, "--out", "new.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert text in said and said.count("\n") == 1
+    assert not Path("new.yaml").exists()
+
+
+def test_vectors_are_said(tmp_path, capsys):
+    folder = write(tmp_path / "mine", noise(96))
+    found = modality(folder, "vector=true")
+    assert (found["channels"], found["size"]) == (96, [1])
+    assert main(["new", "config", str(write(tmp_path / "two", [*noise(9), *noise(8)])), "vector=true"]) == 2
+    assert "vector=true: vectors have one length" in capsys.readouterr().err

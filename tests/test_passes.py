@@ -598,7 +598,7 @@ def test_the_command_line(tmp_path, capsys):
         (["--also", other, out[2], "sise=8"], "'sise=8' is no setting of a further tokenizer. Did you mean 'size'?"),
         (["--also", other, out[2], "batch_size=no"], "batch_size=no must be a whole number above 0"),
         (["--also", other, out[2], "store=folder"], "store=folder has no shards"),
-        (["--store", "folder", "--crops", "2"], "--crops is for stores of shards, and --store folder keeps codes"),
+        (["--store", "folder", "--crops", "2"], "--crops is for stores of shards, and --store folder keeps files"),
         (["--crops", "2"], "--crops 2: all crops of a sample would be alike"),
         (["--seed", "2"], "--seed 2 decides random crops, and --crops asks for none"),
         (["--views", out[0]], f"--views {out[0]}: its rows have no views"),

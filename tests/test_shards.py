@@ -19,6 +19,7 @@ from vqcore.check.overlap import copies, overlap
 from vqcore.data import shards
 from vqcore.data.batches import TrainBatches
 from vqcore.data.identity import CHOSEN, identity
+from vqcore.data.lent import KEPT
 from vqcore.data.shards import Shards, expand
 from vqcore.errors import ConfigError, DataError
 from vqcore.files import scratch
@@ -85,7 +86,7 @@ def test_stars_are_names_on_disk(tmp_path):
     for number in range(2):
         packed(tmp_path / f"s-{number}.tar", a_png=b"1")
     assert keys(Shards(str(tmp_path / "s-*.tar"), SUFFIXES, "data.path")) == ["s-0/a", "s-1/a"]
-    with pytest.raises(DataError, match=r"t-\*\.tar: no shard has such a name"):
+    with pytest.raises(DataError, match=r"t-\*\.tar: no file has such a name"):
         Shards(str(tmp_path / "t-*.tar"), SUFFIXES, "data.path")
 
 
@@ -188,7 +189,8 @@ def test_a_shard_is_scanned_once_until_it_changes(tmp_path, monkeypatch):
 def test_a_process_leaves_no_files(tmp_path):
     path = packed(tmp_path / "s.tar", **{f"x{number}_png": b"1" * 100 for number in range(50)})
     code = f"""
-    from vqcore.data.shards import KEPT, Shards
+    from vqcore.data.lent import KEPT
+    from vqcore.data.shards import Shards
     found = Shards({str(path)!r}, (".png",), "data.path")
     files = [found.path(index) for index in range(len(found))]
     assert sum(file.exists() for file in files) == KEPT
@@ -226,7 +228,7 @@ def test_an_address_that_shows_no_change_is_not_remembered(tmp_path, monkeypatch
 
 
 def test_check_finds_copies_among_more_members_than_lie_about(tmp_path):
-    held = {f"x{number}_png": png(number) for number in range(3 * shards.KEPT)}
+    held = {f"x{number}_png": png(number) for number in range(3 * KEPT)}
     packed(tmp_path / "s.tar", **held, y_png=held["x1_png"])
     packed(tmp_path / "t.tar", z_png=held["x2_png"], other_png=png(999))
     train, *_ = source("tar", path=str(tmp_path / "s.tar"), extra={})
@@ -288,6 +290,24 @@ def test_batches_are_those_of_a_folder_with_the_same_keys(tmp_path, own):
             assert (
                 one.keys == other.keys and torch.equal(one.x, other.x) and torch.equal(one.mask, other.mask)
             )
+
+
+def test_the_shards_of_4m(tmp_path):
+    """root/<modality>/shard-N.tar with members <id>.<ext>; brackets name modalities."""
+    for folder, kind in (("rgb", "RGB"), ("mask_valid", "L")):
+        (tmp_path / folder).mkdir()
+        for shard in range(2):
+            held = {f"{shard}{n:03d}_png": png(10 * shard + n, kind) for n in range(3)}
+            packed(tmp_path / folder / f"shard-{shard:05d}.tar", **held)
+    theirs = f"{tmp_path}/[rgb,mask_valid]/shard-{{00000..00001}}.tar"
+    with pytest.raises(DataError, match=r"two shards are called shard-00000.*as in 4M.*data\.extra_path"):
+        source("tar", path=theirs, extra_path={"valid": theirs})
+    rgb, masks = (theirs.replace("rgb,mask_valid", each) for each in ("rgb", "mask_valid"))
+    data, *rest = source("tar", path=rgb, extra_path={"valid": masks})
+    assert [data.key(index) for index in (0, 5)] == ["shard-00000/0000", "shard-00001/1002"]
+    assert all(
+        batch.mask is not None and batch.x.shape == (3, 3, 16, 16) for batch in batches(0, data, *rest)
+    )
 
 
 def test_extras_need_a_field_or_shards_of_their_own(tmp_path):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 import torch
@@ -396,7 +397,8 @@ class TestWork:
         stored(made, pics, tmp_path / "tok")
         for first, second, store in (
             ("tok", "pq", "parquet"),
-            ("pq", "plain", "folder"),
+            ("pq", "tar", "tar"),
+            ("tar", "plain", "folder"),
             ("plain", "end", "arrow"),
         ):
             assert (
@@ -413,7 +415,7 @@ class TestWork:
             )
             assert main(["tokens", "verify", str(tmp_path / "tok"), str(tmp_path / second)]) == 0, store
         said = capsys.readouterr().out
-        assert said.count("the 2 stores have the same keys") == 3
+        assert said.count("the 2 stores have the same keys") == 4
         tokenize_folder(made, pics, tmp_path / "straight", size=(8, 8))
         assert contents(tmp_path / "plain") == contents(tmp_path / "straight")
         one, other = made.load_tokens(tmp_path / "tok"), made.load_tokens(tmp_path / "end")
@@ -427,7 +429,31 @@ class TestWork:
         assert table["key"].to_pylist() == ["a", "b"]
         codes = made.load_tokens(tmp_path / "tok")["b"]
         assert table["codes"][1].as_py() == codes.ravel().tolist()
+        whole = pyarrow.dataset.dataset(sorted((tmp_path / "tok").glob("*.parquet")))
+        assert whole.to_table(filter=pyarrow.dataset.field("key") == "b")["codes"].to_pylist() == [
+            codes.ravel().tolist()
+        ]
         assert decode_folder(made, tmp_path / "tok", tmp_path / "out").written == 2
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("reader", ["polars", "duckdb", "datasets"])
+    def test_parquet_is_read_by_each_of(self, tmp_path, reader):
+        module = pytest.importorskip(reader)
+        rows = [Coded(f"a#crop{n}", np.full((2, 3, 1), n), {"record": "a", "crop": n}) for n in range(3)]
+        manifest = {"grid": [2, 3], "num_codebooks": 1, "codebook_size": 300, "dtype": "uint16"}
+        store_named("parquet", "").write(tmp_path, "shard-00000", rows, manifest)
+        files = str(tmp_path / "*.parquet")
+        if reader == "polars":
+            found = module.read_parquet(files).rows()
+        elif reader == "duckdb":
+            found = module.sql(f"select * from '{files}'").fetchall()
+        else:
+            cache = str(tmp_path / "cache")
+            found = module.load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
+            found = [tuple(each.values()) for each in found]
+        assert [(each[0], list(each[1]), *each[2:]) for each in found] == [
+            (f"a#crop{n}", [n] * 6, "a", n) for n in range(3)
+        ]
 
     def test_windows_survive(self, made, tmp_path):
         rng = np.random.default_rng(0)

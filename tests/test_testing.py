@@ -28,13 +28,13 @@ from vqcore.cli import main
 from vqcore.compose.build import from_tree
 from vqcore.config import Config as Base
 from vqcore.config import to_tree
-from vqcore.errors import CheckpointError, DataError
+from vqcore.errors import CheckpointError, ConfigError, DataError
 from vqcore.metrics.pixels import MAE
 from vqcore.metrics.sums import per_sample
 from vqcore.modalities.views import pixels, sized_box, view_of
 from vqcore.objectives import Reconstruction
 from vqcore.plugin import KINDS, hookimpl
-from vqcore.protocols import Batch, DataSpec, Losses, Quantized, View, Window
+from vqcore.protocols import Batch, Blocks, Coded, DataSpec, Losses, Quantized, View, Window
 from vqcore.registry import Registry, registry
 from vqcore.schema import TokenizerConfig
 from vqcore.testing import checks, conformance
@@ -155,6 +155,35 @@ class Quantizer(nn.Module):
         if codes.numel() and int(codes.max()) >= 8:
             raise ValueError(f"code {int(codes.max())} lies outside of [0, 8)")
         return self.book[codes[..., 0]]
+
+
+class Fitted(Quantizer):
+    """Its book is learned by `fit`: the first eight valid latents."""
+
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.book.zero_()
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def check(self):
+        if not self.fitted:
+            raise ConfigError("fit me first")
+
+    def forward(self, z, mask=None):
+        self.check()
+        return super().forward(z, mask)
+
+    def decode(self, codes):
+        self.check()
+        return super().decode(codes)
+
+    def rows(self, latents):
+        return torch.cat([z.flatten(0, -2) if mask is None else z[mask] for z, mask in latents])
+
+    def fit(self, latents, rng):
+        self.book.copy_(self.rows(latents)[:8])
+        self.fitted.fill_(True)
+        return {"centres": "8"}
 
 
 class Percept(nn.Module):
@@ -403,6 +432,15 @@ class Windows(Data):
         return Window(self.samples[index // 2], (4 * (index % 2), 0), (4 * (index % 2) + 4, 8))
 
 
+class Tokenized(Data):
+    """Samples with codes that were made before."""
+
+    made: ClassVar = {"grid": [2, 2], "num_codebooks": 1, "codebook_size": 9}
+
+    def coded(self, index):
+        return Coded(self.key(index), np.full((2, 2, 1), index))
+
+
 class Reader:
     suffixes = (".npy",)
 
@@ -454,6 +492,37 @@ class Store:
             return Stored([line for name in names for line in json.loads((folder / name).read_text())])
         except (OSError, ValueError) as error:
             raise DataError(str(error)) from error
+
+
+class Adopting(Store):
+    """A layout of another system: a file of lines for each file, which no list names."""
+
+    def write(self, folder, shard, rows, manifest):
+        lines = {}
+        for row in rows:
+            lines.setdefault(row.extras.get("record", row.key), []).append(
+                (row.key, row.codes.tolist(), row.extras)
+            )
+        for key, held in lines.items():
+            self.path(folder, key).write_text(json.dumps(held))
+        return [self.path(folder, key).name for key in lines]
+
+    def open(self, folder, manifest):
+        names = sorted(path.name for path in folder.iterdir())
+        return Store.open(self, folder, {"shards": [{"files": names}]})
+
+    def path(self, folder, key):
+        return folder / f"{key.replace('/', '-')}.json"
+
+    def held(self, folder, key, manifest):
+        try:
+            lines = json.loads(self.path(folder, key).read_text())
+        except (OSError, ValueError):
+            return None
+        return [Coded(row_key, np.array(codes), extras) for row_key, codes, extras in lines]
+
+    def views(self, folder, key, extent):
+        return [] if self.path(folder, key).exists() else None
 
 
 class Letters:
@@ -625,6 +694,10 @@ def reader(made):
         checks.check_reader(made, Path(folder) / "a.npy")
 
 
+def adopting(made):
+    checks.check_store(made, waived={"missing": "the files that are there are the store"})
+
+
 def text(made):
     checks.check_text(made, ("a cat", "", "two cats"))
 
@@ -651,6 +724,7 @@ GOOD = {
     "reader": (reader, Reader),
     "data": (data, Data),
     "store": (checks.check_store, Store),
+    "layout": (adopting, Adopting),
     "text": (text, Letters),
     "metric": (metric, Metric),
     "hook": (checks.check_hook, Hook),
@@ -1083,6 +1157,11 @@ def nan_reader(self, source, at_least=None):
     )
 
 
+def coded(codes):
+    """Samples that all have these codes."""
+    return variant(Tokenized, coded=lambda self, index: Coded(self.key(index), codes))
+
+
 def keyed(key):
     return variant(Data, key=lambda self, index: key(index))
 
@@ -1124,6 +1203,15 @@ def stored(**members):
 
 
 TICKS = iter(range(1000))
+
+
+REMEMBERED: dict[str, list] = {}
+
+
+def from_memory(self, folder, key, manifest):
+    """Rows that the file no longer has."""
+    found = Adopting.held(self, folder, key, manifest)
+    return REMEMBERED.setdefault(key, found) if found else REMEMBERED.get(key)
 
 
 def careless_open(self, folder, manifest):
@@ -1377,6 +1465,33 @@ def nothing():
     return object()
 
 
+def unready(self):
+    if not self.fitted:
+        raise RuntimeError("no book")
+
+
+def spoils_latents(self, latents, rng):
+    made = Fitted.fit(self, latents, rng)
+    for z, _ in latents:
+        z.add_(1)
+    return made
+
+
+def tells_numbers(self, latents, rng):
+    Fitted.fit(self, latents, rng)
+    return {"centres": 8}
+
+
+def forgets_to_say(self, latents, rng):
+    made = Fitted.fit(self, latents, rng)
+    self.fitted.fill_(False)
+    return made
+
+
+def all_rows(self, latents):
+    return torch.cat([z.flatten(0, -2) for z, _ in latents])
+
+
 BAD = [
     *((check, nothing, "protocol law: object lacks") for kind, (check, _) in GOOD.items() if kind != "hook"),
     # encoder
@@ -1440,6 +1555,13 @@ BAD = [
     (checks.check_quantizer, variant(Quantizer, forward=flat_if_empty), "empty law: codes of no sample: the shape is"),
     (checks.check_quantizer, variant(Quantizer, decode=silent_decode), "bounds law: decode accepts code 8"),
     (checks.check_quantizer, variant(Quantizer, decode=unbounded_decode), "bounds law: the error does not"),
+    (checks.check_quantizer, variant(Fitted, check=lambda self: None), "fit law: before fit, a call raises nothing"),
+    (checks.check_quantizer, variant(Fitted, decode=Quantizer.decode), "fit law: before fit, decode raises nothing"),
+    (checks.check_quantizer, variant(Fitted, check=unready), "fit law: before fit, a call raises RuntimeError"),
+    (checks.check_quantizer, variant(Fitted, fit=spoils_latents), "purity law: fit changes the latents"),
+    (checks.check_quantizer, variant(Fitted, fit=tells_numbers), "fit law: the fact centres is no text"),
+    (checks.check_quantizer, variant(Fitted, fit=forgets_to_say), "fit law: fitted is not True after fit"),
+    (checks.check_quantizer, variant(Fitted, rows=all_rows), "fit law: invalid positions, or a second fit, change"),
     # adversary
     (adversary, PlainRival, "players law: the adversary is no module"),
     (adversary, variant(Rival, start=-1), "start law: start is -1"),
@@ -1601,6 +1723,9 @@ BAD = [
     (data, variant(Data, shards=[("a", 2), ("b", 3)]), "shards law: the shards have 5 samples, the source has 6"),
     (data, variant(Data, shards=[("a", 2), ("a", 4)]), "shards law: two shards are called 'a'"),
     (data, variant(Data, shards=[("a/b", 6)]), "shards law: 'a/b' does not fit in a file name"),
+    (data, variant(Data, blocks=Blocks([2, 3], 4)), "blocks law: blocks of .2, 3. samples, 4 together, for 6"),
+    (data, variant(Data, blocks=Blocks([6, 0], 4)), "blocks law"),
+    (data, variant(Data, blocks=Blocks([6], 0)), "blocks law"),
     (data, keyed(lambda i: "same"), "key law: 5 of 6 keys are not unique"),
     (data, keyed(lambda i: f"/data/{i}"), "key law: '/data/0' is not a relative path"),
     (data, keyed(lambda i: f"../{i}"), "key law"),
@@ -1610,6 +1735,11 @@ BAD = [
     (data, Forgetful, "determinism law: .* in a worker"),
     (data, Shrinking, "length law: 5 samples in a worker"),
     (data, variant(Data, get=lambda s, i, label="": np.full((2, 8, 8), np.nan)), "reading law: sample 0"),
+    (data, variant(Tokenized, coded=lambda s, i: None), "codes law: .* there are no codes of 'part/000'"),
+    (data, variant(Tokenized, coded=lambda s, i: Tokenized.coded(s, 0)), "codes law: .* '.*3' are those of '.*0'"),
+    (data, coded(np.zeros((2, 2, 1), np.uint8)), "codes law: the codes of 'part/000' are uint8"),
+    (data, coded(np.zeros((2, 1), int)), r"codes law: .* shape \(2, 1\), not \(2, 2, 1\)"),
+    (data, coded(np.full((2, 2, 1), 9)), r"codes law: 9 to 9 of 'part/000' do not lie in \[0, 9\)"),
     # reader
     (reader, variant(Reader, suffixes=(".NPY",)), "suffix law: '.NPY' is not"),
     (reader, variant(Reader, suffixes=(".npz",)), "suffix law: a.npy ends in none"),
@@ -1643,6 +1773,14 @@ BAD = [
      "empty law: a shard without rows raises IndexError"),
     (checks.check_store, variant(Store, open=careless_open),
      "damage law: a file that is cut off raises JSONDecodeError"),
+    (lambda made: checks.check_store(made, given=[({}, [])]), Store, "rows law: a store of ours holds all rows"),
+    (adopting, variant(Adopting, open=lambda s, folder, manifest: Store.open(s, folder, manifest)),
+     r"alone law: without a list of shards, open gives \[\]"),
+    (adopting, variant(Adopting, held=lambda s, folder, key, manifest: Adopting.held(s, folder, key, manifest) or []),
+     "held law: a file that is not there has rows"),
+    (adopting, variant(Adopting, held=lambda s, folder, key, manifest: None), "held law: the rows that held gives"),
+    (adopting, variant(Adopting, held=from_memory), "held law: held gives rows of a file that is cut off"),
+    (adopting, variant(Adopting, views=lambda s, folder, key, extent: []), "views law"),
     # text
     (text, spelt(lambda ids: ids[:1]), "length law: 3 texts have 1 lists"),
     (text, spelt(lambda ids: [[300] * len(one) for one in ids]), "range law: \\[300\\] is no id below vocab_size=256"),
@@ -1707,6 +1845,10 @@ def test_each_law_catches_who_breaks_it(check, make, text):
     broken(check, make(), text)
 
 
+def test_a_quantizer_that_is_fitted_passes():
+    checks.check_quantizer(Fitted())
+
+
 def test_a_text_tokenizer_that_learns_passes():
     checks.check_learning(Spelling, ("a cat", "", "two cats"))
     made = Spelling()
@@ -1733,6 +1875,7 @@ def test_a_modality_that_finishes_or_rides_in_its_own_way_passes():
 
 def test_a_data_source_of_windows_passes():
     checks.check_data(Windows(), Modality())
+    checks.check_data(Tokenized(), Modality())
 
 
 def test_a_waiver_lets_one_law_go_and_no_other():
@@ -2222,6 +2365,53 @@ def test_formats_of_training_configs(toy, tmp_path):
     for cls, text in bad:
         with pytest.raises(AssertionError, match=text):
             checks.check_format(cls(cfg), path)
+    like = notes.like
+
+    def family(change):
+        def changed(self, name):
+            found = like(self, name)
+            tree = {key: dict(node) for key, node in found.tree.items()}
+            return change(found, tree) or dataclasses.replace(found, tree=tree)
+
+        return variant(notes, like=changed)
+
+    bad = [
+        (variant(notes, families=["small"]), "family law: families is not a tuple of the class"),
+        (variant(notes, families=()), "family law: families is not a tuple of the class with a name in it"),
+        (variant(notes, families=("small", "Small")), "family law: a name occurs twice"),
+        (variant(notes, families=("a/small",)), "family law: 'a/small' is no name"),
+        (
+            variant(notes, like=lambda s, name: like(s, "small")),
+            "family law: the format has a family for every",
+        ),
+        (
+            variant(notes, like=lambda s, name: like(s, {"small": "small", "classes": "small"}[name])),
+            "family law: KeyError for an unknown family",
+        ),
+        (
+            family(lambda found, tree: tree.pop("model") and None),
+            "family law: small says nothing about model",
+        ),
+        (
+            family(lambda found, tree: tree["data"].update(path="x")),
+            "family law: small says data.path, which",
+        ),
+        (
+            family(lambda found, tree: tree["run"].update(epochs=(3,))),
+            "family law: small gives more than nested",
+        ),
+        (
+            family(lambda found, tree: tree["optim"].update(lr=0)),
+            "vqcore refuses the config of small: .*lr=0",
+        ),
+        (
+            family(lambda found, tree: dataclasses.replace(found, notes={"optim.rate": "x"})),
+            "family law: small has a note for optim.rate",
+        ),
+    ]
+    for cls, text in bad:
+        with pytest.raises(AssertionError, match=text):
+            checks.check_format(cls(cfg), path)
     # A format that reads both kinds of files is given one of each.
     both = variant(parts_of_toys().Plain, config=any_file, lr=0.1)
     both.recognises = lambda self, path: path.suffix in (".pth", ".toyrc")
@@ -2418,6 +2608,7 @@ def test_every_line_of_the_kit_that_can_fail_has_a_toy_that_makes_it_fail(toy):
         reached |= broken(objective, make(), text)
     runs = ast.parse((Path(checks.__file__).parent / "runs.py").read_text())
     own = {"check_observer", "check_format", "_check_reading", "_filled", "_check_config", "_check_published"}
+    own |= {"_check_families", "_check_family"}
     own |= {"_refuses"}
     elsewhere = [
         (node.lineno, node.end_lineno)

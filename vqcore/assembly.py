@@ -18,7 +18,7 @@ from vqcore.errors import ConfigError, DataError, did_you_mean, in_bytes, listed
 from vqcore.evaluate.best import check_best
 from vqcore.evaluate.measure import Metrics, build_metrics
 from vqcore.memory import machine_memory
-from vqcore.protocols import Data, DataSpec, HasValues, Modality, in_units
+from vqcore.protocols import Data, DataSpec, HasValues, Modality, in_units, knows_codes
 from vqcore.registry import registry
 from vqcore.sampling import resolved
 from vqcore.schema import RunConfig, TokenizerConfig
@@ -90,6 +90,13 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
             check_rides(extra, size, modality.spec)
     with attempt("data"):
         data = open_data(config, modality, extra, "train")
+    if data is not None and knows_codes(data) and not config.model.freeze_enc:
+        with attempt("model.freeze_enc"):
+            raise ConfigError(
+                f"model.freeze_enc: data.name={config.data.name} trains a decoder on codes that are there already, so "
+                "the tokens must stay as they are. Set model.freeze_enc=true and model.full_ckpt to the tokenizer that "
+                "made the codes."
+            )
     with attempt("data"):
         if config.data.evaluates:
             eval_data = open_data(config, modality, extra, "eval")

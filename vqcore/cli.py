@@ -93,7 +93,8 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
         default="arrow",
-        help="layout of the codes: arrow (default), parquet, folder (a .npy for each file), or that of a plugin",
+        help="layout of the codes: arrow (default), parquet, tar (as WebDataset), folder (a .npy for each file), or "
+        "that of a plugin",
     )
     parser.add_argument(
         "--shard-size", type=_count, help="files in one shard, which is done or not done (default 4096)"
@@ -150,7 +151,11 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
 
 def _decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help=RUN_HELP)
-    parser.add_argument("tokens", help="a store that `vqcore tokenize` wrote, or one .npy or .npz of codes")
+    parser.add_argument(
+        "tokens",
+        help="a store that `vqcore tokenize` wrote, one .npy or .npz of codes, or codes of another system: "
+        "LAYOUT:FOLDER, e.g. fourm/tokens:data/train/rgb_dvae_BUa_224",
+    )
     parser.add_argument("output", help="folder for the decoded files")
     parser.add_argument(
         "overrides",
@@ -161,6 +166,9 @@ def _decode(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="decoders that draw noise: another seed, other noise (default 0)"
+    )
+    parser.add_argument(
+        "--size", help="LAYOUT:FOLDER: the size at which the codes were made (default: the nominal size)"
     )
     parser.add_argument("--force", action="store_true", help="decode tokens of another tokenizer too")
     _batches(parser)
@@ -174,8 +182,18 @@ def _tokens(parser: argparse.ArgumentParser) -> None:
         help="convert: copy a store into another layout; verify: checksums, ranges, and whether several stores have "
         "the same keys; stats: use of the codebook",
     )
-    parser.add_argument("folders", nargs="+", help="stores of codes; for convert: a store and a new folder")
-    parser.add_argument("--store", help="convert: the new layout: arrow (default), parquet, folder")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        help="stores of codes; for convert: a store, or LAYOUT:FOLDER with codes of another system, and a new folder",
+    )
+    parser.add_argument(
+        "--store", help="convert: the new layout: arrow (default), parquet, tar, folder, or that of a plugin"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="RUN", help="convert from LAYOUT:FOLDER: the tokenizer that made the codes"
+    )
+    parser.add_argument("--size", help="convert: the size at which RUN made them (default: the nominal size)")
     parser.add_argument("--json", action="store_true", help="stats: print all numbers as JSON")
     parser.add_argument("--html", metavar="FILE", help="stats: also write a page for the browser")
     parser.add_argument(
@@ -255,6 +273,18 @@ def _check(parser: argparse.ArgumentParser) -> None:
     _pickles(parser)
 
 
+def _index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", help="a folder (searched at any depth), or tar shards: 'shards/{000..099}.tar'"
+    )
+    parser.add_argument(
+        "--hash", action="store_true", help="hash every file that is new or has changed, and name copies"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help="write the list to a new Parquet file: path, bytes, time, hash"
+    )
+
+
 def _plugins(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", nargs="*", help="only these plugins")
     parser.add_argument(
@@ -270,7 +300,15 @@ def _show(parser: argparse.ArgumentParser) -> None:
 
 def _new(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["config"], help="what to write: a config for files of your own")
-    parser.add_argument("folder", help="the folder of your files")
+    parser.add_argument("folder", nargs="?", help="the folder of your files")
+    parser.add_argument(
+        "--like",
+        metavar="FAMILY",
+        nargs="?",
+        const="",
+        help="a published tokenizer, e.g. fourm/rgb_ViTB-UNetP4_16k or terramind/DEM: its architecture, quantizer and "
+        "schedule for your files; --like alone lists those that installed plugins know",
+    )
     parser.add_argument(
         "--out", metavar="FILE", help="the config to write (default: the folder's name with .yaml)"
     )
@@ -279,7 +317,7 @@ def _new(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="name=value",
-        help="answers beforehand: modality, reader, kind, channels_last or nodata, e.g. kind=continuous",
+        help="answers beforehand: modality, reader, kind, vector, channels_last or nodata, e.g. kind=continuous",
     )
 
 
@@ -380,6 +418,11 @@ VERBS = {
         "vqcore train cfgs/quickstart.yaml run.dir=runs/mine data.path=~/Pictures",
         _train,
     ),
+    "fit": Verb(
+        "make a tokenizer that needs no training, in one pass over the data",
+        "vqcore fit cfgs/fit/kmeans.yaml data.path=~/Pictures run.dir=runs/kmeans",
+        _train,
+    ),
     "eval": Verb("measure a tokenizer", "vqcore eval runs/quickstart data.eval_path=~/Pictures", _eval),
     "report": Verb("write an HTML page about a run", "vqcore report runs/quickstart", _report),
     "tokenize": Verb(
@@ -415,6 +458,11 @@ VERBS = {
     ),
     "config": Verb(
         "check a config and print all of its settings", "vqcore config cfgs/quickstart.yaml --origin", _config
+    ),
+    "index": Verb(
+        "list the files of a folder once; later commands read again only what has changed",
+        "vqcore index ~/Pictures --hash",
+        _index,
     ),
     "new": Verb(
         "look at your files and write a config for them",

@@ -17,9 +17,10 @@ from vqcore.errors import SettingError
 class Config:
     """Base class of every component's settings. `name` is the component's full name, e.g. `quant/fsq`.
 
-    `training_only` lists the settings that change neither the codes of an input nor the decoding of codes. A
-    tokenizer's fingerprint leaves these settings out. `places` lists the settings that say where borrowed weights lie
-    (`vqcore.borrowed`): they are null or a text, and only `hf://` addresses are kept in a saved tokenizer.
+    `training_only` lists the settings that change neither the codes of an input nor the decoding of codes, other than
+    by what tensors of the component hold. A tokenizer's fingerprint leaves these settings out. `places` lists the
+    settings that say where borrowed weights lie (`vqcore.borrowed`): they are null or a text, and only `hf://`
+    addresses are kept in a saved tokenizer.
     """
 
     training_only: ClassVar[tuple[str, ...]] = ()

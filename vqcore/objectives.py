@@ -306,6 +306,18 @@ class Judged(nn.Module):
         return tokenizer.training and self.cfg.weight(name, step) == 0
 
 
+def tokens_of(tokenizer: TokenizerLike, batch: Batch, shared: MutableMapping[str, Any]) -> Quantized:
+    """What the quantizer gives for a batch. `shared` gets the `latents`.
+
+    The codes of a batch that has them are looked up: then there are no latents, and no losses of the quantizer, which
+    would train nothing.
+    """
+    if batch.codes is not None:
+        return Quantized(tokenizer.lookup(batch.codes), batch.codes)
+    shared["latents"] = tokenizer.latents(batch.x)
+    return tokenizer.quantize(shared["latents"], batch.valid)
+
+
 def visible(x_hat: Float[Tensor, "b c *size"], batch: Batch) -> tuple[Tensor, Tensor]:
     """Reconstruction and data for a network that knows no mask: at invalid positions both have the same values."""
     x = seen(batch)
@@ -381,8 +393,7 @@ class Reconstruction(Judged):
         shared: MutableMapping[str, Any],
     ) -> Rebuilt:
         """Encode, quantize, decode, compare. `shared` gets the `latents`, for heads of child classes."""
-        shared["latents"] = tokenizer.latents(batch.x)
-        quantized = tokenizer.quantize(shared["latents"], batch.valid)
+        quantized = tokens_of(tokenizer, batch, shared)
         y = decoded(tokenizer.decoder, quantized.z_q, size=tuple(batch.x.shape[-self.spec.rank :]))
         target, options = target_of(self.loss, batch.x, self.spec), _options(self.loss, self.cfg.width)
         pixel = pixel_loss(self.loss, y, target, batch.mask, weight=batch.weight, **options)
@@ -503,8 +514,7 @@ class Diffusion(Judged):
         """Encode, quantize, noise the sample, predict, compare. The noise follows from the seeds of `rng` alone."""
         cfg, decoder, rng = self.cfg, tokenizer.decoder, forked(rng, "diffusion")
         size = tuple(batch.x.shape[-self.spec.rank :])
-        shared["latents"] = tokenizer.latents(batch.x)
-        quantized = tokenizer.quantize(shared["latents"], batch.valid)
+        quantized = tokens_of(tokenizer, batch, shared)
         y = noiseless(decoder, batch, size, rng)
         eps = randn(rng, *y.shape[1:], device=y.device)
         drawn = {"mean": cfg.times_mean, "std": cfg.times_std, "uniform": cfg.times_uniform}

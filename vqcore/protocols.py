@@ -87,8 +87,9 @@ class Batch:
 
     `mask` is True where `x` is valid; `weight`, at least 0, says how much a position counts. `size` is the size of each
     sample before its crop, in the units of the modality's `extent`. `extras` holds the extra modalities by label, and
-    `masks` the validity masks of those that have one, each at its own size. `finished` says that `Tokenizer.prepare`
-    has been at work: before, `x` and `extras` are raw (`Finishes`).
+    `masks` the validity masks of those that have one, each at its own size. `codes` are those of the samples where they
+    were made before (`KnowsCodes`): then no encoder is needed. `finished` says that `Tokenizer.prepare` has been at
+    work: before, `x` and `extras` are raw (`Finishes`).
     """
 
     x: Tensor
@@ -98,6 +99,7 @@ class Batch:
     weight: Float[Tensor, "b *size"] | None = None
     size: Int[Tensor, "b r"] | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+    codes: Int[Tensor, "b *grid q"] | None = None
     finished: bool = False
 
     @property
@@ -131,7 +133,7 @@ class Batch:
                 return {key: inside(one) for key, one in value.items()}
             return change(value) if isinstance(value, (Tensor, list, tuple)) else value
 
-        named = ("x", "mask", "masks", "weight", "size", "extras")
+        named = ("x", "mask", "masks", "weight", "size", "extras", "codes")
         return replace(self, **{name: inside(getattr(self, name)) for name in named})
 
 
@@ -448,6 +450,31 @@ class NeedsFp32(Protocol):
 def codes_in_fp32(quantizer: Any) -> bool:
     """Whether codes are computed in fp32 in every precision. Default: no."""
     return isinstance(quantizer, NeedsFp32) and quantizer.codes_in_fp32 is True
+
+
+@runtime_checkable
+class Fits(Protocol):
+    """A quantizer that `vqcore fit` fits to latents; it is not trained.
+
+    `fit` gets batches `(z, mask)`, as a call does, of any sizes. They may be gone through several times, and are too
+    many to keep. `rng`, on the CPU, is the only source of randomness. Equal latents and settings
+    give an equal state, and invalid positions change nothing. It returns facts for people by name, and raises
+    `DataError` for latents that it cannot be fitted to. `fitted`, a buffer, is one bool; until it is True, calls and
+    `decode` raise `ConfigError`.
+    """
+
+    fitted: Tensor
+
+    def fit(
+        self,
+        latents: Iterable[tuple[Tensor, Tensor | None]],
+        rng: torch.Generator,
+    ) -> Mapping[str, str]: ...
+
+
+def fitter(quantizer: Any) -> Fits | None:
+    """The quantizer, if it is fitted. Default: None, it is trained or fixed."""
+    return quantizer if isinstance(quantizer, Fits) else None
 
 
 # Decoders
@@ -1067,10 +1094,32 @@ def left_out(data: Any) -> Mapping[str, int]:
 
 
 @runtime_checkable
+class KnowsCodes(Protocol):
+    """A data source whose samples were tokenized before: `coded` is the row of a store that became of a sample.
+
+    Such a sample is what the tokenizer saw, in training and in evaluation: the crop or the window that the row's extras
+    name, else the view for evaluation. `get` gives the whole of it. Training batches have its codes, int64, so that
+    objectives need no encoder (`vqcore.objectives.tokens_of`). `made` is the manifest of the store: `fingerprint`, that
+    of the tokenizer, `size`, and of windows `stride`. Both are None where no codes are known. `coded` raises
+    `DataError` for codes that cannot be used.
+    """
+
+    @property
+    def made(self) -> Mapping[str, Any] | None: ...
+
+    def coded(self, index: int) -> Coded | None: ...
+
+
+def knows_codes(data: Any) -> KnowsCodes | None:
+    """The data source, if it has codes of its samples. Default: None, the tokenizer encodes them."""
+    return data if isinstance(data, KnowsCodes) and data.made is not None else None
+
+
+@runtime_checkable
 class KnowsBytes(Protocol):
     """A data source that knows how many bytes a sample has without fetching it.
 
-    None for one that is missing.
+    None for one that is missing, or whose bytes are not known before it is fetched.
     """
 
     def bytes_of(self, index: int, label: str = "") -> int | None: ...
@@ -1081,13 +1130,39 @@ def bytes_of(data: Any, index: int, label: str = "") -> int | None:
 
     Raises `DataError` or `OSError` as `get` does.
     """
-    if isinstance(data, KnowsBytes):
-        return data.bytes_of(index, label)
+    if knows := getattr(data, "bytes_of", None):  # quicker than isinstance, and asked for every sample
+        return knows(index, label)
     given = data.get(index, label)
     source = given.source if isinstance(given, Window) else given
     if isinstance(source, (str, Path)):
         return Path(source).stat().st_size
     return source.nbytes if isinstance(source, np.ndarray) else None
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Runs of samples that are cheap to read together: how many samples each has, in the order of the samples.
+
+    `together` is the number of samples, of any blocks, that the source holds at a time in each process.
+    """
+
+    sizes: Sequence[int] | np.ndarray
+    together: int
+
+
+@runtime_checkable
+class HasBlocks(Protocol):
+    """A data source whose neighbours are cheap together, such as the rows of a group that is unpacked as a whole.
+
+    Training then shuffles blocks, and samples within windows of `Blocks.together` samples (`vqcore.data.order`).
+    """
+
+    blocks: Blocks | None
+
+
+def blocks(data: Any) -> Blocks | None:
+    """The blocks of a data source. Default: None, every sample costs the same in any order."""
+    return data.blocks if isinstance(data, HasBlocks) else None
 
 
 @runtime_checkable
@@ -1355,6 +1430,26 @@ def published(format_: Any) -> tuple[Published, ...]:
 
 
 @runtime_checkable
+class KnowsFamilies(Protocol):
+    """A format that knows how published tokenizers were trained, for `vqcore new config --like PLUGIN/NAME FOLDER`.
+
+    `families` are names, an attribute of the class. `like` is the training config of one, or of another name that the
+    format knows, for files of other people. Its tree says nothing about the place of the data, and vqcore replaces
+    `data.modality` where the files are of another kind. `data.resolution_step` is what sizes are multiples of, also
+    where there is one size. Raises `ConfigError` for other names.
+    """
+
+    families: tuple[str, ...]
+
+    def like(self, name: str) -> ForeignConfig: ...
+
+
+def knows_families(format_: Any) -> KnowsFamilies | None:
+    """The format, if it knows families. Default: None."""
+    return format_ if isinstance(format_, KnowsFamilies) else None
+
+
+@runtime_checkable
 class StoredCodes(Protocol):
     """The rows of a store, in the order of the shards in which they were written.
 
@@ -1397,6 +1492,27 @@ class Store(Protocol):
     ) -> Sequence[str]: ...
 
     def open(self, folder: Path, manifest: Mapping[str, Any]) -> StoredCodes: ...
+
+
+@runtime_checkable
+class Adopts(Protocol):
+    """A store in the layout of another system, with a file of codes for each file; so it reads what others wrote.
+
+    Such a folder has no manifest: `open` gets one that says what the tokenizer says, and no shards. `held` are the rows
+    of a file; None where there are none, or a killed program left half of them. `views` are the crops that the other
+    system has chosen for a file of this extent, the first one the centre; None where it has chosen none. `write`
+    without rows, which comes first, raises `DataError` for codes that the layout cannot hold, and `write` and `views`
+    do so for keys.
+    """
+
+    def held(self, folder: Path, key: str, manifest: Mapping[str, Any]) -> Sequence[Coded] | None: ...
+
+    def views(self, folder: Path, key: str, extent: tuple[int, ...]) -> Sequence[View] | None: ...
+
+
+def adopts(store: Any) -> Adopts | None:
+    """The store, if its layout is that of another system. Default: None."""
+    return store if isinstance(store, Adopts) else None
 
 
 @runtime_checkable
@@ -1533,7 +1649,7 @@ REQUIRED: dict[str, type] = {
 
 OPTIONAL: dict[str, tuple[type, ...]] = {
     "encoder": (Interpolates, Borrows, Fetches, SparesDecay),
-    "quantizer": (ChangesGrid, NamesTokenState, NeedsFp32, Borrows, Fetches, SparesDecay),
+    "quantizer": (ChangesGrid, NamesTokenState, NeedsFp32, Fits, Borrows, Fetches, SparesDecay),
     "decoder": (NeedsSize, Denoiser, ChecksScheduler, Interpolates, Borrows, Fetches, SparesDecay),
     "percept": (Borrows,),
     "teacher": (Borrows,),
@@ -1560,10 +1676,11 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         KnowsExtent,
     ),
     "reader": (NamesParts,),
-    "data": (LeavesOut, KnowsBytes, HasShards),
+    "data": (LeavesOut, KnowsBytes, HasShards, HasBlocks, KnowsCodes),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
+    "store": (Adopts,),
     "text": (LearnsText, ShowsPieces),
-    "format": (ReadsTokenizers, ReadsConfigs, ExplainsConfigs, WritesTokenizers, Publishes),
+    "format": (ReadsTokenizers, ReadsConfigs, ExplainsConfigs, WritesTokenizers, Publishes, KnowsFamilies),
 }
 """The optional Protocols of each kind. A component has all members of such a Protocol or none."""
 

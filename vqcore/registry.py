@@ -57,6 +57,7 @@ OURS = {  # plugin id -> (distribution, folder); error messages tell people to i
         "fourm",
         "terramind",
         "text",
+        "fit",
     )
 }
 _RESERVED = ("core", "local")

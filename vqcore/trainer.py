@@ -1,4 +1,4 @@
-"""The training loop: load, step, log, evaluate, save.
+"""The training loop: load, step, log, evaluate, save. Quantizers that are not trained are fitted instead.
 
 The trainer knows batches, players and steps; the objective knows what a loss is made of. Every random choice follows
 from (seed, purpose, step), so a run that was killed and resumed ends with the same bits.
@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from vqcore import dist, pictures
+from vqcore.artefacts.resolve import checkpoints
 from vqcore.assembly import eval_sizes, pick_device
 from vqcore.borrowed import Access
 from vqcore.check.checks import cheap
@@ -34,13 +36,14 @@ from vqcore.network import asking
 from vqcore.protocols import Batch
 from vqcore.registry import registry
 from vqcore.run.checkpoints import add_evaluation, is_evaluated, resume, roll_back, save
+from vqcore.run.fitting import fit_quantizer
 from vqcore.run.folder import check_folder, log_event, log_metrics, opened
 from vqcore.run.optim import rate_in_words
 from vqcore.run.signals import StopSignals
 from vqcore.run.state import Run, build
 from vqcore.run.step import Trouble, train_step
 from vqcore.run.trouble import Troubles
-from vqcore.schema import RunConfig
+from vqcore.schema import EmaSection, RunConfig
 
 PICTURE_STEPS = frozenset(m * 10**e for m in (1, 2, 5) for e in range(1, 10))
 """Steps after which `samples/strip.png` gets another row: 10, 20, 50, 100 and so on."""
@@ -50,6 +53,45 @@ _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 
 def train(config: RunConfig, access: Access | None = None) -> Run:
     """Train to the end; if `run.dir` holds this run already, resume it. A signal ends the run early, after saving."""
+    with _built(config, access) as run:
+        with dist.together():
+            found = cheap(run)
+            settle(found)
+        with opened(config, run.data):
+            resume(run)
+            for finding in found if run.step == 0 else ():
+                if finding.grade == "warning":
+                    log_event(run.dir, 0, "warning", detail=str(finding))
+            with _told_of_the_end(run):
+                _Loop(run).train()
+    return run
+
+
+def fit(config: RunConfig, access: Access | None = None) -> tuple[Run, dict[str, str]]:
+    """Fit the quantizer of a config to its training samples, save and evaluate; returns facts of the fit, too.
+
+    The result is the folder of a run that has made all its steps. Raises `RunError` if it holds a checkpoint already.
+    """
+    config = replace(config, ema=EmaSection(decay=None))  # nothing is trained, so there is nothing to average
+    with _built(config, access) as run:
+        if dist.world_size() > 1:
+            raise RunError("vqcore fit works in one process: start it without torchrun.")
+        if checkpoints(run.dir):
+            raise RunError(
+                f"run.dir={run.dir} holds a tokenizer already. Choose another run.dir, or remove it."
+            )
+        loop = _Loop(run)
+        facts = fit_quantizer(run)
+        settle(cheap(run, trained=False))
+        with opened(config, run.data), _told_of_the_end(run):
+            run.progress.step = run.steps
+            loop.finish(facts)
+    return run, facts
+
+
+@contextmanager
+def _built(config: RunConfig, access: Access | None) -> Iterator[Run]:
+    """The run of a config with metrics that are ready, in a process group; nothing is written yet."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     torch.use_deterministic_algorithms(config.run.deterministic)
@@ -60,25 +102,22 @@ def train(config: RunConfig, access: Access | None = None) -> Run:
         run = build(config, device, access)
         with dist.together():
             run.metrics.ready(device)  # what is missing is said before the first step, not after the last
-        with dist.together():
-            found = cheap(run)
-            settle(found)
-        with opened(config, run.data):
-            resume(run)
-            for finding in found if run.step == 0 else ():
-                if finding.grade == "warning":
-                    log_event(run.dir, 0, "warning", detail=str(finding))
-            error: BaseException | None = None
-            try:
-                with _kept_warnings(run):
-                    _Loop(run).train()
-            except BaseException as caught:
-                error = caught
-                _explain(run, caught)
-                raise
-            finally:
-                run.hooks.vqcore_run_ended(run=run, error=error)
-    return run
+        yield run
+
+
+@contextmanager
+def _told_of_the_end(run: Run) -> Iterator[None]:
+    """Keep warnings, explain an error, and tell the hooks of the end of the run."""
+    error: BaseException | None = None
+    try:
+        with _kept_warnings(run):
+            yield
+    except BaseException as caught:
+        error = caught
+        _explain(run, caught)
+        raise
+    finally:
+        run.hooks.vqcore_run_ended(run=run, error=error)
 
 
 class _Loop:
@@ -148,6 +187,15 @@ class _Loop:
                         "command resumes the run."
                     )
                     break
+
+    def finish(self, facts: Mapping[str, str]) -> None:
+        """What follows the last step, for a run whose quantizer was fitted: save it and evaluate."""
+        run = self.run
+        run.hooks.vqcore_run_started(run=run)
+        log_event(run.dir, run.step, "fitted", **facts)
+        run.hooks.vqcore_saved(run=run, step=run.step, path=str(save(run)))
+        if run.eval_data is not None:
+            self.evaluate()
 
     def log(self, feed: Feed) -> dict[str, float]:
         """Write this step's line of metrics.jsonl; returns the metrics of this line for the progress line."""

@@ -206,8 +206,13 @@ def unpacked(text: str | None, grid: Sequence[int]) -> Bool[np.ndarray, "*grid"]
 
 def by_record(rows: Iterable[Coded]) -> Iterator[tuple[str, list[Coded]]]:
     """The rows of each file, with the key of the file."""
-    for key, group in groupby(rows, lambda row: row.extras.get("record", row.key)):
+    for key, group in groupby(rows, record_of):
         yield key, list(group)
+
+
+def record_of(row: Coded) -> str:
+    """The key of the file that a row comes from."""
+    return str(row.extras.get("record", row.key))
 
 
 def other_maker(manifest: Mapping[str, Any] | None, fingerprint: str) -> str:

@@ -27,6 +27,7 @@ PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle")
 SHOWN = 8
 """So many tensors that do not fit are named; of the others the number."""
 _CLASS = re.compile(r"GLOBAL ([\w.]+)")
+_DETAIL = re.compile(r"WeightsUnpickler error:\s*(.+)")
 
 
 def settings(
@@ -105,13 +106,17 @@ def read_pickle(path: Path, *, allow_pickle: bool, allow: Sequence[Any] = ()) ->
             raise CheckpointError(
                 f"{path} holds more than tensors and plain data: {found[1]}. So it was not read, and nothing in it ran."
             ) from error
-        raise CheckpointError(
-            f"{path}: damaged, or not a PyTorch file ({first_line(error)[:160]})."
-        ) from error
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch file ({_reason(error)}).") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why torch read nothing, without its advice to read the file with code."""
+    found = _DETAIL.search(str(error))
+    return (found[1] if found else first_line(error).partition(" In PyTorch 2.6")[0])[:160]
 
 
 def refuse_misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    """Raise `CheckpointError` that lists tensors of a file that are missing, unknown or wrongly shaped, by name.
+    """Raise `CheckpointError` that lists tensors that are missing, unknown, wrongly shaped or of another kind.
 
     `wanted` are the tensors that must be there, with their shapes; `where` names file and tokenizer.
     """
@@ -122,9 +127,20 @@ def refuse_misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], wh
         for name, each in wanted.items()
         if name in found and each.shape != found[name].shape
     ]
+    wrong += [
+        f"{name} is {found[name].dtype} and not {each.dtype}"
+        for name, each in wanted.items()
+        if name in found and (_kind(each) != _kind(found[name]))
+    ]
     if wrong:
         more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise CheckpointError(f"{where}: its tensors do not fit: {'; '.join(wrong[:SHOWN])}{more}.")
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
+    """What no conversion of numbers may change: fractions or whole numbers, and plain tensors or others."""
+    plain = tensor.layout == torch.strided and not tensor.is_quantized
+    return tensor.is_floating_point(), tensor.is_complex(), plain
 
 
 def refusal(name: str, path: Path) -> CheckpointError:

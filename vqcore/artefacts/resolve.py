@@ -70,14 +70,20 @@ class Named:
 
 def parse(name: str, registry_: Registry | None = None) -> Place:
     """Take a name apart. Raises `CheckpointError` for a wrong hub id, `ConfigError` for wrong settings of a format."""
-    found = None if _exists(name) else _PREFIX.fullmatch(name)
-    if found and _is_format(found[2], registry_):
-        cfg = settings(bracketed(found[1], name), file=name, registry_=registry_)
-        return replace(locate(found[3]), format=cfg)
+    prefixed = with_prefix(name)
+    if prefixed and _is_format(prefixed[0].partition("[")[0], registry_):
+        cfg = settings(bracketed(prefixed[0], name), file=name, registry_=registry_)
+        return replace(locate(prefixed[1]), format=cfg)
     found = None if _exists(name) else _AT_STEP.fullmatch(name)
     if found and _is_run(_path(found[1])):
         return Place(found[1], step=int(found[2]))
     return locate(name)
+
+
+def with_prefix(name: str) -> tuple[str, str] | None:
+    """`PLUGIN/NAME[key=value,...]:PATH` in two parts. None for every other name, and for a path that exists."""
+    found = None if _exists(name) else _PREFIX.fullmatch(name)
+    return (found[1], found[3]) if found else None
 
 
 def locate(name: str) -> Place:

@@ -19,9 +19,12 @@ from vqcore.artefacts.codes import (
     read_manifest,
     unusable,
 )
+from vqcore.artefacts.resolve import with_prefix
 from vqcore.compose.build import component
-from vqcore.errors import DataError, did_you_mean
-from vqcore.protocols import Coded, Store, StoredCodes
+from vqcore.compose.text import bracketed
+from vqcore.errors import ConfigError, DataError, did_you_mean
+from vqcore.files import local
+from vqcore.protocols import Coded, Store, StoredCodes, adopts
 from vqcore.registry import registry
 
 FOLDER = "folder"
@@ -43,17 +46,27 @@ class Opened:
         return CodeShape(len(made["grid"]), made["num_codebooks"], made["codebook_size"])
 
     @cached_property
-    def places(self) -> dict[str, tuple[int, int]]:
+    def files(self) -> dict[str, tuple[int, int]]:
         """The first row and the number of rows of each file, by the key of the file, in the order of the rows."""
         found: dict[str, tuple[int, int]] = {}
         parts = "record" in self.manifest["extras"]
-        for place, raw in enumerate(self.rows.keys()):
-            key = str(raw.as_buffer(), "utf-8", "surrogateescape")
+        for place, key in enumerate(self._keys()):
             if parts:
                 key = self.rows.extras(place).get("record", key)
             first, count = found.get(key, (place, 0))
             found[key] = first, count + 1
         return found
+
+    @cached_property
+    def places(self) -> dict[str, tuple[int, int]]:
+        """As `files`, but of a store of crops: there every row is a sample of its own, by its own key."""
+        if "crop" not in self.manifest["extras"]:
+            return self.files
+        return {key: (place, 1) for place, key in enumerate(self._keys())}
+
+    def _keys(self) -> Iterator[str]:
+        for raw in self.rows.keys():  # noqa: SIM118 - no mapping
+            yield str(raw.as_buffer(), "utf-8", "surrogateescape")
 
     def row(self, place: int) -> Coded:
         """A row with all that is known of it."""
@@ -66,7 +79,10 @@ class Opened:
         return bool(self.manifest["extras"])
 
     def record(self, key: str) -> Codes:
-        """The codes of a file as int64. Raises `KeyError` for an unknown key, `DataError` for codes out of range."""
+        """The codes of a file, or of a crop, as int64.
+
+        Raises `KeyError` for an unknown key, `DataError` for codes out of range.
+        """
         if key not in self.places:
             raise KeyError(f"{self.folder} has no codes of '{key}'.{did_you_mean(key, self.places)}")
         first, count = self.places[key]
@@ -74,6 +90,8 @@ class Opened:
         for place in range(first, first + count):
             row = self.row(place)
             codes = check_codes(row.codes, f"{self.folder}: {row.key}", self.shape, (self.shape.axes + 1,))
+            if "crop" in row.extras:
+                return codes
             rows.append(Coded(row.key, codes, row.extras))
         return joined(rows, tuple(self.manifest["size"]))
 
@@ -100,8 +118,8 @@ class Records(Mapping[str, Codes]):
 
 
 def store_named(name: str, where: str) -> Store:
-    """A store by its name. Raises `ConfigError` for an unknown one."""
-    return registry().build("store", component("store", {"name": name}, file=where, where=where))
+    """A store by its name, or `NAME[key=value,...]`. Raises `ConfigError` for an unknown one."""
+    return registry().build("store", component("store", bracketed(name, where), file=where, where=where))
 
 
 def store_of(folder: Path) -> str | None:
@@ -114,13 +132,45 @@ def complete_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a store. Raises `DataError` for a folder without one, or with a store that is half done."""
     manifest = read_manifest(folder)
     if manifest is None:
-        raise DataError(f"{folder}: there is no {MANIFEST} in this folder, so it is no store of codes.")
+        raise DataError(
+            f"{folder}: there is no {MANIFEST} in this folder, so it is no store of codes. Codes of "
+            "another system are named with their layout, LAYOUT:FOLDER."
+        )
     if "store" in manifest and not (manifest["complete"] and {"shards", "extras"} <= manifest.keys()):
         raise DataError(
             f"{folder}: this store is not complete. Start the same `vqcore tokenize` command again; it does what is "
             "missing."
         )
     return manifest
+
+
+def open_named(name: str, says: Mapping[str, Any] | None = None) -> Opened:
+    """The store that a user names: a folder, or `LAYOUT:FOLDER` for codes of another system.
+
+    `says` is what a manifest would say of the tokenizer that made those (`fingerprint`, `codebook_size`,
+    `num_codebooks`, `grid`, `size`, `dtype`); a manifest that is there counts. Raises `DataError` as `open_store`
+    does, and `ConfigError` without either.
+    """
+    prefixed = with_prefix(name)
+    if prefixed is None:
+        return open_store(local(name))
+    folder, store = local(prefixed[1]), store_named(prefixed[0], name)
+    layout = prefixed[0].partition("[")[0]
+    if adopts(store) is None:
+        raise ConfigError(f"{name}: {layout} is no layout of another system. Give the folder alone.")
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is None and says is None:
+        raise ConfigError(
+            f"{name}: there is no {MANIFEST}. Name the tokenizer that made the codes: --tokenizer RUN."
+        )
+    manifest = manifest or adopted(layout, says or {})
+    return Opened(folder, manifest, store.open(folder, manifest))
+
+
+def adopted(layout: str, says: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a folder in the layout of another system: what is there is the store."""
+    extras = ["record", "crop", "view"]
+    return {**says, "store": layout, "complete": True, "shards": [], "extras": extras}
 
 
 def open_store(folder: Path) -> Opened:

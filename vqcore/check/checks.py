@@ -20,23 +20,30 @@ from vqcore.check.suspicions import value_findings
 from vqcore.data.batches import TrainBatches
 from vqcore.data.sizes import sizes
 from vqcore.errors import VqcoreError
-from vqcore.protocols import Batch
+from vqcore.protocols import Batch, fitter
 from vqcore.rng import generator
 from vqcore.run.state import Run, build_from, build_hooks
 from vqcore.schema import DataConfig, RunConfig
 
+UNFITTED = "is fitted by vqcore fit, and not trained; what depends on its codes is not checked"
+"""The note on a quantizer that is not fitted yet."""
 
-def cheap(run: Run) -> list[Finding]:
-    """Check one training batch and what the model makes of it. Nothing is trained, and no state changes."""
+
+def cheap(run: Run, *, trained: bool = True) -> list[Finding]:
+    """Check one training batch and what the model makes of it. Nothing is trained, and no state changes.
+
+    With `trained=False`, what only training needs is not checked: values of size 1, learning rates, and codes beside
+    the tokens of a step.
+    """
     try:
         batch = run.tokenizer.prepare(first_batch(run), run.extra)
     except VqcoreError as error:
         return [Finding("error", "data", str(error), "vqcore check reads the samples one by one.")]
+    values = value_findings(declared(run), [batch], "the first batch")
     return [
-        *value_findings(declared(run), [batch], "the first batch"),
+        *(found for found in values if trained or found.grade == "error"),
         *model_findings(run, batch),
-        *codebook(run),
-        *rates(run),
+        *((*codebook(run), *rates(run)) if trained else ()),
         *(both_sides(run) if dist.is_main() else ()),
     ]
 
@@ -75,6 +82,11 @@ def full(run: Run) -> Iterator[Finding]:
     """All checks, in the order of a batch's way through the code. Trains the run's tokenizer for a few steps."""
     read = list(samples(run))
     yield from read
+    quantizer = fitter(run.tokenizer.quantizer)
+    if quantizer is not None and not quantizer.fitted:
+        yield Finding("note", f"model.quantizer ({run.config.model.quantizer.name})", UNFITTED)
+        yield from tokens(run)
+        return
     try:
         batch = first_batch(run, _largest(run))
     except VqcoreError as error:

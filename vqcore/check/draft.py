@@ -18,6 +18,7 @@ from vqcore.check.values import fills, propose_scale, summarise
 from vqcore.compose.build import component
 from vqcore.compose.describe import inline
 from vqcore.data.listing import Listing, counted, suffix_length
+from vqcore.data.parquet import SUFFIX, sample_columns
 from vqcore.data.readers import CORE, BySuffix
 from vqcore.data.split import held_out
 from vqcore.errors import ConfigError, DataError, VqcoreError, did_you_mean, listed
@@ -32,7 +33,7 @@ MOST_LABELS = 64
 """Whole numbers from 0 to less than this may be classes."""
 LEAST = 8
 """Fewer samples can neither be trained on nor held out."""
-ANSWERS = ("modality", "reader", "kind", "channels_last", "nodata")
+ANSWERS = ("modality", "reader", "kind", "vector", "channels_last", "nodata")
 """What may be said beforehand: name=value."""
 _SIDES = (1024, 128, 32)
 """The largest side of a sample with 1, 2 and 3 axes."""
@@ -53,13 +54,20 @@ class Draft:
     patch: tuple[int, ...]
     values: int
     """Numbers in one patch."""
-    samples: int
+    files: Listing
     notes: dict[str, str] = field(default_factory=dict)
     """The reason of a setting, by name."""
     data: dict[str, Any] = field(default_factory=dict)
     vector: bool = False
     windows: float = 1.0
     """Windows that a file has on average."""
+    extents: Sequence[tuple[int, ...]] = ()
+    """The sizes of the files that were read."""
+
+    @property
+    def samples(self) -> int:
+        """How many files there are."""
+        return len(self.files)
 
     @property
     def parts(self) -> int:
@@ -67,22 +75,29 @@ class Draft:
         return round(self.samples * self.windows)
 
 
-def draft(folder: Path, answers: dict[str, Any], ask: Ask) -> Draft:
-    """Look at a folder. Raises `DataError` if nothing in it can be read, and `ConfigError` for an unknown answer."""
+def draft(
+    folder: Path, answers: dict[str, Any], ask: Ask, first: Callable[[Path], Draft | None] = lambda path: None
+) -> Draft:
+    """Look at a folder. Raises `DataError` if nothing in it can be read, and `ConfigError` for an unknown answer.
+
+    `first` may know what the files are; where it gives None, their suffixes and values decide.
+    """
     for name in answers:
         if name not in ANSWERS:
             hint = did_you_mean(name, ANSWERS) or f" Answers: {listed(ANSWERS)}."
             raise ConfigError(f"{name}: there is no such question.{hint}")
     path, held = _sides(folder)
-    name, reason = _modality(path, answers, ask)
-    found = _array(path, answers, ask) if name == "array" else _other(name, path)
+    found = first(path)
+    if found is None:
+        name, reason = _modality(path, answers, ask)
+        found = _array(path, answers, ask) if name == "array" else _other(name, path)
+        found.notes["modality"] = reason
     if found.samples < 2 or found.parts < LEAST:
         raise DataError(
             f"{path}: too few: {_count(found.samples, 'file')}, {_count(found.parts, 'sample')}. A config needs "
             f"{LEAST} samples, or windows of them, to train on and to hold out, in two files or more. Add files, or "
             "cut long ones into several. One array of many samples is no folder: data.name=array, data.path=FILE.npy"
         )
-    found.notes["modality"] = reason
     found.data = {"path": str(path), **_split(path, held, found, ask)}
     return found
 
@@ -157,8 +172,8 @@ def _other(name: str, path: Path) -> Draft:
         raise ConfigError(
             f"modality={name}: a config is drafted for rgb, array and sounds. vqcore show {name} lists its settings"
         )
-    modality: Modality = _made("modality", settings, size=size)
-    return Draft(settings, size, patch, values, len(Listing(str(path), modality.suffixes, str(path))))
+    modality: Modality = made("modality", settings, size=size)
+    return Draft(settings, size, patch, values, Listing(str(path), modality.suffixes, str(path)))
 
 
 # Arrays
@@ -198,7 +213,7 @@ def _array(path: Path, answers: dict[str, Any], ask: Ask) -> Draft:
     if len(size) == 1:
         windows = sum(max(1, extent[0] // size[0]) for extent in extents) / len(extents)
     values = channels * math.prod(patch)
-    return Draft(settings, size, patch, values, len(files), notes, vector=vector, windows=windows)
+    return Draft(settings, size, patch, values, files, notes, vector=vector, windows=windows, extents=extents)
 
 
 def _reader(
@@ -216,8 +231,10 @@ def _reader(
         node = {"name": CORE[next(iter(kinds))].__name__.lower()}
     elif node is not None:
         settings["reader"] = node
-    reader: Any = BySuffix() if node is None else _made("reader", node)
+    reader: Any = BySuffix() if node is None else made("reader", node)
     files = Listing(str(path), reader.suffixes, str(path))
+    if SUFFIX[0] in kinds and SUFFIX[0] in reader.suffixes and not (node or {}).get("columns"):
+        _refuse_rows(path, sample_columns(files.path(0)))
     naming = named_parts(reader)
     if naming is None or node is None or node.get(naming.part) is not None:
         return reader, files, (node or {}).get("columns") or ()
@@ -234,7 +251,18 @@ def _reader(
         if not sure:
             notes["reader"] = f"please check: the files hold {listed(parts)}"
     settings["reader"] = {**node, naming.part: chosen}
-    return _made("reader", settings["reader"]), files, chosen if naming.many else ()
+    return made("reader", settings["reader"]), files, chosen if naming.many else ()
+
+
+def _refuse_rows(path: Path, columns: Sequence[str]) -> None:
+    """Raise `DataError` for tables with columns that hold whole samples."""
+    if columns:
+        raise DataError(
+            f"{path}: each row is a sample here (columns {listed(columns)}), and a config is drafted for folders of "
+            f"files. Write one with data.name=parquet and data.column={columns[0]}; vqcore show parquet lists more "
+            "settings. If columns are channels and rows are positions, name the columns: reader='{name: parquet, "
+            "columns: [a, b]}'"
+        )
 
 
 def _reads(reader: SampleReader, path: Path) -> bool:
@@ -245,17 +273,17 @@ def _reads(reader: SampleReader, path: Path) -> bool:
     return True
 
 
-def _made(kind: str, node: dict[str, Any], **wiring: Any) -> Any:
+def made(kind: str, node: dict[str, Any], **wiring: Any) -> Any:
+    """A component from a mapping with its name."""
     return registry().build(kind, component(kind, node, file="answer"), **wiring)
 
 
 def _read(reader: SampleReader, files: Listing) -> Iterator[np.ndarray]:
     """Some arrays from all over the folder. Raises `DataError` if none of the files can be read."""
-    places = np.unique(np.linspace(0, len(files) - 1, LOOKED_AT).round().astype(int))
     good, first = 0, None
-    for place in places:
+    for place in places(len(files)):
         try:
-            array = reader.read(files.path(int(place)))
+            array = reader.read(files.path(place))
         except (DataError, OSError) as error:
             first = first or error
             continue
@@ -268,6 +296,11 @@ def _read(reader: SampleReader, files: Listing) -> Iterator[np.ndarray]:
         yield array
     if not good:
         raise first if isinstance(first, VqcoreError) else DataError(str(first))
+
+
+def places(count: int) -> list[int]:
+    """The numbers of the files that are read, from all over a folder of `count` files."""
+    return [int(one) for one in np.unique(np.linspace(0, count - 1, LOOKED_AT).round())]
 
 
 def _classes(arrays: Sequence[np.ndarray], answers: dict[str, Any], ask: Ask, notes: dict[str, str]) -> int:
@@ -301,11 +334,15 @@ def _channels_first(
 ) -> tuple[list[np.ndarray], int, bool]:
     """The arrays with a channel axis in front, the number of channels, and whether they are vectors."""
     shapes = [array.shape for array in arrays]
-    said = _shapes(shapes)
+    said = shapes_text(shapes)
     if len(shapes[0]) == 1:
-        if len(set(shapes)) == 1 and shapes[0][0] <= MOST_CHANNELS:
+        same = len(set(shapes)) == 1
+        if answers.get("vector") and not same:
+            raise DataError(f"vector=true: vectors have one length, and these files have shapes {said}")
+        if answers.get("vector", same and shapes[0][0] <= MOST_CHANNELS):
             settings["channels"] = shapes[0][0]
-            notes["channels"] = f"shapes {said}: a vector; please check: or a signal of one channel (rank 1)"
+            other = "" if "vector" in answers else "; please check: or a signal of one channel (vector=false)"
+            notes["channels"] = f"shapes {said}: a vector{other}"
             return [array.reshape(-1, 1) for array in arrays], shapes[0][0], True
         settings["channels"], settings["rank"] = 1, 1
         notes["channels"] = f"shapes {said}: a signal of one channel"
@@ -372,8 +409,11 @@ def _about(extents: Sequence[tuple[int, ...]], size: tuple[int, ...]) -> str:
     if all(extent == size for extent in extents):
         return "every file that was read has this size"
     if len(size) == 1:
-        return f"the files have {_shapes(extents)}: windows of this length; evaluation and tokenize take all of a file"
-    return f"the files have {_shapes(extents)}: the largest part in these proportions, resized (see sizing)"
+        what = "windows of this length; evaluation and tokenize take all of a file"
+        return f"the files have {shapes_text(extents)}: {what}"
+    return (
+        f"the files have {shapes_text(extents)}: the largest part in these proportions, resized (see sizing)"
+    )
 
 
 def _scale(
@@ -398,7 +438,7 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+def shapes_text(shapes: Sequence[tuple[int, ...]]) -> str:
     """Shapes in words: one, or from the smallest to the largest along each axis."""
     low, high = [min(s) for s in zip(*shapes)], [max(s) for s in zip(*shapes)]
     return " x ".join(str(a) if a == b else f"{a}..{b}" for a, b in zip(low, high))
@@ -411,9 +451,7 @@ def _split(path: Path, held: Path | None, found: Draft, ask: Ask) -> dict[str, A
     if held is not None:
         found.notes["eval_path"] = "the folders say which samples are held out"
         return {"eval_path": str(held)}
-    modality: Modality = _made("modality", found.modality, size=found.size)
-    files = Listing(str(path), modality.suffixes, str(path))
-    keys = [files.key(index) for index in range(len(files))]
+    keys = [found.files.key(index) for index in range(found.samples)]
     settings: dict[str, Any] = {}
     tops = Counter(key.partition("/")[0] for key in keys if "/" in key)
     if len(tops) >= 10 and sum(tops.values()) == len(keys) and len(tops) < len(keys):
@@ -458,7 +496,7 @@ def written(found: Draft, folder: Path) -> str:
         *(_line("  ", name, value, found.notes.get(name)) for name, value in found.data.items()),
         "  modality:" + (f"  # {found.notes['modality']}" if found.notes.get("modality") else ""),
         *(_line("    ", name, value, found.notes.get(name)) for name, value in found.modality.items()),
-        *([] if "size" in found.modality else [f"  input_size: {_sides_text(found.size)}"]),
+        *([] if "size" in found.modality else [f"  input_size: {sides_text(found.size)}"]),
         f"  batch_size: {batch}",
         "  workers: 0",
         "  cache_mib: 256",
@@ -478,7 +516,7 @@ def written(found: Draft, folder: Path) -> str:
             "  decoder: {name: vit/mlp-decoder, depth: 2, width: 160}",
         ]
     else:
-        patch = _sides_text(found.patch)
+        patch = sides_text(found.patch)
         lines += [
             f"  # {by(found.size)} becomes {tokens} tokens, one for each patch of {by(found.patch)}",
             f"  encoder: {{name: vit/encoder, width: 160, depth: 0, num_heads: 4, patch_size: {patch}, grid_convs: 3}}",
@@ -514,5 +552,6 @@ def _line(indent: str, name: str, value: Any, note: str | None) -> str:
     return f"{indent}{name}: {inline(value)}" + (f"  # {note}" if note else "")
 
 
-def _sides_text(sides: Sequence[int]) -> str:
+def sides_text(sides: Sequence[int]) -> str:
+    """A size as YAML: one number if all sides are equal."""
     return str(sides[0]) if len(set(sides)) == 1 else str(list(sides))

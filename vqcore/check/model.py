@@ -335,7 +335,7 @@ def _watched(run: Run) -> Iterator[_Seen]:
     for name, module in run.tokenizer.named_children():
         cfg = getattr(run.config.model, name, None)
         where = f"model.{name} ({cfg.name})" if cfg is not None else f"model ({name})"
-        handles.append(module.register_forward_pre_hook(_entering(seen, where)))
+        handles.append(module.register_forward_pre_hook(_entering(seen, name, where)))
         handles.append(module.register_forward_hook(_leaving(seen, name)))
     try:
         yield seen
@@ -344,11 +344,11 @@ def _watched(run: Run) -> Iterator[_Seen]:
             handle.remove()
 
 
-def _entering(seen: _Seen, where: str) -> Callable:
+def _entering(seen: _Seen, name: str, where: str) -> Callable:
     def enter(module: nn.Module, args: tuple) -> None:
         seen.at = where
         if not seen.passed and args and isinstance(args[0], Tensor):
-            seen.passed.append(f"x {tuple(args[0].shape)}")
+            seen.passed.append(f"{'z_q' if name == 'decoder' else 'x'} {tuple(args[0].shape)}")
 
     return enter
 

@@ -12,7 +12,7 @@ from typing import Any
 from vqcore.artefacts.resolve import checkpoints
 from vqcore.assembly import open_data
 from vqcore.borrowed import Access
-from vqcore.check.checks import everything
+from vqcore.check.checks import UNFITTED, everything
 from vqcore.check.findings import Finding
 from vqcore.check.values import VALUES, Declared, channel_name, flow, propose_scale, summary_of
 from vqcore.commands.eval import print_table
@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         put(f"\n{args.config}: {_number(counts['error'], 'error')}, {_number(counts['warning'], 'warning')}")
         if not counts["error"]:
-            put(f"next      {command('train', args.config, *args.overrides)}")
+            verb = "fit" if any(f.what == UNFITTED for f in found) else "train"
+            put(f"next      {command(verb, args.config, *args.overrides)}")
     return 2 if counts["error"] else 0
 
 

@@ -9,7 +9,7 @@ from vqcore.compose.layers import settings_of
 from vqcore.console import say
 from vqcore.files import local
 from vqcore.sampling import resolved
-from vqcore.tokens.passes import decode_folder
+from vqcore.tokens.passes import decode_folder, parse_size
 
 
 def run(args: argparse.Namespace) -> int:
@@ -19,8 +19,9 @@ def run(args: argparse.Namespace) -> int:
     sampling = resolved(type(tokenizer.objective), asked, COMMAND_LINE)
     done = decode_folder(
         tokenizer,
-        local(args.tokens),
+        args.tokens,
         local(args.output),
+        size=parse_size(args.size, tokenizer.cfg.size) if args.size else None,
         batch_size=args.batch_size,
         overwrite=args.overwrite,
         force=args.force,

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from vqcore.check.draft import draft, written
+from vqcore.check.family import family, like
 from vqcore.compose.layers import load
 from vqcore.console import command, say
 from vqcore.errors import ConfigError, first_line
@@ -18,12 +19,22 @@ from vqcore.schema import RunConfig
 
 def run(args: argparse.Namespace) -> int:
     """Write the config and print it. Never overwrites a file."""
-    folder = local(args.folder)
+    words = [*filter(None, [args.folder]), *args.overrides]
+    if not words:
+        if args.like is not None:
+            family(args.like)
+        raise ConfigError("new config needs the folder of your files: vqcore new config ~/my-data")
+    folder = local(words.pop(0))
     out = local(args.out) if args.out else Path(f"{folder.resolve().name}.yaml")
     if out.exists():
         raise ConfigError(f"{out} exists already. Name another file with --out, or remove this one.")
     asks = sys.stdin.isatty() and sys.stdout.isatty()
-    text = written(draft(folder, _answers(args.overrides), _ask if asks else _assume), folder)
+    answers, ask = _answers(words), _ask if asks else _assume
+    text = (
+        written(draft(folder, answers, ask), folder)
+        if args.like is None
+        else like(args.like, folder, answers, ask)
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, text)
     load(str(out), [], schema=RunConfig)

@@ -16,9 +16,11 @@ from vqcore.commands.loading import again, load_named
 from vqcore.console import command, say
 from vqcore.errors import ConfigError, did_you_mean, listed
 from vqcore.files import local
+from vqcore.protocols import adopts
 from vqcore.tokens.cluster import tokenize_by_ray
 from vqcore.tokens.flow import Done
 from vqcore.tokens.inputs import source_of
+from vqcore.tokens.layouts import tokenize_layout
 from vqcore.tokens.passes import parse_size, parse_stride, refuse_file, tokenize_folder
 from vqcore.tokens.sharded import Job, Pass, tokenize_all
 from vqcore.tokens.shards import FAILED
@@ -29,12 +31,12 @@ ALSO = ("size", "store", "batch_size", "borrow")
 
 def run(args: argparse.Namespace) -> int:
     """Tokenize a data set. What is done already is left alone; unreadable files are named."""
-    store_named(args.store, "--store")  # a name that is wrong costs no loading
+    found = store_named(args.store, "--store")  # a name that is wrong costs no loading
     if args.seed and not args.crops:
         raise ConfigError(
             f"--seed {args.seed} decides random crops, and --crops asks for none. Leave it out."
         )
-    if args.store == FOLDER:
+    if args.store == FOLDER or adopts(found) is not None:
         return _in_files(args)
     only = local(args.only) if args.only else None
     if args.engine == "ray":
@@ -47,22 +49,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _in_files(args: argparse.Namespace) -> int:
-    """A file of codes for each file."""
+    """A file of codes for each file, in the layout of vqcore or of another system."""
     _refuse_flags(args)
     tokenizer = load_named(args, device=pick_device(args.device, "--device"), encoder_only=True)
     size = parse_size(args.size, tokenizer.cfg.size)
     job = Job(tokenizer=tokenizer, target=local(args.output), size=size)
-    done = tokenize_folder(
-        tokenizer,
-        args.input,
-        job.target,
-        size=size,
-        batch_size=args.batch_size,
-        overwrite=args.overwrite,
-        stride=parse_stride(args.stride, len(size)),
-        tiles=args.tiles,
-        workers=args.workers,
-    )
+    how: dict[str, Any] = {
+        "size": size,
+        "batch_size": args.batch_size,
+        "overwrite": args.overwrite,
+        "stride": parse_stride(args.stride, len(size)),
+        "tiles": args.tiles,
+        "workers": args.workers,
+    }
+    if args.store == FOLDER:
+        done = tokenize_folder(tokenizer, args.input, job.target, **how)
+    else:
+        views = local(args.views) if args.views else None
+        how |= {"store": args.store, "crops": args.crops, "views": views, "seed": args.seed}
+        done = tokenize_layout(tokenizer, args.input, job.target, **how)
     return _report(args, [(args, job)], [done])
 
 
@@ -129,15 +134,11 @@ def _refuse_flags(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--engine ray does shards, and --store {args.store} has none. Leave one of the two out."
         )
-    for flag, given in (
-        ("--crops", args.crops),
-        ("--views", args.views),
-        ("--masks", args.masks),
-        ("--also", args.also),
-    ):
+    crops = (("--crops", args.crops), ("--views", args.views)) if args.store == FOLDER else ()
+    for flag, given in (*crops, ("--masks", args.masks), ("--also", args.also)):
         if given:
             raise ConfigError(
-                f"{flag} is for stores of shards, and --store {args.store} keeps codes alone. Leave --store out."
+                f"{flag} is for stores of shards, and --store {args.store} keeps files of codes. Leave --store out."
             )
 
 
@@ -156,9 +157,9 @@ def _parsed(words: Sequence[str]) -> tuple[str, str, dict[str, list[str]]]:
             )
         given.setdefault(key, []).append(value)
     for value in given.get("store", ()):
-        store_named(value, f"{where}: store")
-        if value == FOLDER:
-            raise ConfigError(f"{where}: store={FOLDER} has no shards. Take another store.")
+        made = store_named(value, f"{where}: store")
+        if value == FOLDER or adopts(made) is not None:
+            raise ConfigError(f"{where}: store={value} has no shards. Take another store.")
     return words[0], words[1], given
 
 
@@ -202,7 +203,7 @@ def _report(
             say(f"left out  {done.share_lost:.0%} of the {area}: each is cropped; --tiles takes all of it")
         grid = " x ".join(map(str, job.tokenizer.grid(job.size)))
         say(f"codes     {its.output}  (grid {grid}, q {job.tokenizer.num_codebooks})")
-        if done.failed and args.store != FOLDER:
+        if done.failed and (job.target / FAILED).exists():
             say(
                 f"failed    {job.target / FAILED}: mend the files, then give the same command --only with this file"
             )

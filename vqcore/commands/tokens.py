@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from vqcore.artefacts.stored import complete_manifest
+from vqcore.artefacts.resolve import with_prefix
+from vqcore.artefacts.stored import complete_manifest, open_named
 from vqcore.assembly import pick_device
-from vqcore.commands.loading import load_named
+from vqcore.commands.loading import access, load_named
 from vqcore.console import command, say
 from vqcore.errors import ConfigError, RunError
 from vqcore.evaluate.usage import reachable
 from vqcore.files import local
 from vqcore.pictures import save_picture
 from vqcore.registry import registry
+from vqcore.tokenizer import Tokenizer
+from vqcore.tokens.passes import manifest_of, parse_size
 from vqcore.tokens.sheet import decoded
 from vqcore.tokens.stats import Use, stats
 from vqcore.tokens.work import convert, verify
@@ -33,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"vqcore tokens {args.what} takes {asked}; {len(args.folders)} are given.")
     for flag, given, verb in (
         ("--store", args.store, "convert"),
+        ("--tokenizer", args.tokenizer, "convert"),
+        ("--size", args.size, "convert"),
         ("--decode", args.decode, "verify"),
         ("--sheet", args.sheet, "verify"),
         ("--source", args.source, "verify"),
@@ -46,12 +51,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace, folders: list[Path]) -> int:
-    source, target = folders
-    rows = convert(source, target, args.store or "arrow")
+    source, target = args.folders[0], folders[1]
+    for flag, given in (("--tokenizer", args.tokenizer), ("--size", args.size)):
+        if given and with_prefix(source) is None:
+            raise ConfigError(
+                f"{flag} is for codes of another system, LAYOUT:FOLDER. {source} has a manifest."
+            )
+    rows = convert(open_named(source, _said(args)), target, args.store or "arrow")
     say(f"{rows:,} rows")
     say(f"codes     {target}  ({args.store or 'arrow'})")
-    say(f"next      {command('tokens', 'verify', source, target)}")
+    stores = (target,) if with_prefix(source) else (source, target)
+    say(f"next      {command('tokens', 'verify', *stores)}")
     return 0
+
+
+def _said(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What the tokenizer of --tokenizer says of codes that have no manifest."""
+    if args.tokenizer is None:
+        return None
+    tokenizer = Tokenizer.load(args.tokenizer, weights=args.weights, encoder_only=True, **vars(access(args)))
+    named = {"tokenizer": args.tokenizer}
+    return {**manifest_of(tokenizer, parse_size(args.size, tokenizer.cfg.size), None), **named}
 
 
 def _verify(args: argparse.Namespace, folders: list[Path]) -> int:

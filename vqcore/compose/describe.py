@@ -64,6 +64,7 @@ def _comment(text: str, indent: str) -> list[str]:
         WIDTH,
         initial_indent=f"{indent}# ",
         subsequent_indent=f"{indent}# ",
+        break_on_hyphens=False,
     )
 
 

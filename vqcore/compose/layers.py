@@ -50,11 +50,20 @@ class Loaded:
 
 
 def load(
-    path: str, overrides: Sequence[str] = (), *, schema: type, registry_: Registry | None = None
+    path: str,
+    overrides: Sequence[str] = (),
+    *,
+    schema: type,
+    absent: Mapping[str, Any] | None = None,
+    registry_: Registry | None = None,
 ) -> Loaded:
-    """Read, merge, check and build a config. `path` is a file or `recipe:NAME`; an override is `key.path=value`."""
+    """Read, merge, check and build a config. `path` is a file or `recipe:NAME`; an override is `key.path=value`.
+
+    `absent` has what stands for sections that no file has.
+    """
     layers = _Layers(registry_ or registry())
     layers.add_file(path)
+    layers.tree = {**(absent or {}), **layers.tree}
     if any(f.name == "run" for f in dataclasses.fields(schema)):
         stem = Path(path.rpartition(":")[2]).stem
         layers.tree.setdefault("run", {})

@@ -1,7 +1,7 @@
 """Batches from any data source and any modality. A batch depends on seed, epoch and step, not on workers or history.
 
 All processes together read an endless stream of positions. With n samples, position p belongs to epoch p // n and is
-sample permute(p % n), a keyed permutation that needs no list. A batch may contain samples of two epochs. A size is
+the sample at place p % n of its order (`order.py`). A batch may contain samples of two epochs. A size is
 drawn for each step, and a crop for each sample of an epoch. A sample that cannot be read is replaced by another sample,
 which is drawn in the same way.
 """
@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vqcore.data.order import Order
 from vqcore.data.reader import Bad, Reader, Sample
 from vqcore.data.sizes import sizes
 from vqcore.errors import DataError, VqcoreError, listed
 from vqcore.protocols import Batch, Data, Modality
-from vqcore.rng import derive, numpy_generator, permute
+from vqcore.rng import derive, numpy_generator
 from vqcore.schema import DataConfig
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         weight=_weights(samples, weights[0]) if weights else None,
         size=torch.tensor([sample.extent for sample in samples], dtype=torch.int64),
         extras={k: torch.stack(v) if isinstance(v[0], Tensor) else v for k, v in extras.items()},
+        codes=None if first.codes is None else torch.stack([s.codes for s in samples if s.codes is not None]),
     )
 
 
@@ -83,7 +85,8 @@ class TrainBatches:
     ):
         self.sizes = sizes(cfg, modality.spec)
         reader = Reader(data, modality, extra, cfg.cache_mib, self.sizes[-1])
-        self._dataset = _TrainSet(reader, self.sizes, seed, cfg.batch_size, accumulate, rank, world)
+        order = Order(data, seed)
+        self._dataset = _TrainSet(reader, order, self.sizes, seed, cfg.batch_size, accumulate, rank, world)
         self._numbers = range(start_step * accumulate, steps * accumulate)
         workers = cfg.workers if workers is None else workers
         self._loader = _loader(self._dataset, self._numbers, workers) if workers else None
@@ -186,6 +189,7 @@ class _TrainSet:
     """Maps the number of a batch to the batch. Batch i belongs to step i // `accumulate`."""
 
     reader: Reader
+    order: Order
     sizes: list[tuple[int, ...]]
     seed: int
     batch_size: int
@@ -209,7 +213,7 @@ class _TrainSet:
         """The sample at a position of the stream, or a replacement. Unreadable samples are added to `bad`."""
         count = len(self.reader.data)
         epoch = position // count
-        index = permute(position % count, count, derive(self.seed, "shuffle", epoch))
+        index = self.order(epoch, position % count)
         answer = self.reader.try_read(index, size, numpy_generator(self.seed, "view", epoch, index))
         for attempt in range(REPLACEMENTS):
             if isinstance(answer, Sample):

@@ -2,14 +2,14 @@
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vqcore.errors import DataError
-from vqcore.protocols import Data, Window, bytes_of
+from vqcore.protocols import Data, Window, bytes_of, knows_codes
 
 CHOSEN = 64
 """So many samples are compared byte by byte: those whose keys have the lowest hashes."""
@@ -18,16 +18,23 @@ CHOSEN = 64
 def identity(data: Data, labels: Iterable[str]) -> dict[str, Any]:
     """Plain facts that are equal for equal samples: their number, a hash of names and sizes, a hash of some contents.
 
+    Codes that are known of a sample belong to its content.
+
     `labels` are the extra modalities, whose files count, too. A file that is missing or cannot be read is a fact as
     well: such samples are skipped in training. Every file is asked for its size; `CHOSEN` samples are read.
     """
     names, labels = hashlib.sha256(), ("", *labels)
-    for index in range(len(data)):
-        sizes = [_size(data, index, label) for label in labels]
-        names.update(_line(data.key(index), *sizes))
+
+    def hashes() -> Iterator[tuple[str, int]]:
+        for index in range(len(data)):
+            key = data.key(index)
+            names.update(_line(key, *(_size(data, index, label) for label in labels)))
+            yield _hash(key), index
+
     contents = hashlib.sha256()
-    for _, index in heapq.nsmallest(CHOSEN, ((_hash(data.key(i)), i) for i in range(len(data)))):
-        contents.update(_line(data.key(index), *(_content(data, index, label) for label in labels)))
+    for _, index in heapq.nsmallest(CHOSEN, hashes()):
+        found = [_content(data, index, label) for label in labels]
+        contents.update(_line(data.key(index), *found, *_codes(data, index)))
     return {"samples": len(data), "names": names.hexdigest(), "contents": contents.hexdigest()}
 
 
@@ -60,6 +67,16 @@ def _content(data: Data, index: int, label: str) -> Any:
     if not isinstance(source, np.ndarray):
         return ""
     return str(source.dtype), source.shape, _hash(np.ascontiguousarray(source).tobytes())
+
+
+def _codes(data: Data, index: int) -> tuple[str, ...]:
+    """What was made of a sample, and of which part of it, if the data source knows."""
+    coded = knows_codes(data)
+    try:
+        row = coded.coded(index) if coded else None
+    except DataError:
+        return ("",)
+    return () if row is None else (_hash(row.codes.tobytes()), _hash(repr(sorted(row.extras.items()))))
 
 
 def _source(data: Data, index: int, label: str) -> Any:

@@ -1,7 +1,7 @@
 """Sorted names of files, a few bytes each, and the listing of a folder."""
 
+import itertools
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vqcore.data.hints import readers_of
+from vqcore.data.tree import Contents, Tree
 from vqcore.errors import DataError, cause, did_you_mean, listed
 
 _AGAIN = "folder listed under another name"
@@ -39,7 +40,7 @@ class Names:
     @property
     def left_out(self) -> dict[str, int]:
         """How many entries are no samples, by kind: a suffix, or words; the most frequent kind first."""
-        return dict(self._left_out.most_common())
+        return dict((+self._left_out).most_common())
 
     def name(self, index: int) -> str:
         """The name of file `index`: its key with its suffix."""
@@ -89,12 +90,11 @@ class Listing(Names):
     def __init__(self, root: str, suffixes: Sequence[str], setting: str):
         self.root, self.suffixes, self.setting = Path(root), tuple(suffixes), setting
         self._left_out: Counter[str] = Counter()
-        self._seen: set[tuple[int, int]] = set()
-        _require_folder(self.root, setting)
+        require_folder(self.root, setting)
         try:
-            super().__init__(self._below(self.root, b""))
+            self._list(Tree(self.root))
         except OSError as error:
-            raise DataError(f"{setting}: {error.filename or root}: {cause(error)}") from error
+            raise DataError(f"{setting}: {os.fsdecode(error.filename or root)}: {cause(error)}") from error
         if not len(self):
             raise DataError(self._nothing())
 
@@ -110,44 +110,54 @@ class Listing(Names):
         """What a file with this key would be called, for messages."""
         return f"{self.root / key}{'|'.join(self.suffixes)}"
 
-    def _below(self, folder: Path, prefix: bytes) -> Iterator[tuple[bytes, int]]:
+    def bytes_of(self, index: int) -> int:
+        """The bytes of file `index`. Raises `OSError`."""
+        return os.stat(f"{self.root}/{self.name(index)}").st_size  # noqa: PTH116  (a Path would take twice as long)
+
+    def _list(self, tree: Tree) -> None:
+        self._left_out.clear()
+        self._seen: set[tuple[int, int]] = set()
+        self._endings = _Endings(self.suffixes)
+        try:
+            super().__init__(self._below(tree, self.root, b""))
+        except OSError:
+            if not tree.known:
+                raise
+            self._list(
+                Tree(self.root, fresh=True)
+            )  # a link may lead elsewhere while its folder stays as it is
+            return
+        tree.keep()
+        del self._seen, self._endings
+
+    def _below(self, tree: Tree, folder: Path, prefix: bytes) -> Iterator[tuple[bytes, int]]:
         """Yield `(path below the root, length of the suffix)` in the order of keys."""
         status = folder.stat()
         if (status.st_dev, status.st_ino) in self._seen:
             self._left_out[_AGAIN] += 1
             return
         self._seen.add((status.st_dev, status.st_ino))
-        for _, name, cut in sorted(self._entries(folder)):
-            inner = prefix + os.fsencode(name)
+        for _, name, cut in self._entries(folder, tree.contents(prefix, status)):
             if cut:
-                yield inner, cut
-            elif self._listed_elsewhere(folder / name):
+                yield prefix + name, cut
+            elif self._listed_elsewhere(folder / os.fsdecode(name)):
                 self._left_out[_AGAIN] += 1
             else:
-                yield from self._below(folder / name, inner + b"/")
+                yield from self._below(tree, folder / os.fsdecode(name), prefix + name + b"/")
 
-    def _entries(self, folder: Path) -> list[tuple[bytes, str, int]]:
-        """The entries of a folder as `(sort key, name, length of suffix)`. For a folder the length is 0."""
-        files: dict[str, str] = {}
-        entries = []
-        with os.scandir(folder) as found:
-            for entry in found:
-                if entry.name.startswith("."):
-                    self._left_out["hidden"] += 1
-                elif _is_folder(entry):
-                    # The slash puts the folder in the position of its files in the order of all keys.
-                    entries.append((os.fsencode(f"{entry.name}/"), entry.name, 0))
-                elif _is_special(entry):
-                    self._left_out["no file"] += 1
-                elif not (cut := suffix_length(entry.name, self.suffixes)):
-                    _, dot, suffix = entry.name.lower().rpartition(".")
-                    self._left_out[f".{suffix}" if dot else "no suffix"] += 1
-                else:
-                    stem = entry.name[:-cut]
-                    if stem in files:
-                        raise DataError(self._same_key(folder, files[stem], entry.name))
-                    files[stem] = entry.name
-                    entries.append((os.fsencode(stem), entry.name, cut))
+    def _entries(self, folder: Path, found: Contents) -> list[tuple[bytes, bytes, int]]:
+        """The entries of a folder in order, as `(key, name, length of suffix)`. For a folder the length is 0."""
+        # The slash puts a folder in the position of its files in the order of all keys.
+        entries = [(name + b"/", name, 0) for name in found.below]
+        for name in found.names:
+            if cut := self._endings.cut(name):
+                entries.append((name[:-cut], name, cut))
+        self._left_out.update({"hidden": found.hidden, "no file": found.special})
+        self._left_out.update(self._endings.left_out())
+        entries.sort()
+        for one, other in itertools.pairwise(entries):
+            if one[0] == other[0]:
+                raise DataError(self._same_key(folder, os.fsdecode(one[1]), os.fsdecode(other[1])))
         return entries
 
     def _listed_elsewhere(self, folder: Path) -> bool:
@@ -187,22 +197,37 @@ def counted(kinds: Mapping[str, int]) -> str:
     return listed(f"{count} x {kind}" for kind, count in kinds.items())
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+class _Endings:
+    """Where names of files end before their suffix. What follows the last dot is looked at first, and only once."""
+
+    def __init__(self, suffixes: Sequence[str]):
+        self.suffixes = [os.fsencode(each) for each in sorted(suffixes, key=len, reverse=True)]
+        self.fitting: dict[bytes, list[bytes]] = {}
+        self.others: Counter[str] = Counter()
+
+    def cut(self, name: bytes) -> int:
+        """The length of the longest suffix that ends a name; 0 for a name that is left out, and counted."""
+        _, dot, last = name.rpartition(b".")
+        fitting = self.fitting.get(last)
+        if fitting is None:
+            ending = (dot + last).lower()
+            fitting = [each for each in self.suffixes if dot and each.endswith(ending)]
+            if fitting:
+                self.fitting[last] = fitting
+        for each in fitting:
+            if name.lower().endswith(each):
+                return len(each)
+        self.others[os.fsdecode(dot + last.lower()) if dot else "no suffix"] += 1
+        return 0
+
+    def left_out(self) -> Counter[str]:
+        """How many names were left out since the last time, by what follows the last dot."""
+        found, self.others = self.others, Counter()
+        return found
 
 
-def _is_special(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a pipe, a socket or a device. A dead link is not."""
-    try:
-        return not stat.S_ISREG(entry.stat().st_mode)
-    except OSError:
-        return False
-
-
-def _require_folder(path: Path, setting: str) -> None:
+def require_folder(path: Path, setting: str) -> None:
+    """Raise `DataError` if there is no folder at a path."""
     if path.is_dir():
         return
     if path.exists():

@@ -1,7 +1,7 @@
 """Reads one sample: the main modality and all extra modalities with the same view; masks become part of the sample."""
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from vqcore.data.cache import Cache
 from vqcore.data.windows import Cover, cut, filled, marked, within
 from vqcore.errors import ConfigError, DataError
 from vqcore.protocols import (
+    Coded,
     Data,
     DataSpec,
     HasSizing,
@@ -29,6 +30,7 @@ from vqcore.protocols import (
     has_own_box,
     hole_value,
     is_mask,
+    knows_codes,
     mask,
     reading,
     ride,
@@ -51,6 +53,7 @@ class Sample:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+    codes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,7 @@ class Prepared:
             return self._seen(found.within(replace(self.views[place], size=self.size)))
         if self.cover is not None:
             window = cut(found.window or found.raw, *self.cover.part(place, found.extent))
-            found = replace(found, window=window)
-            how = tuple("window" if step else each for step, each in zip(self.cover.stride, how))
+            found, how = replace(found, window=window), self.cover.sizing(self.modality)
         asked = within(how, found.extent, self.size)
         view = found.within(self.modality.view(found.extent, asked, None))
         x, valid = self._seen(view)
@@ -165,6 +167,39 @@ class Prepared:
             return 0.0
         view = sized(self.modality, self.found, self.size)
         return 1 - math.prod(high - low for low, high in zip(view.start, view.stop))
+
+
+def tokenized(
+    found: Opened, row: Coded, made: Mapping[str, Any] | None, size: tuple[int, ...]
+) -> tuple[Opened, View]:
+    """What a tokenizer saw of a sample when it made the codes in `row`: the part of the sample, and its view.
+
+    `made` is the manifest of the codes. Raises `DataError` for a sample of another extent than it had then,
+    `ConfigError` for windows of another size.
+    """
+    here, modality, extras = found.extent, found.modality, row.extras
+    if made and "start" in extras:
+        cover = Cover(tuple(made["size"]), tuple(made["stride"]))
+        if size != cover.size:
+            shown = list(cover.size), list(size)
+            raise ConfigError(f"eval.sizes: the windows with codes have the size {shown[0]}, not {shown[1]}.")
+        if cover.whole(here) != tuple(extras["extent"]):
+            raise _changed(here, extras["extent"])
+        start = tuple(extras["start"])
+        found = replace(found, window=cut(found.window or found.raw, start, cover.stop(start, here)))
+        asked = within(cover.sizing(modality), found.extent, size)
+        return found, modality.view(found.extent, asked, None)
+    if "view" not in extras:
+        return found, sized(modality, found, size)
+    start, stop, extent = (tuple(extras["view"][name]) for name in ("start", "stop", "extent"))
+    # A view may have been drawn for another modality of the same scene.
+    if len(here) != len(extent) or not proportional(here, extent):
+        raise _changed(here, extent)
+    return found, View(start, stop, size, extras["view"]["flip"], extent=extent)
+
+
+def _changed(here: Sequence[int], there: Sequence[int]) -> DataError:
+    return DataError(f"the file has the extent {list(here)}, and its codes were made of {list(there)}")
 
 
 class Files:
@@ -224,8 +259,9 @@ class Files:
 class Reader:
     """Reads one sample of the main modality and of all extra modalities, all with the same view.
 
-    `most` is the largest size in training: the modality may read fewer details than the file has. Raises `ConfigError`
-    for a mask that does not fit the main modality.
+    `most` is the largest size in training: the modality may read fewer details than the file has. A sample whose codes
+    are known is what the tokenizer saw, and where it is read for training, it has its codes. Raises `ConfigError` for a
+    mask that does not fit the main modality.
     """
 
     def __init__(
@@ -237,8 +273,9 @@ class Reader:
         most: tuple[int, ...] | None = None,
     ):
         self.data, self.modality = data, modality
-        # With extra modalities the whole sample is read: all crops must begin at the same pixel.
-        self.most = None if extra else most
+        self.coded = knows_codes(data)
+        # With extra modalities the whole sample is read: all crops must begin at the same pixel. Tokenizers read all.
+        self.most = None if extra or self.coded else most
         self.masks = {label: each for label, each in extra.items() if is_mask(each)}
         self.extra = {label: each for label, each in extra.items() if label not in self.masks}
         self.files = Files(data, cache_mib)
@@ -247,8 +284,11 @@ class Reader:
     def read(self, index: int, size: tuple[int, ...], rng: np.random.Generator | None) -> Sample:
         """The sample at `size`; a random view if `rng` is given, else the evaluation view."""
         found = self.files.open(index, {"": self.modality, **self.extra, **self.masks}, self.most)
-        main = found[""]
-        inside = sized(self.modality, main, size, rng)
+        main, row = found[""], None
+        if self.coded and (row := self.coded.coded(index)):
+            main, inside = tokenized(main, row, self.coded.made, size)
+        else:
+            inside = sized(self.modality, main, size, rng)
         view = main.within(inside)
         extras, masks = {}, {}
         for label, each in self.extra.items():
@@ -267,10 +307,11 @@ class Reader:
             if hole_value(self.modality) is None:
                 valid = shown if valid is None else valid & shown
         counts = weight(self.modality, main.raw, view)
-        if fills_up(self.modality):
+        if fills_up(self.modality) or (row is not None and "start" in row.extras):
             x, valid = filled(self.modality, x, view.size, size), marked(valid, view.size, size)
             counts = None if counts is None else filled(self.modality, counts, view.size, size)
-        return Sample(x, self.data.key(index), main.extent, valid, masks, counts, extras)
+        codes = None if row is None or rng is None else torch.from_numpy(row.codes)
+        return Sample(x, self.data.key(index), main.extent, valid, masks, counts, extras, codes)
 
     def _ridden(
         self, label: str, modality: Modality, rider: Opened, views: tuple[View, View], size: tuple[int, ...]

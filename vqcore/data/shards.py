@@ -11,9 +11,8 @@ import logging
 import os
 import re
 import tarfile
-import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +20,18 @@ from typing import Any
 
 import numpy as np
 
+from vqcore.data import remembered
+from vqcore.data.lent import lent
 from vqcore.data.listing import Names, counted, nearest_sibling
-from vqcore.errors import DataError, VqcoreError, cannot_import, cause
-from vqcore.files import aside, lay, local, scratch
+from vqcore.errors import DataError, cannot_import, cause
+from vqcore.files import local
 
 log = logging.getLogger(__name__)
 
 MOST_SHARDS = 1_000_000
 """Most shards of a pattern."""
-KEPT = 16
-"""So many members are files at a time, and so many shards are open, in each process."""
+OPEN = 16
+"""So many shards are open in each process."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"[\[{]([^\[\]{}]+)[\]}]")
 _TAGS = ("ETag", "etag", "LastModified", "Last-Modified", "Content-MD5", "md5Hash", "mtime", "created")
@@ -50,10 +51,10 @@ def expand(pattern: str, where: str) -> list[str]:
         )
     if "://" not in pattern and any(sign in pattern for sign in "*?"):
         path = local(pattern)
-        found = sorted(str(each) for each in path.parent.glob(path.name))
-        if not found:
-            raise DataError(f"{where}: {pattern}: no shard has such a name")
-        return found
+        names = sorted(str(each) for each in path.parent.glob(path.name))
+        if not names:
+            raise DataError(f"{where}: {pattern}: no file has such a name")
+        return names
     parts: list[list[str]] = []
     rest, count = pattern, 1
     while found := _next(rest):
@@ -91,8 +92,7 @@ class OnDisk:
 
     def stamp(self) -> str:
         """Size and time of the file."""
-        status = Path(self.name).stat()
-        return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+        return remembered.stamp_of(Path(self.name))
 
     def file(self) -> Any:
         """The open file."""
@@ -183,42 +183,34 @@ def index_of(place: OnDisk | Remote) -> Index:
     except OSError as error:
         raise DataError(f"{place.name}: {cause(error)}") from error
     name = str(Path(place.name).resolve()) if isinstance(place, OnDisk) else place.name
-    key = hashlib.sha256(f"{name}\n{stamp}".encode("utf-8", "surrogateescape")).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vqcore" / "shards" / f"{key}.npz"
-    # A cache that cannot be read or written only costs time.
-    with suppress(OSError, ValueError, KeyError, VqcoreError):
-        if stamp:
-            return _load(local(cache))
+    cache = remembered.place_of("shards", name, stamp)
+    # A cache that does not hold an index only costs time.
+    with suppress(ValueError, KeyError):
+        if stamp and (held := remembered.recall(cache)):
+            return _index(held)
     found = _scan(place)
     if stamp and not found.damage:
-        with suppress(OSError, VqcoreError):
-            _save(local(cache), found)
+        remembered.remember(cache, _arrays(found))
     return found
 
 
-def _load(cache: Path) -> Index:
-    with np.load(cache, allow_pickle=False) as held:
-        names = held["names"].tobytes().decode("utf-8", "surrogateescape")
-        kinds = held["kinds"].tobytes().decode()
-        left = dict(zip(kinds.split("\n"), held["counts"].tolist())) if kinds else {}
-        index = Index(tuple(names.split("\n")) if names else (), held["offsets"], held["sizes"], left)
+def _index(held: Mapping[str, np.ndarray]) -> Index:
+    names, kinds = remembered.unpacked(held["names"]), remembered.unpacked(held["kinds"])
+    left = dict(zip(kinds, held["counts"].tolist()))
+    index = Index(tuple(names), held["offsets"], held["sizes"], left)
     if not len(index.names) == len(index.offsets) == len(index.sizes):
         raise ValueError("damaged")
     return index
 
 
-def _save(cache: Path, index: Index) -> None:
-    names = "\n".join(index.names).encode("utf-8", "surrogateescape")
-    kinds = "\n".join(index.left_out).encode()
-    with aside(cache) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            names=np.frombuffer(names, np.uint8),
-            offsets=index.offsets,
-            sizes=index.sizes,
-            kinds=np.frombuffer(kinds, np.uint8),
-            counts=np.array(list(index.left_out.values()), np.int64),
-        )
+def _arrays(index: Index) -> dict[str, np.ndarray]:
+    return {
+        "names": remembered.packed(index.names),
+        "offsets": index.offsets,
+        "sizes": index.sizes,
+        "kinds": remembered.packed(tuple(index.left_out)),
+        "counts": np.array(list(index.left_out.values()), np.int64),
+    }
 
 
 def _scan(place: OnDisk | Remote) -> Index:
@@ -286,8 +278,13 @@ class Shards(Names):
         self._left_out: Counter[str] = Counter()
         stems = [_stem(place.name) for place in self.places]
         if again := [stem for stem, times in Counter(stems).items() if times > 1]:
+            hint = (
+                ". Where brackets name modalities, as in 4M, give the shards of each: data.path and data.extra_path"
+                if "[" in pattern
+                else ""
+            )
             raise DataError(
-                f"{setting}: {pattern}: two shards are called {again[0]}; keys begin with this name"
+                f"{setting}: {pattern}: two shards are called {again[0]}; keys begin with this name{hint}"
             )
         order = sorted(range(len(stems)), key=lambda number: os.fsencode(f"{stems[number]}/"))
         self.places = [self.places[number] for number in order]
@@ -388,7 +385,7 @@ class Shards(Names):
         shard = self.places[int(self._places[index, 0])].name
         mark = hashlib.sha256(os.fsencode(shard)).hexdigest()[:8]
         _, _, name = self.name(index).partition("/")
-        return _scratch.file(Path(mark) / _base(shard) / name, lambda: self.content(index))
+        return lent(f"{mark}/{_base(shard)}/{name}", lambda: self.content(index))
 
 
 def _base(name: str) -> str:
@@ -400,7 +397,7 @@ def _stem(name: str) -> str:
 
 
 class _Handles:
-    """The shards that are open in this process, at most `KEPT`."""
+    """The shards that are open in this process, at most `OPEN`."""
 
     def __init__(self) -> None:
         self._used: OrderedDict[int, OnDisk | Remote] = OrderedDict()
@@ -408,30 +405,8 @@ class _Handles:
     def used(self, place: OnDisk | Remote) -> None:
         self._used[id(place)] = place
         self._used.move_to_end(id(place))
-        if len(self._used) > KEPT:
+        if len(self._used) > OPEN:
             self._used.popitem(last=False)[1].close()
 
 
-class _Scratch(threading.local):
-    """Members as files. Every thread has a folder of its own, because it may read a file while others ask for more."""
-
-    def __init__(self) -> None:
-        self._process, self._kept = -1, OrderedDict[Path, None]()
-        self._root = Path()
-
-    def file(self, name: Path, content: Callable[[], bytes]) -> Path:
-        if self._process != os.getpid():
-            self._process, self._kept, self._root = os.getpid(), OrderedDict(), scratch()
-        path = self._root / name
-        if path in self._kept:
-            self._kept.move_to_end(path)
-            return path
-        held = content()
-        lay(path, held)
-        self._kept[path] = None
-        if len(self._kept) > KEPT:
-            self._kept.popitem(last=False)[0].unlink(missing_ok=True)
-        return path
-
-
-_handles, _scratch = _Handles(), _Scratch()
+_handles = _Handles()

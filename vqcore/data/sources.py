@@ -1,6 +1,6 @@
 """The data sources of the core: a folder of files, tar shards, and an array file with one sample after the other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,6 +51,13 @@ class _Files:
             raise DataError(self._missing(index, label))
         return self._extra[label].path(partner)
 
+    def bytes_of(self, index: int, label: str = "") -> int | None:
+        """The bytes of a file; None if an extra modality has no file for this sample. Raises `OSError`."""
+        if not label:
+            return self._files.bytes_of(index)
+        partner = self._extra[label].find(self._files.key(index))
+        return None if partner is None else self._extra[label].bytes_of(partner)
+
     def _missing(self, index: int, label: str) -> str:
         key = self._files.key(index)
         return f"{self._files.where(index)}: has no file for '{label}': {self._extra[label].wanted(key)} does not exist"
@@ -80,20 +87,23 @@ class Folder(_Files):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            _check_labels("extra_path", self.extra_path, self.extra)
+            check_labels("extra_path", self.extra_path, self.extra)
             if self.eval_path is not None or self.eval_extra_path:
-                _check_labels("eval_extra_path", self.eval_extra_path, self.extra)
+                check_labels("eval_extra_path", self.eval_extra_path, self.extra)
 
     def __init__(self, cfg: Config, *, split: Split, modality: Modality, extra: Mapping[str, Modality]):
-        path, setting = _path_of(cfg.path, cfg.eval_path, split)
+        path, setting = path_of(cfg.path, cfg.eval_path, split)
         extra_path = cfg.extra_path if split == "train" else cfg.eval_extra_path
         prefix = "data.extra_path" if split == "train" else "data.eval_extra_path"
-        self._files = Listing(path, modality.suffixes, setting)
+        self._files = self._names(path, modality.suffixes, setting)
         self._extra = {
-            label: Listing(_expanded(extra_path[label]), each.suffixes, f"{prefix}.{label}")
+            label: self._names(_expanded(extra_path[label]), each.suffixes, f"{prefix}.{label}")
             for label, each in extra.items()
         }
         self._check_partners(cfg.max_bad_share)
+
+    def _names(self, path: str, suffixes: Sequence[str], setting: str) -> Listing | Shards:
+        return Listing(path, suffixes, setting)
 
 
 class Tar(_Files):
@@ -160,13 +170,6 @@ class Tar(_Files):
         """The name of each shard, and how many samples it has."""
         return self._files.shards
 
-    def bytes_of(self, index: int, label: str = "") -> int | None:
-        """The bytes of a file in its shard; None if an extra modality has no file for this sample."""
-        if not label:
-            return self._files.bytes_of(index)
-        partner = self._extra[label].find(self._files.key(index))
-        return None if partner is None else self._extra[label].bytes_of(partner)
-
 
 class ArrayFile:
     """Samples along the first axis of an array: a `.npy` file (mapped) or a `.npz` file (read at the start)."""
@@ -188,10 +191,10 @@ class ArrayFile:
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            _check_labels("extra_key", self.extra_key, self.extra)
+            check_labels("extra_key", self.extra_key, self.extra)
 
     def __init__(self, cfg: Config, *, split: Split, modality: Modality, extra: Mapping[str, Modality]):
-        path, self._setting = _path_of(cfg.path, cfg.eval_path, split)
+        path, self._setting = path_of(cfg.path, cfg.eval_path, split)
         self._path = Path(path)
         self._names: dict[str, str | None] = {"": cfg.key} | {label: cfg.extra_key[label] for label in extra}
         self._arrays: dict[str, np.ndarray] = {}
@@ -238,7 +241,7 @@ def _held_out(eval_path: str | None) -> str:
     return eval_path
 
 
-def _path_of(path: str, eval_path: str | None, split: Split) -> tuple[str, str]:
+def path_of(path: str, eval_path: str | None, split: Split) -> tuple[str, str]:
     """The path of a split with `~` expanded (a shell does not expand `~` after `=`), and the setting with this path."""
     for setting, given in (("data.path", path), ("data.eval_path", eval_path or "")):
         if "://" in given:
@@ -255,7 +258,7 @@ def _expanded(path: str) -> str:
     return str(local(path))
 
 
-def _check_labels(setting: str, given: Mapping[str, str], extra: Mapping[str, Any]) -> None:
+def check_labels(setting: str, given: Mapping[str, str], extra: Mapping[str, Any]) -> None:
     """Raise `SettingError` unless `given` and `data.extra` have the same labels."""
     _check_known(setting, given, extra)
     for label in extra:

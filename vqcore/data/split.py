@@ -9,7 +9,7 @@ import numpy as np
 
 from vqcore.data.windows import files_of
 from vqcore.errors import DataError, listed
-from vqcore.protocols import Data, bytes_of, left_out
+from vqcore.protocols import Blocks, Coded, Data, blocks, bytes_of, knows_codes, left_out
 from vqcore.schema import DataConfig
 
 Split = Literal["train", "eval"]
@@ -20,6 +20,7 @@ class Side:
 
     def __init__(self, data: Data, places: np.ndarray):
         self.data, self.places = data, places
+        self.blocks = _part(blocks(data), places)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -37,9 +38,31 @@ class Side:
         """The key of a sample in the whole source."""
         return self.data.key(int(self.places[index]))
 
+    @property
+    def made(self) -> Mapping[str, Any] | None:
+        """The manifest of the codes that the whole source has."""
+        coded = knows_codes(self.data)
+        return coded.made if coded else None
+
+    def coded(self, index: int) -> Coded | None:
+        """The codes that the whole source has of a sample."""
+        coded = knows_codes(self.data)
+        return coded.coded(int(self.places[index])) if coded else None
+
     def get(self, index: int, label: str = "") -> Any:
         """What the whole source gives."""
         return self.data.get(int(self.places[index]), label)
+
+
+def _part(whole: Blocks | None, places: np.ndarray) -> Blocks | None:
+    """The blocks of some samples of a source. Those without any of them are left out."""
+    if whole is None:
+        return None
+    ends = np.cumsum(whole.sizes)
+    sizes = np.diff(np.searchsorted(places, ends), prepend=0)
+    # What is held at a time are whole blocks, also of samples on the other side.
+    together = max(1, whole.together * len(places) // int(ends[-1]))
+    return Blocks(sizes[sizes > 0], together)
 
 
 def side(data: Data, cfg: DataConfig, split: Split) -> Data:

@@ -25,6 +25,7 @@ from vqcore.protocols import (
     fill,
     finishes,
     has_own_box,
+    knows_codes,
     left_out,
     sizing,
 )
@@ -48,8 +49,16 @@ class Cover:
         """Start and stop of a window inside a sample, from its place in the order of the axes."""
         where = np.unravel_index(place, self.counts(extent))
         start = tuple(int(at) * (step or 0) for at, step in zip(where, self.stride))
+        return start, self.stop(start, extent)
+
+    def stop(self, start: Sequence[int], extent: Sequence[int]) -> Extent:
+        """Where a window that begins at `start` ends."""
         axes = zip(start, self.size, extent, self.stride)
-        return start, tuple(min(low + side, n) if step else n for low, side, n, step in axes)
+        return tuple(min(low + side, n) if step else n for low, side, n, step in axes)
+
+    def sizing(self, modality: Modality) -> tuple[Sizing, ...]:
+        """How a window gets its size, for each axis: along those that are cut it is as it is, filled up."""
+        return tuple("window" if step else each for step, each in zip(self.stride, sizing(modality)))
 
     def starts(self, extent: Sequence[int]) -> Int[np.ndarray, "w r"]:
         """Where each window begins."""
@@ -230,9 +239,9 @@ def cut(given: Any, start: Extent, stop: Extent) -> Window:
 
 
 def windowed(data: Data, modality: Modality, size: Extent) -> Data:
-    """The windows of a data source for this size; the source itself if the modality has no windows."""
+    """The windows of a data source for this size; the source itself if it has windows, or the modality has none."""
     covering = cover(modality, size)
-    if covering is None:
+    if covering is None or knows_codes(data):
         return data
     extents = np.zeros((len(data), len(size)), dtype=np.int64)
     for index in range(len(data)):
@@ -249,11 +258,18 @@ def at_size(data: Data, size: Extent) -> Data:
 
 
 def files_of(data: Data) -> dict[str, str]:
-    """What the windows of one file have in common: by key, the key of the first of them. Empty for other sources."""
+    """What the windows, or the crops, of one file have in common: by key, the key of the first of them.
+
+    Empty for other sources.
+    """
     found: dict[str, str] = {}
     first: dict[str, str] = {}
+    coded = knows_codes(data)
     for index in range(len(data)):
         with contextlib.suppress(DataError, OSError):  # whoever reads it says what is wrong
+            if coded and (row := coded.coded(index)):
+                found[row.key] = first.setdefault(row.extras.get("record", row.key), row.key)
+                continue
             given = data.get(index)
             if not isinstance(given, Window):  # a source gives windows, or none
                 break

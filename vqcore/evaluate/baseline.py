@@ -24,6 +24,7 @@ from vqcore import dist
 from vqcore.config import to_tree
 from vqcore.data.batches import collate
 from vqcore.data.identity import identity
+from vqcore.data.order import Order
 from vqcore.data.reader import Reader, Sample
 from vqcore.errors import CheckpointError
 from vqcore.evaluate import kmeans
@@ -33,7 +34,7 @@ from vqcore.evaluate.measure import Predict
 from vqcore.files import write_text
 from vqcore.protocols import Batch, Data, DataSpec, Modality, is_mask
 from vqcore.reading import REAL, Each, read_json
-from vqcore.rng import derive, generator, numpy_generator, permute
+from vqcore.rng import generator, numpy_generator
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
 
@@ -189,10 +190,11 @@ def first_crops(
     masks = {label: each for label, each in source.extra.items() if is_mask(each)}
     size, samples, seed = tuple(tokenizer.cfg.size), len(source.data), config.run.seed
     reader = Reader(source.data, tokenizer.modality, masks, config.data.cache_mib, size)
+    order = Order(source.data, seed)
     seen, held, position, last = set[bytes](), list[Sample](), 0, 0
     while len(seen) < count and position - last <= samples and time.monotonic() < until:
         epoch = position // samples
-        index = permute(position % samples, samples, derive(seed, "shuffle", epoch))
+        index = order(epoch, position % samples)
         sample = reader.try_read(index, size, numpy_generator(seed, "view", epoch, index))
         position += 1
         if not isinstance(sample, Sample):

@@ -40,6 +40,7 @@ from vqcore.protocols import DataSpec, Objective
 from vqcore.reading import REAL, Each, read_json
 from vqcore.run.folder import METRICS, cut_metrics, log_event, set_aside
 from vqcore.run.players import check_held, fill_held, held
+from vqcore.run.start import refuse_other_codes
 from vqcore.run.state import Run, set_up
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
@@ -110,6 +111,7 @@ def resume(run: Run) -> None:
     found = checkpoints(run.dir)
     if found:
         _read_state(run, found[max(found)])
+        refuse_other_codes(run.tokenizer, run.data)
         say(f"{run.dir}: resumed after step {run.step}.")
         log_event(run.dir, run.step, "resumed", processes=dist.world_size())
     if dist.is_main():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vqcore.artefacts.codes import other_maker
 from vqcore.artefacts.folder import read_weights, verify
 from vqcore.artefacts.formats import read_foreign, settings
 from vqcore.artefacts.provenance import read_config
@@ -18,8 +19,8 @@ from vqcore.artefacts.resolve import Named, resolve
 from vqcore.borrowed import weights_of
 from vqcore.config import leaves, to_tree
 from vqcore.console import say
-from vqcore.errors import CheckpointError, ConfigError, listed
-from vqcore.protocols import interpolated
+from vqcore.errors import CheckpointError, ConfigError, DataError, listed
+from vqcore.protocols import Data, interpolated, knows_codes
 from vqcore.schema import ModelConfig, TokenizerConfig
 from vqcore.tokenizer import Tokenizer
 
@@ -63,6 +64,13 @@ def start_from(tokenizer: Tokenizer, model: ModelConfig, *, allow_pickle: bool =
     tokenizer.fetch(rest)
     if rest:
         say(f"model.{key}: {listed(rest)} newly initialised. {_reasons(problems)}".rstrip())
+
+
+def refuse_other_codes(tokenizer: Tokenizer, data: Data) -> None:
+    """Raise `DataError` if the data source has the codes of another tokenizer. The weights must be there."""
+    coded = knows_codes(data)
+    if coded and (maker := other_maker(coded.made, tokenizer.fingerprint)):
+        raise DataError(f"data.codes: {maker}. Set model.full_ckpt to the tokenizer that made them.")
 
 
 def _named(given: str | Mapping[str, Any], key: str, allow_pickle: bool) -> Named:

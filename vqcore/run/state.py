@@ -29,7 +29,7 @@ from vqcore.rng import seeded
 from vqcore.run.hooks import GuardedHooks
 from vqcore.run.optim import Ema, check_optimizers, check_rates
 from vqcore.run.players import Player, check_players, held, player_names
-from vqcore.run.start import start_from
+from vqcore.run.start import refuse_other_codes, start_from
 from vqcore.schema import RunConfig
 from vqcore.tokenizer import Tokenizer
 
@@ -190,6 +190,7 @@ def build_from(
     tokenizer.borrow(lender)
     if not checkpoints(config.run.folder):
         start_from(tokenizer, config.model, allow_pickle=access.allow_pickle)
+        refuse_other_codes(tokenizer, data)
     if config.model.freeze_enc:
         tokenizer.freeze_encoder()
     tokenizer.to(device)

@@ -6,7 +6,7 @@ class TestJointRVQ(QuantizerConformance):
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vqcore.compose.build import component, from_tree
-from vqcore.protocols import Batch, DataSpec, learner
+from vqcore.protocols import Batch, Coded, DataSpec, learner
 from vqcore.registry import registry
 from vqcore.rng import generator
 from vqcore.schema import TokenizerConfig
@@ -274,14 +274,16 @@ class ReaderConformance(ComponentConformance):
 
 
 class StoreConformance(ComponentConformance):
-    """The laws of a store of codes."""
+    """The laws of a store of codes; `given` as in `check_store`, for a layout of another system."""
 
     kind = "store"
+    given: ClassVar[Sequence[tuple[Mapping[str, Any], Sequence[Sequence[Coded]]]]] = ()
 
     def test_laws(self) -> None:
         """What was added comes back in order, by place and by key; other folders are refused."""
         for settings in self.configs:
-            checks.check_store(build(self.kind, self.component, settings), waived=self.waived)
+            made = build(self.kind, self.component, settings)
+            checks.check_store(made, given=self.given, waived=self.waived)
 
 
 class TextConformance(ComponentConformance):

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from vqcore.artefacts.codes import record_of
 from vqcore.data.windows import named
 from vqcore.errors import DataError
-from vqcore.protocols import Coded, StoredCodes, learner, members, named_parts, shows_pieces
+from vqcore.protocols import Adopts, Coded, StoredCodes, adopts, learner, members, named_parts, shows_pieces
 from vqcore.testing.basics import check_members, check_waived
 
 TEXT_WAIVABLE = ("round-trip",)
@@ -59,13 +60,27 @@ def same_values(one: np.ndarray, other: np.ndarray) -> bool:
     return np.array_equal(known, again, equal_nan=one.dtype.kind in "fc")
 
 
-def check_store(store: Any, *, waived: Mapping[str, str] | None = None) -> None:
+Shards = Sequence[Sequence[Coded]]
+
+
+def check_store(
+    store: Any,
+    *,
+    given: Sequence[tuple[Mapping[str, Any], Shards]] = (),
+    waived: Mapping[str, str] | None = None,
+) -> None:
     """The laws of a store: rows that were written come back, in order, by place and by key; bytes are reproducible.
 
+    `given` are manifests, each with the rows of two shards, for a layout of another system that does not hold all rows.
     `waived` maps laws of `STORE_WAIVABLE` that the store does not follow to the reason.
     """
     waived = check_waived(waived, STORE_WAIVABLE)
     check_members("store", store)
+    if given:
+        assert adopts(store) is not None, "rows law: a store of ours holds all rows; leave out `given`"
+        for known, shards in given:
+            _check_layout(store, known, shards, waived)
+        return
     for top, grid, books in ((2, (2, 3), 1), (2**16 + 1, (5,), 2)):
         manifest: dict[str, Any] = {
             "format": 1,
@@ -79,12 +94,11 @@ def check_store(store: Any, *, waived: Mapping[str, str] | None = None) -> None:
         _check_layout(store, manifest, _rows_of(top, (*grid, books), full="extras" not in waived), waived)
 
 
-def _check_layout(
-    store: Any, manifest: Mapping[str, Any], shards: Sequence[Sequence[Coded]], waived: Mapping[str, str]
-) -> None:
+def _check_layout(store: Any, manifest: Mapping[str, Any], shards: Shards, waived: Mapping[str, str]) -> None:
     """The laws of a store on the rows of some shards."""
     with tempfile.TemporaryDirectory() as folder_:
-        folder = Path(folder_)
+        folder = Path(folder_) / "store"  # so that a layout may have something beside it
+        folder.mkdir()
         files = {
             f"shard-{number:05d}": _written(store, folder, f"shard-{number:05d}", rows, manifest)
             for number, rows in enumerate(shards)
@@ -108,12 +122,35 @@ def _check_layout(
             (folder / name).read_bytes() == content for name, content in before.items()
         )
         assert same, "bytes law: equal rows, written again, give other files"
+        if (other := adopts(store)) is not None:
+            _check_adopts(store, other, folder, manifest, shards)
         victim = folder / named_[-1]
         victim.write_bytes(before[named_[-1]][: len(before[named_[-1]]) // 2])
         _refuses(again, folder, "a file that is cut off", "open")
+        if other is not None:
+            half = other.held(folder, record_of(shards[-1][-1]), manifest)
+            assert half is None, "held law: held gives rows of a file that is cut off"
         if "missing" not in waived:
             victim.unlink()
             _refuses(again, folder, "a store without a file", "open")
+
+
+def _check_adopts(
+    store: Any, other: Adopts, folder: Path, manifest: Mapping[str, Any], shards: Shards
+) -> None:
+    """The laws of a layout of another system: it is read without a list of shards, and tells what is there."""
+    rows = sorted((row for shard in shards for row in shard), key=lambda row: row.key)
+    found = store.open(folder, {**manifest, "shards": []})
+    keys = [found.key(place) for place in range(len(found))]
+    assert sorted(keys) == [row.key for row in rows], (
+        f"alone law: without a list of shards, open gives {keys}"
+    )
+    held = [other.held(folder, record, manifest) for record in dict.fromkeys(map(record_of, rows))]
+    given = [(row.key, row.codes.tolist()) for row in rows]
+    same = [(row.key, row.codes.tolist()) for each in held for row in each or ()] == given
+    assert same, "held law: the rows that held gives are not those that were written"
+    assert other.held(folder, "no/such", manifest) is None, "held law: a file that is not there has rows"
+    assert other.views(folder, "no/such", (8, 8)) is None, "views law: a file that is not there has views"
 
 
 def _written(

@@ -2,13 +2,14 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vqcore.protocols import NeedsFp32, grid_out
+from vqcore.errors import ConfigError
+from vqcore.protocols import NeedsFp32, fitter, grid_out
 from vqcore.rng import generator
 from vqcore.testing.basics import check_members, check_waived, same_state, state_of
 
@@ -18,10 +19,13 @@ WAIVABLE = ("position-wise", "idempotent", "gradient")
 
 
 def check_quantizer(quantizer: Any, *, waived: Mapping[str, str] | None = None) -> None:
-    """The laws of a quantizer. `waived` maps laws of `WAIVABLE` that it does not follow to the reason."""
+    """The laws of a quantizer. `waived` maps laws of `WAIVABLE` that it does not follow to the reason.
+
+    A quantizer that is fitted is fitted to noise first.
+    """
     waived = check_waived(waived, WAIVABLE)
     check_members("quantizer", quantizer)
-    module = copy.deepcopy(quantizer)
+    module = copy.deepcopy(quantizer) if fitter(quantizer) is None else _fitted(quantizer)
     for grid in GRIDS:
         _quantizer_shapes(module, grid)
     z = _latents(module, (4, 3, 4))
@@ -40,6 +44,53 @@ def check_quantizer(quantizer: Any, *, waived: Mapping[str, str] | None = None) 
     _quantizer_empty(module, z)
     _quantizer_state(quantizer, module, z, out)
     _quantizer_range(module, out.codes)
+
+
+def _fitted(fresh: Any) -> Any:
+    """A fitted copy of a quantizer that is fitted, and the laws of `fit`."""
+    z = _latents(fresh, (8, 8, 8))
+    for what, call in {"a call": fresh, "decode": _zeros_decoded}.items():
+        try:
+            call(z) if what == "a call" else call(fresh, z)
+        except ConfigError:
+            continue
+        except Exception as error:
+            raise AssertionError(
+                f"fit law: before fit, {what} raises {type(error).__name__}: {error}; raise ConfigError"
+            ) from error
+        raise AssertionError(f"fit law: before fit, {what} raises nothing; raise ConfigError")
+    mask = torch.ones(z.shape[:-1], dtype=torch.bool)
+    mask[:, 0] = False
+    made = []
+    for fill in (0.0, 1000.0):
+        module, filled = copy.deepcopy(fresh), z.clone()
+        filled[:, 0] = fill
+        given = filled.clone()
+        facts = module.fit(_Again(filled, mask), generator(0, "check"))
+        assert torch.equal(given, filled), "purity law: fit changes the latents"
+        strange = [key for key, value in facts.items() if not isinstance(value, str)]
+        assert not strange, f"fit law: the fact {strange[0]} is no text"
+        assert bool(module.fitted), "fit law: fitted is not True after fit"
+        made.append(module)
+    same_state(
+        state_of(made[0]), state_of(made[1]), "fit law: invalid positions, or a second fit, change the state"
+    )
+    return made[0]
+
+
+def _zeros_decoded(module: Any, z: Tensor) -> Tensor:
+    shape = (len(z), *grid_out(module, tuple(z.shape[1:-1])), module.num_codebooks)
+    return module.decode(torch.zeros(shape, dtype=torch.int64))
+
+
+class _Again:
+    """Latents with their mask in two batches, as often as they are asked for."""
+
+    def __init__(self, z: Tensor, mask: Tensor):
+        self.z, self.mask = z, mask
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(self.z.chunk(2), self.mask.chunk(2))
 
 
 def _quantizer_shapes(module: Any, grid: tuple[int, ...]) -> None:

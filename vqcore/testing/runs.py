@@ -24,6 +24,8 @@ from vqcore.plugin import RunHooks
 from vqcore.protocols import (
     Batch,
     Foreign,
+    ForeignConfig,
+    KnowsFamilies,
     Objective,
     Published,
     Publishes,
@@ -32,6 +34,7 @@ from vqcore.protocols import (
     config_reader,
     explained,
     is_denoiser,
+    knows_families,
     time,
     tokenizer_reader,
     tokenizer_writer,
@@ -470,6 +473,8 @@ def check_format(format_: Any, path: Path, *, config: Path | None = None) -> Non
         ) from error
     assert found is False, f"recognition law: the format recognises {absent.name}, a file of no format"
     _check_published(format_)
+    if (knows := knows_families(format_)) is not None:
+        _check_families(knows)
     if reader is not None:
         _check_reading(format_, reader, path)
     if configs is not None and config is not None:
@@ -556,6 +561,47 @@ def _check_published(format_: Any) -> None:
         )
     names = [one.name for one in found]
     assert len(names) == len(set(names)), f"published law: a name occurs twice: {', '.join(names)}"
+
+
+def _check_families(format_: KnowsFamilies) -> None:
+    names = format_.families
+    assert isinstance(type(format_).families, tuple) and names, (
+        "family law: families is not a tuple of the class with a name in it"
+    )
+    assert len({name.lower() for name in names}) == len(names), "family law: a name occurs twice"
+    for name in names:
+        assert name and not re.search(r"[\s/]", name), f"family law: {name!r} is no name for PLUGIN/NAME"
+        _check_family(name, format_.like(name))
+    try:
+        format_.like("no such family")
+    except ConfigError:
+        return
+    except Exception as error:
+        raise AssertionError(
+            f"family law: {type(error).__name__} for an unknown family: {error}; raise ConfigError"
+        ) from error
+    raise AssertionError("family law: the format has a family for every name")
+
+
+def _check_family(name: str, found: ForeignConfig) -> None:
+    assert _is_plain(found.tree), (
+        f"family law: {name} gives more than nested mappings, lists, numbers and texts"
+    )
+    for section in ("data.modality", "data.batch_size", "model", "objective", "run", "optim"):
+        assert _holds(found.tree, section), f"family law: {name} says nothing about {section}"
+    data: Mapping[str, Any] = found.tree["data"]
+    places = sorted(key for key in data if "path" in key or key in ("eval_share", "group"))
+    assert not places, f"family law: {name} says data.{places[0]}, which its user's files decide"
+    for key in found.notes:
+        assert _holds(found.tree, key), (
+            f"family law: {name} has a note for {key}, which its config does not have"
+        )
+    kept = {key: value for key, value in data.items() if key != "resolution_step" or "input_size_min" in data}
+    run = {"dir": "unused", **found.tree["run"]}
+    try:
+        as_run({**found.tree, "data": {"name": "folder", "path": "unused", **kept}, "run": run})
+    except VqcoreError as error:
+        raise AssertionError(f"family law: vqcore refuses the config of {name}: {error}") from error
 
 
 def _is_plain(value: Any) -> bool:

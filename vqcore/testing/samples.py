@@ -28,6 +28,7 @@ from vqcore.protocols import (
     Window,
     Writes,
     better,
+    blocks,
     extent_of,
     fill,
     finish,
@@ -35,6 +36,7 @@ from vqcore.protocols import (
     gathers,
     gives_rows,
     hole_value,
+    knows_codes,
     left_out,
     mask,
     reading,
@@ -374,6 +376,7 @@ def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None)
         )
     twice = len(keys) - len(set(keys))
     assert not twice, f"key law: {twice} of {len(keys)} keys are not unique, e.g. '{_repeated(keys)}'"
+    _check_codes(data)
     for kind, number in left_out(data).items():
         good = isinstance(kind, str) and kind and isinstance(number, int) and number > 0
         assert good, f"left-out law: {number!r} x {kind!r} is not how many entries of a kind are left out"
@@ -384,7 +387,13 @@ def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None)
         given, known = data.get(index), data.bytes_of(index)
         source = given.source if isinstance(given, Window) else given
         true = Path(source).stat().st_size if isinstance(source, (str, Path)) else known
-        assert known == true, f"bytes law: sample {index} has {true} bytes, bytes_of says {known}"
+        assert known in (None, true), f"bytes law: sample {index} has {true} bytes, bytes_of says {known}"
+    if (laid := blocks(data)) is not None:
+        sizes = [int(size) for size in laid.sizes]
+        good = sum(sizes) == count and min(sizes) > 0 and laid.together > 0
+        assert good, (
+            f"blocks law: blocks of {sizes[:10]} samples, {laid.together} together, for {count} samples"
+        )
     first = {
         (index, label): _raw(data, index, label, reader)
         for index in chosen
@@ -432,6 +441,24 @@ def _raw(data: Any, index: int, label: str, reader: Any) -> Tensor:
 
 def _same(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+def _check_codes(data: Any) -> None:
+    """The laws of the codes that a data source knows of its samples; nothing for one that knows none."""
+    known = knows_codes(data)
+    if known is None:
+        return
+    made = known.made or {}
+    shape, most = (*made["grid"], made["num_codebooks"]), made["codebook_size"]
+    for index in sorted({0, len(data) // 2, len(data) - 1}):
+        row, key = known.coded(index), data.key(index)
+        assert row is not None, f"codes law: made is a manifest, and there are no codes of '{key}'"
+        assert row.key == key, f"codes law: the codes of '{key}' are those of '{row.key}'"
+        codes = row.codes
+        assert codes.dtype == np.int64, f"codes law: the codes of '{key}' are {codes.dtype}, not int64"
+        assert codes.shape == shape, f"codes law: the codes of '{key}' have shape {codes.shape}, not {shape}"
+        inside = 0 <= codes.min() <= codes.max() < most
+        assert inside, f"codes law: {codes.min()} to {codes.max()} of '{key}' do not lie in [0, {most})"
 
 
 def check_metric(metric: Any, spec: DataSpec, *, waived: Mapping[str, str] | None = None) -> None:

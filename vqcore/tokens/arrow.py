@@ -5,6 +5,7 @@ of a position one after the other, in the smallest unsigned integer type), and o
 metadata has the shape of a row.
 """
 
+import contextlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,7 @@ class Arrow:
     ) -> tuple[str, ...]:
         """One file. Raises `ValueError` for an extra with the name of a column of ours."""
         with aside(folder / f"{shard}{SUFFIX}") as temporary:
-            write_rows(temporary, rows, manifest)
+            write_batch(temporary, table_of(rows, manifest))
         return (f"{shard}{SUFFIX}",)
 
     def open(self, folder: Path, manifest: Mapping[str, Any]) -> "ArrowRows":
@@ -59,7 +60,15 @@ def table_of(rows: Sequence[Coded], manifest: Mapping[str, Any]) -> pa.RecordBat
             raise ValueError(f"the codes of '{row.key}' have shape {row.codes.shape}, not {shape}")
         codes[place] = row.codes
     lists = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), int(np.prod(shape)))
-    fields = [_texts("key", [row.key for row in rows]), (pa.field("codes", lists.type), lists)]
+    return batch_of(rows, lists, shape)
+
+
+def batch_of(rows: Sequence[Coded], codes: pa.Array, shape: tuple[int, ...]) -> pa.RecordBatch:
+    """A record batch of keys, a column `codes`, and the extras; `shape` is that of a row's codes.
+
+    Raises `ValueError` for an extra with the name of a column of ours.
+    """
+    fields = [_texts("key", [row.key for row in rows]), (pa.field("codes", codes.type), codes)]
     for name in dict.fromkeys(name for row in rows for name in row.extras):
         if name in _OWN:
             raise ValueError(f"an extra cannot have the name '{name}', that of a column of the store")
@@ -68,20 +77,18 @@ def table_of(rows: Sequence[Coded], manifest: Mapping[str, Any]) -> pa.RecordBat
     return pa.record_batch([column for _, column in fields], schema=schema)
 
 
-def write_rows(path: Path, rows: Sequence[Coded], manifest: Mapping[str, Any]) -> None:
+def write_batch(path: Path, batch: pa.RecordBatch) -> None:
     """Write an Arrow IPC file with one record batch."""
-    batch = table_of(rows, manifest)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 
 
-def _texts(name: str, values: Sequence[str]) -> tuple[pa.Field, pa.Array]:
+def _texts(name: str, values: Sequence[str | None]) -> tuple[pa.Field, pa.Array]:
     """A column of texts; of bytes if one of them has bytes that are not UTF-8, as a name of a file may."""
-    raw = [value.encode("utf-8", "surrogateescape") for value in values]
-    try:
-        column = pa.array([each.decode() for each in raw], pa.string())
-    except UnicodeDecodeError:
-        column = pa.array(raw, pa.binary())
+    raw = [None if value is None else value.encode("utf-8", "surrogateescape") for value in values]
+    column = pa.array(raw, pa.binary())
+    with contextlib.suppress(pa.ArrowInvalid):
+        column = column.cast(pa.string())
     return pa.field(name, column.type), column
 
 
@@ -91,8 +98,7 @@ def _column(name: str, values: Sequence[Any]) -> tuple[pa.Field, pa.Array]:
     if all(type(value) is int for value in known):
         column = pa.array(values, pa.int64())
     elif all(isinstance(value, str) for value in known):
-        raw = [None if value is None else value.encode("utf-8", "surrogateescape") for value in values]
-        column = pa.array(raw, pa.binary())
+        return _texts(name, values)
     elif all(isinstance(value, (list, tuple)) and all(type(n) is int for n in value) for value in known):
         column = pa.array(values, pa.list_(pa.int64()))
     else:
@@ -126,8 +132,7 @@ class Shard:
             self.batch.validate()
             found = tuple(json.loads((self.batch.schema.metadata or {})[_SHAPE]))
             keys, codes = (self.batch.column(name) for name in _OWN)
-            raw = codes.values.to_numpy(zero_copy_only=True)
-            self.codes = raw[: len(self.batch) * int(np.prod(found))].reshape(-1, *found)
+            self.codes = self._codes(codes, found)
             self.keys = keys.cast(pa.binary())
         except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise DataError(f"{path}: this shard cannot be read: {first_line(error)}") from error
@@ -138,6 +143,11 @@ class Shard:
             )
         _, offsets, data = self.keys.buffers()
         self._offsets, self._data = memoryview(offsets).cast("i"), memoryview(data or b"")
+
+    def _codes(self, column: pa.Array, shape: tuple[int, ...]) -> Any:
+        """The codes of all rows, of which single ones and arrays of places are asked for."""
+        raw = column.values.to_numpy(zero_copy_only=True)
+        return raw[: len(self.batch) * int(np.prod(shape))].reshape(-1, *shape)
 
     def key(self, place: int) -> str:
         """The key of a row."""

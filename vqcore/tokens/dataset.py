@@ -17,6 +17,8 @@ from vqcore.artefacts.stored import Opened, open_store
 from vqcore.errors import DataError, listed
 from vqcore.files import local
 
+_COMPARED = 64
+"""So many crops of each store are compared, spread over all of them."""
 Places = str | Path | Mapping[str, str | Path]
 
 
@@ -25,8 +27,8 @@ class TokenDataset(Dataset[Any]):
 
     `dataset[i]` is `(*grid, q)` int64, of several stores such tensors by label; `dataset.batch(places)`, or
     `dataset[list]`, stacks rows. The order is that of the first store. All stores must have the same keys; with
-    `common` the keys that they share are the data set. Raises `DataError` for a store that is damaged or not complete,
-    and for keys that do not match.
+    `common` the keys that they share are the data set. Crops are joined by the key of the file and their number.
+    Raises `DataError` for a store that is damaged or not complete, and for keys or crops that do not match.
     """
 
     def __init__(self, places: Places, *, common: bool = False):
@@ -42,6 +44,7 @@ class TokenDataset(Dataset[Any]):
         first = self._rows[0][0]
         chosen = self._where[first]
         self._length = len(self.stores[first].rows) if chosen is None else len(chosen)
+        self._check_views()
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker that is not forked opens the files itself.
@@ -55,12 +58,13 @@ class TokenDataset(Dataset[Any]):
         return self._length
 
     def __getitem__(self, index: int | Sequence[int] | np.ndarray) -> Any:
-        if not isinstance(index, int):
+        if not isinstance(index, (int, np.integer)):
             return self.batch(index)
         if not 0 <= index < self._length:
             if not -self._length <= index < 0:
                 raise IndexError(f"{index}: the data set has {self._length} rows")
             index += self._length
+        index = int(index)
         if self._alone is not None:
             return torch.from_numpy(self._alone.codes(index).astype(np.int64))
         return {
@@ -112,6 +116,29 @@ class TokenDataset(Dataset[Any]):
     def _places(self, label: str, asked: np.ndarray) -> np.ndarray:
         chosen = self._where[label]
         return asked if chosen is None else chosen[asked]
+
+    def _check_views(self) -> None:
+        """Raise `DataError` if crops with one key show other parts in different stores; `_COMPARED` are compared."""
+        (first, store), *others = self._rows
+        if "view" not in store.manifest["extras"]:
+            return
+        for index in np.unique(np.linspace(0, len(self) - 1, min(_COMPARED, len(self))).astype(int)).tolist():
+            seen = self.extras(index, first).get("view")
+            for label, other in others:
+                if not _alike(seen, self.extras(index, label).get("view")):
+                    raise DataError(
+                        f"{store.folder} and {other.folder} have other crops with the same keys, e.g. "
+                        f"{self.key(index)}: tokenize one of them with --views and the other store."
+                    )
+
+
+def _alike(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Whether two views show the same part of a sample."""
+    if one is None or other is None:
+        return one is other
+    here, there = (np.array([*view["start"], *view["stop"]]) for view in (one, other))
+    near = here.shape == there.shape and np.allclose(here, there, atol=1e-6)
+    return near and one["flip"] == other["flip"]
 
 
 def aligned(stores: Mapping[str, Opened], *, common: bool = False) -> dict[str, np.ndarray | None]:

@@ -4,7 +4,7 @@ A manifest stands in every folder that holds codes, so that a part of a store ca
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from vqcore.artefacts.codes import SUFFIXES, CodeShape, as_rows, by_record, joined, read_codes
+from vqcore.artefacts.stored import adopted
 from vqcore.config import Config as Base
 from vqcore.data.listing import Listing
-from vqcore.errors import did_you_mean
+from vqcore.errors import DataError, did_you_mean
 from vqcore.protocols import Coded
 from vqcore.tokens.store import Claims, save_codes
 
@@ -23,6 +24,11 @@ OF_A_FOLDER = (
     "format", "fingerprint", "codebook_size", "num_codebooks", "grid", "size", "dtype", "precision", "stride",
 )  # fmt: skip
 """What the manifest of a folder says."""
+
+
+def adopted_by(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a folder in the layout of another system, the store that `manifest` names."""
+    return adopted(manifest["store"], {key: manifest[key] for key in OF_A_FOLDER if key in manifest})
 
 
 class Folder:
@@ -38,7 +44,14 @@ class Folder:
     def write(
         self, folder: Path, shard: str, rows: Sequence[Coded], manifest: Mapping[str, Any]
     ) -> tuple[str, ...]:
-        """One file for each file that the rows come from; the name of the shard does not matter."""
+        """One file for each file that the rows come from; the name of the shard does not matter.
+
+        Raises `DataError` for crops, whose views have no place in such a file.
+        """
+        if crops := [row.key for row in rows if "crop" in row.extras]:
+            raise DataError(
+                f"--store folder has no room for the view of a crop ({crops[0]}). Take arrow, tar or parquet."
+            )
         own = {key: manifest[key] for key in OF_A_FOLDER if key in manifest}
         written = []
         with Claims(own) as claims:
@@ -50,18 +63,26 @@ class Folder:
                 written.append(str(path.relative_to(folder)))
         return tuple(written)
 
-    def open(self, folder: Path, manifest: Mapping[str, Any]) -> "FolderRows":
-        """The rows of all files below a folder, in the order of their keys. Every file is read once to count them."""
-        return FolderRows(folder, manifest)
+    def open(self, folder: Path, manifest: Mapping[str, Any]) -> "FileRows":
+        """The rows of all files below a folder, in the order of their keys."""
+        shape = CodeShape(len(manifest["grid"]), manifest["num_codebooks"], manifest["codebook_size"])
+
+        def read(path: Path, key: str) -> list[Coded]:
+            return as_rows(key, read_codes(path, shape), shape.axes)
+
+        return FileRows(folder, SUFFIXES, read, manifest["dtype"])
 
 
-class FolderRows:
-    """The rows of the files in a folder. A file is read when a row of it is asked for."""
+class FileRows:
+    """The rows of the files below a folder, in the order of their keys: `read` gives those of a path and a key.
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any]):
-        self._files = Listing(str(folder), SUFFIXES, "tokens")
-        self._shape = CodeShape(len(manifest["grid"]), manifest["num_codebooks"], manifest["codebook_size"])
-        self._dtype = np.dtype(manifest["dtype"])
+    Every file is read once to count its rows, and then when a row of it is asked for. Codes get the type `dtype`.
+    """
+
+    def __init__(
+        self, folder: Path, suffixes: Sequence[str], read: Callable[[Path, str], list[Coded]], dtype: str
+    ):
+        self._files, self._read, self._dtype = Listing(str(folder), suffixes, "tokens"), read, np.dtype(dtype)
         ends = np.cumsum([len(self._rows(index)) for index in range(len(self._files))])
         self._ends: list[int] = ends.tolist()
         self._places: dict[str, int] | None = None
@@ -79,7 +100,7 @@ class FolderRows:
         return self._row(place).key
 
     def extras(self, place: int) -> Mapping[str, Any]:
-        """The place of a row in its file."""
+        """What else is known of a row."""
         return self._row(place).extras
 
     def find(self, key: str) -> int:
@@ -103,8 +124,7 @@ class FolderRows:
             yield from (row.key for row in self._rows(file))
 
     def _rows(self, file: int) -> list[Coded]:
-        codes = read_codes(self._files.path(file), self._shape)
-        return as_rows(self._files.key(file), codes, self._shape.axes)
+        return self._read(self._files.path(file), self._files.key(file))
 
     def _row(self, place: int) -> Coded:
         if not 0 <= place < len(self):

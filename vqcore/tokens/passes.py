@@ -5,7 +5,7 @@ import errno
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from vqcore.artefacts.codes import FORMAT, MANIFEST, SUFFIXES, Codes, other_maker, read_codes, read_manifest
-from vqcore.artefacts.stored import open_store, store_of
+from vqcore.artefacts.resolve import with_prefix
+from vqcore.artefacts.stored import open_named, store_of
 from vqcore.console import ProgressLine
 from vqcore.data.listing import Listing, suffix_length
 from vqcore.data.windows import Cover, Whole, cover, named
 from vqcore.errors import ConfigError, DataError, RunError, cause, listed
-from vqcore.files import aside
+from vqcore.files import aside, local
 from vqcore.protocols import Modality, RecordCodes, writer
 from vqcore.rng import sample_generators
 from vqcore.tokenizer import Tokenizer
@@ -96,7 +97,7 @@ def tokenize_folder(
         items, encoder = (item for _, item in parts), Encoder(tokenizer)
         for file, finish in through(items, encoder, batch_size, done):
             encoder.settle()
-            with _writing(file, done):
+            with writing(file, done):
                 claims.write(target)
                 claims.write((target / file.key).parent)
                 save_codes(target, file.key, finish().codes())
@@ -132,16 +133,19 @@ def manifest_of(tokenizer: Tokenizer, size: tuple[int, ...], covering: Cover | N
 
 def decode_folder(
     tokenizer: Tokenizer,
-    source: Path,
+    source: str | Path,
     target: Path,
     *,
+    size: tuple[int, ...] | None = None,
     batch_size: int = 16,
     overwrite: bool = False,
     force: bool = False,
     seed: int = 0,
     sampling: Mapping[str, Any] | None = None,
 ) -> Done:
-    """Decode every `.npy` of codes below `source` (or one file) into `target`, as PNG, WAV or `.npy`.
+    """Decode a store, or every `.npy` of codes below `source` (or one file), into `target`, as PNG, WAV or `.npy`.
+
+    `LAYOUT:FOLDER` are codes of another system (`open_named`); where nothing says so, they were made at `size`.
 
     A decoder that draws noise draws it from `seed` and the name of the file; `sampling` are the options of the
     objective. A file that cannot be decoded is named in the result and costs itself alone. Every folder is measured by
@@ -149,8 +153,8 @@ def decode_folder(
     another tokenizer (unless `force`), and if no file can be decoded; `RunError` if `target` takes no more data.
     """
     refuse_file(target)
-    refuse_overlap(source, target)
-    held = _held_by(tokenizer, source, force)
+    held = _held_by(tokenizer, source, size, force)
+    refuse_overlap(held.place, target)
     done = Done(left_out=held.left_out)
     own = writer(tokenizer.modality)
     kinds = (".png", ".npy", own.written if own else ".npy")
@@ -164,7 +168,7 @@ def decode_folder(
 
     with ProgressLine("decode", len(held.files), unit="file") as line:
         for file, finish in through(_codes(tokenizer, fresh, done), decoded, batch_size, done):
-            with _writing(file, done):
+            with writing(file, done):
                 finish(target)
                 done.written += 1
             line.update(done.count)
@@ -189,29 +193,39 @@ class _Coded:
 
 @dataclass(frozen=True)
 class _Held:
-    """What is to be decoded, and how many entries are no codes, by kind."""
+    """What is to be decoded, where it lies, and how many entries are no codes, by kind."""
 
     files: Sequence[_Coded]
-    left_out: Mapping[str, int]
+    place: Path
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def _held_by(tokenizer: Tokenizer, source: Path, force: bool) -> _Held:
+def _held_by(tokenizer: Tokenizer, name: str | Path, size: tuple[int, ...] | None, force: bool) -> _Held:
     """The codes of a store, or in the files below a folder. Raises `DataError` for those of another tokenizer."""
+    source = local(name)
     if source.is_file() and source.suffix not in SUFFIXES and store_of(source.parent):
         raise DataError(f"{source} is a part of a store. Give the folder of the store: {source.parent}.")
-    if store_of(source):
-        store = open_store(source)
-        _check_makers(tokenizer, source, {source: store.manifest}, force)
+    prefixed = with_prefix(str(name))
+    if size is not None and prefixed is None:
+        raise ConfigError(
+            "--size is for codes of another system, LAYOUT:FOLDER. Others say at which size they were made."
+        )
+    if prefixed is not None or store_of(source):
+        says = manifest_of(tokenizer, size or tokenizer.cfg.size, None) if prefixed else None
+        store = open_named(str(name), says)
+        _check_makers(tokenizer, store.folder, {store.folder: read_manifest(store.folder)}, force)
         found = [
-            _Coded(source / key, key, store.manifest, partial(store.record, key)) for key in store.places
+            _Coded(store.folder / key, key, store.manifest, partial(store.record, key))
+            for key in store.places
         ]
-        return _Held(found, {})
+        return _Held(found, store.folder)
     files, left_out = files_of(source, SUFFIXES, "decode")
     manifests = {folder: read_manifest(folder) for folder in {path.parent for path, _ in files}}
     _check_makers(tokenizer, source, manifests, force)
     shape = tokenizer.code_shape
     return _Held(
         [_Coded(path, key, manifests[path.parent], partial(read_codes, path, shape)) for path, key in files],
+        source,
         left_out,
     )
 
@@ -300,7 +314,7 @@ def _save_decoded(modality: Modality, key: str, shown: Sequence[Any], several: b
 
 
 @contextlib.contextmanager
-def _writing(file: File, done: Done) -> Iterator[None]:
+def writing(file: File, done: Done) -> Iterator[None]:
     """A name that is too long costs one file; every other refusal of the system ends the pass with one line."""
     try:
         yield

@@ -50,9 +50,7 @@ class Encoder:
         precision, share = self.tokenizer.code_precision, self.same / self.count
         found = f"{share:.2%} of {self.count:,} positions have the codes of fp32"
         if share < LEAST:
-            raise ConfigError(
-                f"--precision {precision}: {found}, and at least {LEAST:.1%} must. Nothing was written. Take fp32."
-            )
+            raise ConfigError(f"--precision {precision}: {found}, and at least {LEAST:.1%} must. Take fp32.")
         log.info("--precision %s: %s.", precision, found)
 
 

@@ -115,7 +115,7 @@ def not_written(error: OSError, shards: int) -> RunError:
 class Pass:
     """A pass over a source into a store for each job, shard by shard.
 
-    What a shard holds is a function of the source and the job alone: not of who does it, when, or beside which others.
+    What a shard holds is a function of source, job and crops alone: not of who does it, when, or beside which others.
     """
 
     def __init__(

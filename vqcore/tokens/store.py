@@ -5,7 +5,7 @@ The manifest says which tokenizer made the codes of its own folder, at which siz
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,12 @@ def save_codes(target: Path, key: str, codes: Codes) -> Path:
 class Claims:
     """The manifest of a pass, which stands in every folder that holds codes: a folder that is moved keeps it.
 
-    As a context, removes the manifests and folders that it made and below which no codes lie in the end.
+    As a context, removes the manifests and folders that it made and below which no codes lie in the end: no file with
+    one of `suffixes`; None stands for any file other than a manifest.
     """
 
-    def __init__(self, manifest: Mapping[str, Any]):
-        self.manifest = dict(manifest)
+    def __init__(self, manifest: Mapping[str, Any], suffixes: Sequence[str] | None = SUFFIXES):
+        self.manifest, self.suffixes = dict(manifest), suffixes
         self.known: set[Path] = set()
         self._made: list[Path] = []
 
@@ -74,10 +75,14 @@ class Claims:
     def __exit__(self, *error: object) -> None:
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):
-                if not any(path.suffix in SUFFIXES and path.is_file() for path in folder.rglob("*")):
+                if not any(self._is_codes(path) for path in folder.rglob("*")):
                     (folder / MANIFEST).unlink(missing_ok=True)
                 if not any(folder.iterdir()):
                     folder.rmdir()
+
+    def _is_codes(self, path: Path) -> bool:
+        known = path.name != MANIFEST if self.suffixes is None else path.suffix in self.suffixes
+        return known and path.is_file()
 
     def check(self, folder: Path, codes: Path | None = None) -> None:
         """Raise `RunError` if a folder has another manifest, or if it has `codes`, a file, and no manifest."""

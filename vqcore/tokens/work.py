@@ -8,51 +8,43 @@ from typing import Any
 
 import numpy as np
 
+from vqcore.artefacts.codes import by_record, record_of
 from vqcore.artefacts.stored import FOLDER, Opened, complete_manifest, open_store, store_named
 from vqcore.console import ProgressLine
 from vqcore.errors import DataError, RunError, cause
-from vqcore.protocols import Coded
+from vqcore.protocols import Adopts, Coded, Store, adopts
 from vqcore.tokens.dataset import aligned
+from vqcore.tokens.folder import adopted_by
 from vqcore.tokens.passes import refuse_file
 from vqcore.tokens.sharded import SHARD_SIZE
 from vqcore.tokens.shards import RESULTS, Shards, sha256
+from vqcore.tokens.store import Claims
 
 _AT_ONCE = 4096
 """Rows that are in memory at once."""
 
 
-def convert(source: Path, target: Path, store: str) -> int:
+def convert(found: Opened, target: Path, store: str) -> int:
     """Copy a store into another layout; returns the number of rows. What is done already is left alone.
 
-    Shards keep their names and rows; those of a folder have 4096 files each. Raises `DataError` for a store that cannot
-    be read, `RunError` if `target` holds other codes or takes no more data.
+    Shards keep their names and rows; those of a folder have 4096 files each. Raises `DataError` for rows that the
+    layout cannot hold, `RunError` if `target` holds other codes or takes no more data.
     """
     refuse_file(target)
-    if source.resolve() == target.resolve():
+    if found.folder.resolve() == target.resolve():
         raise RunError(f"{target} is the store itself. Choose another folder.")
-    found, made = open_store(source), store_named(store, "--store")
+    made = store_named(store, "--store")
     base = {key: value for key, value in found.manifest.items() if key not in (*RESULTS, "store")}
-    names, pieces = _pieces(found)
     try:
         with ProgressLine("convert", len(found.rows), unit="row") as line:
-            if store == FOLDER:
-                for number, (first, stop) in enumerate(pieces):
-                    made.write(target, names[number], _rows(found, first, stop), base)
+            if (other := adopts(made)) is not None:
+                _into_layout(found, target, made, other, {**base, "store": store}, line)
+            elif store == FOLDER:
+                for name, first, stop in _pieces(found):
+                    made.write(target, name, _rows(found, first, stop), base)
                     line.update(stop)
-                return len(found.rows)
-            shards = Shards(target, made, {**base, "store": store}, len(pieces))
-            there = shards.done
-            for number, (first, stop) in enumerate(pieces):
-                if shards.names[number] not in there:
-                    rows = _rows(found, first, stop)
-                    failed = found.manifest["shards"][number]["failed"] if found.manifest["shards"] else []
-                    files = len({row.extras.get("record", row.key) for row in rows}) + len(failed)
-                    facts = {"of": files, "failed": failed}
-                    if found.manifest["shards"] and (sizes := found.manifest["shards"][number].get("sizes")):
-                        facts["sizes"] = sizes
-                    shards.write(shards.names[number], rows, facts)
-                line.update(stop)
-            shards.finish()
+            else:
+                _into_shards(found, target, made, {**base, "store": store}, line)
     except OSError as error:
         raise RunError(
             f"{error.filename} cannot be written: {cause(error)}. The same command goes on from there."
@@ -60,19 +52,67 @@ def convert(source: Path, target: Path, store: str) -> int:
     return len(found.rows)
 
 
+def _into_shards(
+    found: Opened, target: Path, made: Store, base: Mapping[str, Any], line: ProgressLine
+) -> None:
+    """Write the shards that are missing."""
+    pieces = _pieces(found)
+    shards = Shards(target, made, base, [name for name, *_ in pieces])
+    there = shards.done
+    for number, (name, first, stop) in enumerate(pieces):
+        if name not in there:
+            rows = _rows(found, first, stop)
+            known = found.manifest["shards"][number] if found.manifest["shards"] else {}
+            failed = known.get("failed", [])
+            facts = {"of": len({record_of(row) for row in rows}) + len(failed), "failed": failed}
+            if sizes := known.get("sizes"):
+                facts["sizes"] = sizes
+            shards.write(name, rows, facts)
+        line.update(stop)
+    shards.finish()
+
+
+def _into_layout(
+    found: Opened, target: Path, made: Store, other: Adopts, base: Mapping[str, Any], line: ProgressLine
+) -> None:
+    """Write the files that are missing; those that are there must hold the same codes."""
+    made.write(target, "", [], base)
+    with Claims(adopted_by(base), None) as claims:
+        claims.check(target)
+        for name, first, stop in _pieces(found):
+            fresh: list[Coded] = []
+            for key, rows in by_record(_rows(found, first, stop)):
+                there = other.held(target, key, base)
+                if there is not None and not _same(there, rows):
+                    raise RunError(f"{target} holds other codes of '{key}'. Choose another folder.")
+                fresh += [] if there else rows
+            made.write(target, name, fresh, base)
+            claims.write(target)
+            line.update(stop)
+
+
+def _same(one: Sequence[Coded], other: Sequence[Coded]) -> bool:
+    """Whether rows have the same keys and codes."""
+    return len(one) == len(other) and all(
+        a.key == b.key and np.array_equal(a.codes, b.codes) for a, b in zip(one, other)
+    )
+
+
 def _rows(store: Opened, first: int, stop: int) -> list[Coded]:
     return [store.row(place) for place in range(first, stop)]
 
 
-def _pieces(store: Opened) -> tuple[list[str], list[tuple[int, int]]]:
-    """The shards of a store: names, and the first row and that after the last."""
-    counts = [shard["rows"] for shard in store.manifest["shards"]]
+def _pieces(store: Opened) -> list[tuple[str, int, int]]:
+    """The shards of a store: the name, the first row and that after the last."""
+    shards = store.manifest["shards"]
+    counts, names = [shard["rows"] for shard in shards], [shard["name"] for shard in shards]
     if not counts:  # rows of one file stay together
-        counts, files = [], iter(store.places.values())
+        files = iter(store.files.values())
         while many := [count for _, count in islice(files, SHARD_SIZE)]:
+            names.append(f"shard-{len(counts):05d}")
             counts.append(sum(many))
     ends = np.cumsum(counts).tolist()
-    return [f"shard-{number:05d}" for number in range(len(counts))], list(zip([0, *ends[:-1]], ends))
+    return list(zip(names, [0, *ends[:-1]], ends))
 
 
 @dataclass

@@ -2,23 +2,29 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from hubserver import serving
 from safetensors.torch import load_file
+from toys import forget_attention
 from vqcore_controlnet.adapter import Adapter, Latents
 from vqcore_controlnet.sd import StableDiffusion
 from vqcore_unet.schedulers import DDPM
 
 from vqcore.borrowed import Lender
 from vqcore.cli import main
+from vqcore.compose.build import from_tree
 from vqcore.errors import CheckpointError, ConfigError
 from vqcore.protocols import DataSpec
+from vqcore.schema import TokenizerConfig
 from vqcore.testing import checks
 from vqcore.testing.basics import noise
 from vqcore.testing.networks import check_borrowed
+from vqcore.tokenizer import Tokenizer
 
 SPEC = DataSpec(channels=3, size=(32, 32), range=(-1.0, 1.0))
 ROOT = Path(__file__).parents[3]
@@ -100,6 +106,41 @@ class TestBase:
             noise(2, 4, 4, 8), size=(32, 32), mask=hidden, extras={"caption": ["red", "red"]}
         )
         assert torch.equal(cond.text, decoder.base.prompts(["", "red"]))
+
+    def test_a_base_of_the_hub(self, base, tmp_path, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        files = {str(p.relative_to(base)): p.read_bytes() for p in base.rglob("*") if p.is_file()}
+        address = "hf://maker/sd@v1"
+        with serving() as hub:
+            monkeypatch.setenv("HF_ENDPOINT", hub.address)
+            hub.repositories["maker/sd"] = {"main": {"README.md": b"empty"}, "v1": files}
+            with pytest.raises(CheckpointError, match="--download"):
+                Lender().lend({"decoder": made(address)})
+            Lender(download=True).lend({"decoder": (fetched := made(address))})
+            wrong = made("hf://maker/sd")
+            with pytest.raises(CheckpointError, match=r"maker/sd.*model_index\.json"):
+                Lender(download=True).lend({"decoder": wrong})
+        Lender().lend({"decoder": (cached := made(address))})  # the hub is gone
+        local = ready(base)
+        for decoder in (fetched, cached):
+            assert torch.equal(decoder.base.prompts(["red"]), local.base.prompts(["red"]))
+            assert all(torch.equal(a, b) for a, b in zip(decoder.base.parameters(), local.base.parameters()))
+
+    def test_the_switch_of_attention_reaches_both_networks(self, base, xformers, monkeypatch):
+        decoder = ready(base, attention="xformers")
+        switched = []
+        for network in (decoder.base.unet, decoder.controlnet):
+            monkeypatch.setattr(
+                network, "enable_xformers_memory_efficient_attention", partial(switched.append, network)
+            )
+        cond = decoder.condition(noise(2, 4, 4, 8), size=(32, 32))
+        for _ in range(2):
+            decoder(noise(2, 4, 8, 8), torch.tensor([3.0, 700.0]), cond)
+        assert switched == [decoder.base.unet, decoder.controlnet]
+        xformers.fails = RuntimeError("no kernel")
+        forget_attention()
+        with pytest.raises(ConfigError, match=r"attention=xformers: xFormers does not run here: no kernel"):
+            ready(base, attention="xformers")(noise(2, 4, 8, 8), torch.tensor([3.0, 700.0]), cond)
 
     def test_prompts_under_another_label_are_refused(self, base):
         with pytest.raises(ConfigError, match=r"data\.extra\.words: these are texts"):
@@ -189,20 +230,54 @@ class TestRefused:
 
 
 def test_an_adapter_is_taken_from_a_tokenizer(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("vqcore_controlnet.sd.Latents", lambda dim: Latents(dim, (16, 8), 4))
+    monkeypatch.setattr("vqcore_controlnet.sd.Latents", small_latents)
     network = Latents(8, (16, 8), 4)
     from safetensors.torch import save_file
 
     save_file(
         {f"decoder.latents.{n}": t for n, t in network.state_dict().items()}, tmp_path / "model.safetensors"
     )
-    decoder = made(base, adapter=str(tmp_path))
+    decoder = made(base, hint="adapter", adapter=str(tmp_path))
     decoder.fetch()
     decoder.borrow({})
     assert torch.equal(decoder.hint.adapter.conv_in.weight, network.conv_in.weight)
     assert decoder.condition(noise(1, 4, 4, 8), size=(32, 32)).hint.shape == (1, 8, 8, 8)
     with pytest.raises(CheckpointError, match="is no tokenizer with a controlnet/adapter"):
-        made(base, adapter=str(base / "vae")).fetch()
+        made(base, hint="adapter", adapter=str(base / "vae")).fetch()
+    with pytest.raises(
+        ValueError, match=r"adapter=here does nothing with hint=convolutions: set hint=adapter"
+    ):
+        made(base, adapter="here")
+
+
+def small_latents(dim, **more):
+    return Latents(dim, (16, 8), 4, **more)
+
+
+@pytest.mark.parametrize("hint", ["adapter", "adapter-4m"])
+def test_an_adapted_decoder_is_saved_and_loaded(base, tmp_path, monkeypatch, hint):
+    """The run that the adapter came from is not needed again."""
+    monkeypatch.setattr("vqcore_controlnet.sd.Latents", small_latents)
+    tree = {
+        "modality": {"name": "rgb"},
+        "size": [32, 32],
+        "model": {
+            "encoder": {"name": "vit/encoder", "width": 16, "depth": 1, "num_heads": 2, "patch_size": 8},
+            "quantizer": {"name": "quant/fsq", "levels": [4, 4]},
+            "decoder": {"name": "controlnet/sd", "hint": hint, "sd_path": str(base), **tiny.SETTINGS},
+        },
+        "objective": {"name": "diffusion", "scheduler": {"name": "unet/ddpm", **tiny.LEVELS}},
+    }
+    tree["model"]["decoder"] |= {"widths": [8, 16], "heads": [4, 4], "attention_levels": [0]}
+    tree["model"]["decoder"] |= {"adapter": "gone"} if hint == "adapter" else {}
+    tokenizer = Tokenizer(from_tree(tree, schema=TokenizerConfig), fetch=False)
+    tokenizer.borrow(Lender())
+    tokenizer.eval().save(tmp_path / "saved")
+    again = Tokenizer.load(tmp_path / "saved", borrowed={"decoder.base": base})
+    x = noise(1, 3, 32, 32).clamp(-1, 1)
+    z = tokenizer.lookup(tokenizer.encode(x))
+    hints = [each.decoder.condition(z, size=(32, 32)).hint for each in (tokenizer, again)]
+    assert hints[0].shape == (1, 8, 8, 8) and torch.equal(*hints)
 
 
 def words(base, run, *more):

@@ -24,11 +24,9 @@ PREFIX = "decoder.latents."
 
 
 class Latents(nn.Module):
-    """Tokens `(b, d, h, w)` to latents `(b, 4, 2h, 2w)`."""
+    """Tokens `(b, d, h, w)` to latents `(b, 4, 2h, 2w)`; with 8 channels, to their mean and deviation, as in 4M."""
 
-    channels = 4
-
-    def __init__(self, dim: int, widths: tuple[int, ...] = (512, 256), groups: int = 32):
+    def __init__(self, dim: int, widths: tuple[int, ...] = (512, 256), groups: int = 32, channels: int = 4):
         from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, UpDecoderBlock2D
 
         super().__init__()
@@ -48,7 +46,7 @@ class Latents(nn.Module):
             for place, (a, b) in enumerate(zip((first, *widths), widths))
         )
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], self.channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h2 w2"]:
         """The latents, scaled as Stable Diffusion's U-Net sees them."""

@@ -14,7 +14,7 @@ COMPUTED = "decoder.empty_str_encoding"
 def decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The trained state of `controlnet/sd`, from the tensors of 4M's decoder (names without `decoder.`)."""
     return {
-        name.replace(HINT, "hint."): tensor
+        name.replace(f"{HINT}adapter_model.", "hint.adapter.").replace(HINT, "hint."): tensor
         for name, tensor in state.items()
         if name.startswith("controlnet.")
     }

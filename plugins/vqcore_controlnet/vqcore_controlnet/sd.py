@@ -58,12 +58,16 @@ class Hint(nn.Module):
 
 
 class Adapted(nn.Module):
-    """A trained adapter from tokens to latents, and a convolution that begins at zero."""
+    """A trained adapter from tokens to latents, and a convolution that begins at zero.
 
-    def __init__(self, dim: int, out: int):
+    With `as_4m`, the adapter gives mean and deviation of latents, as 4M's, and the convolution sees neighbours.
+    """
+
+    def __init__(self, dim: int, out: int, *, as_4m: bool = False):
         super().__init__()
-        self.adapter = Latents(dim)
-        self.conv_out = _zeroed(nn.Conv2d(self.adapter.channels, out, 1))
+        self.adapter = Latents(dim, channels=8) if as_4m else Latents(dim)
+        side = 3 if as_4m else 1
+        self.conv_out = _zeroed(nn.Conv2d(8 if as_4m else 4, out, side, padding=side // 2))
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Twice the size of the grid: the latents as channels of the first level."""
@@ -94,8 +98,11 @@ class StableDiffusion(nn.Module):
         """Size of the pictures of Stable Diffusion. Other sizes of tokens are decoded at this size and resized."""
         pretrained_cn: bool = True
         """The ControlNet starts as a copy of the U-Net's way down; false: from random numbers."""
+        hint: Literal["convolutions", "adapter", "adapter-4m"] = "convolutions"
+        """What makes of tokens what the ControlNet sees: convolutions, or the network of controlnet/adapter, which
+        makes latents of them; adapter-4m is that of 4M's checkpoints, with mean and deviation."""
         adapter: str | None = None
-        """A run or tokenizer with the decoder controlnet/adapter: its network turns tokens into latents first."""
+        """With hint=adapter: a run or tokenizer with the decoder controlnet/adapter, from whose network it starts."""
         cond_scale: float = 1.0
         """Factor of what the ControlNet adds, in sampling only. 4M samples with 0.8."""
         precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -120,6 +127,10 @@ class StableDiffusion(nn.Module):
         """Groups of every GroupNorm."""
 
         def __post_init__(self) -> None:
+            if self.adapter is not None and self.hint != "adapter":
+                raise SettingError(
+                    "adapter", f"{self.adapter} does nothing with hint={self.hint}: set hint=adapter"
+                )
             if not self.cond_scale >= 0:
                 raise SettingError("cond_scale", f"{self.cond_scale} must be at least 0")
             sides = self.input_size_sd if isinstance(self.input_size_sd, tuple) else (self.input_size_sd,)
@@ -168,8 +179,11 @@ class StableDiffusion(nn.Module):
         controlnet: Any = ControlNetModel(in_channels=4, **cfg.facts)
         controlnet.controlnet_cond_embedding = nn.Identity()  # computed once a sample, by `hint`
         self.controlnet = controlnet
-        make = Hint if cfg.adapter is None else Adapted
-        self.hint: nn.Module = make(dim, cfg.widths[0])
+        self.hint: nn.Module = (
+            Hint(dim, cfg.widths[0])
+            if cfg.hint == "convolutions"
+            else Adapted(dim, cfg.widths[0], as_4m=cfg.hint == "adapter-4m")
+        )
         self._starts = False
         self._switched = ""
 
@@ -178,8 +192,8 @@ class StableDiffusion(nn.Module):
     def fetch(self) -> None:
         """Say that no checkpoint fills the ControlNet: it starts from the base, and the adapter from its run."""
         self._starts = self.cfg.pretrained_cn
-        if isinstance(self.hint, Adapted):
-            from_run(self.hint.adapter, str(self.cfg.adapter))
+        if isinstance(self.hint, Adapted) and self.cfg.adapter is not None:
+            from_run(self.hint.adapter, self.cfg.adapter)
         self._start()
 
     def borrow(self, places: Mapping[str, str]) -> dict[str, str]:

@@ -1,17 +1,23 @@
 """Checkpoints of 4M: recorded codes and reconstructions, published architectures, every form of file, bad files."""
 
 import argparse
+import datetime
 import importlib.metadata
 import json
 import pickle
 import shutil
+import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
 from vqcore_fourm import arguments, get_image_tokenizer, tables
 from vqcore_fourm.checkpoint import Checkpoint
 from vqcore_fourm.names import wanted
@@ -181,12 +187,179 @@ def test_a_recorded_controlnet(tmp_path):
     assert torch.equal(alone.encode(io["x"]), codes)
 
 
+def controlnet_checkpoint(path, **changes):
+    """The recorded VQControlNet as a training checkpoint, with options by their names in the script."""
+    options = {
+        "domain": "rgb",
+        "sd_path": str(STABLE_DIFFUSION),
+        "input_size_sd": 64,
+        "input_size_max": 32,
+        "pretrained_cn": True,
+        "patch_size": 8,
+        "encoder_type": "vit_t_enc",
+        "post_mlp": True,
+        "quantizer_type": "lucid",
+        "codebook_size": 64,
+        "latent_dim": 16,
+        "use_xformer": False,
+    }
+    state = load_file(CONTROLNET / "state.safetensors")
+    torch.save({"model": state, "args": argparse.Namespace(**{**options, **changes}), "epoch": 9}, path)
+    return path
+
+
+@pytest.mark.slow
+def test_drop_in_of_a_controlnet(tmp_path):
+    io = load_file(CONTROLNET / "io.safetensors")
+    controlnet_checkpoint(tmp_path / "cn.pth")
+    model, args = get_image_tokenizer("cn", tmp_path, device="cpu", verbose=False)
+    assert (args.model_type, args.sd_path, args.image_size_sd) == ("VQControlNet", str(STABLE_DIFFUSION), 64)
+    quant, loss, tokens = model.encode(io["x"])
+    assert torch.equal(tokens, io["tokens"]) and loss.tolist() == [0.0]
+    assert_close(quant, io["quant"])
+    with torch.no_grad():
+        for name, given in (
+            ("pred", {}),
+            ("pred_masked", {"cond_mask": io["mask"]}),
+            ("pred_prompt", {"prompt": ["a cat", "red"]}),
+        ):
+            assert_close(model(io["x"], io["z"], io["t"], **given)[0], io[name], 1e-4)
+    made = {"generator": torch.Generator().manual_seed(0), "timesteps": 5}
+    latents = model.decode_tokens(tokens, **made)
+    assert_close(latents, io["latent"], 1e-3)
+    assert_close(model.vae_decode(latents), io["decoded"], 1e-3)
+    made["generator"].manual_seed(0)
+    guided = {"guidance_scale": 2.5, "cond_scale": 0.8, "prompt": ["a cat", "red"]}
+    assert_close(model.autoencode(io["x"], **made, **guided), io["latent_guided"], 1e-3)
+    assert model.tokenizer.decoder.cfg.cond_scale == 1.0
+    made["generator"].manual_seed(0)
+    assert_close(model.decode_tokens(tokens, vae_decode=True, guidance_scale=1, **made), io["decoded"], 1e-3)
+    assert model.vae_encode(io["x_sd"]).shape == io["z"].shape
+    for options, text in (
+        ({"image_size": 16}, "image_size is 16: this decoder has latents of 8 x 8"),
+        ({"scheduler_timesteps_mode": "trailing"}, "the base has 'leading'"),
+        ({"guidance_scale": lambda t: 1.0}, "guidance_schedule='cosine'"),
+    ):
+        with pytest.raises(CheckpointError, match=text):
+            model.decode_tokens(tokens, **options)
+    half, _ = get_image_tokenizer("cn", tmp_path, encoder_only=True, device="cpu", verbose=False)
+    assert torch.equal(half.tokenize(io["x"]), tokens)
+
+
+@pytest.mark.slow
+def test_drop_in_of_a_controlnet_whose_base_is_elsewhere(tmp_path):
+    controlnet_checkpoint(tmp_path / "cn.pth", sd_path="/nowhere/stable-diffusion")
+    with pytest.raises(CheckpointError, match=r"sd_path=FOLDER"):
+        get_image_tokenizer("cn", tmp_path, device="cpu")
+    model, _ = get_image_tokenizer("cn", tmp_path, device="cpu", verbose=False, sd_path=STABLE_DIFFUSION)
+    assert model.tokenizer.cfg.model.decoder.sd_path == str(STABLE_DIFFUSION)
+
+
+@pytest.mark.slow
+def test_a_controlnet_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    controlnet_checkpoint(Path("checkpoint-9.pth"), sd_path="/nowhere/stable-diffusion")
+    source = f"{FORMAT}[sd_path={STABLE_DIFFUSION}]:checkpoint-9.pth"
+    Path("photos").mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"photos/{number}.png")
+    assert main(["import", FORMAT, "checkpoint-9.pth", "made", f"sd_path={STABLE_DIFFUSION}"]) == 2
+    assert "--allow-pickle" in capsys.readouterr().err and not Path("made").exists()
+    words = ["made", f"sd_path={STABLE_DIFFUSION}", "--allow-pickle"]
+    assert main(["import", FORMAT, "checkpoint-9.pth", *words]) == 0
+    assert main(["tokenize", source, "photos", "tokens", "--allow-pickle"]) == 0
+    assert main(["decode", source, "tokens", "rebuilt", "steps=2", "--allow-pickle"]) == 0
+    assert (
+        main(["decode", "made", "tokens", "again", "steps=2", "--borrow", f"decoder.base={STABLE_DIFFUSION}"])
+        == 0
+    )
+    assert all(
+        Path("rebuilt", name).read_bytes() == Path("again", name).read_bytes() for name in ("0.png", "1.png")
+    )
+    saved = yaml.safe_load(Path("made/config.yaml").read_text())
+    config = {
+        "data": {"name": "folder", "path": "photos", "eval_path": "photos", "modality": saved["modality"],
+                 "input_size": 32, "batch_size": 2, "workers": 0},
+        "model": saved["model"] | {"full_ckpt": source, "freeze_enc": True},
+        "objective": saved["objective"],
+        "run": {"dir": "run", "steps": 1},
+        "optim": {"lr": 1e-3},
+        "eval": {"sampling": {"steps": 2}},
+    }  # fmt: skip
+    config["model"]["decoder"]["sd_path"] = str(STABLE_DIFFUSION)
+    Path("train.yaml").write_text(yaml.safe_dump(config))
+    capsys.readouterr()
+    assert main(["train", "train.yaml", "--allow-pickle"]) == 0
+    said = "".join(capsys.readouterr())
+    assert "encoder, proj, quantizer, decoder from" in said
+
+
+class Token2VAE(nn.Module):
+    """4M's adapter, of blocks of diffusers, as its class puts them together: mean and deviation of latents."""
+
+    def __init__(self, dim):
+        super().__init__()
+        blocks = importlib.import_module("diffusers.models.unets.unet_2d_blocks")
+        shared = {"resnet_eps": 1e-6, "resnet_act_fn": "silu", "resnet_groups": 32, "temb_channels": None}
+        self.conv_in = nn.Conv2d(dim, 512, 3, padding=1)
+        self.mid_block = blocks.UNetMidBlock2D(in_channels=512, attention_head_dim=512, **shared)
+        rows = ((512, 512, True), (512, 256, False))
+        self.up_blocks = nn.ModuleList(
+            blocks.get_up_block(
+                "UpDecoderBlock2D", num_layers=3, in_channels=a, out_channels=b, add_upsample=up,
+                prev_output_channel=None, attention_head_dim=b, resnet_time_scale_shift="group", **shared,
+            )
+            for a, b, up in rows
+        )  # fmt: skip
+        self.conv_norm_out = nn.GroupNorm(32, 256, eps=1e-6)
+        self.conv_out = nn.Conv2d(256, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_controlnet_with_an_adapter(tmp_path):
+    torch.manual_seed(0)
+    adapter, last = Token2VAE(16).eval(), nn.Conv2d(8, 8, 3, padding=1)
+    begin = "decoder.controlnet.controlnet_cond_embedding."
+    state = {k: v for k, v in load_file(CONTROLNET / "state.safetensors").items() if not k.startswith(begin)}
+    state |= {f"{begin}adapter_model.{name}": tensor for name, tensor in adapter.state_dict().items()}
+    state |= {f"{begin}conv_out.{name}": tensor for name, tensor in last.state_dict().items()}
+    folder = controlnet(tmp_path, adapter="/somewhere/adapter.pth")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+    tokenizer = read(folder, sd_path=str(STABLE_DIFFUSION))
+    z = tokenizer.lookup(tokenizer.encode(load_file(CONTROLNET / "io.safetensors")["x"]))
+    # Latents are 8 x 8, of which the adapter makes half; it doubles them again.
+    wanted = last(adapter(F.interpolate(z.movedim(-1, 1), (4, 4), mode="nearest")))
+    assert_close(tokenizer.decoder.condition(z, size=(64, 64)).hint, wanted)
+    tokenizer.save(tmp_path / "saved")
+    again = Tokenizer.load(tmp_path / "saved", borrowed={"decoder.base": STABLE_DIFFUSION})
+    assert torch.equal(again.decoder.hint.adapter.conv_in.weight, adapter.conv_in.weight)
+
+
+def test_an_adapter_alone_is_named(tmp_path):
+    state = {"vq_model.quantize._codebook.embed": torch.ones(4, 2), "conv_in.weight": torch.ones(2, 2, 3, 3)}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"is an adapter of 4M \(Token2VAE\) alone"):
+        read(tmp_path)
+
+
 @pytest.mark.slow
 def test_controlnets_that_cannot_be_read(tmp_path):
     bad = {
         r"sd_path=here is no Stable Diffusion: it has no unet/config.json": ({"sd_path": "here"}, {}),
         r"image_size_sd is 0, expected": ({}, {"image_size_sd": 0}),
-        r"with an adapter, which this format does not read yet": ({}, {"adapter": "run"}),
+        r"controlnet_cond_embedding.adapter_model.conv_in.weight is missing": (
+            {"sd_path": str(STABLE_DIFFUSION)},
+            {"adapter": "run"},
+        ),
         r"input_size_sd=72 is not a multiple of 16": (
             {"sd_path": str(STABLE_DIFFUSION)},
             {"image_size_sd": 72},
@@ -474,6 +647,10 @@ class Foreign:
         return (open, ("ran", "w"))
 
 
+class Own:
+    """A class of somebody, which does nothing."""
+
+
 @pytest.mark.parametrize(
     "entries",
     [{"args": Foreign()}, {"options": {"data_path": Foreign()}}, {"loss_balancer": Foreign()}],
@@ -502,6 +679,63 @@ def test_cut_checkpoint(tmp_path):
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(CheckpointError, match="damaged"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda x: x.to(torch.complex64), "quantize.codes is torch.complex64 and not torch.float32"),
+        (lambda x: x.long(), "quantize.codes is torch.int64 and not torch.float32"),
+        (lambda x: x.to_sparse(), "quantize.codes is torch.float32"),
+        (lambda x: x.half(), None),
+    ],
+)  # fmt: skip
+def test_numbers_of_another_kind(tmp_path, change, text):
+    """Half precision is converted; a cast that would lose a part of the numbers is refused."""
+    state = load_file(DATA / "training_checkpoint_poses/state.safetensors")
+    path = training_checkpoint(
+        tmp_path / "a.pth", model=state | {"quantize.codes": change(state["quantize.codes"])}
+    )
+    if text is None:
+        assert read(path).quantizer.codes.dtype == torch.float32
+        return
+    with pytest.raises(CheckpointError, match=text):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("stream", "text"),
+    [
+        (b"\x82\x01.", "Unsupported operand 130"),
+        (b"ctorch.storage\n_load_from_bytes\n(S'x'\ntR.", "tensors and plain data: torch.storage._load_from_bytes"),
+        (b"ctorch.serialization\nload\n(S'x'\ntR.", "tensors and plain data: torch.serialization.load"),
+        (b"cargparse\nArgumentParser\n(tR.", "tensors and plain data: argparse.ArgumentParser"),
+        (b"cargparse\nNamespace.__init__.__globals__\n.", "argparse.Namespace.__init__.__globals__"),
+    ],
+)  # fmt: skip
+def test_hostile_streams_in_a_checkpoint(tmp_path, stream, text):
+    """The pickle of a whole checkpoint is replaced; torch's advice to read it with code is not passed on."""
+    whole = training_checkpoint(tmp_path / "whole.pth")
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(tmp_path / "a.pth", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, stream if name.endswith("data.pkl") else old.read(name))
+    with pytest.raises(CheckpointError) as error:
+        read(tmp_path / "a.pth")
+    assert (
+        text in str(error.value) and "weights_only" not in str(error.value) and "\n" not in str(error.value)
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float64(1e-4), np.arange(3), Path("x"), datetime.date(2024, 1, 1), types.SimpleNamespace(a=1), Own()],
+    ids=lambda value: type(value).__name__,
+)
+def test_classes_among_the_options_are_named(tmp_path, value):
+    with pytest.raises(
+        CheckpointError, match=r"more than tensors and plain data: (numpy|pathlib|datetime|types|\w+)\."
+    ):
+        read(training_checkpoint(tmp_path / "a.pth", options={"blr": value}))
 
 
 @pytest.mark.parametrize(
@@ -543,6 +777,8 @@ def test_header_without_configuration(tmp_path):
         ("latent_dim", 10**12, "latent_dim is 1000000000000"),
         ("ema_decay", 1.0, "ema_decay is 1.0, expected a number from 0 to below 1"),
         ("ema_decay", float("nan"), "ema_decay is nan"),
+        ("commitment_weight", 10**400, "commitment_weight is 1000.*, expected a number from 0 on"),
+        ("n_channels", 2**31 - 1, "n_channels is 2147483647, but the file has only .* numbers"),
         ("quant_type", "fsq", "quant_type is 'fsq', expected one of lucid, memcodes"),
         ("norm_codes", "yes", "norm_codes is 'yes', expected true or false"),
         ("patch_size", [16, 16, 16], "patch_size is a list"),

@@ -1,6 +1,7 @@
 """The arguments of 4M's classes: their defaults, what they may be, and the config of ours that they amount to."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from vqcore.compose.build import from_tree
 from vqcore.errors import CheckpointError, ConfigError, did_you_mean, listed
 from vqcore.schema import TokenizerConfig
 from vqcore_fourm.base import Base
+from vqcore_fourm.domains import DOMAINS, Domain
 from vqcore_fourm.tables import (
     CONDITIONING,
     CONTROLNET,
@@ -24,7 +26,8 @@ from vqcore_fourm.tables import (
 )
 
 Check = tuple[str, Callable[[Any], bool]]
-LARGEST = 2**31 - 1
+LARGEST, FLOAT = 2**31 - 1, sys.float_info.max
+KNOWN = f"give domain=NAME, one of {listed(DOMAINS, len(DOMAINS))}"
 
 
 def _whole(value: Any) -> bool:
@@ -50,7 +53,8 @@ def _schedule(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+    # A whole number of hundreds of digits is no float.
+    return type(value) in (int, float) and 0 <= value <= FLOAT
 
 
 def _or_null(check: Check) -> Check:
@@ -150,6 +154,8 @@ class Arguments:
     """Pictures were standardised with the mean and deviation of ImageNet, and the model does not undo it."""
     sees_size: bool = False
     """The denoiser is told the original size of a sample. No argument says so, but two tensors."""
+    files: bool = False
+    """The modality reads the files of the domain."""
     base: Base | None = None
     """What a VQControlNet needs to know of its Stable Diffusion."""
 
@@ -198,8 +204,9 @@ def to_config(args: Arguments, *, size: int | tuple[int, ...] | None, where: str
     """The config of ours. `size` replaces the nominal size; the position embeddings keep theirs."""
     pixels = args["image_size"]
     nominal = _pair(size) if size else _data_size(args, pixels, args["patch_size"], where)
+    domain = _domain(args, where)
     if "MLP" in args["enc_type"] and not size:
-        nominal = (1, 1)
+        nominal = (1,) if domain is not None and domain.vector else (1, 1)
     model: dict[str, Any] = {
         "encoder": _network(args, "enc", where),
         "quantizer": _quantizer(args),
@@ -208,7 +215,7 @@ def to_config(args: Arguments, *, size: int | tuple[int, ...] | None, where: str
     if args["n_labels"]:
         model["embed_dim"] = args["n_channels"]
     tree = {
-        "modality": _modality(args),
+        "modality": _modality(args) if domain is None else _plain(domain.modality),
         "size": list(nominal),
         "model": model,
         "objective": _objective(args, nominal, where),
@@ -217,6 +224,29 @@ def to_config(args: Arguments, *, size: int | tuple[int, ...] | None, where: str
         return from_tree(tree, schema=TokenizerConfig, file=f"{where}, as vqcore reads it")
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
+
+
+def _domain(args: Arguments, where: str) -> Domain | None:
+    """The domain whose files are to be read, or None. Raises `CheckpointError` where nobody knows which it is."""
+    if not args.files or args.base is not None:
+        return None
+    if not args.domain:
+        raise CheckpointError(
+            f"{where}: files=true reads the files of a domain, which this file does not say: {KNOWN}."
+        )
+    if args.domain not in DOMAINS:
+        raise CheckpointError(
+            f"{where}: files=true knows no domain {args.domain[:60]!r}.{did_you_mean(args.domain, DOMAINS)} {KNOWN}."
+        )
+    if args["undo_std"] or args.standardised:
+        raise CheckpointError(
+            f"{where}: files=true reads pictures in -1..1; this tokenizer wants standardised ones."
+        )
+    return DOMAINS[args.domain]
+
+
+def _plain(tree: Any) -> Any:
+    return {key: _plain(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
 
 
 def _modality(args: Arguments) -> dict[str, Any]:

@@ -41,10 +41,12 @@ class Base:
 def base_of(place: str | None, recorded: str, shapes: Mapping[str, tuple[int, ...]], where: str) -> Base:
     """What is known of a base: from its folder `place`, else from the shapes of the checkpoint.
 
-    `recorded` is the place that 4M had: an address on the hub still holds, a folder on somebody's disk does not.
+    `recorded` is the place that 4M had: an address on the hub still holds, and so does a folder that is there.
     Raises `CheckpointError` for a folder that is missing or damaged, and where the shapes need a folder.
     """
-    if place is None and recorded.count("/") == 1 and not Path(recorded).exists():
+    if place is None and (Path(recorded) / NET).is_file():
+        place = recorded
+    elif place is None and recorded.count("/") == 1 and not Path(recorded).exists():
         place = HUB + recorded
     folder = None if place is None or place.startswith(HUB) else Path(place)
     if folder is not None and not (folder / NET).is_file():

@@ -25,7 +25,7 @@ from vqcore.schema import TokenizerConfig
 from vqcore_fourm.arguments import Arguments, check, from_options, known, to_config
 from vqcore_fourm.base import base_of, refuse_another
 from vqcore_fourm.export import arguments_of
-from vqcore_fourm.names import completed, to_ours, to_theirs, wanted
+from vqcore_fourm.names import THEIR_ADAPTER, completed, to_ours, to_theirs, wanted
 from vqcore_fourm.sources import CONFIG, NOTE, WEIGHTS, Source, read_source
 from vqcore_fourm.tables import LICENCE, MLP, PUBLISHED, ours
 
@@ -49,6 +49,8 @@ class Checkpoint:
         """Nominal size of the tokenizer: one number, or two. Null: that of the checkpoint; 1 for MLPs."""
         domain: str | None = None
         """What the tokenizer is for, by 4M's name, e.g. rgb. Null: as the checkpoint says."""
+        files: bool = False
+        """Read the files of the domain as 4M does: depth in 16-bit PNG, class maps, poses in JSON. False: arrays."""
         sd_path: str | None = None
         """VQControlNet only: Stable Diffusion, as a folder in the layout of diffusers or hf://user/name. Null: the
         address on the hub that the checkpoint says."""
@@ -71,10 +73,11 @@ class Checkpoint:
         """Config and tensors. Raises `CheckpointError` for what is damaged, does not fit, or is not a tokenizer."""
         source = read_source(path, ema=self.cfg.ema, allow_pickle=allow_pickle)
         if source.note is not None and (
-            said := [key for key in ("size", "domain") if getattr(self.cfg, key)]
+            said := [key for key in ("size", "domain", "files") if getattr(self.cfg, key)]
         ):
             raise CheckpointError(f"{path}: its {NOTE} says all of the tokenizer; leave {listed(said)} out.")
         args = understood(source, path, self.cfg.domain, self.cfg.sd_path)
+        args = replace(args, files=self.cfg.files)
         return assembled(source, args, path, size=self.cfg.size, ema=self.cfg.ema)
 
     def write(self, tokenizer: Any, folder: Path) -> None:
@@ -82,7 +85,7 @@ class Checkpoint:
 
         Raises `CheckpointError` that names every setting which 4M cannot hold.
         """
-        if said := [key for key in ("ema", "size", "domain", "sd_path") if getattr(self.cfg, key)]:
+        if said := [key for key in ("ema", "size", "domain", "files", "sd_path") if getattr(self.cfg, key)]:
             raise CheckpointError(f"export: {listed(said)} is for reading; leave it out.")
         if tokenizer.decoder is None:
             raise CheckpointError("this tokenizer has no decoder: it was loaded with encoder_only=True.")
@@ -109,12 +112,27 @@ def assembled(
         if source.note is None
         else _noted(source.note, args, path)
     )
+    if args.files:
+        _check_files(made, args, path)
     right = wanted(made, str(path))
     tensors = completed(source.tensors, right, str(path))
     refuse_misfits(right, tensors, str(path))
     if args.base is not None and args.base.folder is not None:
         refuse_another(args.base.folder, source.tensors, str(path))
     return Foreign(made, to_ours(tensors, made), _origin(source, path, args.kind, ema))
+
+
+def _check_files(cfg: TokenizerConfig, args: Arguments, path: Path) -> None:
+    """Raise `CheckpointError` if the files of the domain do not become what this tokenizer takes."""
+    spec = registry().build("modality", cfg.modality, "modality", size=cfg.size).spec
+    takes, gets = args["n_labels"] or args["n_channels"], spec.labels or spec.channels
+    if takes != gets or (spec.labels is None) != (args["n_labels"] is None):
+        what = "classes" if args["n_labels"] else "channels"
+        raise CheckpointError(
+            f"{path}: it takes {takes} {what}, and files of the domain {args.domain} have {gets} "
+            f"{'classes' if spec.labels else 'channels'} ({cfg.modality.name}). Give another domain=NAME, or leave "
+            "files=true out."
+        )
 
 
 def _noted(note: Mapping[str, Any], args: Arguments, path: Path) -> TokenizerConfig:
@@ -161,13 +179,16 @@ def understood(
     )
     if kind == "VQControlNet":
         shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
-        if args["adapter"] or any(".adapter_model." in name for name in names):
-            raise CheckpointError(
-                f"{path} is a VQControlNet with an adapter, which this format does not read yet."
-            )
-        args = replace(args, base=base_of(sd_path, args["sd_path"], shapes, str(path)))
+        found_base = base_of(sd_path, args["sd_path"], shapes, str(path))
+        if args["adapter"] or any(name.startswith(THEIR_ADAPTER) for name in names):
+            found_base = replace(found_base, decoder={**found_base.decoder, "hint": "adapter-4m"})
+        args = replace(args, base=found_base)
+    # Before anything of this size is built.
+    most = sum(tensor.numel() for tensor in source.tensors.values())
+    for key in ("n_channels", "n_labels", "latent_dim", "codebook_size"):
+        if (args[key] or 0) > most:
+            raise CheckpointError(f"{path}: {key} is {args[key]}, but the file has only {most:,} numbers.")
     for key in ("enc_type", "dec_type"):
-        # Before anything of this size is built.
         if (mlp := MLP.fullmatch(args[key])) and int(mlp[2]) > len(names):
             raise CheckpointError(
                 f"{path}: {key} is {args[key]}, but the file has only {len(names)} tensors."
@@ -182,6 +203,11 @@ def kind_of(source: Source, path: Path) -> str:
         if any(name.startswith(("encoder_embeddings.", "decoder_embeddings.")) for name in names):
             raise CheckpointError(
                 f"{path} is a checkpoint of 4M's generative model, not of a tokenizer; vqcore reads tokenizers."
+            )
+        if any(name.startswith("vq_model.") for name in names):
+            raise CheckpointError(
+                f"{path} is an adapter of 4M (Token2VAE) alone; give the checkpoint of a VQControlNet that was trained "
+                "with it."
             )
         raise CheckpointError(f"{path} has no quantizer (quantize.*): it is no tokenizer of 4M.")
     if any(name.startswith("decoder.controlnet.") for name in names):

@@ -12,8 +12,10 @@ import yaml
 from vqcore import config
 from vqcore.errors import ConfigError, did_you_mean, first_line, listed
 from vqcore.protocols import ForeignConfig
+from vqcore_fourm.arguments import LARGEST
 from vqcore_fourm.domains import DOMAINS, Domain
 from vqcore_fourm.options import OPTIONS, SCRIPTS, Option
+from vqcore_fourm.recipes import RECIPES, as_family, wanted
 from vqcore_fourm.tables import CONDITIONING, DENOISERS, MLP, PREDICTIONS, SCHEDULES, SHIFTED, VIT
 
 LOSSES = {
@@ -28,11 +30,18 @@ LOSSES = {
 
 PRECISIONS = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-PLACEHOLDER = "/path/to/"
+LONGEST = 60
+"""So many letters of a value are shown."""
+WISHES = {"int": "a whole number", "float": "a number", "numbers": "a list of numbers", "text": "a text"}
 
 
 class Config:
-    """Reads training configs of 4M. The script is seen from the options, or said by `script`."""
+    """Reads training configs of 4M. The script is seen from the options, or said by `script`.
+
+    The published ones are families: `vqcore new config --like fourm/NAME FOLDER`.
+    """
+
+    families = tuple(RECIPES)
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
@@ -62,6 +71,15 @@ class Config:
         made = converted(script, given, str(path))
         words = [f"{name} is no option of 4M, and left out.{did_you_mean(name, OPTIONS)}" for name in unknown]
         return ForeignConfig(made.tree, made.notes, (*made.remarks, *words))
+
+    def like(self, name: str) -> ForeignConfig:
+        """A published training config for files of other people. Raises `ConfigError` for an unknown name."""
+        found = wanted(name)
+        options = {**found.options, "data_path": "."}
+        patch = options.get("patch_size", 16)
+        step = 32 if options.get("decoder_type") == "unet_patched" else patch
+        step = 1 if DOMAINS[options["domain"]].features else step
+        return as_family(found, converted(found.recipe.script, options, f"fourm/{name}"), step)
 
 
 def script_of(found: Mapping[str, Any]) -> str:
@@ -93,11 +111,14 @@ class _Conversion:
             raise self.error(
                 "domain", f"which has no tokenizer.{did_you_mean(name, DOMAINS)} 4M has: {listed(DOMAINS)}"
             )
+        for size in ("patch_size", "resolution_step"):
+            if options[size] < 1:
+                raise self.error(size, "expected a whole number from 1 on")
         self.domain: Domain = DOMAINS[name]
         self.denoises = script != "vqvae"
 
     def error(self, option: str, why: str) -> ConfigError:
-        return ConfigError(f"{self.where}: {option} is {self.options.get(option)!r}, {why}")
+        return ConfigError(f"{self.where}: {option} is {_shown(self.options.get(option))}, {why}")
 
     def made(self) -> ForeignConfig:
         model = self.model()
@@ -219,7 +240,9 @@ class _Conversion:
             made["embed_dim"] = 64
         start = "full_ckpt" if o["full_ckpt"] is not None else "encoder_ckpt"
         if o[start] is not None:
-            made[start] = f"fourm/checkpoint:{o[start]}"
+            files = o["freeze_enc"] and o["domain"] != "rgb"
+            settings = f"[files=true,domain={o['domain']}]" if files else ""
+            made[start] = f"fourm/checkpoint{settings}:{o[start]}"
             self.notes[f"model.{start}"] = (
                 "A .pth of 4M needs --allow-pickle. A run or tokenizer of vqcore is named without 'fourm/checkpoint:'."
             )
@@ -344,6 +367,7 @@ class _Conversion:
                 "zero_terminal_snr": False,
                 "steps_offset": 1,
                 "spacing": "leading",
+                "final_alpha_one": False,
             }
         if o["prediction_type"] not in PREDICTIONS:
             raise self.error("prediction_type", f"expected one of {listed(PREDICTIONS)}")
@@ -496,31 +520,43 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _value(option: Option, value: Any, path: Path) -> Any:
     """The value as 4M's parser makes it: texts become numbers where the option is one (`1e-4` is a text in YAML)."""
-    if value is None or option.kind == "text":
-        return value if value is None or isinstance(value, str) else str(value)
+    if value is None:
+        if option.kind != "flag" and option.ours and not option.may_be_null:
+            raise ConfigError(f"{path}: {option.name} is null, expected {WISHES[option.kind]}")
+        return None
+    if option.kind == "text":
+        return value if isinstance(value, str) else str(value)
     if option.kind == "flag":
         value = TRUTH.get(value.lower(), value) if isinstance(value, str) else value
         if type(value) is bool:
             return value
-        raise ConfigError(f"{path}: {option.name} is {value!r}, expected true or false")
+        raise ConfigError(f"{path}: {option.name} is {_shown(value)}, expected true or false")
     if option.kind == "numbers":
         if isinstance(value, list):
             return [_number(option.name, one, str(path)) for one in value]
-        raise ConfigError(f"{path}: {option.name} is {value!r}, expected a list of numbers")
+        raise ConfigError(f"{path}: {option.name} is {_shown(value)}, expected a list of numbers")
     number = _number(option.name, value, str(path))
-    if option.kind == "int" and number != int(number):
-        raise ConfigError(f"{path}: {option.name} is {value!r}, expected a whole number")
+    if option.kind == "int" and not (number == int(number) and abs(number) <= LARGEST):
+        raise ConfigError(
+            f"{path}: {option.name} is {_shown(value)}, expected a whole number up to {LARGEST}"
+        )
     return int(number) if option.kind == "int" else number
 
 
 def _number(name: str, value: Any, where: str) -> float:
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ConfigError(f"{where}: {name} is {value!r}, expected a number")
+        raise ConfigError(f"{where}: {name} is {_shown(value)}, expected a number")
     return number
+
+
+def _shown(value: Any) -> str:
+    """A value for the text of an error, which stays one short line."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -540,9 +576,10 @@ def _flags(script: str, flags: Sequence[str]) -> dict[str, Any]:
     for option in OPTIONS.values():
         if script not in option.scripts:
             continue
-        if option.kind == "flag":
+        if option.kind == "flag" and not option.valued:
             parser.add_argument(f"--{option.name}", action="store_true")
-            parser.add_argument(f"--no_{option.name}", action="store_false", dest=option.name)
+            off = option.off or f"no_{option.name}"
+            parser.add_argument(f"--{off}", action="store_false", dest=option.name)
         else:
             parser.add_argument(f"--{option.name}", nargs="+" if option.kind == "numbers" else None)
     found = vars(parser.parse_args(list(flags)))

@@ -1,6 +1,6 @@
 """4M's modalities that have a tokenizer (`domain` of its scripts), and what reads the same files here.
 
-A new domain of 4M is a row of this table.
+A new domain of 4M is a row of this table. The table in docs/from-4m.md is made from it (`table`).
 """
 
 from collections.abc import Mapping
@@ -101,7 +101,8 @@ DOMAINS = {
         {"name": "vision/instance"},
         "sam_mask",
         masks=True,
-        remark="4M's pickled polygons are not read: make label maps, stacks of masks or JSON annotations.",
+        remark="4M's pickled polygons are converted once: python -m vqcore_fourm.instances SAM RGB NEW_FOLDER "
+        "--allow-pickle; then data.path is NEW_FOLDER.",
     ),
     "human_poses": Domain(
         {
@@ -117,3 +118,18 @@ DOMAINS = {
     ),
 }
 """Every domain by 4M's name."""
+
+
+def table() -> str:
+    """The table of docs/from-4m.md: what reads the files of each domain."""
+    rows = ["| domain of 4M | folder | modality here |", "| --- | --- | --- |"]
+    for name, domain in DOMAINS.items():
+        settings = ", ".join(f"{key}: {_shown(value)}" for key, value in domain.modality.items())
+        rows.append(f"| `{name}` | `{domain.folder}` | `{{{settings}}}` |")
+    return "\n".join(rows)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_shown(each)}' for key, each in value.items())}}}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -2,6 +2,8 @@
 
 import argparse
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,127 @@ class DiffusionTokenizer(Codes):
         return net(input_noised, t, cond), loss
 
 
+class ControlNetTokenizer(Codes):
+    """A tokenizer with the methods of 4M's VQControlNet, whose decoder works in latents of Stable Diffusion."""
+
+    def decode_quant(
+        self,
+        quant: Float[Tensor, "b d h w"],
+        timesteps: int | None = None,
+        generator: torch.Generator | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        verbose: bool = False,
+        vae_decode: bool = False,
+        scheduler_timesteps_mode: str = "leading",
+        prompt: str | Sequence[str] | None = None,
+        orig_res: Any = None,
+        guidance_scale: Any = 0.0,
+        cond_scale: int | float = 1.0,
+        **sampling: Any,
+    ) -> Tensor:
+        """A sample for quantized latents: latents of Stable Diffusion, with `vae_decode` pictures.
+
+        `timesteps` is the number of steps, by default that of training. As in 4M, `guidance_scale` counts above 1
+        alone, and `orig_res` does nothing. `sampling` are other sampling options of the objective `diffusion`. Raises
+        `CheckpointError` for another size of latents, another mode than that of the base, and a callable scale.
+        """
+        net: Any = self.tokenizer.decoder
+        objective: Any = self.tokenizer.cfg.objective
+        used = objective.scheduler
+        side = tuple(net.target_shape(net.size)[1:])
+        if (
+            image_size is not None
+            and ((image_size,) * 2 if isinstance(image_size, int) else image_size) != side
+        ):
+            raise CheckpointError(
+                f"image_size is {image_size}: this decoder has latents of {side[0]} x {side[1]}."
+            )
+        if scheduler_timesteps_mode != used.spacing:
+            raise CheckpointError(
+                f"scheduler_timesteps_mode is {scheduler_timesteps_mode!r}: the base has {used.spacing!r}, and 4M "
+                "takes no other."
+            )
+        if callable(guidance_scale):
+            raise CheckpointError(
+                "guidance_scale is a function: give a number, and guidance_schedule='cosine' for 4M's dynamic guidance."
+            )
+        z = rearrange(quant, "b d h w -> b h w d")
+        rng = [torch.default_generator if generator is None else generator] * len(z)
+        known = copy.copy(self.tokenizer)
+        known.__dict__ |= {"lookup": lambda codes: z, "decoder": _Latents(net, cond_scale)}
+        with torch.no_grad():
+            y = self.tokenizer.objective.decode(
+                known,
+                torch.zeros(*z.shape[:-1], 1, dtype=torch.long),
+                size=net.size,
+                rng=rng,
+                extras=_prompted(prompt, len(z)),
+                steps=used.num_steps if timesteps is None else timesteps,
+                guidance=guidance_scale if guidance_scale > 1 else 1.0,
+                **sampling,
+            )
+        return self.vae_decode(y) if vae_decode else y
+
+    def decode_tokens(self, tokens: Int[Tensor, "b *q h w"], **options: Any) -> Tensor:
+        """A sample for codes; `options` are those of `decode_quant`."""
+        return self.decode_quant(self.tokens_to_embedding(tokens), **options)
+
+    def autoencode(self, input_clean: Tensor, **options: Any) -> Tensor:
+        """A sample for the codes of an input; `options` are those of `decode_quant`; `image_size` does nothing."""
+        options.pop("image_size", None)
+        return self.decode_quant(self.encode(input_clean)[0], **options)
+
+    @torch.no_grad()
+    def vae_encode(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h2 w2"]:
+        """Latents of pictures in -1..1, drawn from the VAE's posterior, and scaled."""
+        return self.tokenizer.decoder.base.latents(x, [torch.default_generator] * len(x))
+
+    @torch.no_grad()
+    def vae_decode(self, x: Float[Tensor, "b 4 h w"], clip: bool = True) -> Float[Tensor, "b 3 h2 w2"]:
+        """Pictures of scaled latents; without `clip` they may leave -1..1."""
+        vae = self.tokenizer.decoder.base.vae
+        y = vae.decode(x.to(vae.dtype) / vae.config.scaling_factor).sample.float()
+        return y.clamp(-1, 1) if clip else y
+
+    def forward(
+        self,
+        input_clean: Tensor,
+        input_noised: Tensor,
+        timesteps: Tensor | float,
+        cond_mask: Tensor | None = None,
+        prompt: str | Sequence[str] | None = None,
+        orig_res: Any = None,
+    ) -> tuple[Tensor, Float[Tensor, "1"]]:
+        """The prediction for noised latents, and the codebook's loss; tokens are hidden where `cond_mask` is True."""
+        quant, loss, _ = self.encode(input_clean)
+        z, net = rearrange(quant, "b d h w -> b h w d"), self.tokenizer.decoder
+        if (
+            cond_mask is not None
+        ):  # unlike `condition`, 4M keeps the prompt of a sample whose tokens are all hidden
+            z = z.masked_fill(cond_mask.unsqueeze(-1), 0.0)
+        cond = net.condition(z, size=net.size, extras=_prompted(prompt, len(z)))
+        t = torch.as_tensor(timesteps, device=z.device).float().expand(len(z))
+        return net(input_noised, t, cond), loss
+
+
+class _Latents:
+    """A denoiser whose targets are its results, and that adds `scale` times its residuals to the base."""
+
+    def __init__(self, net: Any, scale: int | float):
+        # The scale is a setting of the denoiser; a shallow copy with another one shares all modules.
+        self._net = copy.copy(net)
+        self._net.cfg = replace(net.cfg, cond_scale=scale)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._net, name)
+
+    def __call__(self, *args: Any) -> Tensor:
+        return self._net(*args)
+
+    def from_target(self, y: Tensor, size: tuple[int, ...]) -> Tensor:
+        return y
+
+
 def get_image_tokenizer(
     tokenizer_id: str,
     tokenizers_root: str | Path = "./tokenizer_ckpts",
@@ -161,12 +284,15 @@ def get_image_tokenizer(
     device: str | torch.device = "cuda",
     verbose: bool = True,
     return_None_on_fail: bool = False,
-) -> tuple[ImageTokenizer | DiffusionTokenizer, argparse.Namespace] | None:
+    *,
+    sd_path: str | Path | None = None,
+) -> tuple[ImageTokenizer | DiffusionTokenizer | ControlNetTokenizer, argparse.Namespace] | None:
     """Load `TOKENIZERS_ROOT/TOKENIZER_ID.pth`, a training checkpoint of 4M: the model in eval mode, and its options.
 
     The file is a pickle; only tensors, plain data and the namespace of the options are read. With
-    `return_None_on_fail`, None stands for a file that does not exist. Raises `CheckpointError` for a file that is
-    damaged or does not fit.
+    `return_None_on_fail`, None stands for a file that does not exist. `sd_path` is the Stable Diffusion of a
+    VQControlNet, a folder or hf://user/name; by default the one that the options name. Raises `CheckpointError` for a
+    file that is damaged or does not fit.
     """
     path = Path(tokenizers_root) / f"{tokenizer_id}.pth"
     if not path.exists():
@@ -174,12 +300,7 @@ def get_image_tokenizer(
             return None
         raise CheckpointError(f"{path}: no such file.")
     source = read_source(path, ema=False, allow_pickle=True)
-    args = understood(source, path)
-    if args.kind == "VQControlNet" and not encoder_only:
-        raise CheckpointError(
-            f"{path} is a VQControlNet, which this function loads with encoder_only=True alone. To decode: "
-            'Tokenizer.load(path, format="fourm/checkpoint[sd_path=FOLDER]", allow_pickle=True).'
-        )
+    args = understood(source, path, sd_path=None if sd_path is None else str(sd_path))
     foreign = completed(assembled(source, args, path), path, source=path.name)
     tokenizer = Tokenizer.of(foreign, str(path), encoder_only=encoder_only).to(device)
     kind = "VQ" if encoder_only else args.kind
@@ -187,6 +308,8 @@ def get_image_tokenizer(
         say(f"Loaded tokenizer {tokenizer_id}: {kind}, all tensors fit.")
     kept = dict(args.values, model_type=kind, sync_codebook=False)
     options = argparse.Namespace(**{**source.given, **kept})
+    if kind == "VQControlNet":
+        return ControlNetTokenizer(tokenizer, undo_std=args["undo_std"]).eval(), options
     if kind != "DiVAE":
         return ImageTokenizer(tokenizer, undo_std=args["undo_std"]).eval(), options
     size = args["image_size_dec"] or args["image_size"]
@@ -196,6 +319,13 @@ def get_image_tokenizer(
 def _told(orig_res: Tensor | tuple[int, int] | None, count: int) -> dict[str, Tensor] | None:
     """The original size of each sample, as denoisers get it."""
     return None if orig_res is None else {"original_size": torch.as_tensor(orig_res).expand(count, 2)}
+
+
+def _prompted(prompt: str | Sequence[str] | None, count: int) -> dict[str, list[str]] | None:
+    """Prompts, one for each sample; one text is that of all."""
+    if prompt is None:
+        return None
+    return {"caption": [prompt] * count if isinstance(prompt, str) else list(prompt)}
 
 
 def _theirs(codes: Int[Tensor, "b h w q"]) -> Tensor:

@@ -16,6 +16,7 @@ from vqcore_fourm.tables import CONTROLNET, OLDER, POINTWISE, begun, ours, their
 
 DECODER = "decoder."
 HINT, THEIR_HINT = "decoder.hint.", "decoder.controlnet.controlnet_cond_embedding."
+ADAPTER, THEIR_ADAPTER = f"{HINT}adapter.", f"{THEIR_HINT}adapter_model."
 BORROWED = (*PARTS.values(), COMPUTED)
 """How names of Stable Diffusion begin in a VQControlNet, which holds all of it."""
 CLOSE = 1e-4
@@ -36,7 +37,8 @@ def to_theirs(tensors: Mapping[str, Tensor], cfg: TokenizerConfig) -> dict[str, 
     """4M's whole state from ours, with what 4M has twice and what 4M computes."""
     decoder = cfg.model.decoder.name
     if decoder == CONTROLNET:
-        tensors = {_swapped(name, HINT, THEIR_HINT): tensor for name, tensor in tensors.items()}
+        for ours_, theirs_ in ((ADAPTER, THEIR_ADAPTER), (HINT, THEIR_HINT)):
+            tensors = {_swapped(name, ours_, theirs_): tensor for name, tensor in tensors.items()}
     net = {name: tensor for name, tensor in tensors.items() if _is_of_denoiser(name, decoder)}
     made = {theirs(name): tensor for name, tensor in tensors.items() if name not in net}
     made |= {name: made[name][..., None, None] for name in POINTWISE if name in made}
@@ -54,7 +56,8 @@ def to_ours(tensors: Mapping[str, Tensor], cfg: TokenizerConfig) -> dict[str, Te
     net = {name: tensor for name, tensor in tensors.items() if _is_of_denoiser(name, decoder)}
     left = {name: tensor for name, tensor in tensors.items() if name not in net}
     if decoder == CONTROLNET:
-        left = {_swapped(name, THEIR_HINT, HINT): tensor for name, tensor in left.items()}
+        for ours_, theirs_ in ((ADAPTER, THEIR_ADAPTER), (HINT, THEIR_HINT)):
+            left = {_swapped(name, theirs_, ours_): tensor for name, tensor in left.items()}
     made = {ours(name): tensor.flatten(1) if name in POINTWISE else tensor for name, tensor in left.items()}
     if net:
         fourm = _fourm()

@@ -24,6 +24,16 @@ class Option:
     ours: str = ""
     why: str = ""
     scripts: tuple[str, ...] = tuple(SCRIPTS)
+    off: str = ""
+    """A flag's opposite on the command line, where it is not `no_` and the name."""
+    valued: bool = False
+    """A flag that has a value on the command line: `--thresholding True`."""
+
+    @property
+    def may_be_null(self) -> bool:
+        """Whether null stands for something: the default is null or empty, or 4M says so."""
+        defaults = list(self.default.values()) if isinstance(self.default, dict) else [self.default]
+        return self.name == "eval_noise_schedule" or any(each is None or each == "" for each in defaults)
 
     def default_of(self, script: str) -> Any:
         """The default, which some options have by script."""
@@ -80,7 +90,7 @@ _ROWS = (
     Option("prediction_type", "text", "sample", "objective.scheduler.prediction", scripts=D),
     Option("beta_schedule", "text", "linear", "objective.scheduler.schedule", scripts=D),
     Option("zero_terminal_snr", "flag", True, "objective.scheduler.zero_terminal_snr", scripts=D),
-    Option("thresholding", "flag", True, "objective.scheduler.clip", scripts=D),
+    Option("thresholding", "flag", True, "objective.scheduler.clip", scripts=D, valued=True),
     Option("clip_sample", "flag", False, why="the script does not pass it on; thresholding decides", scripts=D + C),
     Option("conditioning", "text", "concat", "model.decoder.conditioning", scripts=D),
     Option("resolution_cond", "flag", False, why="no effect in 4M; here model.decoder.resolution_cond", scripts=D),
@@ -93,7 +103,8 @@ _ROWS = (
     Option("eval_noise_schedule", "text", "DDIMScheduler", "eval.sampling.scheduler", scripts=D),
     # ControlNet
     Option("input_size_sd", "int", 512, "model.decoder.input_size_sd", scripts=C),
-    Option("max_input_size", "flag", False, why="controlnet/sd resizes the samples of a batch", scripts=C),
+    Option("max_input_size", "flag", False, why="controlnet/sd resizes the samples of a batch", scripts=C,
+           valued=True),
     Option("guidance_scale", "float", 2.5, "eval.sampling.guidance", scripts=C),
     Option("cond_scale", "float", 0.8, "model.decoder.cond_scale", scripts=C),
     Option("dynamic_guidance", "flag", False, "eval.sampling.guidance_schedule", scripts=C),
@@ -158,7 +169,8 @@ _ROWS = (
     Option("num_logged_images", "int", 100, why="eval.pictures says how many are on a sheet"),
     Option("eval_only", "flag", False, why="vqcore eval RUN"),
     Option("no_inception", "flag", False, why="FID and LPIPS are measured if eval.metrics names them"),
-    Option("log_codebook_usage", "flag", True, why="the use of codes is always measured", scripts=V + D),
+    Option("log_codebook_usage", "flag", True, why="the use of codes is always measured", scripts=V + D,
+           off="no_codebook_usage"),
     # The rest
     Option("output_dir", "text", "", "run.dir"),
     Option("device", "text", "cuda", why="a GPU is taken where there is one: run.device"),

@@ -23,6 +23,18 @@ def vqcore_plugin() -> Plugin:
                 "training configs of 4M's three scripts, with flags of their command line",
             ),
             Component(
+                "store",
+                "tokens",
+                "vqcore_fourm.tokens:Tokens",
+                "4M's token folders: int16 (crops, tokens) at CLASS/ID.npy, with crop_settings beside",
+            ),
+            Component(
+                "data",
+                "folder",
+                "vqcore_fourm.folder:Folder",
+                "4M's tree of files, root/<task>/<class>/<name>.<suffix>, aligned by name",
+            ),
+            Component(
                 "decoder",
                 "none",
                 "vqcore_fourm.none:NoDecoder",

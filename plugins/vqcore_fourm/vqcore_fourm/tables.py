@@ -128,7 +128,7 @@ PUBLISHED = (
     _row("DINOv2-B14-global_8k_16_224", "VQVAE", "a vector, 16 codebooks", 8192, "DINOv2-B14-global"),
     _row("ImageBind-H14_8k_224-448", "VQVAE", "features of 224-448 pixels", 8192, "ImageBind-H14"),
     _row("ImageBind-H14-global_8k_16_224", "VQVAE", "a vector, 16 codebooks", 8192, "ImageBind-H14-global"),
-    _row("sam-instance_1k_64", "VQVAE", "masks of 64 pixels", 1024, "sam_instance"),
+    _row("sam-instance_1k_64", "VQVAE", "masks of 64 pixels", 1024, "sam_mask"),
     _row("human-poses_1k_8", "VQVAE", "a vector, 8 codebooks", 1024, "human_poses"),
 )  # fmt: skip
 """The published tokenizers, and the domain of each."""

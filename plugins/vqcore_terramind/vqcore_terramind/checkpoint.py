@@ -26,10 +26,11 @@ from vqcore.compose.build import from_tree
 from vqcore.config import portable, to_tree
 from vqcore.errors import CheckpointError, ConfigError, SettingError, VqcoreError, listed
 from vqcore.files import aside, write_text
-from vqcore.protocols import Foreign
+from vqcore.protocols import Foreign, ForeignConfig
 from vqcore.reading import misfit, read_json
 from vqcore.registry import registry
 from vqcore.schema import TokenizerConfig
+from vqcore_terramind.families import FAMILIES, family
 from vqcore_terramind.held import foreign_settings
 from vqcore_terramind.tables import AION, VARIANTS, Variant, published, variant_of
 
@@ -66,10 +67,12 @@ class Facts:
 class Checkpoint:
     """Reads and writes the files that terratorch loads: state dicts in `.pt`, also as `.safetensors`.
 
-    A file without a decoder is read as terratorch's VQ, which only encodes.
+    A file without a decoder is read as terratorch's VQ, which only encodes. The published tokenizers are families:
+    `vqcore new config --like terramind/DEM FOLDER`.
     """
 
     published = published()
+    families = FAMILIES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
@@ -121,6 +124,10 @@ class Checkpoint:
             origin |= {"variant": note["variant"]} if note["variant"] else {}
         refuse_misfits(wanted(cfg, where), tensors, where)
         return Foreign(cfg, to_ours(tensors, cfg), origin)
+
+    def like(self, name: str) -> ForeignConfig:
+        """How a published tokenizer was trained, for files of other people. Raises `ConfigError` for other names."""
+        return family(name)
 
     def write(self, tokenizer: Any, folder: Path) -> None:
         """Write the state dict, and `vqcore.json` with all that the file does not say.

@@ -148,6 +148,38 @@ VARIANTS: dict[str, Variant] = {
 """The ten published tokenizers by their short names."""
 
 
+@dataclass(frozen=True)
+class Training:
+    """How a tokenizer of version 1 was trained, as far as terratorch says it. `accumulate` is for 8 processes.
+
+    Sizes from `low` to `Variant.size` by `step`, `total` samples a step, learning rate, epochs, and the data's names.
+    """
+
+    low: int
+    step: int
+    total: int
+    lr: float
+    epochs: int
+    data: str
+    accumulate: int = 4
+
+    @property
+    def batch(self) -> int:
+        """Samples of one of 8 processes at once."""
+        return self.total // (8 * self.accumulate)
+
+
+TRAININGS = {
+    "S2L2A": Training(224, 32, 2048, 1.41e-4, 100, "MajorTOM-Core and SSL4EO-S12"),
+    "S1RTC": Training(224, 32, 2048, 1.41e-4, 100, "MajorTOM-Core"),
+    "S1GRD": Training(224, 32, 384, 1e-4, 100, "SSL4EO-S12", accumulate=1),
+    "DEM": Training(256, 32, 2048, 1.41e-4, 20, "TerraMesh"),
+    "LULC": Training(224, 16, 2048, 3.5e-5, 20, "TerraMesh"),
+    "NDVI": Training(256, 32, 2048, 1.41e-4, 20, "TerraMesh"),
+}
+"""How each tokenizer of version 1 was trained; of version 0.1 nothing is published."""
+
+
 def published() -> tuple[Published, ...]:
     """The rows of `vqcore import terramind/checkpoint --list`."""
     return tuple(Published(row.full, row.id, _note(row), row.licence) for row in VARIANTS.values())

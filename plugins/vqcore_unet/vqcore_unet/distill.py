@@ -22,7 +22,7 @@ from vqcore.config import slot
 from vqcore.diffusion import epsilon, same_levels, x_0
 from vqcore.errors import CheckpointError, ConfigError, SettingError
 from vqcore.losses import sample_losses
-from vqcore.objectives import Judged, JudgedConfig, Rebuilt, noiseless, resized
+from vqcore.objectives import Judged, JudgedConfig, Rebuilt, noiseless, resized, tokens_of
 from vqcore.protocols import Batch, DataSpec, Denoiser, TokenizerLike, is_denoiser, time
 from vqcore.registry import registry
 from vqcore.rng import forked, rand, randn
@@ -112,8 +112,7 @@ class Distill(Judged):
         self._check_tokens(tokenizer)
         cfg, decoder, rng = self.cfg, tokenizer.decoder, forked(rng, "distill")
         size = tuple(batch.x.shape[-self.spec.rank :])
-        shared["latents"] = tokenizer.latents(batch.x)
-        quantized = tokenizer.quantize(shared["latents"], batch.valid)
+        quantized = tokens_of(tokenizer, batch, shared)
         y = noiseless(decoder, batch, size, rng)
         eps = randn(rng, *y.shape[1:], device=y.device)
         level = self._levels(rng).to(y.device)

@@ -12,7 +12,9 @@ from vqcore.compose.describe import dump
 from vqcore.errors import ConfigError
 from vqcore.protocols import DataSpec
 from vqcore.registry import registry
+from vqcore.schema import TokenizerConfig
 from vqcore.testing.conformance import DecoderConformance, EncoderConformance
+from vqcore.tokenizer import Tokenizer
 
 TINY = {"width": 16, "depth": 2, "num_heads": 2}
 IMAGE = DataSpec(channels=3, size=(16, 24))
@@ -65,6 +67,27 @@ def test_configs_load_and_load_again(kind, node):
     schema = registry().load(kind, f"vit/{kind}").Config
     cfg = from_tree({"name": f"vit/{kind}", **node}, schema=schema)
     assert from_tree(yaml.safe_load(dump(cfg)), schema=schema) == cfg
+
+
+def test_one_size_of_positions_has_one_fingerprint():
+    """Whether the nominal size says it, or one number, or two; positions of another grid are another tokenizer."""
+    pytest.importorskip("vqcore_quant")
+    found = []
+    for size in (None, 16, [16, 16], 32):
+        node = {"name": "vit/encoder", **TINY, "patch_size": 8, "input_size_enc": size}
+        tree = {
+            "modality": {"name": "rgb"},
+            "size": [16, 16],
+            "model": {
+                "encoder": node,
+                "quantizer": {"name": "quant/fsq", "levels": [4]},
+                "decoder": {"name": "vit/decoder", **TINY, "patch_size": 8},
+            },
+            "objective": {"name": "reconstruction"},
+        }
+        torch.manual_seed(0)
+        found.append(Tokenizer(from_tree(tree, schema=TokenizerConfig)).fingerprint)
+    assert len(set(found[:3])) == 1 and found[3] != found[0]
 
 
 def test_numbers_beside_a_preset_win():

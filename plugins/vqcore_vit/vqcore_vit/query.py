@@ -9,7 +9,7 @@ token.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange, repeat
@@ -28,6 +28,9 @@ class QueryEncoder(nn.Module):
     @dataclass(frozen=True, kw_only=True)
     class Config(trunk.TransformerConfig):
         """Settings of `vit/query-encoder`."""
+
+        # The positions are a tensor of the encoder, so the fingerprint has their grid.
+        training_only: ClassVar[tuple[str, ...]] = (*trunk.TransformerConfig.training_only, "input_size_enc")
 
         num_tokens: int = 32
         """Number of latent tokens of a sample, for every size."""

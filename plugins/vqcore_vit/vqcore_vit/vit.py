@@ -8,7 +8,7 @@ half for the column; the projection of the latents (`in_proj`) is a part of the 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from einops import rearrange
 from jaxtyping import Float
@@ -25,6 +25,9 @@ class ViTEncoder(nn.Module):
     @dataclass(frozen=True, kw_only=True)
     class Config(trunk.TransformerConfig):
         """Settings of `vit/encoder`."""
+
+        # The positions are a tensor of the encoder, so the fingerprint has their grid.
+        training_only: ClassVar[tuple[str, ...]] = (*trunk.TransformerConfig.training_only, "input_size_enc")
 
         input_size_enc: int | tuple[int, ...] | None = None
         """Data size for which position embeddings are built (default: nominal size); interpolated to other sizes."""
