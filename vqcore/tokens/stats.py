@@ -111,14 +111,20 @@ def stats(folder: Path) -> Use:
 
 
 def _known(store: Opened, places: np.ndarray, positions: int) -> Bool[np.ndarray, "n positions"] | None:
-    """Which positions of rows count; None if all do. Not those that are invalid, or behind the ids of a text."""
+    """Which positions of rows count; None if all do. Not those that are invalid, or behind the ids of a text.
+
+    Raises `DataError` for extras that do not say so.
+    """
     if not {"length", "valid"} & set(store.manifest["extras"]):
         return None
     known = np.empty((len(places), positions), dtype=bool)
     for row, place in zip(known, places):
         extras = store.rows.extras(int(place))
         row[:] = unpacked(extras.get("valid"), store.manifest["grid"]).ravel()
-        row[extras.get("length", positions) :] = False
+        length = extras.get("length", positions)
+        if not isinstance(length, int) or length < 0:
+            raise DataError(f"{store.folder}: '{store.rows.key(int(place))}' has the length {length}")
+        row[length:] = False
     return known
 
 
