@@ -25,7 +25,6 @@ from vqcore.rng import generator
 from vqcore.run.state import Run, build_from, build_hooks
 from vqcore.schema import DataConfig, RunConfig
 
-
 UNFITTED = "is fitted by vqcore fit, and not trained; what depends on its codes is not checked"
 """The note on a quantizer that is not fitted yet."""
 
