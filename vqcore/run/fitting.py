@@ -18,8 +18,8 @@ from vqcore.tokenizer import cells
 def fit_quantizer(run: Run) -> dict[str, str]:
     """Fit the quantizer to the latents of the training stream; returns its facts, as text by name.
 
-    The encoder has no weights, and the projection becomes the identity. Raises `ConfigError` for other parts, and what
-    the quantizer raises for its latents.
+    The encoder has no weights, the decoder none but its last layer, and the projection becomes the identity. Raises
+    `ConfigError` for other parts, and what the quantizer raises for its latents.
     """
     tokenizer, cfg = run.tokenizer, run.config.model
     quantizer = fitter(tokenizer.quantizer)
@@ -33,7 +33,18 @@ def fit_quantizer(run: Run) -> dict[str, str]:
             f"model.encoder.name={cfg.encoder.name}: has weights, and vqcore fit trains nothing. Take an encoder "
             "without weights, e.g. fit/patches or fit/dct"
         )
+    if tokenizer.embed is not None:
+        raise ConfigError(
+            f"model.embed_dim={cfg.embed_dim}: an embedding of classes is learned, and vqcore fit trains nothing. Set "
+            "model.embed_dim=null, which gives each class a channel"
+        )
     _identity(tokenizer.proj, cfg.quantizer.name)
+    decoder = tokenizer.decoder
+    if any(parameter is not decoder.last_layer for parameter in decoder.parameters()):
+        raise ConfigError(
+            f"model.decoder.name={cfg.decoder.name}: has weights, and vqcore fit trains nothing. Take fit/patches or "
+            "fit/dct; another decoder can be trained on the codes afterwards (model.full_ckpt, model.freeze_enc)"
+        )
     tokenizer.eval()
     latents = _Latents(run)
     facts = quantizer.fit(latents, generator(run.seed, "fit"))

@@ -24,6 +24,7 @@ def here(tmp_path, monkeypatch):
     np.save("rows.npy", ROWS)
     np.save("heldout.npy", HELD_OUT)
     np.save("minus.npy", ROWS - 1)
+    np.save("classes.npy", np.arange(60).reshape(60, 1) % 3)
     write({})
     return tmp_path
 
@@ -142,6 +143,11 @@ def test_what_is_not_fitted_or_not_for_fitting_is_one_line(here, capsys):
     narrow = "model.decoder={name: vit/mlp-decoder, depth: 1, width: 8, expansion: 2}"
     line = refused(capsys, "fit", "table.yaml", narrow, "model.quantizer.latent_dim=4")
     assert "takes 4 values, but the encoder gives 3" in line
+    assert "another decoder can be trained" in refused(capsys, "fit", "table.yaml", narrow)
+    classes = ["data.modality={name: array, kind: categorical, labels: 3, channels: null}", "data.path=classes.npy"]
+    assert "model.embed_dim=null" in refused(
+        capsys, "fit", "table.yaml", *classes, "data.eval_path=classes.npy"
+    )
     wide = refused(capsys, "fit", "table.yaml", "model.quantizer.latent_dim=4")
     assert "set model.quantizer.latent_dim=3" in wide
     assert "column 0" in refused(

@@ -44,7 +44,7 @@ class FAST(Fitted):
         """Number of codes, with the code 0, which fills up."""
         scale: float = 10.0
         """Factor of the coefficients before they are rounded: larger is finer, and makes longer sequences."""
-        samples: int = 2**16
+        samples: int = 2**14
         """Most positions that are kept to learn the pairs; of more positions so many are drawn."""
 
         def __post_init__(self) -> None:
