@@ -34,6 +34,7 @@ import webdataset  # type: ignore[import-untyped]
 from PIL import Image
 from torchvision import transforms
 
+from vqcore.data.batches import TrainBatches
 from vqcore.data.order import Order
 from vqcore.registry import registry
 from vqcore.testing.conformance import configured
