@@ -305,7 +305,10 @@ def test_a_family_for_pictures_and_sounds(toy, tmp_path):
             "are multiples of 4, and files have 3 x 30",
         ),
         (["--like", "toy/small", "gone"], "there is no such folder"),
-        (["--like", "toy/small", "mine", "modality=vision/edge"], "modality=vision/edge: these files are none of its"),
+        (
+            ["--like", "toy/small", "mine", "modality=vision/edge"],
+            "modality=vision/edge: these files are none of its",
+        ),
         (["--like", "toy/small", "mine", "colour=red"], "colour: there is no such question"),
     ],
 )
