@@ -233,6 +233,7 @@ TAUGHT = [
 # of networks: the others differ from these in their data.
 FULL = {
     "rgb_ViTB-UNetP4_16k": (PHOTOS, SMALL),
+    "rgb_ViTB-UViTB_1k": (PHOTOS, [*SMALL, *ALONE]),
     "rgb_ViTB-SD1.5_1k": (PHOTOS, [*SMALL, *ALONE]),
     "rgb_ViTB-ViTB_1k": (PHOTOS, [*SMALL, f"objective.percept={JUDGED}"]),
     "CLIP-B16_ViTB-ViTB_8k": (PHOTOS, TAUGHT),
