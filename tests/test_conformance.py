@@ -1,11 +1,14 @@
 """The conformance kit on the components of the core: data sources, metrics, modalities, objectives."""
 
+import io
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from toys import run_tree, toy  # noqa: F401
@@ -57,6 +60,27 @@ class TestTar(conformance.DataConformance):
                         picture.convert("L" if suffix == "mask.png" else "RGB").save(folder / f"x.{suffix}")
                         file.add(folder / f"x.{suffix}", arcname=f"{name}.{suffix}")
         return {"path": str(folder / "a-{0..1}.tar"), "eval_path": str(folder / "b-0.tar")}
+
+
+class TestParquet(conformance.DataConformance):
+    component, modality, size = "parquet", {"name": "rgb"}, (8, 8)
+    configs: ClassVar = [
+        {"extra": {"valid": {"name": "mask"}}, "column": "image", "extra_column": {"valid": "mask"}},
+        {"column": "image", "key": "name", "memory_mib": 1},
+    ]
+
+    def settings(self, folder):
+        rng = np.random.default_rng(0)
+        for name, count in (("train", 9), ("eval", 2)):
+            held = {"image": [], "mask": [], "name": [f"{row}.png" for row in range(count)]}
+            for _ in range(count):
+                picture = Image.fromarray(rng.integers(0, 255, (12, 9, 3), np.uint8))
+                for column, mode in (("image", "RGB"), ("mask", "L")):
+                    file = io.BytesIO()
+                    picture.convert(mode).save(file, "PNG")
+                    held[column].append({"bytes": file.getvalue(), "path": None})
+            pq.write_table(pa.table(held), folder / f"{name}.parquet", row_group_size=2)
+        return {"path": str(folder / "train.parquet"), "eval_path": str(folder / "eval.parquet")}
 
 
 class TestTarget(conformance.ModalityConformance):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -143,6 +145,17 @@ def test_tables_choose_their_columns(tmp_path):
         "knee",
     ]
     assert "please check: the columns of numbers" in text
+
+
+def test_rows_that_are_samples_are_another_source(tmp_path, capsys):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    pq.write_table(pa.table({"image": [b"1", b"2"], "label": [1, 2]}), folder / "a.parquet")
+    assert main(["new", "config", str(folder)]) == 2
+    assert "each row is a sample here (columns image)" in (said := capsys.readouterr().err)
+    assert "data.name=parquet and data.column=image" in said
+    assert main(["new", "config", str(folder), "modality=rgb"]) == 2
+    assert "Samples in .parquet: data.name=parquet" in capsys.readouterr().err
 
 
 def test_a_data_set_of_several_is_asked_for(tmp_path):

@@ -18,6 +18,7 @@ from vqcore.check.values import fills, propose_scale, summarise
 from vqcore.compose.build import component
 from vqcore.compose.describe import inline
 from vqcore.data.listing import Listing, counted, suffix_length
+from vqcore.data.parquet import SUFFIX, sample_columns
 from vqcore.data.readers import CORE, BySuffix
 from vqcore.data.split import held_out
 from vqcore.errors import ConfigError, DataError, VqcoreError, did_you_mean, listed
@@ -218,6 +219,8 @@ def _reader(
         settings["reader"] = node
     reader: Any = BySuffix() if node is None else _made("reader", node)
     files = Listing(str(path), reader.suffixes, str(path))
+    if SUFFIX[0] in kinds and SUFFIX[0] in reader.suffixes and not (node or {}).get("columns"):
+        _refuse_rows(path, sample_columns(files.path(0)))
     naming = named_parts(reader)
     if naming is None or node is None or node.get(naming.part) is not None:
         return reader, files, (node or {}).get("columns") or ()
@@ -235,6 +238,16 @@ def _reader(
             notes["reader"] = f"please check: the files hold {listed(parts)}"
     settings["reader"] = {**node, naming.part: chosen}
     return _made("reader", settings["reader"]), files, chosen if naming.many else ()
+
+
+def _refuse_rows(path: Path, columns: Sequence[str]) -> None:
+    """Raise `DataError` for tables with columns that hold whole samples."""
+    if columns:
+        raise DataError(
+            f"{path}: each row is a sample here (columns {listed(columns)}), and a config is drafted for folders of files. "
+            f"Write one with data.name=parquet and data.column={columns[0]}; vqcore show parquet lists more settings. If "
+            "columns are channels and rows are positions, name the columns: reader='{name: parquet, columns: [a, b]}'"
+        )
 
 
 def _reads(reader: SampleReader, path: Path) -> bool:

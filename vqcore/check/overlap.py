@@ -26,7 +26,7 @@ _PIECE = 1 << 14
 class _Sample:
     """A sample: its key, how to get its file or array, and the part of it that the sample is; None for all of it.
 
-    Files are asked for each time: a source may have to fetch them, and keeps few.
+    It is asked for each time: a source may have to fetch or unpack it, and keeps few.
     """
 
     key: str
@@ -52,15 +52,17 @@ def overlap(trained: Data, held: Data, setting: str) -> Iterator[Finding]:
     Files are compared byte by byte, arrays in memory by their numbers. Windows of one file are different samples if
     they have no position in common. Other sources are not compared. `setting` is the setting of the held-out samples.
     """
-    found = list(_samples(held, HELD))
+    found, sizes = [], set()
+    for one, source in _samples(held, HELD):
+        found.append(one)
+        sizes.add(_size(source))
     if not found:
         return
-    sizes = {_size(one.source) for one in found}
     kept: dict[Any, list[_Sample]] = {}
     compared = 0
-    for one in _samples(trained, TRAINED):
+    for one, source in _samples(trained, TRAINED):
         compared += 1
-        for mark in _marks(one.source, sizes):
+        for mark in _marks(source, sizes):
             kept.setdefault(mark, []).append(one)
     twice = []
     for one in found:
@@ -87,18 +89,18 @@ def overlap(trained: Data, held: Data, setting: str) -> Iterator[Finding]:
 def copies(data: Data, setting: str) -> Iterator[Finding]:
     """A warning if some training samples have the content of others; a note if they are few. Windows do not count."""
     compared = 0
-    files, marked = list[_Sample](), dict[Any, list[_Sample]]()
-    for one in _samples(data, TRAINED):
-        if isinstance(one.source, np.ndarray) and compared == HELD:
+    files, marked = list[tuple[_Sample, Any]](), dict[Any, list[_Sample]]()
+    for one, source in _samples(data, TRAINED):
+        if isinstance(source, np.ndarray) and compared == HELD:
             break  # a source may have to make them
         compared += 1
-        if one.part is None and isinstance(one.source, Path):
-            files.append(one)
+        if one.part is None and isinstance(source, Path):
+            files.append((one, _size(source)))
         elif one.part is None:
-            marked.setdefault(_content(one.source), []).append(_Sample(one.key, _nothing, None))
-    sizes = Counter(_size(one.source) for one in files)
-    for one in files:
-        if sizes[_size(one.source)] > 1:
+            marked.setdefault(_content(source), []).append(_Sample(one.key, _nothing, None))
+    sizes = Counter(size for _, size in files)
+    for one, size in files:
+        if sizes[size] > 1:
             marked.setdefault(_content(one.source), []).append(one)
     twice = []
     for mark, alike in marked.items():
@@ -117,26 +119,29 @@ def copies(data: Data, setting: str) -> Iterator[Finding]:
     yield Finding("warning", setting, what, remedy)
 
 
-def _samples(data: Data, most: int) -> Iterator[_Sample]:
-    """The samples with the lowest hashes, if they are files or arrays."""
+def _samples(data: Data, most: int) -> Iterator[tuple[_Sample, Path | np.ndarray]]:
+    """The samples with the lowest hashes, if they are files or arrays, in the order of the source."""
     keys = ((data.key(index), index) for index in range(len(data)))
-    for _, key, index in heapq.nsmallest(
-        most, ((_digest(key.encode(errors="surrogateescape")), key, index) for key, index in keys)
-    ):
+    chosen = heapq.nsmallest(
+        most, ((_digest(key.encode(errors="surrogateescape")), index, key) for key, index in keys)
+    )
+    for _, index, key in sorted(chosen, key=lambda each: each[1]):
         try:
             given = data.get(index)
         except (DataError, OSError):
             continue
         source, part = (given.source, given) if isinstance(given, Window) else (given, None)
-        if isinstance(source, (str, Path)):
-            yield _Sample(key, partial(_file, data, index), part)
-        elif isinstance(source, np.ndarray):
-            yield _Sample(key, partial(np.asarray, source), part)
+        if isinstance(source, (str, Path, np.ndarray)):
+            yield _Sample(key, partial(_source, data, index), part), _plain(source)
 
 
-def _file(data: Data, index: int) -> Path:
+def _source(data: Data, index: int) -> Path | np.ndarray:
     given = data.get(index)
-    return Path(given.source if isinstance(given, Window) else given)
+    return _plain(given.source if isinstance(given, Window) else given)
+
+
+def _plain(source: Any) -> Path | np.ndarray:
+    return np.asarray(source) if isinstance(source, np.ndarray) else Path(source)
 
 
 def _nothing() -> np.ndarray:

@@ -22,8 +22,14 @@ def readers_of(suffixes: Sequence[str]) -> str:
                     else f"array with the reader {found.name}"
                 )
                 known.setdefault(suffix, []).append(word)
-    texts = [f"{suffix} is read by {listed(known[suffix], 6)}." for suffix in suffixes if suffix in known]
-    strange = [suffix for suffix in suffixes if suffix.startswith(".") and suffix not in known]
+    sources = {".tar": "tar", ".parquet": "parquet"}
+    rows = [f"Samples in {suffix}: data.name={sources[suffix]}." for suffix in suffixes if suffix in sources]
+    texts = rows + [
+        f"{suffix} is read by {listed(known[suffix], 6)}." for suffix in suffixes if suffix in known
+    ]
+    strange = [
+        each for each in suffixes if each.startswith(".") and each not in known and each not in sources
+    ]
     if strange:
         texts.append(
             f"Nothing here reads {listed(strange, 6)}: a plugin can add a reader, or write one .npy file for each "

@@ -314,11 +314,21 @@ def _is_sample(kind: Any) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
+def sample_columns(path: Path) -> list[str]:
+    """The columns of a file whose values can be whole samples. Raises `DataError`."""
+    with _explained(path), _opened(path) as file:
+        return _able(file.schema_arrow)
+
+
+def _able(schema: Any) -> list[str]:
+    return [one.name for one in schema if _is_sample(one.type) and schema.names.count(one.name) == 1]
+
+
 def _chosen(path: Path, wanted: Mapping[str, str | None], setting: str) -> dict[str, str]:
     """The column of each label. Raises `DataError` for one that is not there or holds no samples."""
     with _explained(path, _Damage), _opened(path) as file:
         schema = file.schema_arrow
-    able = [one.name for one in schema if _is_sample(one.type) and schema.names.count(one.name) == 1]
+    able = _able(schema)
     chosen = {}
     for label, name in wanted.items():
         known = f"data.extra_column.{label}" if label else "data.column"
