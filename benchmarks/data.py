@@ -4,8 +4,8 @@
 
 Everybody does the same work: a JPEG picture of 500 x 375 becomes a random crop of 224 x 224 (a tenth of the area or
 more, bilinear), perhaps mirrored, as a normalised float tensor in batches of 32, in a random order. `array` has the
-pictures unpacked. Each turn measures every line once, over the first `--take` samples of another epoch, by wall time
-and by CPU time (workers included), since other programs may use the machine. The ratio of a turn is that of a line to
+pictures unpacked. Each turn measures every line once, over the next `--take` samples of its order, by wall time and by
+CPU time (workers included), since other programs may use the machine. The ratio of a turn is that of a line to
 the better of the two peers; a peer beside itself shows the noise. The script prints Markdown, then the memory of one
 reading process over an epoch of each source. Needs torchvision and webdataset.
 """
@@ -35,6 +35,7 @@ from PIL import Image
 from torchvision import transforms
 
 from vqcore.data.batches import TrainBatches
+from vqcore.data.order import Order
 from vqcore.registry import registry
 from vqcore.testing.conformance import configured
 
@@ -73,9 +74,13 @@ def main() -> None:
             "ImageFolder": image_folder(folder, args.workers),
             "webdataset": web(folder, args.workers),
             "ImageFolder again": image_folder(folder, args.workers),
-            **{name: ours(folder, name, args.workers) for name in ("folder", "tar", "parquet", "array")},
+            **{
+                name: ours(folder, name, args.workers, args.take)
+                for name in ("folder", "tar", "parquet", "array")
+            },
         }
         rates(lines, args.turns, args.take // BATCH)
+        print(access(folder, args.take))
         print("\n| source | MiB of the process after a tenth, half and all of an epoch |\n| --- | --- |")
         for name in ("folder", "tar", "parquet"):
             command = [
@@ -121,7 +126,7 @@ def write(folder: Path, count: int) -> None:
     np.save(folder / "array.npy", unpacked)
 
 
-def ours(folder: Path, name: str, workers: int) -> Pass:
+def ours(folder: Path, name: str, workers: int, take: int = BATCH) -> Pass:
     """A data source of vqcore, as a run reads it."""
     where = {
         "folder": "files",
@@ -133,14 +138,7 @@ def ours(folder: Path, name: str, workers: int) -> Pass:
     tree = {"path": str(folder / where), "modality": modality, "input_size": SIZE, "batch_size": BATCH}
     cfg = configured("data", name, tree | ({"memory_mib": 32} if name == "parquet" else {}))
     built = registry().build("modality", cfg.modality, size=(SIZE, SIZE))
-    data = registry().build("data", cfg, split="train", modality=built, extra={})
-    place = {"seed": 0, "accumulate": 1, "rank": 0, "world": 1, "steps": sys.maxsize, "workers": workers}
-
-    def batches(turn: int) -> Iterator[Any]:
-        made = TrainBatches(data, built, {}, cfg, start_step=turn * len(data) // BATCH, **place)
-        return (loaded.batch.x for loaded in made if loaded.batch is not None)
-
-    return batches
+    return registry().build("data", cfg, split="train", modality=built, extra={}), built, cfg
 
 
 def transform() -> Any:
@@ -205,6 +203,19 @@ def rates(lines: dict[str, Pass], turns: int, batches: int) -> None:
             ratios = [value[clock] / top for value, top in zip(values, best)]
             cells += [spread([value[clock] for value in values], 0), spread(ratios, 2)]
         print(f"| {name} | {' | '.join(cells)} |")
+
+
+def access(folder: Path, count: int) -> str:
+    """What a row of Parquet costs in CPU time, in the order of training and at random."""
+    said = []
+    for where, shuffled in (("in the order of training", False), ("at random", True)):
+        data, *_ = opened(folder, "parquet")
+        order, rng = Order(data, 0), np.random.default_rng(0)
+        begun = cpu()
+        for place in range(count):
+            data.get(int(rng.integers(len(data))) if shuffled else order(0, place))
+        said.append(f"{1e6 * (cpu() - begun) / count:,.0f} us {where}")
+    return f"\na row of Parquet, not decoded: {', '.join(said)}"
 
 
 def cpu() -> float:

@@ -110,8 +110,11 @@ def scratch() -> Path:
 
 def lay(path: Path, content: bytes) -> None:
     """Write a file below a `scratch` folder, which this process alone reads: at once, and not flushed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    try:
+        path.write_bytes(content)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def _discard(path: Path, held: Any, process: int) -> None:

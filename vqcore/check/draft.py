@@ -244,9 +244,10 @@ def _refuse_rows(path: Path, columns: Sequence[str]) -> None:
     """Raise `DataError` for tables with columns that hold whole samples."""
     if columns:
         raise DataError(
-            f"{path}: each row is a sample here (columns {listed(columns)}), and a config is drafted for folders of files. "
-            f"Write one with data.name=parquet and data.column={columns[0]}; vqcore show parquet lists more settings. If "
-            "columns are channels and rows are positions, name the columns: reader='{name: parquet, columns: [a, b]}'"
+            f"{path}: each row is a sample here (columns {listed(columns)}), and a config is drafted for folders of "
+            f"files. Write one with data.name=parquet and data.column={columns[0]}; vqcore show parquet lists more "
+            "settings. If columns are channels and rows are positions, name the columns: reader='{name: parquet, "
+            "columns: [a, b]}'"
         )
 
 

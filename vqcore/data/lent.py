@@ -15,22 +15,22 @@ class _Lent:
     """Every process has a folder of its own."""
 
     def __init__(self) -> None:
-        self._process, self._kept = -1, OrderedDict[Path, None]()
-        self._root = Path()
+        self._process, self._root = -1, ""
+        self._kept = OrderedDict[str, Path]()
 
-    def __call__(self, name: Path, content: Callable[[], bytes]) -> Path:
+    def __call__(self, name: str, content: Callable[[], bytes]) -> Path:
         """A file with this name and content, which stays for the next `KEPT` files that this process asks for."""
         if self._process != os.getpid():
-            self._process, self._kept, self._root = os.getpid(), OrderedDict(), scratch()
-        path = self._root / name
-        if path in self._kept:
-            self._kept.move_to_end(path)
+            self._process, self._root, self._kept = os.getpid(), str(scratch()), OrderedDict()
+        path = self._kept.get(name)
+        if path is not None:
+            self._kept.move_to_end(name)
             return path
-        held = content()
-        lay(path, held)
-        self._kept[path] = None
+        path = Path(f"{self._root}/{name}")
+        lay(path, content())
+        self._kept[name] = path
         if len(self._kept) > KEPT:
-            self._kept.popitem(last=False)[0].unlink(missing_ok=True)
+            self._kept.popitem(last=False)[1].unlink(missing_ok=True)
         return path
 
 

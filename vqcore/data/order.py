@@ -42,8 +42,9 @@ class _Lanes:
         mean = -(-count // len(self.sizes))
         # A power of two: then most numbers of workers and processes have lanes of their own.
         self.lanes = 1 << min(LANES, max(1, found.together // (MIXED * mean))).bit_length() - 1
-        # A window ends with the block that its last sample is in, so it is about a block longer.
-        self.window = max(1, found.together // self.lanes - mean)
+        # A window ends with the block that its last sample is in, so it may be a block longer.
+        room = found.together // self.lanes
+        self.window = max(1, room // 2, room - int(self.sizes.max()))
         self.borders = np.arange(self.lanes + 1) * count // self.lanes
         lengths = np.diff(self.borders)
         # In turns as long as every lane has a whole turn left; then what is left of one lane after the other.

@@ -146,7 +146,7 @@ class Parquet:
         known = self._suffixes[label]
         length = suffix_length(name or "", known)
         suffix = name[-length:] if name and length else next(iter(known), "")
-        return lent(Path(self._groups.mark) / (label or "_") / f"{self.key(index)}{suffix}", lambda: content)
+        return lent(f"{self._groups.mark}/{label or '_'}/{self.key(index)}{suffix}", lambda: content)
 
     def _row(self, index: int) -> int:
         return index + int(np.searchsorted(self._gaps, index, "right"))

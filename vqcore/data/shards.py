@@ -379,7 +379,7 @@ class Shards(Names):
         shard = self.places[int(self._places[index, 0])].name
         mark = hashlib.sha256(os.fsencode(shard)).hexdigest()[:8]
         _, _, name = self.name(index).partition("/")
-        return lent(Path(mark) / _base(shard) / name, lambda: self.content(index))
+        return lent(f"{mark}/{_base(shard)}/{name}", lambda: self.content(index))
 
 
 def _base(name: str) -> str:
