@@ -128,6 +128,18 @@ def write(folder: Path, count: int) -> None:
 
 def ours(folder: Path, name: str, workers: int, take: int = BATCH) -> Pass:
     """A data source of vqcore, as a run reads it."""
+    data, built, cfg = opened(folder, name)
+    place = {"seed": 0, "accumulate": 1, "rank": 0, "world": 1, "steps": sys.maxsize, "workers": workers}
+
+    def batches(turn: int) -> Iterator[Any]:
+        made = TrainBatches(data, built, {}, cfg, start_step=turn * take // BATCH, **place)
+        return (loaded.batch.x for loaded in made if loaded.batch is not None)
+
+    return batches
+
+
+def opened(folder: Path, name: str) -> tuple[Any, Any, Any]:
+    """A source, its modality and its config."""
     where = {
         "folder": "files",
         "tar": f"{{0..{SHARDS - 1}}}.tar",

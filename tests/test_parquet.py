@@ -293,7 +293,7 @@ def test_a_worker_unpacks_a_group_once_in_bounded_memory(tmp_path, monkeypatch, 
             for place in range(16 * batch, 16 * batch + 16):
                 found = copied.get(made(0, place))
                 seen[int(found[0]) // 512] += 1
-                most = max(most, copied._groups.used)
+                most = max(most, copied._groups.held.used)
     assert seen == Counter(range(2048)) and most <= 1 << 20
     assert len(unpacked) < 1.2 * 128
 
@@ -383,6 +383,7 @@ class TestOrder:
         assert blocks(Side([1, 2], np.array([1]))) is None
 
 
+@pytest.mark.slow
 def test_blocks_change_nothing_with_workers_and_ranks(tmp_path):
     path = table(tmp_path / "a.parquet", rows=4, x=[[[float(n)] * 3] * 2 for n in range(60)])
     data, *rest, cfg = parts("parquet", path=str(path), batch_size=4, modality=VALUES, input_size=None)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vqcore.data.held import Held
 from vqcore.data.lent import lent
 from vqcore.data.listing import Listing, counted, nearest_sibling, suffix_length
 from vqcore.data.remembered import place_of, recall, remember, stamp_of
@@ -96,14 +97,14 @@ class Parquet:
         bytes_ = sum(int(each.bytes.sum()) for each in found)
         largest = max(int(each.bytes.max(initial=0)) for each in found)
         self._groups = _Groups(self._paths, cfg.memory_mib << 20)
-        if largest > self._groups.room:
+        if largest > self._groups.held.room:
             log.warning(
                 "%s: row groups have up to %s, more than data.memory_mib=%d holds. Each sample unpacks one: write the "
                 "files again with smaller groups (row_group_size=100), or give more memory.",
                 self._setting, in_bytes(largest), cfg.memory_mib,
             )  # fmt: skip
         counts = sizes - np.diff(np.searchsorted(nulls, self._ends), prepend=0)
-        together = max(1, self._groups.room * self._length // max(1, bytes_))
+        together = max(1, self._groups.held.room * self._length // max(1, bytes_))
         self.blocks: Blocks | None = Blocks(counts[counts > 0], together)
 
     def __len__(self) -> int:
@@ -126,10 +127,11 @@ class Parquet:
         """What the column of a label holds: a file with its bytes, or an array. Raises `DataError`."""
         row = self._row(index)
         group = int(np.searchsorted(self._ends, row, "right"))
-        within = row - (int(self._ends[group - 1]) if group else 0)
+        first = int(self._ends[group - 1]) if group else 0
         file, column = int(self._file_of[group]), self._columns[label]
         where = f"{self._paths[file]}: row {row - int(self._first[file])}, column '{column}'"
-        held = self._groups.column(group, file, int(self._number[group]), column)
+        rows, within = int(self._ends[group]) - first, row - first
+        held = self._groups.column(group, file, int(self._number[group]), rows, column)
         if pa.types.is_struct(held.type):
             name = held.field("path")[within].as_py() if held.type.get_field_index("path") >= 0 else None
             return self._lent(index, label, name, held.field("bytes")[within].as_py())
@@ -195,47 +197,24 @@ class _Scan:
 
 
 class _Groups:
-    """Columns of row groups, unpacked, up to `room` bytes in each process.
-
-    When there is no room, what was given out once as a whole goes first, since an epoch needs it no more; then what was
-    not used for the longest time.
-    """
+    """Columns of row groups, unpacked, as far as memory holds them."""
 
     def __init__(self, paths: Sequence[Path], room: int):
-        self.paths, self.room = paths, room
+        self.paths, self.held = paths, Held(room)
         self.mark = secrets.token_hex(8)
         """The name of this source among the files of a process."""
-        self._clear()
-
-    def _clear(self) -> None:
-        self._held: OrderedDict[tuple[int, str], Any] = OrderedDict()
-        self._given: Counter[tuple[int, str]] = Counter()
-        self._spent: dict[tuple[int, str], None] = {}
         self._files: OrderedDict[int, Any] = OrderedDict()
-        self.used = 0
 
-    def column(self, group: int, file: int, number: int, name: str) -> Any:
+    def column(self, group: int, file: int, number: int, rows: int, name: str) -> Any:
         """A column of row group `number` of a file, which is group `group` of all. Raises `DataError`."""
-        place = group, name
-        if place not in self._held:
+
+        def unpack() -> tuple[Any, int]:
             with _explained(self.paths[file]):
                 read = self._file(file).read_row_group(number, columns=[name], use_threads=False)
-                self._hold(place, _combined(read.column(name)))
-        self._held.move_to_end(place)
-        self._spent.pop(place, None)
-        self._given[place] += 1
-        if self._given[place] == len(self._held[place]):
-            self._given[place], self._spent[place] = 0, None
-        return self._held[place]
+                made = _combined(read.column(name))
+            return made, made.nbytes
 
-    def _hold(self, place: tuple[int, str], column: Any) -> None:
-        self.used += column.nbytes
-        while self._held and self.used > self.room:
-            last = next(iter(self._spent), None) or next(iter(self._held))
-            self.used -= self._held.pop(last).nbytes
-            self._spent.pop(last, None)
-            self._given.pop(last, None)
-        self._held[place] = column
+        return self.held.get((group, name), rows, unpack)
 
     def _file(self, number: int) -> Any:
         if number not in self._files:
@@ -246,11 +225,7 @@ class _Groups:
         return self._files[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"paths": self.paths, "room": self.room, "mark": self.mark}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._clear()
+        return {**vars(self), "_files": OrderedDict()}
 
 
 def _files(path: str, setting: str) -> tuple[list[Path], list[str]]:

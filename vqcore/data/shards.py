@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 
 from vqcore.data import remembered
+from vqcore.data.held import Held
 from vqcore.data.lent import lent
 from vqcore.data.listing import Names, counted, nearest_sibling
 from vqcore.errors import DataError, cannot_import, cause
 from vqcore.files import local
+from vqcore.protocols import Blocks
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ MOST_SHARDS = 1_000_000
 """Most shards of a pattern."""
 OPEN = 16
 """So many shards are open in each process."""
+PIECE = 8 << 20
+"""Most bytes of members of a shard at an address that are fetched by one request, unless one member has more."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"[\[{]([^\[\]{}]+)[\]}]")
 _TAGS = ("ETag", "etag", "LastModified", "Last-Modified", "Content-MD5", "md5Hash", "mtime", "created")
@@ -271,7 +275,14 @@ class Shards(Names):
     one of the suffixes, or if two members have the same key.
     """
 
-    def __init__(self, pattern: str, suffixes: Sequence[str], setting: str, fields: Sequence[str] = ()):
+    def __init__(
+        self,
+        pattern: str,
+        suffixes: Sequence[str],
+        setting: str,
+        fields: Sequence[str] = (),
+        room: int = 256 << 20,
+    ):
         self.pattern, self.suffixes, self.setting = pattern, tuple(suffixes), setting
         self.fields = tuple(f".{each.lstrip('.').lower()}" for each in fields) or self.suffixes
         self.places = [place_of(name) for name in expand(pattern, setting)]
@@ -292,6 +303,9 @@ class Shards(Names):
         places: list[tuple[int, int, int]] = []
         super().__init__(self._members(found, [stems[number] for number in order], places))
         self._places = np.array(places, np.int64).reshape(-1, 3)
+        self._pieces = (
+            _Pieces(self._places, room) if any(isinstance(each, Remote) for each in self.places) else None
+        )
         if not len(self):
             raise DataError(
                 f"{setting}: {pattern}: contains no {' or '.join(self.fields)}. Found: "
@@ -348,6 +362,14 @@ class Shards(Names):
                 places.append((number, offset, size))
                 yield inner + os.fsencode(ending), len(os.fsencode(ending))
 
+    @property
+    def blocks(self) -> Blocks | None:
+        """The pieces in which shards at addresses are read; None if all shards are on disk."""
+        if self._pieces is None:
+            return None
+        needed = int(self._pieces.sizes.sum())
+        return Blocks(self._pieces.counts, max(1, self._pieces.held.room * len(self) // needed))
+
     def bytes_of(self, index: int) -> int:
         """The bytes of a member."""
         return int(self._places[index, 2])
@@ -366,7 +388,10 @@ class Shards(Names):
         shard, offset, size = self._places[index].tolist()
         place = self.places[shard]
         try:
-            content = place.read(offset, size)
+            if isinstance(place, Remote) and self._pieces is not None:
+                content = self._pieces.read(place, index, offset, size)
+            else:
+                content = place.read(offset, size)
         except OSError as error:
             raise DataError(f"{place.name}: {cause(error)}") from error
         if len(content) != size:
@@ -388,6 +413,36 @@ def _base(name: str) -> str:
 
 def _stem(name: str) -> str:
     return _base(name).removesuffix(".tar")
+
+
+class _Pieces:
+    """Members of shards that follow each other, fetched together: one request for each member would take too long."""
+
+    def __init__(self, places: np.ndarray, room: int):
+        self.held = Held(room)
+        starts, ends = places[:, 1], places[:, 1] + places[:, 2]
+        first = [0]
+        for index in range(1, len(places)):
+            begin = first[-1]
+            follows = places[index, 0] == places[index - 1, 0] and starts[index] >= ends[index - 1]
+            if not follows or ends[index] - starts[begin] > PIECE:
+                first.append(index)
+        self.first = np.array(first)
+        self.counts = np.diff(self.first, append=len(places))
+        self.starts = starts[self.first]
+        self.sizes = ends[self.first + self.counts - 1] - self.starts
+
+    def read(self, place: Remote, index: int, offset: int, size: int) -> bytes:
+        """The bytes of a member. Raises `OSError`."""
+        number = int(np.searchsorted(self.first, index, "right")) - 1
+        start, length = int(self.starts[number]), int(self.sizes[number])
+
+        def fetch() -> tuple[bytes, int]:
+            content = place.read(start, length)
+            return content, len(content)
+
+        content = self.held.get(number, int(self.counts[number]), fetch)
+        return bytes(content[offset - start : offset - start + size])
 
 
 class _Handles:

@@ -129,11 +129,16 @@ class Tar(_Files):
         """Shards of extra modalities for the held-out samples. By default the shards of data.eval_path."""
         extra_suffix: dict[str, str] = field(default_factory=dict)
         """What follows the first dot in the names of an extra modality, e.g. depth.png, by label of data.extra."""
+        memory_mib: int = 256
+        """Memory in MiB of each reading process for pieces of shards at addresses. The more, the better samples are
+        shuffled. Shards on disk need none."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             for setting in ("extra_path", "eval_extra_path", "extra_suffix"):
                 _check_known(setting, getattr(self, setting), self.extra)
+            if self.memory_mib < 1:
+                raise SettingError("memory_mib", f"{self.memory_mib} must be at least 1")
             for label in self.extra:
                 if label not in self.extra_suffix and label not in self.extra_path:
                     raise SettingError(
@@ -150,13 +155,16 @@ class Tar(_Files):
         path, setting = (cfg.path, "data.path") if train else (_held_out(cfg.eval_path), "data.eval_path")
         paths = cfg.extra_path if train else cfg.eval_extra_path
         prefix = "data.extra_path" if train else "data.eval_extra_path"
-        self._files = Shards(path, modality.suffixes, setting, (cfg.suffix,) if cfg.suffix else ())
+        room = (cfg.memory_mib << 20) // (1 + len(extra))
+        self._files = Shards(path, modality.suffixes, setting, (cfg.suffix,) if cfg.suffix else (), room)
+        self.blocks = self._files.blocks
         self._extra = {
             label: Shards(
                 paths.get(label, path),
                 each.suffixes,
                 f"{prefix}.{label}" if label in paths else setting,
                 (cfg.extra_suffix[label],) if label in cfg.extra_suffix else (),
+                room,
             )
             for label, each in extra.items()
         }
