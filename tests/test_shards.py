@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec  # type: ignore[import-untyped]
@@ -215,6 +216,30 @@ def test_an_address_is_read_like_a_file(tmp_path):
         Shards("memory://bucket/t.tar", SUFFIXES, "data.path")
     with pytest.raises(DataError, match="nowhere://x"):
         Shards("nowhere://x/t.tar", SUFFIXES, "data.path")
+
+
+def test_members_at_an_address_are_fetched_in_pieces(tmp_path, monkeypatch):
+    memory = fsspec.filesystem("memory")
+    for shard in range(2):
+        held = {f"x{n:02d}_png": png(100 * shard + n) for n in range(48)} | {"y_txt": b"9" * 3000}
+        memory.pipe(f"/pieces/s-{shard}.tar", packed(tmp_path / f"s-{shard}.tar", **held).read_bytes())
+    size = len(png(0))
+    monkeypatch.setattr(shards, "PIECE", 8 * (size + 1024))
+    requests, read = [], shards.Remote.read
+    monkeypatch.setattr(shards.Remote, "read", lambda *args: requests.append(args) or read(*args))
+    there, modality, extra, cfg = source("tar", path="memory://pieces/s-{0..1}.tar", suffix="png", extra={})
+    here, *_ = source("tar", path=str(tmp_path / "s-{0..1}.tar"), suffix="png", extra={})
+    assert here.blocks is None and sum(there.blocks.sizes) == 96 and max(there.blocks.sizes) <= 12
+    assert [there.get(n).read_bytes() for n in range(96)] == [here.get(n).read_bytes() for n in range(96)]
+    assert len(requests) == len(there.blocks.sizes) < 16
+    # An epoch with room for four of the pieces.
+    small = Shards("memory://pieces/s-{0..1}.tar", SUFFIXES, "data.path", ["png"], room=4 * 8 * (size + 1024))
+    there._files, there.blocks = small, small.blocks
+    requests.clear()
+    made = [batch.keys for batch in batches(0, there, modality, extra, replace(cfg, batch_size=24))]
+    keys_seen = {key for keys in made for key in keys}
+    assert len(keys_seen) == 96
+    assert len(requests) < 1.5 * len(small.blocks.sizes)
 
 
 def test_an_address_that_shows_no_change_is_not_remembered(tmp_path, monkeypatch):
