@@ -104,8 +104,12 @@ def copies(data: Data, setting: str) -> Iterator[Finding]:
             marked.setdefault(_content(one.source), []).append(one)
     twice = []
     for mark, alike in marked.items():
-        first, *others = alike
-        twice += [(first.key, one.key) for one in others if mark and _equal(first.source, one.source)]
+        different: list[_Sample] = []
+        for one in alike if mark else ():
+            if same := next((each for each in different if _equal(each.source, one.source)), None):
+                twice.append((same.key, one.key))
+            else:
+                different.append(one)
     if not twice:
         return
     what = (
