@@ -104,11 +104,13 @@ def copies(data: Data, setting: str) -> Iterator[Finding]:
             marked.setdefault(_content(one.source), []).append(one)
     twice = []
     for mark, alike in marked.items():
-        first, *others = alike
-        file = first.source
-        # Several samples of one file, such as its crops, are no copies.
-        others = [one for one in others if not (isinstance(file, Path) and one.source == file)]
-        twice += [(first.key, one.key) for one in others if mark and _equal(file, one.source)]
+        different: list[_Sample] = []
+        for one in alike if mark else ():
+            same = next((each for each in different if _equal(each.source, one.source)), None)
+            if same is None:
+                different.append(one)
+            elif not _one_file(same.source, one.source):
+                twice.append((same.key, one.key))
     if not twice:
         return
     what = (
@@ -141,6 +143,11 @@ def _samples(data: Data, most: int) -> Iterator[tuple[_Sample, Path | np.ndarray
 def _source(data: Data, index: int) -> Path | np.ndarray:
     given = data.get(index)
     return _plain(given.source if isinstance(given, Window) else given)
+
+
+def _one_file(one: Path | np.ndarray, other: Path | np.ndarray) -> bool:
+    """Whether two samples lie in one file, such as its crops, and so are no copies."""
+    return isinstance(one, Path) and isinstance(other, Path) and one == other
 
 
 def _plain(source: Any) -> Path | np.ndarray:
