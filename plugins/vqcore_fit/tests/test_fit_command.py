@@ -144,7 +144,10 @@ def test_what_is_not_fitted_or_not_for_fitting_is_one_line(here, capsys):
     line = refused(capsys, "fit", "table.yaml", narrow, "model.quantizer.latent_dim=4")
     assert "takes 4 values, but the encoder gives 3" in line
     assert "another decoder can be trained" in refused(capsys, "fit", "table.yaml", narrow)
-    classes = ["data.modality={name: array, kind: categorical, labels: 3, channels: null}", "data.path=classes.npy"]
+    classes = [
+        "data.modality={name: array, kind: categorical, labels: 3, channels: null}",
+        "data.path=classes.npy",
+    ]
     assert "model.embed_dim=null" in refused(
         capsys, "fit", "table.yaml", *classes, "data.eval_path=classes.npy"
     )
