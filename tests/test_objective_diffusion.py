@@ -110,7 +110,9 @@ def test_a_target_is_learnt_at_the_size_that_the_decoder_makes():
     passed(made, spies[0], -X, extras={"target": X})
     passed(made, spies[1], X)
     assert torch.equal(spies[0].calls[-1][0], spies[1].calls[-1][0])
-    with pytest.raises(ConfigError, match=r"data\.extra\.target: .* \[2, 8, 8\], but this decoder makes \[2, 4, 4\]"):
+    with pytest.raises(
+        ConfigError, match=r"data\.extra\.target: .* \[2, 8, 8\], but this decoder makes \[2, 4, 4\]"
+    ):
         passed(made, Spy(), extras={"target": noise(5, 2, 8, 8)})
 
 
