@@ -55,7 +55,12 @@ def test_base_recipes_have_the_published_settings(name):
         16,
         True,
     )
-    assert (optim.base_lr, optim.betas, optim.weight_decay, optim.clip) == (1e-4, (0.9, 0.99), 0.05, 1.0)
+    assert (optim.base_lr, optim.betas, optim.weight_decay, optim.clip) == (
+        5e-5 if name.startswith("edge") else 1e-4,
+        (0.9, 0.99),
+        0.05,
+        1.0,
+    )
     assert (config.run.precision, config.ema.decay, config.data.modality.min_crop_scale) == (
         "bf16",
         0.99,
@@ -71,7 +76,11 @@ def test_multi_resolution_recipes_continue_their_base(name):
     sizes = (config.data.input_size, config.data.input_size_min, config.data.input_size_max)
     assert sizes == (None, 224, 512 if edges else 448) and config.data.resolution_step == 16
     assert config.data.batch_size == (64 if edges else 10 if "semseg" in name else 16)
-    assert (config.run.epochs, config.optim.base_lr, config.optim.warmup) == (1, 5e-5, 5000)
+    assert (config.run.epochs, config.optim.base_lr, config.optim.warmup) == (
+        1,
+        1e-4 if "depth" in name else 5e-5,
+        5000,
+    )
     assert config.optim.warmup_epochs is None
     assert config.model.full_ckpt == base.run.dir != config.run.dir
     assert config.data.modality == base.data.modality and config.objective == base.objective

@@ -265,17 +265,6 @@ def _refuse_rows(path: Path, columns: Sequence[str]) -> None:
         )
 
 
-def _refuse_rows(path: Path, columns: Sequence[str]) -> None:
-    """Raise `DataError` for tables with columns that hold whole samples."""
-    if columns:
-        raise DataError(
-            f"{path}: each row is a sample here (columns {listed(columns)}), and a config is drafted for folders of "
-            f"files. Write one with data.name=parquet and data.column={columns[0]}; vqcore show parquet lists more "
-            "settings. If columns are channels and rows are positions, name the columns: reader='{name: parquet, "
-            "columns: [a, b]}'"
-        )
-
-
 def _reads(reader: SampleReader, path: Path) -> bool:
     try:
         reader.read(path)

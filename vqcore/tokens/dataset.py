@@ -57,7 +57,7 @@ class TokenDataset(Dataset[Any]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int | Sequence[int] | np.ndarray) -> Any:
+    def __getitem__(self, index: int | np.integer | Sequence[int] | np.ndarray) -> Any:
         if not isinstance(index, (int, np.integer)):
             return self.batch(index)
         if not 0 <= index < self._length:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vqcore.artefacts.codes import check_codes
-from vqcore.artefacts.stored import Opened, open_store
+from vqcore.artefacts.stored import Opened, open_named
 from vqcore.data.listing import Listing
 from vqcore.data.npy import map_array
 from vqcore.data.shards import Shards
@@ -18,7 +17,6 @@ from vqcore.data.sizes import sizes
 from vqcore.data.sources import Folder
 from vqcore.data.split import Split
 from vqcore.errors import DataError, VqcoreError, listed
-from vqcore.files import local
 from vqcore.protocols import Coded, Modality
 from vqcore.reading import REAL, misfit
 
@@ -99,11 +97,10 @@ class Tokens(Folder):
         if self.store is None:
             return super().get(index, label)
         files, row = (self._extra[label] if label else self._files), self.store.row(index)
-        record = row.extras.get("record", row.key)
-        place = files.find(record)
+        place = files.find(_record(row))
         if place is None:
             raise DataError(
-                f"{files.setting}: {files.wanted(record)} does not exist, and there are codes of it"
+                f"{files.setting}: {files.wanted(_record(row))} does not exist, and there are codes of it"
             )
         path = files.path(place)
         if "row" not in row.extras:
@@ -112,6 +109,14 @@ class Tokens(Folder):
         if not 0 <= row.extras["row"] < len(samples):
             raise DataError(f"{path}: there is no sample {row.extras['row']}, and there are codes of it")
         return np.asarray(samples[row.extras["row"]])
+
+    def bytes_of(self, index: int, label: str = "") -> int | None:
+        """The bytes of the file that a row was made of; None for one that is missing or holds several samples."""
+        if self.store is None:
+            return super().bytes_of(index, label)
+        files, row = (self._extra[label] if label else self._files), self.store.row(index)
+        place = None if "row" in row.extras else files.find(_record(row))
+        return None if place is None else files.bytes_of(place)
 
     def _names(self, path: str, suffixes: Sequence[str], setting: str) -> Listing | Shards:
         return Shards(path, suffixes, setting) if path.endswith(".tar") else Listing(path, suffixes, setting)
@@ -138,10 +143,15 @@ class Tokens(Folder):
             self._files._left_out["without codes"] += without
 
 
+def _record(row: Coded) -> str:
+    """The key of the file that a row was made of."""
+    return str(row.extras.get("record", row.key))
+
+
 def _opened(cfg: Tokens.Config) -> Opened:
     """The store. Raises `DataError` for what is missing, half done or damaged."""
     try:
-        store = open_store(Path(local(cfg.codes)))
+        store = open_named(cfg.codes)
     except VqcoreError as error:
         raise error.at("data.codes") from error
     if wrong := misfit(store.manifest, {"stride?": [(int, type(None))]}):
