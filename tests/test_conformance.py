@@ -108,7 +108,7 @@ class TestArrow(conformance.StoreConformance):
     component = "arrow"
 
 
-class TestParquet(conformance.StoreConformance):
+class TestParquetStore(conformance.StoreConformance):
     component = "parquet"
 
 
