@@ -95,6 +95,18 @@ class TestTypes:
         data = vectors(tmp_path / "a.parquet")
         assert np.array_equal(data.get(1), np.arange(6, 12, dtype=np.float32).reshape(2, 3))
 
+    def test_a_tensor_with_nulls_and_another_layout(self, tmp_path):
+        for order, shape in (([0, 1], [2, 3]), ([1, 0], [3, 2])):
+            kind = pa.fixed_shape_tensor(pa.float32(), shape, permutation=order)
+            held = pa.array([[1, None, 3, 4, 5, None]], pa.list_(pa.float32(), 6))
+            pq.write_table(
+                pa.table({"x": pa.ExtensionArray.from_storage(kind, held)}), tmp_path / "a.parquet"
+            )
+            flat = np.ma.masked_equal(np.array([1, 0, 3, 4, 5, 0], np.float32), 0)
+            wanted = flat.reshape(shape).transpose(order)
+            found = vectors(tmp_path / "a.parquet").get(0)
+            assert np.array_equal(found.mask, wanted.mask) and (found == wanted).all()
+
     def test_a_number_that_is_null_is_missing(self, tmp_path):
         data, modality, *_ = parts(
             "parquet", path=str(table(tmp_path / "a.parquet", x=[[[1.0, None, 3.0], [4.0, 5.0, 6.0]]])),
@@ -189,6 +201,16 @@ class TestKeys:
             data = rows(path, key="name")
             assert [data.key(n) for n in range(4)] == ["cat/1", "cat/2", "dog/1.old", ".png"]
         assert rows(path, key="number").key(3) == "10"
+
+    def test_files_without_rows_and_names_that_no_file_can_have(self, tmp_path, caplog):
+        table(tmp_path / "in/a.parquet", image=[png(0)], name=["x"])
+        empty = pa.table({"image": pa.array([], pa.binary()), "name": pa.array([], pa.string())})
+        pq.write_table(empty, tmp_path / "in/b.parquet")
+        data = rows(tmp_path / "in", key="name", column="image")
+        assert len(data) == 1 and not data.left_out and not caplog.text
+        table(tmp_path / "long.parquet", image=[png(0)], name=["y" * 300])
+        with pytest.raises(DataError, match=r"row 0 has 'yyy.* can name a sample"):
+            rows(tmp_path / "long.parquet", key="name")
 
 
 class TestNulls:

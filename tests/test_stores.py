@@ -33,6 +33,7 @@ from vqcore.tokens.passes import decode_folder, tokenize_folder
 from vqcore.tokens.sharded import Job, tokenize_all, tokenize_shards
 from vqcore.tokens.shards import Shards, sha256
 from vqcore.tokens.sheet import decoded
+from vqcore.tokens.work import convert
 
 pytestmark = pytest.mark.usefixtures("toy")
 BYTES = os.fsdecode(b"caf\xe9")
@@ -239,6 +240,31 @@ class TestStartedAgain:
         (tmp_path / "todo").write_text("\n")
         with pytest.raises(DataError, match=r"names no key"):
             stored(made, pics, tmp_path / "tok", only=tmp_path / "todo")
+
+    def test_a_copy_follows_a_store_that_was_mended(self, made, tmp_path):
+        pics = samples(tmp_path / "in", *(f"{n}" for n in range(5)))
+        good = (pics / "1.npy").read_bytes()
+        (pics / "1.npy").write_bytes(b"junk")
+        stored(made, pics, tmp_path / "tok")
+        assert convert(open_store(tmp_path / "tok"), tmp_path / "copy", "parquet") == 4
+        (pics / "1.npy").write_bytes(good)
+        shutil.copy(tmp_path / "tok/failed.txt", tmp_path / "todo")
+        stored(made, pics, tmp_path / "tok", only=tmp_path / "todo")
+        assert convert(open_store(tmp_path / "tok"), tmp_path / "copy", "parquet") == 5
+        assert open_store(tmp_path / "copy").rows.find("1") == 1
+        assert not (tmp_path / "copy/failed.txt").exists()
+
+    def test_a_command_that_is_refused_leaves_no_store(self, made, tmp_path):
+        pics = samples(tmp_path / "in", "a", "b")
+        with pytest.raises(DataError, match="nothere"):
+            stored(made, pics, tmp_path / "tok", only=tmp_path / "nothere")
+        stored(made, pics, tmp_path / "old", shard_size=1)
+        jobs = [
+            Job(tokenizer=made, target=tmp_path / name, size=(8, 8), batch_size=2) for name in ("tok", "old")
+        ]
+        with pytest.raises(RunError, match="holds other codes"):
+            tokenize_all(pics, jobs, shard_size=2)
+        assert not (tmp_path / "tok").exists()
 
     def test_overwrite_does_all_again(self, made, tmp_path):
         pics = samples(tmp_path / "in", "a", "b")

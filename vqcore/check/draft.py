@@ -59,6 +59,8 @@ class Draft:
     """The reason of a setting, by name."""
     data: dict[str, Any] = field(default_factory=dict)
     vector: bool = False
+    held: int = 0
+    """Files that are held out by a share."""
     windows: float = 1.0
     """Windows that a file has on average."""
     extents: Sequence[tuple[int, ...]] = ()
@@ -468,6 +470,7 @@ def _split(path: Path, held: Path | None, found: Draft, ask: Ask) -> dict[str, A
     for share in (0.1, 0.15, 0.2, 0.3, 0.5):
         count = sum(held_out(keys, share, settings.get("group")))
         if min(8, len(keys) // 4) <= count < len(keys) and count:
+            found.held = count
             found.notes["eval_share"] = (
                 f"{count} of {len(keys)} samples are held out, by a hash of their names"
             )

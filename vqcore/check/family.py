@@ -280,7 +280,7 @@ class _Joined:
         """Say how many steps the family's epochs are here."""
         if "epochs" not in tree["run"]:
             return
-        samples = round(found.parts * (1 - found.data.get("eval_share", 0.0)))
+        samples = round(found.parts * (1 - found.held / found.samples))
         step = tree["data"]["batch_size"] * tree["optim"].get("accumulate", 1)
         one, all_ = (max(1, round(tree["run"]["epochs"] * samples / (step * n))) for n in (1, PROCESSES))
         few = "please check, these are few: " if all_ < FEW else ""

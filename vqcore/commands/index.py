@@ -1,6 +1,7 @@
 """`vqcore index`: list the files of a folder, or the members of tar shards, so that nothing looks for them again."""
 
 import argparse
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         found = inventory(root, hashes=args.hash, tick=tick)
     except OSError as error:
-        raise DataError(f"{error.filename or root}: {cause(error)}") from error
+        raise DataError(f"{os.fsdecode(error.filename or root)}: {cause(error)}") from error
     finally:
         if line:
             line.__exit__(None, None, None)

@@ -207,6 +207,7 @@ def _report(
             say(
                 f"failed    {job.target / FAILED}: mend the files, then give the same command --only with this file"
             )
-    for its, _ in jobs:
-        say(f"next      {command('decode', its.run, its.output, 'rebuilt', *again(its))}")
+    for number, (its, _) in enumerate(jobs):
+        rebuilt = f"rebuilt-{number + 1}" if len(jobs) > 1 else "rebuilt"
+        say(f"next      {command('decode', its.run, its.output, rebuilt, *again(its))}")
     return 0

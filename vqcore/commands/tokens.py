@@ -52,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace, folders: list[Path]) -> int:
     source, target = args.folders[0], folders[1]
+    if with_prefix(args.folders[1]):
+        raise ConfigError(
+            f"{args.folders[1]}: the new folder has no layout in its name. Name it with --store."
+        )
     for flag, given in (("--tokenizer", args.tokenizer), ("--size", args.size)):
         if given and with_prefix(source) is None:
             raise ConfigError(

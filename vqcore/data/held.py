@@ -36,7 +36,7 @@ class Held:
     def _hold(self, place: Hashable, value: Any, size: int) -> None:
         self.used += size
         while self._values and self.used > self.room:
-            last = next(iter(self._spent), None) or next(iter(self._values))
+            last = next(iter(self._spent or self._values))
             self.used -= self._values.pop(last)[1]
             self._spent.pop(last, None)
             self._asked.pop(last, None)

@@ -13,7 +13,7 @@ import numpy as np
 from vqcore.data.remembered import place_of, recall, remember
 from vqcore.data.tree import Tree
 
-_HASH, _STAMP = 32, 3
+_HASH, _STAMP = 32, 4
 _PIECE = 1000
 """Files between two reports."""
 
@@ -81,7 +81,7 @@ def inventory(root: Path, *, hashes: bool, tick: Callable[[int, int], None]) -> 
         except OSError as error:
             failed[os.fsdecode(name)] = error
             continue
-        stamps[place] = found.st_size, found.st_mtime_ns, found.st_ino
+        stamps[place] = found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns
         good[place] = True
     kept, stamps = [name for name, fine in zip(names, good) if fine], stamps[good]
     made, read = None, 0

@@ -263,6 +263,8 @@ class _explained:
 
 
 def _combined(column: Any) -> Any:
+    if not column.num_chunks:  # a file without rows
+        return pa.array([], column.type)
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 
@@ -439,7 +441,9 @@ def _key_texts(file: Any, path: Path, key: str, suffixes: Sequence[str]) -> Any:
     texts = _combined(file.read(columns=[key], use_threads=False).column(key).cast(pa.large_string()))
     endings = "|".join(re.escape(each) for each in sorted(suffixes, key=len, reverse=True))
     texts = pc.replace_substring_regex(texts, f"(?i)(.)({endings})$", r"\1") if endings else texts
-    bad = pc.fill_null(pc.match_substring_regex(texts, r"^$|^/|(^|/)\.\.?(/|$)|//|/$|[\\\x00-\x1f]"), True)
+    bad = pc.fill_null(
+        pc.match_substring_regex(texts, r"^$|^/|(^|/)\.\.?(/|$)|//|/$|[\\\x00-\x1f]|[^/]{200}"), True
+    )
     if pc.any(bad).as_py():
         row = bad.index(True).as_py()
         raise DataError(
@@ -461,7 +465,14 @@ def _keys(found: Sequence[_Scan], key: str, setting: str) -> Any:
 def _array(row: Any, where: str) -> np.ndarray:
     """The numbers in one row of lists, masked where one is null. Raises `DataError` if they are no array."""
     if isinstance(row.type, pa.FixedShapeTensorType):
-        return np.array(row.to_numpy_ndarray()[0])
+        array, flat = np.array(row.to_numpy_ndarray()[0]), row.storage.flatten()
+        if not flat.null_count:
+            return array
+        # The mask is laid out as the numbers are.
+        gone = pa.array(flat.is_null().to_numpy(zero_copy_only=False).astype(np.uint8))
+        kind = pa.fixed_shape_tensor(pa.uint8(), row.type.shape, permutation=row.type.permutation)
+        mask = pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(gone, len(gone)))
+        return np.ma.MaskedArray(array, mask.to_numpy_ndarray()[0].astype(bool))
     values = row.storage if isinstance(row, pa.ExtensionArray) else row
     shape: list[int] = []
     while _is_list(values.type):

@@ -17,9 +17,9 @@ _TROUBLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, VqcoreE
 
 
 def stamp_of(path: Path) -> str:
-    """Size, time and inode of a file: what changes when the file is written again. Raises `OSError`."""
+    """Size, time of the status and inode of a file, one of which changes with each writing. Raises `OSError`."""
     found = path.stat()
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+    return f"{found.st_size} {found.st_ctime_ns} {found.st_ino}"
 
 
 def place_of(kind: str, *facts: str) -> Path:

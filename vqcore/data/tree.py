@@ -1,8 +1,8 @@
 """The names in a folder and in all folders below it, remembered for large folders.
 
-The system sets the time of a folder when a name in it comes, goes or changes, so only folders of another time are read
-again. What is remembered are names, never what files hold: a file that was written in place is found by its size and
-time wherever bytes matter.
+The system sets the time of a folder's status (ctime) when a name in it comes, goes or changes. No program sets this time
+back, so only folders of another time are read again. What is remembered are names, never what files hold: a file that
+was written in place is found by its size and time wherever bytes matter.
 """
 
 import itertools
@@ -59,7 +59,7 @@ class Tree:
     def contents(self, inner: bytes, status: os.stat_result) -> Contents:
         """What is in a folder, by its path below the root and its status. Raises `OSError`."""
         held = self.known.get(inner)
-        if held is None or (held.time, held.inode) != (status.st_mtime_ns, status.st_ino):
+        if held is None or (held.time, held.inode) != (status.st_ctime_ns, status.st_ino):
             held = _read(os.fsencode(self.root) + b"/" + inner, status)
             self.read += 1
         self.found[inner] = held
@@ -77,18 +77,20 @@ class Tree:
 def _read(folder: bytes, status: os.stat_result) -> Contents:
     counts: Counter[str] = Counter()
     files, folders = [], []
-    known = time.time_ns() - status.st_mtime_ns > _FRESH
+    known = time.time_ns() - status.st_ctime_ns > _FRESH
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(b"."):
                 counts["hidden"] += 1
             elif _is_folder(entry):
                 folders.append(entry.name)
+                known &= not entry.is_symlink()  # the other end may change, and this folder keeps its time
             elif _is_special(entry):
                 counts["special"] += 1
             else:
                 files.append(entry.name)
-    stamp = (status.st_mtime_ns, status.st_ino) if known else (_UNKNOWN, _UNKNOWN)
+                known &= not _is_dead(entry)
+    stamp = (status.st_ctime_ns, status.st_ino) if known else (_UNKNOWN, _UNKNOWN)
     return Contents(*stamp, counts["hidden"], counts["special"], b"\0".join(files), b"\0".join(folders))
 
 
@@ -97,6 +99,14 @@ def _is_folder(entry: "os.DirEntry[bytes]") -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _is_dead(entry: "os.DirEntry[bytes]") -> bool:
+    """Whether an entry is a link that leads nowhere now."""
+    try:
+        return entry.is_symlink() and not entry.is_file()
+    except OSError:
+        return True
 
 
 def _is_special(entry: "os.DirEntry[bytes]") -> bool:

@@ -80,9 +80,15 @@ class Saved:
         if not len(self.rows) or "view" not in self.rows.extras(0):
             raise ConfigError(f"--views {folder}: its rows have no views: it was made without --crops.")
         shards = self.store.manifest.get("shards", ())
-        facts = json.dumps([shard["files"] for shard in shards] or str(folder))
+        facts = json.dumps([shard["files"] for shard in shards] or self._views())
         self.said: Mapping[str, Any] = {"views": hashlib.sha256(facts.encode()).hexdigest()}
         self.failed = {key for shard in shards for key, _ in shard.get("failed", ())}
+
+    def _views(self) -> list[Any]:
+        """The views of a store that keeps no checksums."""
+        return [
+            [self.rows.key(place), self.rows.extras(place).get("view")] for place in range(len(self.rows))
+        ]
 
     def check(self, keys: Iterable[str]) -> None:
         """Raise `DataError` if the store lacks keys, other than those of files that failed there."""

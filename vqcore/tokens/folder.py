@@ -3,6 +3,7 @@
 A manifest stands in every folder that holds codes, so that a part of a store can be moved.
 """
 
+import logging
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from vqcore.data.listing import Listing
 from vqcore.errors import DataError, did_you_mean
 from vqcore.protocols import Coded
 from vqcore.tokens.store import Claims, save_codes
+
+log = logging.getLogger(__name__)
 
 OF_A_FOLDER = (
     "format", "fingerprint", "codebook_size", "num_codebooks", "grid", "size", "dtype", "precision", "stride",
@@ -52,6 +55,12 @@ class Folder:
             raise DataError(
                 f"--store folder has no room for the view of a crop ({crops[0]}). Take arrow, tar or parquet."
             )
+        if texts := [row.key for row in rows if "length" in row.extras]:
+            raise DataError(
+                f"--store folder has no room for the length of a text ({texts[0]}). Take arrow, tar or parquet."
+            )
+        if holes := [row.key for row in rows if "valid" in row.extras]:
+            log.warning(f"warning: --store folder does not keep which positions of '{holes[0]}' are valid.")
         own = {key: manifest[key] for key in OF_A_FOLDER if key in manifest}
         written = []
         with Claims(own) as claims:

@@ -34,7 +34,7 @@ class Masks:
         self.given, self.files = given, Listing(str(local(path)), self.modality.suffixes, "--masks")
         digest = hashlib.sha256()
         for index in range(len(self.files)):
-            digest.update(os.fsencode(self.files.key(index)) + b"\0")
+            digest.update(os.fsencode(self.files.key(index)) + b"\0%d\0" % self.files.bytes_of(index))
         self.said: Mapping[str, Any] = {"settings": to_tree(portable(cfg)), "sha256": digest.hexdigest()}
 
     def check(self, modality: Modality, keys: Iterable[str]) -> None:

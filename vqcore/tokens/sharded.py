@@ -150,13 +150,20 @@ class Pass:
 
     def begin(self, *, overwrite: bool = False, only: Path | None = None) -> None:
         """Open the stores. Raises `RunError` for those that hold other codes."""
+        again = self.names if overwrite else _holding(only, self.source, self.pieces) if only else []
+        begun: list[Shards] = []
+        try:
+            for lane in self.lanes:
+                lane.shards = Shards(lane.job.target, lane.store, lane.manifest, self.names)
+                begun.append(lane.shards)
+        except RunError:  # nothing stays of stores that are new
+            for shards in begun:
+                if shards.made and not shards.done:
+                    shards.discard()
+            raise
         for lane in self.lanes:
-            lane.shards = Shards(lane.job.target, lane.store, lane.manifest, self.names)
-        for lane in self.lanes:
-            if overwrite:
-                lane.shards.forget(self.names)
-            elif only:
-                lane.shards.forget(_holding(only, self.source, self.pieces))
+            if again:
+                lane.shards.forget(again)
             _warn_of_versions(lane.shards, lane.manifest)
             lane.there = lane.shards.done
 

@@ -65,6 +65,10 @@ def decoded(folders: Sequence[Path], tokenizers: Sequence[Tokenizer], sources: S
         codes = np.stack([row.codes for row in rows])
         name, modality = folder.name[:_LETTERS], tokenizer.modality
         files: list[Tensor | None] = [None] * len(rows)
+        if sources and "masks" in store.manifest:
+            raise ConfigError(
+                f"--source: {folder} was made with --masks, which are not read here. Leave --source out."
+            )
         if sources:
             parts = _read(tokenizer, store, rows, sources[number])
             agreement[folder] = float((tokenizer.encode_parts(parts).cpu().numpy() == codes).mean())

@@ -17,7 +17,7 @@ from vqcore.data.sizes import sizes
 from vqcore.data.sources import Folder
 from vqcore.data.split import Split
 from vqcore.errors import DataError, VqcoreError, listed
-from vqcore.protocols import Coded, Modality
+from vqcore.protocols import Coded, Modality, is_mask
 from vqcore.reading import REAL, misfit
 
 _ROW = {
@@ -57,6 +57,11 @@ class Tokens(Folder):
         super().__init__(cfg, split=split, modality=modality, extra=extra)
         if split == "train":
             self.store = _opened(cfg)
+            if "masks" in self.store.manifest and not any(map(is_mask, extra.values())):
+                raise DataError(
+                    f"data.codes: {self.store.folder} was tokenized with --masks, and training samples have no mask. "
+                    "Add the masks as data.extra"
+                )
             _check_size(cfg, modality, self.store)
             self._check_names()
 

@@ -58,11 +58,18 @@ def _into_shards(
     """Write the shards that are missing."""
     pieces = _pieces(found)
     shards = Shards(target, made, base, [name for name, *_ in pieces])
-    there = shards.done
-    for number, (name, first, stop) in enumerate(pieces):
+    there, said = shards.done, {each["name"]: each for each in found.manifest["shards"]}
+    if old := [
+        name
+        for name, first, stop in pieces
+        if name in there and not _is_of(there[name], said.get(name), stop - first)
+    ]:
+        shards.forget(old)  # the store was mended since
+        there = shards.done
+    for name, first, stop in pieces:
         if name not in there:
             rows = _rows(found, first, stop)
-            known = found.manifest["shards"][number] if found.manifest["shards"] else {}
+            known = said.get(name, {})
             failed = known.get("failed", [])
             facts = {"of": len({record_of(row) for row in rows}) + len(failed), "failed": failed}
             if sizes := known.get("sizes"):
@@ -70,6 +77,13 @@ def _into_shards(
             shards.write(name, rows, facts)
         line.update(stop)
     shards.finish()
+
+
+def _is_of(copy: Mapping[str, Any], known: Mapping[str, Any] | None, rows: int) -> bool:
+    """Whether a shard that is there is a copy of one as it is now."""
+    now = known or {}
+    facts = now.get("failed", []), now.get("sizes")
+    return copy["rows"] == rows and (copy["failed"], copy.get("sizes")) == facts
 
 
 def _into_layout(

@@ -8,6 +8,7 @@ modality, and not here by the quantiles of the samples. Numbers beyond those of 
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -78,6 +79,8 @@ class FAST(Fitted):
         low, high = (int((edge * self.cfg.scale).round()) for edge in (sample.low.min(), sample.high.max()))
         if high - low + 1 > self.codebook_size - 1:
             fits = self.cfg.scale * (self.codebook_size - 2) / (high - low + 1)
+            digits = 10.0 ** (math.floor(math.log10(fits)) - 1)
+            fits = math.floor(fits / digits) * digits  # two digits, rounded down
             raise DataError(
                 f"model.quantizer ({self.cfg.name}): with scale={self.cfg.scale:g} the coefficients are {low} to "
                 f"{high}, which is more than codebook_size={self.codebook_size} codes can name. Take scale={fits:.2g}, "

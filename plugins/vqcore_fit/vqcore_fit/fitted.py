@@ -159,6 +159,11 @@ def enough(cfg: Any, sample: Sample) -> None:
             f"model.quantizer ({cfg.name}): codebook_size={cfg.codebook_size}, but the training samples have only "
             f"{sample.count:,} positions. Take fewer codes, or more samples (run.epochs, data.path)."
         )
+    if sample.most < cfg.codebook_size:
+        raise DataError(
+            f"model.quantizer ({cfg.name}): codebook_size={cfg.codebook_size}, but only {sample.most:,} positions are "
+            "kept. Take fewer codes, or a larger model.quantizer.samples."
+        )
 
 
 def numbers(columns: Iterable[int]) -> str:

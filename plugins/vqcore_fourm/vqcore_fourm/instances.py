@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         done = convert(local(args.sam), local(args.rgb), local(args.out), allow_pickle=args.allow_pickle)
-    except VqcoreError as error:
+    except (VqcoreError, OSError) as error:
         put(f"error: {error}", error=True)
         return 2
     say(f"{args.out}: {', '.join(f'{count:,} {what}' for what, count in done.items())}")
