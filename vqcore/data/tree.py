@@ -1,6 +1,6 @@
 """The names in a folder and in all folders below it, remembered for large folders.
 
-The system sets the time of a folder's status (ctime) when a name in it comes, goes or changes. No program sets this time
+The system sets the time of a folder's status (ctime) when a name in it comes, goes or changes. No program sets it
 back, so only folders of another time are read again. What is remembered are names, never what files hold: a file that
 was written in place is found by its size and time wherever bytes matter.
 """
