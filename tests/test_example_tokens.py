@@ -53,7 +53,9 @@ def test_the_way_from_files_to_samples(tmp_path, monkeypatch):
     heights = sorted(Path("runs/earth/pictures/depth").glob("*.npy"))
     assert len(pictures) == len(heights) == 16
     for picture, height in zip(pictures, heights):
-        assert Image.open(picture).size == (64, 64) and picture.stem == height.stem
+        with Image.open(picture) as opened:
+            assert opened.size == (64, 64) and picture.stem == height.stem
         metres = np.load(height)
         assert metres.shape[-2:] == (64, 64) and 0 <= metres.min() < metres.max() <= 18000
-    assert Image.open("runs/earth/sheet.png").width == 16 * 132
+    with Image.open("runs/earth/sheet.png") as sheet:
+        assert sheet.width == 16 * 132
