@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torchvision  # type: ignore[import-untyped]
-import webdataset  # type: ignore[import-untyped]
+import webdataset
 from PIL import Image
 from torchvision import transforms
 
