@@ -254,6 +254,13 @@ class TestStartedAgain:
         assert open_store(tmp_path / "copy").rows.find("1") == 1
         assert not (tmp_path / "copy/failed.txt").exists()
 
+    def test_verify_counts_the_rows(self, made, tmp_path, capsys):
+        stored(made, samples(tmp_path / "in", "a", "b"), tmp_path / "tok")
+        path = tmp_path / "tok/tokens.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "rows": 10}))
+        assert main(["tokens", "verify", str(tmp_path / "tok")]) == 2
+        assert "its manifest says 10 rows, and its shards have 2" in capsys.readouterr().err
+
     def test_a_command_that_is_refused_leaves_no_store(self, made, tmp_path):
         pics = samples(tmp_path / "in", "a", "b")
         with pytest.raises(DataError, match="nothere"):

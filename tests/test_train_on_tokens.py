@@ -476,6 +476,15 @@ def seen(shift=0.0, flip=False):
 
 
 class TestTokenDataset:
+    def test_masks_and_places_from_the_end_are_refused_everywhere(self, tmp_path):
+        place = rows(tmp_path / "one", list("abc"), {})
+        for data in (TokenDataset(place), TokenDataset({"x": place, "y": place}, common=True)):
+            with pytest.raises(IndexError, match="not by a mask"):
+                data[np.array([True, False, True])]
+            for wrong in ([-1], [0, 3]):
+                with pytest.raises(IndexError, match=r"places lie in \[0, 3\)"):
+                    data.batch(wrong)
+
     def test_crops_are_joined_by_file_and_number(self, tmp_path):
         keys = [f"{name}#crop{crop}" for name in "abc" for crop in range(3)]
         views = {key: seen(0.1 * place, place % 2 == 1) for place, key in enumerate(keys)}

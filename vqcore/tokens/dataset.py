@@ -73,8 +73,16 @@ class TokenDataset(Dataset[Any]):
         }
 
     def batch(self, places: Sequence[int] | np.ndarray | Tensor) -> Any:
-        """The codes of rows by their places, stacked: `(n, *grid, q)` int64, or such tensors by label."""
-        asked = np.asarray(places, dtype=np.int64)
+        """The codes of rows by their places, stacked: `(n, *grid, q)` int64, or such tensors by label.
+
+        Raises `IndexError` for places beyond the rows, negative ones too, and for a mask of booleans.
+        """
+        asked = np.asarray(places)
+        if asked.dtype == bool:
+            raise IndexError("rows are chosen by their places, not by a mask: take numpy.flatnonzero(mask)")
+        asked = asked.astype(np.int64)
+        if asked.size and not 0 <= asked.min() <= asked.max() < self._length:
+            raise IndexError(f"places lie in [0, {self._length})")
         made = {
             label: torch.from_numpy(store.rows.many(self._places(label, asked)).astype(np.int64))
             for label, store in self._rows

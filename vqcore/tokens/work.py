@@ -149,6 +149,10 @@ def verify(folders: Sequence[Path]) -> Report:
         report.problems += _out_of_range(store)
         stores[str(folder)] = store
         manifest = store.manifest
+        if manifest.get("rows", len(store.rows)) != len(store.rows):
+            report.problems.append(
+                f"{folder}: its manifest says {manifest['rows']:,} rows, and its shards have {len(store.rows):,}"
+            )
         failed = manifest.get("failed", 0)
         report.said.append(
             f"{folder}: {len(store.rows):,} rows, grid {' x '.join(map(str, manifest['grid']))}, "
