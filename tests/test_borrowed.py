@@ -133,6 +133,7 @@ def test_the_fingerprint_knows_what_decides_tokens(tmp_path):
         assert (prints[0] == prints[1]) is same
 
 
+@pytest.mark.slow
 def test_a_run_knows_where_its_weights_lie(tmp_path, capsys):
     """On the machine of the run no place has to be given; an exported tokenizer knows no place."""
     file = lent(tmp_path / "base.safetensors")
@@ -163,6 +164,7 @@ def test_encoding_needs_no_base_of_the_decoder(tmp_path, capsys):
     assert "decoder.base" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_machine_has_the_weights_elsewhere(tmp_path, capsys):
     file = lent(tmp_path / "here/base.safetensors")
     path = config(tmp_path, file)
@@ -176,6 +178,7 @@ def test_another_machine_has_the_weights_elsewhere(tmp_path, capsys):
     assert "this run was trained with" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluation_without_the_perceptual_network_gives_metrics_and_says_what_is_left_out(
     tmp_path, capsys, caplog
 ):

@@ -720,7 +720,7 @@ def test_a_dumped_config_loads_to_an_equal_object(installed, tmp_path):
     good = installed("good")
     file = tmp_path / "config.yaml"
 
-    @settings(PROPERTY, max_examples=30)
+    @settings(PROPERTY, max_examples=10)
     @given(TREES)
     def there_and_back(tree: dict) -> None:
         cfg = from_tree(escaped(tree), schema=RunConfig, registry_=good)

@@ -114,6 +114,7 @@ def follow(section: Section, capfd: Any) -> None:
                 assert re.search(pattern, printed), f"$ {command}\n{line}\nis not in\n{printed}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.title)
 def test_the_examples_do_what_the_page_says(photos, capfd, section):
     follow(section, capfd)

@@ -215,7 +215,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", ["x0", *(pytest.param(each, marks=pytest.mark.slow) for each in VARIANTS if each != "x0")]
+)
 def test_from_config_to_decoded_files(tmp_path, capsys, variant):
     assert main(["train", config(tmp_path, objective=VARIANTS[variant], eval__sampling={"steps": 2})]) == 0
     run, files = str(tmp_path / "cfg"), waves(tmp_path / "files")
@@ -285,7 +287,7 @@ def test_a_run_that_stops_ends_with_the_same_bits(tmp_path, variant, more):
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("variant", ["v", "flow"])
+@pytest.mark.parametrize("variant", [pytest.param("v", marks=pytest.mark.slow), "flow"])
 def test_a_decoder_on_a_frozen_encoder_keeps_the_codes(tmp_path, variant):
     assert main(["train", config(tmp_path, "base", **PLAIN)]) == 0
     frozen = {"model__full_ckpt": str(tmp_path / "base"), "model__freeze_enc": True}

@@ -186,6 +186,7 @@ def report_of(run):
     return json.loads((run / "eval.json").read_text())
 
 
+@pytest.mark.slow
 def test_several_sizes_on_weights_and_their_average(runs, capsys):
     assert (
         main(["eval", str(runs[0]), "--weights", "both", "eval.sizes=[8, [8, 16]]", "eval.batch_size=3"]) == 0
@@ -243,6 +244,7 @@ def test_two_runs_side_by_side(runs, capsys, caplog):
     assert "another seed: 0 / 1" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "says"),
     [
@@ -359,6 +361,7 @@ def test_figures_of_a_run_go_where_json_says(alone):
     assert Path("few.png").is_file() and report_of(run) == before
 
 
+@pytest.mark.slow
 def test_metrics_of_training_come_along_and_may_be_changed(tmp_path, monkeypatch, capsys):
     metrics = {"far": {"name": "mae"}, "near": {"name": "psnr"}}
     train(run_config(tmp_path / "run", run__steps=2, eval__metrics=metrics, eval__sizes=[16]))
@@ -412,6 +415,7 @@ def test_a_checkpoint_of_a_run_belongs_to_it_and_a_tokenizer_beside_one_does_not
     assert not (run / "eval.json").exists()
 
 
+@pytest.mark.slow
 def test_exported_tokenizers_side_by_side(runs, alone, capsys):
     """Of a run the figures are read, an exported tokenizer is measured, on whatever data is named."""
     run, made = alone

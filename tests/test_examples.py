@@ -210,6 +210,7 @@ def test_wrong_words_are_named(script, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_the_script_explains_itself():
     done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True)
     assert "python examples/refine.py RUN INPUT OUTPUT" in done.stdout

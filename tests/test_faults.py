@@ -85,6 +85,7 @@ def test_skip_leaves_out_the_step_and_what_the_codebook_learned_in_it(tmp_path, 
     assert last["skipped_steps"] == 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_a_skipped_step_ends_the_same(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         spoil(patch, 1)
@@ -309,7 +310,8 @@ def test_a_file_that_vanishes_is_skipped_and_named(tmp_path, caplog):
 
 class TestOptimizers:
     @pytest.mark.parametrize("name, args", [
-        ("adamw", {"fused": True}), ("muon", {"fused": True}), *(pytest.param(*one, marks=pytest.mark.slow) for one in (
+        ("muon", {"fused": True}), *(pytest.param(*one, marks=pytest.mark.slow) for one in (
+            ("adamw", {"fused": True}),
             ("sgd", {"momentum": 0.9}), ("adafactor", {}), ("nadam", {}), ("asgd", {}), ("rprop", {}), ("rmsprop", {}),
             ("muon", {}))),
     ])  # fmt: skip
@@ -394,6 +396,7 @@ class TestPrecision:
         assert half == pytest.approx(single, rel=0.02)
 
 
+@pytest.mark.slow
 def test_samples_are_decoded_once_and_the_run_is_the_same(tmp_path, monkeypatch):
     from vqcore.registry import registry
 

@@ -188,6 +188,7 @@ def test_tokens_of_features_from_files_of_pictures(photos):
     assert raw.shape == (1, 3, 64, 64) and torch.equal(tokenizer.prepare(Batch(raw, ("3",))).x, x)
 
 
+@pytest.mark.slow
 def test_a_teacher_rides_beside_pictures(photos):
     extra = {"taught": {"name": "local/taught"}}
     path = written(photos, tree_of(photos, "rgb", 64, extra, objective={"name": "local/aligned"}))

@@ -276,6 +276,7 @@ def test_a_format_reads_in_every_verb(here, tmp_path, capsys):
         Tokenizer.load(BOX, weights="ema")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["text", "mapping"])
 def test_a_run_starts_from_foreign_weights(here, tmp_path, capsys, form):
     given = BOX if form == "text" else {"name": "toy/boxes", "path": "box", "prefix": "a.b."}

@@ -1,5 +1,6 @@
 """Wheels in fresh environments: a third party's package beside core and vit; each plugin with what it declares."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -38,9 +39,18 @@ def wheels(tmp_path_factory):
 
 
 def environment(folder, *wheels):
-    """A new environment that holds these wheels; returns what runs a command in it, away from the checkout."""
+    """A new environment that holds these wheels; returns what runs a command in it, away from the checkout.
+
+    PyTorch is linked from the environment of the suite: a copy takes 5.5 GB.
+    """
     venv.create(folder / "env", with_pip=True)
     binaries = folder / "env" / "bin"
+    (packages,) = (folder / "env").glob("lib/python*/site-packages")
+    for each in importlib.metadata.distributions():
+        if re.match(r"torch$|triton$|nvidia-|nvidia_|cuda-|cuda_", each.name):
+            for top in {path.parts[0] for path in each.files} - {".."}:
+                link = packages / top
+                link.is_symlink() or link.symlink_to(Path(each.locate_file(top)).resolve())
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "VQCORE"))}
 
     def run(*argv):

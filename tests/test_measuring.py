@@ -122,6 +122,7 @@ def figures(run):
     return report_of(run)["results"][0]["metrics"]
 
 
+@pytest.mark.slow
 def test_a_metric_is_set_up_once_in_a_run_and_once_in_a_command(measures):
     changes = {"eval__metrics": {"far": LOCAL["each"]}, "eval__every": 2, "eval__sizes": [8, 16]}
     run = train(run_config("run", **changes))

@@ -70,6 +70,7 @@ def change(folder):
     np.save(folder / "p3.npy", np.zeros((3, 8, 8), np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault, said",
     [

@@ -129,6 +129,7 @@ def test_show_without_a_name_lists_what_there_is(capsys):
 # ------------------------------------------------------------------------------------- a plugin that is a file
 
 
+@pytest.mark.slow
 def test_commands_to_paste_carry_the_plugin_file(tmp_path, capsys):
     path, file = written(tmp_path, model__encoder={"name": "local/mine"}), str(mine(tmp_path))
     assert main(["check", path, "run.steps=4", "--plugin", file]) == 0
@@ -276,6 +277,7 @@ def test_an_evaluation_whose_codes_say_nothing(perplexity, samples, says):
     assert (says in collapse(figures)) if says else collapse(figures) == ""
 
 
+@pytest.mark.slow
 def test_eval_warns_of_collapsed_codes(tmp_path, monkeypatch, caplog):
     train(run_config(tmp_path / "run", run__steps=1, model__quantizer__codebook_size=512))
     monkeypatch.setattr("vqcore.evaluate.usage.EVEN", 1.0)

@@ -211,6 +211,7 @@ def test_an_objective_that_keeps_the_tokenizer_is_refused(tmp_path, monkeypatch)
         build(run_config(tmp_path / "run"), CPU)
 
 
+@pytest.mark.slow
 def test_tied_weights_of_a_player_can_be_saved(tmp_path, monkeypatch):
     from vqcore_toy.training import Gan
 

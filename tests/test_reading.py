@@ -382,7 +382,13 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("broken", "expected"), BROKEN.values(), ids=list(BROKEN))
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [
+        pytest.param(*case, id=name, marks=pytest.mark.slow if case[1] is RIGHT else ())
+        for name, case in BROKEN.items()
+    ],
+)
 def test_a_broken_run_is_named_or_goes_on(here, broken, expected, capsys):
     broken()
     status = main(["train", "run.yaml", "run.steps=7"])

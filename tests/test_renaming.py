@@ -174,6 +174,7 @@ def test_a_former_name_in_what_was_saved_is_named(saved):
         Tokenizer.load(saved.made)
 
 
+@pytest.mark.slow
 def test_codes_go_on(saved, tmp_path, capsys):
     for source in (saved.run, saved.made):
         rebuilt = tmp_path / f"rebuilt-{source.name}"
@@ -184,6 +185,7 @@ def test_codes_go_on(saved, tmp_path, capsys):
     assert "0 written, 3 existed already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_evaluations_are_compared(saved, tmp_path, capsys):
     new = tmp_path / "now.json"
     assert main(["eval", str(saved.run), "--json", str(new)]) == 0
@@ -195,6 +197,7 @@ def test_evaluations_are_compared(saved, tmp_path, capsys):
     assert "psnr" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_under_its_former_and_its_present_name(saved, tmp_path):
     assert main(["train", saved.config, "run.steps=3"]) == 0
     present = written(tmp_path / "now.yaml", tree_of(saved.run, saved.names[-1]))
@@ -205,6 +208,7 @@ def test_a_run_is_resumed_under_its_former_and_its_present_name(saved, tmp_path)
     assert config["model"]["encoder"]["name"] == f"shape/{saved.names[-1]}"
 
 
+@pytest.mark.slow
 def test_a_new_run_keeps_the_tokens_of_what_was_saved(saved, tmp_path):
     start = {"model__full_ckpt": str(saved.made), "model__freeze_enc": True}
     config = written(tmp_path / "now.yaml", tree_of(tmp_path / "more", saved.names[-1], **start))

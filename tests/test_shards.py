@@ -187,6 +187,7 @@ def test_a_shard_is_scanned_once_until_it_changes(tmp_path, monkeypatch):
     assert len(scans) == 2
 
 
+@pytest.mark.slow
 def test_a_process_leaves_no_files(tmp_path):
     path = packed(tmp_path / "s.tar", **{f"x{number}_png": b"1" * 100 for number in range(50)})
     code = f"""

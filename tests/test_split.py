@@ -147,6 +147,7 @@ def test_a_key_without_group_and_an_empty_side(toy, tmp_path):
             keys(config_of(tmp_path, data__eval_share=0.5, data__group="(z?)"), split)
 
 
+@pytest.mark.slow
 def test_train_resume_eval_and_check_with_a_share(toy, many, capsys):
     path = write_config(many, data__eval_share=0.1, run__steps=2)
     assert main(["check", path]) == 0
@@ -166,6 +167,7 @@ def test_train_resume_eval_and_check_with_a_share(toy, many, capsys):
 # Samples on both sides
 
 
+@pytest.mark.slow
 def test_the_same_folder_on_both_sides_is_a_warning(toy, many, capsys, caplog):
     path = write_config(many, data__eval_path=str(many / "data"), run__steps=1)
     assert main(["check", path]) == 0

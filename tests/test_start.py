@@ -78,6 +78,7 @@ def test_frozen_means_the_tokens_stay_to_the_bit(tmp_path, base):
         assert all(same(after, before, part) for part in PARTS[:3])
 
 
+@pytest.mark.slow
 def test_a_frozen_run_is_taken_up_again_without_its_origin(tmp_path, base):
     import shutil
 
@@ -164,6 +165,7 @@ def fetched(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_published_weights_are_fetched_where_no_checkpoint_fills_the_part(tmp_path, base, fetched):
     from vqcore.cli import main
 

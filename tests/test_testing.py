@@ -2186,6 +2186,7 @@ class Raising(Meddling):
         raise KeyError("loss")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "text"), [(Meddling, "state law: a run ends with other"), (Raising, "KeyError")]
 )
@@ -2567,6 +2568,7 @@ def test_a_component_has_all_members_of_an_optional_protocol_or_none():
         modality(variant(Modality, is_mask=True)())
 
 
+@pytest.mark.slow
 def test_an_optional_member_is_looked_up_in_one_place():
     """No other code of ours asks for an optional member by a string, which nobody would check."""
     names = {name for kind in protocols.OPTIONAL for name in protocols.optional_members(kind)}

@@ -145,6 +145,7 @@ def test_only_the_tokenizer_at_play_moves_the_codebook(tmp_path):
     assert torch.equal(*codebooks)
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_larger_batch(tmp_path):
     still = {"name": "toy/quantizer", "rate": 0.0}  # a codebook that moves makes the second half another one
     one = train(run_config(tmp_path / "one", run__steps=1, data__batch_size=8, model__quantizer=still))
@@ -198,6 +199,7 @@ def test_another_best_is_sought_anew_from_the_step_where_it_was_named(tmp_path):
     assert min(checkpoints(tmp_path / "run")) > 12
 
 
+@pytest.mark.slow
 def test_evaluation_files_that_are_gone_take_no_training_with_them(tmp_path, monkeypatch):
     """The checkpoint of a step is saved before the step is evaluated; the same command evaluates later."""
     from vqcore import trainer
@@ -250,7 +252,9 @@ def test_evaluation_uses_the_running_average_and_load_gives_it(tmp_path):
         Tokenizer.load(tmp_path / "plain", weights="ema")
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
+@pytest.mark.parametrize(
+    "damage", ["flip", *(pytest.param(each, marks=pytest.mark.slow) for each in ("cut", "missing"))]
+)
 def test_a_damaged_checkpoint_is_set_aside_and_the_end_is_the_same(tmp_path, monkeypatch, capsys, damage):
     train(run_config(tmp_path / "whole"))
     config = run_config(tmp_path / "hurt")
@@ -413,6 +417,7 @@ def test_a_run_that_died_while_it_made_its_folder_begins_anew(tmp_path):
     assert train(run_config(folder)).step == 6
 
 
+@pytest.mark.slow
 def test_a_setting_with_a_dollar_sign_does_not_look_like_a_change(tmp_path):
     config = run_config(tmp_path / "run", data__note="a\\${b}")
     assert config.data.note == "a${b}"
@@ -471,6 +476,7 @@ def test_figures_of_a_step_are_means_over_its_batches_and_over_steps_that_have_t
     )
 
 
+@pytest.mark.slow
 def test_players_weights_follow_from_the_seed_and_nothing_else(tmp_path):
     first = []
     for name, seed, noise in (("a", 1, 5), ("b", 1, 6), ("c", 2, 5)):
@@ -482,6 +488,7 @@ def test_players_weights_follow_from_the_seed_and_nothing_else(tmp_path):
     assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
 
+@pytest.mark.slow
 def test_half_a_picture_does_not_stop_a_run(tmp_path):
     (tmp_path / "run" / "samples").mkdir(parents=True)
     config = run_config(tmp_path / "run", run__steps=10)

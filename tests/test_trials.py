@@ -415,6 +415,7 @@ def test_a_control_net_over_a_borrowed_base_decodes_with_steps_and_a_seed(tmp_pa
 # ------------------------------------------------------------------------------------ metrics with a borrowed net
 
 
+@pytest.mark.slow
 def test_metrics_with_another_net_are_not_compared(tmp_path, capsys):
     nets = [lent(tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1)]
     metrics = {name: {"name": f"toy/{name}", "weights": nets[0]} for name in ("frechet", "nearest")}
@@ -566,6 +567,7 @@ def last(folder, step=6):
     return load_tensors(folder / f"checkpoints/step_{step}/state.safetensors")
 
 
+@pytest.mark.slow
 def test_two_players_share_a_module(tmp_path, monkeypatch):
     """Both train it, in training mode, and it is saved once."""
     seen = []
@@ -614,6 +616,7 @@ def test_a_head_tied_to_the_tokenizer_is_trained_once_and_evaluated_with_the_ave
     same_end(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_a_player_that_plays_seldom_is_no_head_of_the_model(tmp_path, monkeypatch):
     def setup(self, tokenizer):
         self.judge = nn.Linear(2, 1)
@@ -649,6 +652,7 @@ def test_an_adversary_that_joins_after_the_end_plays_when_the_run_is_lengthened(
     same_end(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_the_model_may_rest_for_a_step(tmp_path, monkeypatch):
     changed(monkeypatch, players=lambda step: ("model",) if step % 2 else ("adversary",))
     gan = {**GAN, "adversary": {"name": "toy/gan", "start": 0}}
@@ -721,6 +725,7 @@ def test_lazy_parameters_are_refused(tmp_path, monkeypatch, capsys):
     assert "it has lazy parameters after setup; give their sizes there" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_term_of_weight_0_that_is_not_finite_leaves_the_adaptive_weight_alone(tmp_path, monkeypatch):
     def judged(self, tokenizer, made, batch, **more):
         terms = {**made.terms, "nan": made.x_hat.mean() * float("nan")}

@@ -33,7 +33,9 @@ def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
         ("$V show optim <&- >&- 2>&-", 0, ""),
         ("$V show nothing 2>&-", 2, ""),
         ("$V show nothing 2>/dev/full", 2, ""),
-        ("$V show vit/encoder | head -1; exit ${PIPESTATUS[0]}", None, ""),
+        pytest.param(
+            "$V show vit/encoder | head -1; exit ${PIPESTATUS[0]}", None, "", marks=pytest.mark.slow
+        ),
         ("$V show nothing 2> >(true); exit $?", 2, ""),
         ("PYTHONIOENCODING=ascii $V show ü 2>&1 >/dev/null | grep -q xfc", 0, ""),
         ("COLUMNS=20 $V --help && COLUMNS=1 $V train --help", 0, ""),

@@ -107,6 +107,7 @@ class TestBase:
         )
         assert torch.equal(cond.text, decoder.base.prompts(["", "red"]))
 
+    @pytest.mark.slow
     def test_a_base_of_the_hub(self, base, tmp_path, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         files = {str(p.relative_to(base)): p.read_bytes() for p in base.rglob("*") if p.is_file()}

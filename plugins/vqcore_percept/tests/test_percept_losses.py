@@ -220,6 +220,7 @@ def test_missing_weights_are_named(tmp_path, monkeypatch):
 # CLIP and teachers
 
 
+@pytest.mark.slow
 def test_clip_obeys_the_laws_and_borrows(tower, tmp_path):
     from vqcore.testing.checks import check_percept
 

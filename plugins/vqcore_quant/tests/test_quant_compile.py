@@ -160,6 +160,7 @@ print("torch._dynamo" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_using_a_codebook_loads_no_compiler():
     """Loading the compiler would take longer than a short command."""
     done = subprocess.run(

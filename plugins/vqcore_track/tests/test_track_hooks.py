@@ -48,7 +48,9 @@ def test_a_profile_of_the_run(tmp_path, capsys):
     assert "trace.json for a trace viewer" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("after, recorded", [(0, True), (4, True), (9, False)])
+@pytest.mark.parametrize(
+    "after, recorded", [pytest.param(0, True, marks=pytest.mark.slow), (4, True), (9, False)]
+)
 def test_a_run_that_ends_early_keeps_the_steps_it_recorded(tmp_path, after, recorded):
     hooks = {"profile": {"name": "track/profile", "steps": 50, "after": after}}
     train(run_config(tmp_path / "run", hooks=hooks))

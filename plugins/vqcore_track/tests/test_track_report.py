@@ -144,6 +144,7 @@ def test_it_asks_for_no_network_and_runs_nothing(run):
     assert not re.search(r"https?://|@import|url\(", text)
 
 
+@pytest.mark.slow
 def test_what_vqcore_eval_measured_is_shown(run):
     assert main(["eval", str(run), "--weights", "both"]) == 0
     found = written(run)
@@ -231,7 +232,13 @@ def tree_of(tmp_path, kind):
     return run_tree(tmp_path / "run", data=data, run__steps=2, **parts)
 
 
-@pytest.mark.parametrize("kind", ["one axis", "volume", "vector", "class maps"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "one axis",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("volume", "vector", "class maps")),
+    ],
+)
 def test_every_kind_of_data_has_a_page(tmp_path, kind):
     train(from_tree(tree_of(tmp_path, kind), schema=RunConfig))
     found = written(tmp_path / "run")
