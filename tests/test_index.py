@@ -166,7 +166,7 @@ class TestVerb:
         (root / "a/2.png").write_bytes(b"in place")
         again = self.said(capsys, str(root), "--hash")
         assert "read      0 folders; 4 are as they were" in again
-        assert "hashed    1 files; 5 are as they were" in again
+        assert "hashed    1 file; 5 are as they were" in again
 
     def test_later_commands_read_nothing(self, root, scanned, capsys):
         self.said(capsys, str(root))
