@@ -20,7 +20,8 @@ from tokenizers import Tokenizer, models, trainers
 from torch import Tensor
 
 from vqcore import config
-from vqcore.errors import DataError, SettingError
+from vqcore.config import above_zero, at_least
+from vqcore.errors import DataError
 from vqcore_fit.fitted import Fitted, Sample
 
 _FIRST = 0x10000
@@ -49,16 +50,8 @@ class FAST(Fitted):
         """Most positions that are kept to learn the pairs; of more positions so many are drawn."""
 
         def __post_init__(self) -> None:
-            for name, least in (
-                ("latent_dim", 1),
-                ("codebook_size", 3),
-                ("num_codebooks", 1),
-                ("samples", 1),
-            ):
-                if getattr(self, name) < least:
-                    raise SettingError(name, f"{getattr(self, name)} must be at least {least}")
-            if not self.scale > 0:
-                raise SettingError("scale", f"{self.scale} must be above 0")
+            at_least(self, latent_dim=1, codebook_size=3, num_codebooks=1, samples=1)
+            above_zero(self, "scale")
 
     span: Tensor
     pairs: Tensor
