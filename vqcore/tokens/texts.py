@@ -64,7 +64,9 @@ def encode_texts(
     rank, ranks = dist.share()
     layout = layout_named(store, "--store")
     if not layout.has_shards:
-        raise ConfigError(f"--store {layout.name} does not keep the lengths of texts; take arrow or parquet.")
+        raise ConfigError(
+            f"--store {layout.name} does not keep the lengths of texts; take arrow, parquet or tar."
+        )
     done = Written(0)
     total, digest = _counted(texts)
     manifest = {
