@@ -30,6 +30,11 @@ class Config:
     name: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoSettings(Config):
+    """The `Config` of a component without settings: `Config = NoSettings`."""
+
+
 def refuse_idle(config: Any, because: str, *names: str) -> None:
     """Raise `SettingError` for the first of these settings that was changed: it does nothing, for the reason given.
 

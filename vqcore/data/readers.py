@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vqcore import config
-from vqcore.config import at_least
+from vqcore.config import NoSettings, at_least
 from vqcore.data.hints import readers_of
 from vqcore.data.listing import suffix_length
 from vqcore.data.npy import read_array, read_member
@@ -60,12 +60,9 @@ class Npy:
     """`.npy`: one array of NumPy."""
 
     suffixes = (".npy",)
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
-        """No settings."""
-
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: NoSettings):
         self.cfg = cfg
 
     def read(self, path: Path) -> np.ndarray:
