@@ -58,11 +58,7 @@ class FAST(Fitted):
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        self.dim, self.codebook_size, self.num_codebooks = (
-            cfg.latent_dim,
-            cfg.codebook_size,
-            cfg.num_codebooks,
-        )
+        self.num_codebooks = cfg.num_codebooks
         # The least and the largest number, and the codes that are joined, in the order in which they were learned.
         self.register_buffer("span", torch.zeros(2, dtype=torch.int64))
         self.register_buffer("pairs", torch.full((cfg.codebook_size, 2), -1))

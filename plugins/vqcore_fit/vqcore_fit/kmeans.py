@@ -46,11 +46,7 @@ class KMeans(Fitted):
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        self.dim, self.codebook_size, self.num_codebooks = (
-            cfg.latent_dim,
-            cfg.codebook_size,
-            cfg.num_codebooks,
-        )
+        self.num_codebooks = cfg.num_codebooks
         self.register_buffer(
             "centres", torch.zeros(cfg.num_codebooks, cfg.codebook_size, self.dim // cfg.num_codebooks)
         )

@@ -55,8 +55,7 @@ class Scalar(Fitted):
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        self.dim = self.num_codebooks = cfg.latent_dim
-        self.codebook_size = cfg.codebook_size
+        self.num_codebooks = cfg.latent_dim
         self.methods = (cfg.method,) * self.dim if isinstance(cfg.method, str) else cfg.method
         self.register_buffer("edges", torch.zeros(self.dim, self.codebook_size - 1))
         self.register_buffer("centres", torch.zeros(self.dim, self.codebook_size))
