@@ -57,9 +57,9 @@ def _print(found: Inventory) -> None:
     files, folders = plural(len(found.names), "file"), plural(found.folders, "folder")
     say(f"{found.root}: {files}, {in_bytes(found.bytes)}, in {folders}")
     say(f"kinds     {counted(dict(found.kinds.most_common())) or 'none'}")
-    say(f"read      {plural(found.read, 'folder')}; {found.folders - found.read:,} are as they were")
+    say(f"read      {plural(found.read, 'folder')}; {found.folders - found.read:,} as they were")
     if found.hashes is not None:
-        say(f"hashed    {plural(found.hashed, 'file')}; {len(found.names) - found.hashed:,} are as they were")
+        say(f"hashed    {plural(found.hashed, 'file')}; {len(found.names) - found.hashed:,} as they were")
         groups = list(found.copies())
         for group in groups[:SHOWN]:
             say(f"copies    {listed(group, 4)}")
