@@ -160,10 +160,7 @@ def check_laws(section: Section) -> None:
     """The laws of all components of `mine.py`, with the settings that the section's configs have."""
     registry().add_file("mine.py")
     files = [text for language, text in section.blocks if language == "yaml"]
-    configs = [
-        load(NAME.match(text)[1], schema=TextConfig if "\ntext:" in text else RunConfig).config
-        for text in files
-    ]
+    configs = [load(NAME.match(text)[1], schema=None).config for text in files]
     used = {cfg.name: (cfg, config) for config in configs for cfg in components(config)}
     for component in registry().plugin("local").components:
         kind, name = component.kind, f"local/{component.name}"

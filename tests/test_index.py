@@ -150,8 +150,8 @@ class TestVerb:
         (root / "b/copy.png").write_bytes(b"a/1.png")
         first = self.said(capsys, str(root), "--hash", "--out", str(tmp_path / "list.parquet"))
         assert "6 files, 42 bytes, in 4 folders" in first and "5 x .png, 1 x .txt" in first
-        assert "read      4 folders; 0 are as they were" in first
-        assert "hashed    6 files; 0 are as they were" in first
+        assert "read      4 folders; 0 as they were" in first
+        assert "hashed    6 files; 0 as they were" in first
         assert "copies    a/1.png, b/copy.png" in first
         rows = pq.read_table(tmp_path / "list.parquet").to_pylist()
         assert [row["path"] for row in rows] == [
@@ -165,8 +165,8 @@ class TestVerb:
         assert rows[1]["bytes"] == 7 and rows[1]["sha256"] == rows[5]["sha256"] != rows[2]["sha256"]
         (root / "a/2.png").write_bytes(b"in place")
         again = self.said(capsys, str(root), "--hash")
-        assert "read      0 folders; 4 are as they were" in again
-        assert "hashed    1 files; 5 are as they were" in again
+        assert "read      0 folders; 4 as they were" in again
+        assert "hashed    1 file; 5 as they were" in again
 
     def test_later_commands_read_nothing(self, root, scanned, capsys):
         self.said(capsys, str(root))

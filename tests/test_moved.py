@@ -1,5 +1,6 @@
 """Resuming a run whose samples lie elsewhere now: only with the same samples, and equal to the bit."""
 
+import itertools
 import json
 import shutil
 
@@ -8,8 +9,10 @@ import pytest
 from toys import run_config, toy  # noqa: F401
 
 from vqcore import dist
+from vqcore.check.overlap import copies, overlap
 from vqcore.data.identity import CHOSEN, difference, identity
 from vqcore.errors import RunError
+from vqcore.evaluate.compare import set_sha256
 from vqcore.protocols import Window
 from vqcore.trainer import train
 
@@ -136,6 +139,27 @@ def test_identity_is_of_the_samples_alone(tmp_path):
     assert difference(identity(Few(given), []), identity(Few(given[::-1]), []))
     changed = [*given[:2], np.arange(5) + 1, given[3]]
     assert difference(identity(Few(given), []), identity(Few(changed), [])).startswith("the files have other")
+
+
+def test_what_is_masked_belongs_to_a_sample():
+    numbers = np.arange(6.0).reshape(2, 3)
+    plain, one, other = numbers, *(np.ma.masked_equal(numbers, number) for number in (1, 2))
+    same = np.ma.MaskedArray(
+        np.where(one.mask, 9, numbers), one.mask
+    )  # what stands below a mask does not count
+    contents = [identity(Few([each]), []) for each in (plain, one, other, same)]
+    assert contents[1] == contents[3]
+    assert all(difference(a, b) for a, b in itertools.combinations(contents[:3], 2))
+    for given, copied in (
+        ([plain, one, other], ""),
+        ([plain, one, other, same], "0003 has the content of 0001"),
+    ):
+        found = [finding.what for finding in copies(Few(given), "data.path")]
+        assert [what.endswith(copied) for what in found] == [True] * bool(copied)
+    assert not [*overlap(Few([plain, one]), Few([other]), "data.eval_path")]
+    assert [*overlap(Few([plain, one]), Few([same]), "data.eval_path")]
+    sets = [set_sha256(Few([each]), (), None) for each in (plain, one, other, same)]
+    assert sets[1] == sets[3] and len(set(sets)) == 3
 
 
 def test_only_some_contents_are_read(tmp_path):

@@ -552,7 +552,7 @@ def test_guidance_that_was_never_trained_is_warned_of_once(caplog, settings, opt
         ({"cls_free_guidance_dropout": 20}, "objective.cls_free_guidance_dropout=20.0 is a share"),
         ({"masked_cfg": True}, "objective.masked_cfg=True does nothing with cls_free_guidance_dropout=0"),
         ({"masked_cfg_low": 1}, "objective.masked_cfg_low=1 does nothing with masked_cfg=false"),
-        ({"cls_free_guidance_dropout": 0.1, "masked_cfg": True, "masked_cfg_low": -1}, "masked_cfg_low=-1 is below 0"),
+        ({"cls_free_guidance_dropout": 0.1, "masked_cfg": True, "masked_cfg_low": -1}, "masked_cfg_low=-1 must be"),
         (
             {"cls_free_guidance_dropout": 0.1, "masked_cfg": True, "masked_cfg_low": 5, "masked_cfg_high": 2},
             "masked_cfg_high=2 is below 1, or below masked_cfg_low=5",

@@ -583,7 +583,7 @@ class TestPrecision:
         with pytest.raises(ConfigError, match=re.escape(says)):
             stored(many, pics, tmp_path / "many")
         with pytest.raises(ConfigError, match=r"of 128 positions have the codes of fp32, and at least"):
-            tokenize_folder(many, pics, tmp_path / "many", size=(8, 8))
+            tokenize_folder(many, pics, tmp_path / "many", size=(8, 8), batch_size=2)
         assert not (tmp_path / "many").exists()
 
 
@@ -616,7 +616,7 @@ def test_the_command_line(tmp_path, capsys):
         (["--also", other], "--also " + other + ": write --also RUN OUT, and then settings key=value"),
         (["--also", other, out[2], "sise=8"], "'sise=8' is no setting of a further tokenizer. Did you mean 'size'?"),
         (["--also", other, out[2], "batch_size=no"], "batch_size=no must be a whole number above 0"),
-        (["--also", other, out[2], "store=folder"], "store=folder has no shards"),
+        (["--also", other, out[2], "store=folder[]"], "store=folder[] has no shards"),
         (["--store", "folder", "--crops", "2"], "--crops is for stores of shards, and --store folder keeps files"),
         (["--crops", "2"], "--crops 2: all crops of a sample would be alike"),
         (["--seed", "2"], "--seed 2 decides random crops, and --crops asks for none"),

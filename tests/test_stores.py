@@ -237,6 +237,12 @@ class TestStartedAgain:
         (tmp_path / "todo").write_text("4\n")
         with pytest.raises(DataError, match=r"no file has the key '4' \(1 of 1\)"):
             stored(made, pics, tmp_path / "tok", only=tmp_path / "todo")
+        (tmp_path / "todo").write_bytes(bytes(range(128, 256)) * 99)
+        with pytest.raises(
+            DataError, match=r"no file has the key '\\udc80\\udc81.{44}\.\.\. \(1 of 1\)"
+        ) as raised:
+            stored(made, pics, tmp_path / "tok", only=tmp_path / "todo")
+        assert str(raised.value).isascii()
         (tmp_path / "todo").write_text("\n")
         with pytest.raises(DataError, match=r"names no key"):
             stored(made, pics, tmp_path / "tok", only=tmp_path / "todo")
@@ -368,10 +374,17 @@ def test_the_command_line(tmp_path, capsys):
     assert f"is a part of a store. Give the folder of the store: {there[0]}." in capsys.readouterr().err
     for more, says in (
         (["--store", "arow"], "--store: vqcore 0.1.0 has no store of codes 'arow'. Did you mean 'arrow'"),
-        (["--store", "folder", "--only", "x"], "--only is for stores of shards"),
+        (["--store", "folder[]", "--only", "x"], "--only is for stores of shards"),
     ):
         assert main(["tokenize", run, str(pics), str(tmp_path / "new"), *more]) == 2
         assert says in capsys.readouterr().err
+    # Brackets without settings change nothing.
+    assert main(["tokenize", run, str(pics), there[0], "--shard-size", "1", "--store", "arrow[]"]) == 0
+    assert "0 written, 2 existed already" in capsys.readouterr().out
+    assert main(["tokenize", run, str(pics), str(tmp_path / "new"), "--store", " folder[]"]) == 0
+    assert main(["tokens", "convert", there[0], str(tmp_path / "copy"), "--store", "folder[]"]) == 0
+    assert set(contents(tmp_path / "new")) == {"a.npy", "b/c.npy", "tokens.json", "b/tokens.json"}
+    assert contents(tmp_path / "new") == contents(tmp_path / "copy")
 
 
 class TestDataset:

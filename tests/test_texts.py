@@ -216,6 +216,6 @@ def test_keys_name_one_text(tmp_path):
         encode_texts(Letters(), texts, tmp_path / "s", name="n", fingerprint="f", length=5)
     (tmp_path / "b.txt").write_text("\n")
     with pytest.raises(ConfigError, match="--store folder does not keep the lengths"):
-        encoded(tmp_path / "s", tmp_path / "a.jsonl", store="folder")
+        encoded(tmp_path / "s", tmp_path / "a.jsonl", store="folder[]")
     with pytest.raises(DataError, match="holds no texts"):
         encoded(tmp_path / "s", tmp_path / "b.txt")

@@ -120,6 +120,14 @@ class TestVerdicts:
         said = verdicts(figures(error, **places), {"constant": figures(1.0)})
         assert any("where they are" in sentence and "1.0 bits" in sentence for sentence in said) == warns
 
+    def test_a_fitted_tokenizer_is_not_told_to_train(self):
+        baselines = {"constant": figures(1.0), "k-means": figures(0.13)}
+        assert verdicts(figures(0.12), baselines, fitted=True) == []
+        flat = {"codes/perplexity": 1.0, "codes/perplexity_possible": 999.0}
+        said = " ".join(verdicts(figures(0.9, **flat), baselines, fitted=True))
+        assert "codebook_size" in said and "docs/fit.md" in said
+        assert not any(word in said for word in ("rain", "optim", "learning", "docs/quantizers.md"))
+
     def test_a_baseline_without_error_is_no_division_by_zero(self):
         assert verdicts({"error": 0.0}, {"constant": {"error": 0.0}}) == []
         assert "no error" in verdicts({"error": 0.1}, {"constant": {"error": 0.0}})[0]

@@ -52,7 +52,7 @@ def _eval(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="key.path=value",
-        help="e.g. data.eval_path=my/photos eval.sizes=[128,256]",
+        help="settings of the evaluation, e.g. data.eval_path=my/photos eval.sizes=[128,256]",
     )
     parser.add_argument(
         "--compare",
@@ -74,7 +74,11 @@ def _eval(parser: argparse.ArgumentParser) -> None:
 def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run folder, finished or not")
     parser.add_argument(
-        "--samples", type=_count, default=512, help="number of held-out samples to look at (default 512)"
+        "--samples",
+        type=_count,
+        default=512,
+        metavar="N",
+        help="number of held-out samples to look at (default 512)",
     )
     _borrowing(parser)
     _pickles(parser)
@@ -97,15 +101,24 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
         "that of a plugin",
     )
     parser.add_argument(
-        "--shard-size", type=_count, help="files in one shard, which is done or not done (default 4096)"
+        "--shard-size",
+        type=_count,
+        metavar="N",
+        help="files in one shard, which is written as a whole (default 4096)",
     )
     parser.add_argument(
         "--only", metavar="FILE", help="do the shards again that hold the keys in FILE, e.g. failed.txt"
     )
     parser.add_argument(
-        "--workers", type=_number, default=1, help="threads that read files ahead (default 1; 0: none)"
+        "--workers",
+        type=_number,
+        default=1,
+        metavar="N",
+        help="threads that read files ahead (default 1; 0: none)",
     )
-    parser.add_argument("--size", help="size to tokenize at, e.g. 256 or 256x192 (default: the nominal size)")
+    parser.add_argument(
+        "--size", help="size to tokenize at, e.g. 256 or 256x192 (default: the tokenizer's own)"
+    )
     parser.add_argument(
         "--stride",
         help="positions from one window of a record to the next, e.g. 512 (default: the window, without overlap)",
@@ -117,13 +130,13 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
         "--crops",
         type=_count,
         metavar="N",
-        help="crops of each sample: the centre, then random ones with flips, as the modality draws them in training",
+        help="crops of each sample: the centre, then N - 1 that are drawn and mirrored as in training",
     )
     parser.add_argument(
-        "--views", metavar="STORE", help="take the crops that the rows of this store have, by key"
+        "--views", metavar="STORE", help="take the crops that this store has of the same samples"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="with --crops: another seed, other crops (default 0)"
+        "--seed", type=int, default=0, metavar="N", help="with --crops: another seed, other crops (default 0)"
     )
     parser.add_argument(
         "--masks",
@@ -165,10 +178,15 @@ def _decode(parser: argparse.ArgumentParser) -> None:
         help="sampling options of the tokenizer's objective, e.g. steps=25; `vqcore show OBJECTIVE` lists them",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="decoders that draw noise: another seed, other noise (default 0)"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="for decoders that draw noise: another seed, other noise (default 0)",
     )
     parser.add_argument(
-        "--size", help="LAYOUT:FOLDER: the size at which the codes were made (default: the nominal size)"
+        "--size",
+        help="for LAYOUT:FOLDER: the size at which the codes were made (default: the tokenizer's own)",
     )
     parser.add_argument("--force", action="store_true", help="decode tokens of another tokenizer too")
     _batches(parser)
@@ -193,27 +211,29 @@ def _tokens(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="RUN", help="convert from LAYOUT:FOLDER: the tokenizer that made the codes"
     )
-    parser.add_argument("--size", help="convert: the size at which RUN made them (default: the nominal size)")
+    parser.add_argument("--size", help="convert: the size at which RUN made them (default: its own)")
     parser.add_argument("--json", action="store_true", help="stats: print all numbers as JSON")
     parser.add_argument("--html", metavar="FILE", help="stats: also write a page for the browser")
     parser.add_argument(
         "--sheet",
         metavar="FILE.png",
-        help="verify: decode some rows into a picture, the same keys of each store (default: STORE.png)",
+        help="verify: decode some rows into a picture, the same keys of each store (with --decode or --source alone: "
+        "STORE.png)",
     )
     parser.add_argument(
         "--decode",
         action="append",
         default=[],
         metavar="RUN",
-        help="verify: the tokenizer of a store; repeat it for several (default: those that tokens.json names)",
+        help="verify: as --sheet, with this tokenizer; repeat it for several stores (default: those that tokens.json "
+        "names)",
     )
     parser.add_argument(
         "--source",
         action="append",
         default=[],
         metavar="FOLDER",
-        help="verify: the files of a store, for the picture; repeat it in the order of the stores",
+        help="verify: as --sheet, with the files of a store above; repeat it in the order of the stores",
     )
     _weights(parser)
     _pickles(parser)
@@ -254,7 +274,7 @@ def _import(parser: argparse.ArgumentParser) -> None:
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", nargs="?", help="a YAML file, or recipe:NAME")
+    parser.add_argument("config", nargs="?", help="a YAML file, or recipe:NAME (vqcore config --list)")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help=OVERRIDE_HELP)
     parser.add_argument("--origin", action="store_true", help="show for each value the layer that set it")
     parser.add_argument("--list", action="store_true", help="list the installed recipes")
@@ -294,7 +314,9 @@ def _plugins(parser: argparse.ArgumentParser) -> None:
 
 def _show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "name", nargs="?", help="a component, e.g. vit/encoder or rgb, or a section of a config, e.g. optim"
+        "name",
+        nargs="?",
+        help="a component, e.g. vit/encoder or rgb, or a section of a config, e.g. optim; without a name: all of them",
     )
 
 
@@ -344,9 +366,9 @@ def _text(parser: argparse.ArgumentParser) -> None:
         "--key", metavar="NAME", help="encode: the member, or the column, that names the text"
     )
     parser.add_argument(
-        "--length", type=_count, help="encode: ids of a row (default 256); a longer text is cut"
+        "--length", type=_count, metavar="N", help="encode: ids of a row (default 256); a longer text is cut"
     )
-    parser.add_argument("--store", help="encode: layout of the store: arrow (default) or parquet")
+    parser.add_argument("--store", help="encode: layout of the store: arrow (default), parquet or tar")
 
 
 def _weights(parser: argparse.ArgumentParser, *more: str) -> None:
@@ -399,7 +421,9 @@ def _borrowing(parser: argparse.ArgumentParser) -> None:
 def _batches(parser: argparse.ArgumentParser) -> None:
     _weights(parser)
     _pickles(parser)
-    parser.add_argument("--batch-size", type=_count, default=16, help="samples in one batch (default 16)")
+    parser.add_argument(
+        "--batch-size", type=_count, default=16, metavar="N", help="samples in one batch (default 16)"
+    )
     parser.add_argument("--device", help="cpu or cuda (default: cuda if a GPU is available)")
     parser.add_argument(
         "--precision",
@@ -572,10 +596,11 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
-    common.add_argument(
+    every = common.add_argument_group("options of every verb")
+    every.add_argument(
         "--plugin", metavar="FILE", help="a Python file with a manifest; its components are named local/..."
     )
-    common.add_argument("--debug", action="store_true", help="print the traceback of every error")
+    every.add_argument("--debug", action="store_true", help="print the traceback of every error")
     parser = _Parser(
         prog="vqcore",
         description="Learned discrete tokenizers for any modality: train, measure, use, export.",

@@ -6,8 +6,10 @@ classes. This module needs the standard library only.
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from vqcore.errors import SettingError
@@ -28,6 +30,11 @@ class Config:
     name: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoSettings(Config):
+    """The `Config` of a component without settings: `Config = NoSettings`."""
+
+
 def refuse_idle(config: Any, because: str, *names: str) -> None:
     """Raise `SettingError` for the first of these settings that was changed: it does nothing, for the reason given.
 
@@ -39,6 +46,30 @@ def refuse_idle(config: Any, because: str, *names: str) -> None:
         if f.name in names and value != default:
             shown = list(value) if isinstance(value, tuple) else value
             raise SettingError(f.name, f"{shown} does nothing with {because}; leave it out")
+
+
+def at_least(config: Any, **least: int) -> None:
+    """Raise `SettingError` for the first of these settings that is below its number, or has one in a list that is.
+
+    Null passes. Call it in `__post_init__`: `at_least(self, steps=1, warmup=0)`.
+    """
+    for name, low in least.items():
+        _check(config, name, partial(operator.le, low), f"at least {low}")
+
+
+def above_zero(config: Any, *names: str) -> None:
+    """As `at_least`, for settings whose numbers must be above 0."""
+    for name in names:
+        _check(config, name, partial(operator.lt, 0), "above 0")
+
+
+def _check(config: Any, name: str, holds: Callable[[Any], bool], rule: str) -> None:
+    value = getattr(config, name)
+    shown = list(value) if isinstance(value, tuple) else value
+    if shown == []:
+        raise SettingError(name, "[] has no number")
+    if value is not None and not all(map(holds, value if isinstance(value, tuple) else (value,))):
+        raise SettingError(name, f"{shown} must be {rule}")
 
 
 def slot(kind: str, *, default: Any = dataclasses.MISSING) -> Any:

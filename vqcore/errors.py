@@ -82,6 +82,11 @@ def listed(names: Iterable[str], limit: int = 12) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
+def plural(count: int, word: str) -> str:
+    """A number of things in words: `1 sample`, `4,096 samples`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def printable(text: str, keep: str = "") -> str:
     """A text for terminals and logs: everything that would change how other letters are shown is escaped.
 

@@ -23,7 +23,7 @@ from vqcore.borrowed import keep_frozen
 from vqcore.compose.build import component
 from vqcore.compose.text import bracketed
 from vqcore.config import Config as BaseConfig
-from vqcore.config import refuse_idle, slot, slots, to_tree
+from vqcore.config import above_zero, at_least, refuse_idle, slot, slots, to_tree
 from vqcore.diffusion import (
     SCHEDULES,
     Target,
@@ -348,8 +348,7 @@ def noiseless(
 
 def _check_width(cfg: Any, *default: str | None) -> None:
     """Refuse a `width` that cannot be, or that does nothing with the loss; a loss in `default` may use it."""
-    if not cfg.width > 0:
-        raise SettingError("width", f"{cfg.width} must be above 0")
+    above_zero(cfg, "width")
     if cfg.loss not in ("smooth_l1", "huber", *default):
         refuse_idle(cfg, f"loss={cfg.loss}", "width")
 
@@ -479,8 +478,7 @@ class Diffusion(Judged):
                 refuse_idle(self, "cls_free_guidance_dropout=0", "masked_cfg")
             if not self.masked_cfg:
                 refuse_idle(self, "masked_cfg=false", "masked_cfg_low", "masked_cfg_high")
-            if self.masked_cfg_low < 0:
-                raise SettingError("masked_cfg_low", f"{self.masked_cfg_low} is below 0")
+            at_least(self, masked_cfg_low=0)
             if self.masked_cfg_high is not None and self.masked_cfg_high < max(1, self.masked_cfg_low):
                 raise SettingError(
                     "masked_cfg_high",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from vqcore.config import Config, refuse_idle, slot, slots
+from vqcore.config import Config, above_zero, at_least, refuse_idle, slot, slots
 from vqcore.errors import SettingError
 from vqcore.files import local
 
@@ -95,7 +95,7 @@ class DataConfig(Config):
         return self.has_eval or self.eval_share is not None
 
     def __post_init__(self) -> None:
-        _positive(self, "batch_size", "resolution_step")
+        at_least(self, batch_size=1, resolution_step=1, cache_mib=0)
         taken = {
             "original_size": "the size of a sample before its crop",
             "masks": "the masks of extra modalities",
@@ -112,8 +112,6 @@ class DataConfig(Config):
             raise SettingError(("extra",), text)
         if not 0 <= self.workers <= MOST_PROCESSES:
             raise SettingError("workers", f"{self.workers} must lie in 0..{MOST_PROCESSES}")
-        if self.cache_mib < 0:
-            raise SettingError("cache_mib", f"{self.cache_mib} must be at least 0")
         if not 0 <= self.max_bad_share <= 1:
             raise SettingError("max_bad_share", f"{self.max_bad_share} must lie in 0..1")
         if (self.input_size_min is None) != (self.input_size_max is None):
@@ -212,8 +210,7 @@ class ModelConfig:
     """Embedding, encoder, projection and codebook are frozen as loaded from full_ckpt, so tokens stay the same."""
 
     def __post_init__(self) -> None:
-        if self.embed_dim is not None:
-            _positive(self, "embed_dim")
+        at_least(self, embed_dim=1)
         for key in ("full_ckpt", "encoder_ckpt"):
             given = getattr(self, key)
             if isinstance(given, dict) and not all(isinstance(given.get(k), str) for k in ("name", "path")):
@@ -293,17 +290,12 @@ class RunSection:
         return local(self.dir)
 
     def __post_init__(self) -> None:
-        _positive(self, "log_every", "save_every", "keep")
+        at_least(self, log_every=1, save_every=1, keep=1, steps=1)
         if (self.steps is None) == (self.epochs is None):
             raise SettingError(("steps", "epochs"), "give either steps or epochs")
-        if self.steps is not None:
-            _positive(self, "steps")
-        if self.epochs is not None and not self.epochs > 0:
-            raise SettingError("epochs", f"{self.epochs} must be above 0")
+        above_zero(self, "epochs", "save_every_seconds")
         if self.threads is not None and not 1 <= self.threads <= MOST_PROCESSES:
             raise SettingError("threads", f"{self.threads} must lie in 1..{MOST_PROCESSES}")
-        if self.save_every_seconds is not None and not self.save_every_seconds > 0:
-            raise SettingError("save_every_seconds", f"{self.save_every_seconds} must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,23 +377,13 @@ class OptimSection:
     def __post_init__(self) -> None:
         if (self.lr is None) == (self.base_lr is None):
             raise SettingError(("lr", "base_lr"), "give either lr or base_lr")
-        _positive(self, "accumulate")
-        if self.horizon is not None:
-            _positive(self, "horizon")
+        at_least(self, accumulate=1, horizon=1, weight_decay=0, weight_decay_end=0, warmup=0, warmup_epochs=0)
+        at_least(self, min_lr=0, eps=0)
+        above_zero(self, "lr", "base_lr", "clip", "max_norm")
         if self.warmup and self.warmup_epochs is not None:
             raise SettingError(("warmup", "warmup_epochs"), "give either warmup (steps) or warmup_epochs")
-        for name in ("lr", "base_lr", "clip", "max_norm"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SettingError(name, f"{value} must be above 0")
-        for name in ("weight_decay", "weight_decay_end", "warmup", "warmup_epochs", "min_lr"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise SettingError(name, f"{value} must be at least 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise SettingError("betas", f"{list(self.betas)} must lie in [0, 1)")
-        if not self.eps >= 0:
-            raise SettingError("eps", f"{self.eps} must be at least 0")
         if self.lr is not None and self.min_lr > self.lr:
             raise SettingError(
                 ("min_lr", "lr"),
@@ -475,10 +457,7 @@ class EvalSection:
     counts and is kept, measured at the first of `sizes`."""
 
     def __post_init__(self) -> None:
-        _positive(self, "pictures")
-        for name in ("every", "batch_size", "samples", "decode_samples"):
-            if getattr(self, name) is not None:
-                _positive(self, name)
+        at_least(self, pictures=1, every=1, batch_size=1, samples=1, decode_samples=1)
         if self.perturb is not None and not 0 < self.perturb <= 1:
             raise SettingError("perturb", f"{self.perturb} must lie in (0, 1]")
         if self.samples is not None and (self.decode_samples or 0) > self.samples:
@@ -523,12 +502,6 @@ class RunConfig:
                 f"run.on_explosion={self.run.on_explosion} does nothing without a limit; set optim.max_norm"
             )
             raise SettingError(("run.on_explosion",), text)
-
-
-def _positive(config: object, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise SettingError(name, f"{getattr(config, name)} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from vqcore.evaluate.baseline import SHARE, Baselines, Source, cache_key, fitted
 from vqcore.evaluate.best import direction
 from vqcore.evaluate.compare import keys_sha256, protocol
 from vqcore.evaluate.measure import Measured, evaluate_data, sample_pictures, sampling_options
-from vqcore.evaluate.verdict import verdicts
+from vqcore.evaluate.verdict import is_fitted, verdicts
 from vqcore.network import asking
 from vqcore.protocols import Batch
 from vqcore.registry import registry
@@ -234,7 +234,12 @@ class _Loop:
                 )
         return dist.from_main(found)
 
-    def tell(self, measured: Mapping[tuple[int, ...], Measured], baselines: Baselines) -> None:
+    def tell(
+        self,
+        measured: Mapping[tuple[int, ...], Measured],
+        baselines: Baselines,
+        said: Mapping[tuple[int, ...], list[str]],
+    ) -> None:
         """Print an evaluation on one line for each size; after the last step also baselines and verdicts."""
         run, last = self.run, self.run.step == self.run.steps
         for size, got in measured.items():
@@ -242,7 +247,7 @@ class _Loop:
             say(f"\nstep {run.step}: evaluation{where}  {in_words(got.metrics)}")
             for name, scores in got.baselines.items() if last else ():
                 say(f"  {name}  {in_words(scores)}")
-            for text in verdicts(got.metrics, got.baselines) if last else ():
+            for text in said[size] if last else ():
                 say(f"  warning: {text}")
         if last and baselines.note:
             say(f"  {baselines.note}")
@@ -273,8 +278,10 @@ class _Loop:
             name: value for size in sizes for name, value in _logged(sizes, size, measured[size]).items()
         }
         log_metrics(run.dir, run.step, found)
-        add_evaluation(run, record_of(run, found) | _judged(measured, baselines))
-        self.tell(measured, baselines)
+        fitted = is_fitted(run.tokenizer)
+        said = {size: verdicts(got.metrics, got.baselines, fitted=fitted) for size, got in measured.items()}
+        add_evaluation(run, record_of(run, found) | _judged(measured, baselines, said))
+        self.tell(measured, baselines, said)
         sampling = sampling_options(run.config, run.tokenizer)
         with run.as_evaluated():
             sheet = pictures.contact_sheet(run.tokenizer, _fixed_samples(run), sampling)
@@ -310,14 +317,18 @@ def _logged(sizes: Sequence[tuple[int, ...]], size: tuple[int, ...], got: Measur
     return {_prefix(sizes, size) + name: value for name, value in (got.metrics | constant).items()}
 
 
-def _judged(measured: Mapping[tuple[int, ...], Measured], baselines: Baselines) -> dict[str, Any]:
+def _judged(
+    measured: Mapping[tuple[int, ...], Measured],
+    baselines: Baselines,
+    said: Mapping[tuple[int, ...], list[str]],
+) -> dict[str, Any]:
     """What `eval.json` of a checkpoint holds besides the metrics: results by size with their baselines and verdict."""
     results = [
         {
             "size": list(size),
             "metrics": got.metrics,
             "baselines": got.baselines,
-            "verdict": verdicts(got.metrics, got.baselines),
+            "verdict": said[size],
         }
         for size, got in measured.items()
     ]

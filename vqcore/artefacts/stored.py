@@ -24,7 +24,7 @@ from vqcore.compose.build import component
 from vqcore.compose.text import bracketed
 from vqcore.errors import ConfigError, DataError, did_you_mean
 from vqcore.files import local
-from vqcore.protocols import Coded, Store, StoredCodes, adopts
+from vqcore.protocols import Adopts, Coded, Store, StoredCodes, adopts
 from vqcore.registry import registry
 
 FOLDER = "folder"
@@ -117,9 +117,36 @@ class Records(Mapping[str, Codes]):
             raise DataError(f"{self.store.folder}: {maker}. Load the tokenizer that made them.")
 
 
-def store_named(name: str, where: str) -> Store:
-    """A store by its name, or `NAME[key=value,...]`. Raises `ConfigError` for an unknown one."""
-    return registry().build("store", component("store", bracketed(name, where), file=where, where=where))
+@dataclass(frozen=True)
+class Layout:
+    """A store that somebody named: the component, its name alone, and its name with settings, as manifests have it."""
+
+    store: Store
+    name: str
+    said: str
+
+    @property
+    def adopts(self) -> Adopts | None:
+        """The store, if its layout is that of another system."""
+        return adopts(self.store)
+
+    @property
+    def has_shards(self) -> bool:
+        """Whether codes lie in shards, and not in a file of codes for each file."""
+        return self.name != FOLDER and self.adopts is None
+
+
+def layout_named(given: str, where: str) -> Layout:
+    """A store by its name, or `NAME[key=value,...]`. Raises `ConfigError`, which begins with `where`."""
+    cfg: Any = component("store", bracketed(given, where), file=where, where=where)
+    settings = given.partition("[")[2].strip().removesuffix("]").strip()
+    said = f"{cfg.name}[{settings}]" if settings else cfg.name
+    return Layout(registry().build("store", cfg), cfg.name, said)
+
+
+def store_named(given: str, where: str) -> Store:
+    """The store alone of `layout_named`."""
+    return layout_named(given, where).store
 
 
 def store_of(folder: Path) -> str | None:
@@ -154,17 +181,16 @@ def open_named(name: str, says: Mapping[str, Any] | None = None) -> Opened:
     prefixed = with_prefix(name)
     if prefixed is None:
         return open_store(local(name))
-    folder, store = local(prefixed[1]), store_named(prefixed[0], name)
-    layout = prefixed[0].partition("[")[0]
-    if adopts(store) is None:
-        raise ConfigError(f"{name}: {layout} is no layout of another system. Give the folder alone.")
+    folder, layout = local(prefixed[1]), layout_named(prefixed[0], name)
+    if layout.adopts is None:
+        raise ConfigError(f"{name}: {layout.name} is no layout of another system. Give the folder alone.")
     manifest = read_manifest(folder) if folder.is_dir() else None
     if manifest is None and says is None:
         raise ConfigError(
             f"{name}: there is no {MANIFEST}. Name the tokenizer that made the codes: --tokenizer RUN."
         )
-    manifest = manifest or adopted(layout, says or {})
-    return Opened(folder, manifest, store.open(folder, manifest))
+    manifest = manifest or adopted(layout.said, says or {})
+    return Opened(folder, manifest, layout.store.open(folder, manifest))
 
 
 def adopted(layout: str, says: Mapping[str, Any]) -> dict[str, Any]:

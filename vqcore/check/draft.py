@@ -21,7 +21,7 @@ from vqcore.data.listing import Listing, counted, suffix_length
 from vqcore.data.parquet import SUFFIX, sample_columns
 from vqcore.data.readers import CORE, BySuffix
 from vqcore.data.split import held_out
-from vqcore.errors import ConfigError, DataError, VqcoreError, did_you_mean, listed
+from vqcore.errors import ConfigError, DataError, VqcoreError, did_you_mean, listed, plural
 from vqcore.protocols import Modality, SampleReader, named_parts
 from vqcore.registry import registry
 
@@ -96,7 +96,7 @@ def draft(
         found.notes["modality"] = reason
     if found.samples < 2 or found.parts < LEAST:
         raise DataError(
-            f"{path}: too few: {_count(found.samples, 'file')}, {_count(found.parts, 'sample')}. A config needs "
+            f"{path}: too few: {plural(found.samples, 'file')}, {plural(found.parts, 'sample')}. A config needs "
             f"{LEAST} samples, or windows of them, to train on and to hold out, in two files or more. Add files, or "
             "cut long ones into several. One array of many samples is no folder: data.name=array, data.path=FILE.npy"
         )
@@ -432,12 +432,10 @@ def _scale(
     found = propose_scale(summarise(arrays, channels=channels, nodata=nodata))
     if nodata:
         found = {"nodata": nodata, **found}
-    notes["scale"] = f"from the values of {len(arrays)} files; vqcore check CONFIG --values shows them"
+    notes["scale"] = (
+        f"from the values of {plural(len(arrays), 'file')}; vqcore check CONFIG --values shows them"
+    )
     return found
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def shapes_text(shapes: Sequence[tuple[int, ...]]) -> str:
@@ -537,7 +535,7 @@ def written(found: Draft, folder: Path) -> str:
     lines += [
         *(["  embed_dim: 8"] if categorical else []),
         f"objective: {{name: reconstruction, loss: {'cross_entropy' if categorical else 'mse'}}}",
-        f"# About {minutes} minute{'s' if minutes > 1 else ''} on two cores. More steps are better.",
+        f"# About {plural(minutes, 'minute')} on two cores. More steps are better.",
         f"run: {{steps: {steps}, log_every: 50, save_every: 500}}",
         "optim: {name: muon, lr: 4.0e-3, warmup: 50, args: {rms: 0.1, fused: true}}",
         "ema: {decay: 0.99}",

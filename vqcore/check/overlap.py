@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vqcore.check.findings import Finding
+from vqcore.data.identity import content_of
 from vqcore.errors import DataError
 from vqcore.protocols import Data, Window
 
@@ -49,8 +50,9 @@ class _Sample:
 def overlap(trained: Data, held: Data, setting: str) -> Iterator[Finding]:
     """A warning if held-out samples are training samples too: the same files, or files of equal content.
 
-    Files are compared byte by byte, arrays in memory by their numbers. Windows of one file are different samples if
-    they have no position in common. Other sources are not compared. `setting` is the setting of the held-out samples.
+    Files are compared byte by byte, arrays in memory by their numbers and masks. Windows of one file are different
+    samples if they have no position in common. Other sources are not compared. `setting` is the setting of the held-out
+    samples.
     """
     found, sizes = [], set()
     for one, source in _samples(held, HELD):
@@ -151,7 +153,7 @@ def _one_file(one: Path | np.ndarray, other: Path | np.ndarray) -> bool:
 
 
 def _plain(source: Any) -> Path | np.ndarray:
-    return np.asarray(source) if isinstance(source, np.ndarray) else Path(source)
+    return source if isinstance(source, np.ndarray) else Path(source)
 
 
 def _nothing() -> np.ndarray:
@@ -170,7 +172,7 @@ def _content(source: Path | np.ndarray) -> Any:
     """What is equal for equal contents: size, and a hash of parts of a file, or of an array; None if unreadable."""
     size = _size(source)
     if isinstance(source, np.ndarray):
-        return size, _digest(np.ascontiguousarray(source).tobytes())
+        return size, _digest(content_of(source))
     try:
         with source.open("rb") as file:
             pieces = []
@@ -193,7 +195,7 @@ def _size(source: Any) -> Any:
 
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        return True  # the hash was of all numbers
+        return True  # the hash was of all that is in it
     try:
         return filecmp.cmp(one, other, shallow=False)
     except OSError:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from vqcore.commands.eval import print_table
 from vqcore.commands.loading import access
 from vqcore.compose.layers import load
 from vqcore.console import command
-from vqcore.errors import DataError, VqcoreError, printable
+from vqcore.errors import DataError, VqcoreError, plural, printable
 from vqcore.registry import registry
 from vqcore.run.folder import check_folder
 from vqcore.schema import RunConfig
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         put(json.dumps({"config": args.config, **counts, "findings": [asdict(f) for f in found]}, indent=2))
     else:
-        put(f"\n{args.config}: {_number(counts['error'], 'error')}, {_number(counts['warning'], 'warning')}")
+        put(f"\n{args.config}: {_number(counts, 'error')}, {_number(counts, 'warning')}")
         if not counts["error"]:
             verb = "fit" if any(f.what == UNFITTED for f in found) else "train"
             put(f"next      {command(verb, args.config, *args.overrides)}")
@@ -133,5 +133,5 @@ def _print(finding: Finding) -> None:
         put(f"          -> {printable(finding.remedy)}")
 
 
-def _number(count: int, word: str) -> str:
-    return f"{count or 'no'} {word}{'' if count == 1 else 's'}"
+def _number(counts: Mapping[str, int], grade: str) -> str:
+    return plural(counts[grade], grade) if counts[grade] else f"no {grade}s"

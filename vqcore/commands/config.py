@@ -21,8 +21,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "no config given. Run: vqcore config FILE.yaml, or list the recipes: vqcore config --list"
         )
-    loaded = load(args.config, args.overrides, schema=RunConfig)
-    _check_optimizers(loaded)
+    loaded = load(args.config, args.overrides, schema=None)
+    if isinstance(loaded.config, RunConfig):
+        _check_optimizers(loaded)
     if not args.origin:
         put(dump(loaded.config).rstrip("\n"))
         return 0

@@ -21,7 +21,7 @@ from vqcore.borrowed import Lender, Loans, MissingWeights
 from vqcore.commands.loading import access
 from vqcore.config import to_tree
 from vqcore.console import say
-from vqcore.errors import ConfigError, DataError, RunError, cause, printable
+from vqcore.errors import ConfigError, DataError, RunError, cause, plural, printable
 from vqcore.evaluate import compare as comparison
 from vqcore.evaluate.baseline import SAMPLES, Baselines, Source, cache_key, fitted, keep, kept
 from vqcore.evaluate.measure import (
@@ -34,7 +34,7 @@ from vqcore.evaluate.measure import (
 )
 from vqcore.evaluate.perturb import NAME as PERTURBED
 from vqcore.evaluate.subject import Subject, subject
-from vqcore.evaluate.verdict import verdicts
+from vqcore.evaluate.verdict import is_fitted, verdicts
 from vqcore.files import local, write_text
 from vqcore.protocols import Data, Modality
 from vqcore.run.checkpoints import constant_in, load_training
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     with _processes(found) as device:
         report = measure(found, _weights(args.weights, found.weights), device)
         if dist.is_main():
-            _show(report, f"{found.title}, {report['protocol']['set']['count']} samples")
+            _show(report, f"{found.title}, {plural(report['protocol']['set']['count'], 'sample')}")
         if written:
             _write(found, report, device, *written)
     return 0
@@ -206,7 +206,7 @@ def _result(
     baselines: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
     """The stored result of one evaluation. Logs a warning if the codes have collapsed, and what the verdict is."""
-    said = verdicts(metrics, baselines)
+    said = verdicts(metrics, baselines, fitted=is_fitted(tokenizer))
     for warning in said if dist.is_main() else ():
         log.warning("warning: %s %s: %s", "x".join(map(str, size)), weights, warning)
     made = {"weights": weights, "size": list(size), "fingerprint": tokenizer.fingerprint}

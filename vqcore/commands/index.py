@@ -12,7 +12,7 @@ from vqcore.console import ProgressLine, say
 from vqcore.data.inventory import Inventory, inventory
 from vqcore.data.listing import counted, require_folder
 from vqcore.data.shards import expand, index_of, place_of
-from vqcore.errors import ConfigError, DataError, cause, in_bytes, listed
+from vqcore.errors import ConfigError, DataError, cause, in_bytes, listed, plural
 from vqcore.files import aside, local
 
 SHOWN = 3
@@ -54,11 +54,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(found: Inventory) -> None:
-    say(f"{found.root}: {len(found.names):,} files, {in_bytes(found.bytes)}, in {found.folders:,} folders")
+    files, folders = plural(len(found.names), "file"), plural(found.folders, "folder")
+    say(f"{found.root}: {files}, {in_bytes(found.bytes)}, in {folders}")
     say(f"kinds     {counted(dict(found.kinds.most_common())) or 'none'}")
-    say(f"read      {found.read:,} folders; {found.folders - found.read:,} are as they were")
+    say(f"read      {plural(found.read, 'folder')}; {found.folders - found.read:,} as they were")
     if found.hashes is not None:
-        say(f"hashed    {found.hashed:,} files; {len(found.names) - found.hashed:,} are as they were")
+        say(f"hashed    {plural(found.hashed, 'file')}; {len(found.names) - found.hashed:,} as they were")
         groups = list(found.copies())
         for group in groups[:SHOWN]:
             say(f"copies    {listed(group, 4)}")
@@ -101,7 +102,7 @@ def _shards(pattern: str) -> int:
             count, used = count + len(found.names), used + int(found.sizes.sum())
             kinds.update(f".{each.rpartition('/')[2].partition('.')[2].lower()}" for each in found.names)
             line.update(number + 1)
-    say(f"{pattern}: {count:,} files, {in_bytes(used)}, in {len(names):,} shards")
+    say(f"{pattern}: {plural(count, 'file')}, {in_bytes(used)}, in {plural(len(names), 'shard')}")
     say(f"kinds     {counted(dict(kinds.most_common())) or 'none'}")
     for text in list(damage.values())[:SHOWN]:
         say(f"damaged   {text}")

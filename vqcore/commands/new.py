@@ -12,7 +12,7 @@ from vqcore.check.draft import draft, written
 from vqcore.check.family import family, like
 from vqcore.compose.layers import load
 from vqcore.console import command, say
-from vqcore.errors import ConfigError, first_line
+from vqcore.errors import ConfigError, first_line, plural
 from vqcore.files import local, write_text
 from vqcore.schema import RunConfig
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if count := sum(
         "please check" in line for line in text.splitlines()[1:]
     ):  # the first line explains the words
-        say(f"          {count} line{'s' if count > 1 else ''} with 'please check'")
+        say(f"          {plural(count, 'line')} with 'please check'")
     say(f"next      {command('check', out)}")
     say(f"          {command('train', out)}")
     return 0

@@ -13,7 +13,7 @@ from vqcore.compose.layers import load
 from vqcore.config import Config, slot, to_tree
 from vqcore.console import command, say
 from vqcore.data.texts import Texts
-from vqcore.errors import ConfigError, DataError, RunError, listed
+from vqcore.errors import ConfigError, DataError, RunError, listed, plural
 from vqcore.files import aside, folder_aside, local, write_text
 from vqcore.plugin import kind_name
 from vqcore.protocols import learner, shows_pieces
@@ -112,7 +112,7 @@ def _encode(args: argparse.Namespace, given: str, source: str, target: str) -> i
     else:
         say(f"texts     {done.texts:,}, all of them done before")
     if done.cut:
-        say(f"cut       {done.cut:,} texts have more than {length} ids; --length makes the rows longer")
+        say(f"cut       {plural(done.cut, 'text')} of more than {length} ids; --length makes the rows longer")
     say(f"ids       {target}  ({length} a row, below {text.vocab_size:,})")
     say(f"next      {command('text', 'decode', given, target)}")
     return 0
@@ -136,7 +136,7 @@ def _decode(args: argparse.Namespace, given: str, source: str, target: str | Non
         beside.open("w", encoding="utf-8", errors="surrogateescape") as file,
     ):
         count = sum(1 for line in lines if file.write(f"{line}\n"))
-    say(f"texts     {target}  ({count:,} lines)")
+    say(f"texts     {target}  ({plural(count, 'line')})")
     return 0
 
 

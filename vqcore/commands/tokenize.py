@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from vqcore import dist
-from vqcore.artefacts.stored import FOLDER, store_named
+from vqcore.artefacts.stored import Layout, layout_named
 from vqcore.assembly import pick_device
 from vqcore.commands.loading import again, load_named
 from vqcore.console import command, say
-from vqcore.errors import ConfigError, did_you_mean, listed
+from vqcore.errors import ConfigError, did_you_mean, listed, plural
 from vqcore.files import local
-from vqcore.protocols import adopts
 from vqcore.tokens.cluster import tokenize_by_ray
 from vqcore.tokens.flow import Done
 from vqcore.tokens.inputs import source_of
@@ -31,13 +30,13 @@ ALSO = ("size", "store", "batch_size", "borrow")
 
 def run(args: argparse.Namespace) -> int:
     """Tokenize a data set. What is done already is left alone; unreadable files are named."""
-    found = store_named(args.store, "--store")  # a name that is wrong costs no loading
+    layout = layout_named(args.store, "--store")  # a name that is wrong costs no loading
     if args.seed and not args.crops:
         raise ConfigError(
             f"--seed {args.seed} decides random crops, and --crops asks for none. Leave it out."
         )
-    if args.store == FOLDER or adopts(found) is not None:
-        return _in_files(args)
+    if not layout.has_shards:
+        return _in_files(args, layout)
     only = local(args.only) if args.only else None
     if args.engine == "ray":
         return _on_ray(args, only)
@@ -48,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
-def _in_files(args: argparse.Namespace) -> int:
+def _in_files(args: argparse.Namespace, layout: Layout) -> int:
     """A file of codes for each file, in the layout of vqcore or of another system."""
-    _refuse_flags(args)
+    _refuse_flags(args, layout)
     tokenizer = load_named(args, device=pick_device(args.device, "--device"), encoder_only=True)
     size = parse_size(args.size, tokenizer.cfg.size)
     job = Job(tokenizer=tokenizer, target=local(args.output), size=size)
@@ -62,7 +61,7 @@ def _in_files(args: argparse.Namespace) -> int:
         "tiles": args.tiles,
         "workers": args.workers,
     }
-    if args.store == FOLDER:
+    if layout.adopts is None:
         done = tokenize_folder(tokenizer, args.input, job.target, **how)
     else:
         views = local(args.views) if args.views else None
@@ -122,7 +121,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _refuse_flags(args: argparse.Namespace) -> None:
+def _refuse_flags(args: argparse.Namespace, layout: Layout) -> None:
     """Raise `ConfigError` for what a file of codes for each file cannot hold."""
     for flag, given in (("--only", args.only), ("--shard-size", args.shard_size)):
         if given:
@@ -134,7 +133,7 @@ def _refuse_flags(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--engine ray does shards, and --store {args.store} has none. Leave one of the two out."
         )
-    crops = (("--crops", args.crops), ("--views", args.views)) if args.store == FOLDER else ()
+    crops = (("--crops", args.crops), ("--views", args.views)) if layout.adopts is None else ()
     for flag, given in (*crops, ("--masks", args.masks), ("--also", args.also)):
         if given:
             raise ConfigError(
@@ -157,8 +156,7 @@ def _parsed(words: Sequence[str]) -> tuple[str, str, dict[str, list[str]]]:
             )
         given.setdefault(key, []).append(value)
     for value in given.get("store", ()):
-        made = store_named(value, f"{where}: store")
-        if value == FOLDER or adopts(made) is not None:
+        if not layout_named(value, f"{where}: store").has_shards:
             raise ConfigError(f"{where}: store={value} has no shards. Take another store.")
     return words[0], words[1], given
 
@@ -194,10 +192,10 @@ def _report(
     for (its, job), done in zip(jobs, done_by):
         if done is not done_by[0]:
             say(f"{its.run}: {done.said.splitlines()[0]}")
-        if done.windows > done.seen:
-            samples = f"{done.seen:,} sample{'' if done.seen == 1 else 's'}"
-            what = "crops  " if args.crops or args.views else "windows"
-            say(f"{what}   {done.windows:,} of {' x '.join(map(str, job.size))}, for {samples}")
+        for what, count in (("crops", done.crops), ("tiles" if args.tiles else "windows", done.windows)):
+            if count > done.seen:
+                size = " x ".join(map(str, job.size))
+                say(f"{what:10}{count:,} of {size}, for {plural(done.seen, 'sample')}")
         if done.share_lost >= 0.005:
             area = "area" if len(job.size) == 2 else "samples"
             say(f"left out  {done.share_lost:.0%} of the {area}: each is cropped; --tiles takes all of it")

@@ -13,7 +13,7 @@ from vqcore.artefacts.stored import complete_manifest, open_named
 from vqcore.assembly import pick_device
 from vqcore.commands.loading import access, load_named
 from vqcore.console import command, say
-from vqcore.errors import ConfigError, RunError
+from vqcore.errors import ConfigError, RunError, plural
 from vqcore.evaluate.usage import reachable
 from vqcore.files import local
 from vqcore.pictures import save_picture
@@ -62,7 +62,7 @@ def _convert(args: argparse.Namespace, folders: list[Path]) -> int:
                 f"{flag} is for codes of another system, LAYOUT:FOLDER. {source} has a manifest."
             )
     rows = convert(open_named(source, _said(args)), target, args.store or "arrow")
-    say(f"{rows:,} rows")
+    say(plural(rows, "row"))
     say(f"codes     {target}  ({args.store or 'arrow'})")
     stores = (target,) if with_prefix(source) else (source, target)
     say(f"next      {command('tokens', 'verify', *stores)}")
@@ -89,7 +89,7 @@ def _verify(args: argparse.Namespace, folders: list[Path]) -> int:
     for problem in report.problems[:-1]:
         say(problem)
     count = len(report.problems)
-    raise RunError(f"{report.problems[-1]} ({count} problem{'s' if count > 1 else ''})")
+    raise RunError(f"{report.problems[-1]} ({plural(count, 'problem')})")
 
 
 def _sheet(args: argparse.Namespace, folders: list[Path]) -> None:
@@ -106,7 +106,7 @@ def _sheet(args: argparse.Namespace, folders: list[Path]) -> None:
     save_picture(found.image, path)
     for folder, share in found.agreement.items():
         say(
-            f"{folder}: {share:.1%} of the codes come out again from the {len(found.keys)} files of the sheet"
+            f"{folder}: {share:.1%} of the codes come out again from the {plural(len(found.keys), 'file')} of the sheet"
         )
     say(f"sheet     {path}  (from left to right: {', '.join(found.keys)})")
 
@@ -121,7 +121,7 @@ def _stats(args: argparse.Namespace, folders: list[Path]) -> int:
         return 0
     books, size = use.counts.shape
     grid = " x ".join(map(str, use.manifest["grid"]))
-    say(f"{use.rows:,} rows of {grid} codes, codebook of {size:,}")
+    say(f"{plural(use.rows, 'row')} of {grid} codes, codebook of {size:,}")
     for book in range(books):
         name = f"codebook {book}  " if books > 1 else ""
         say(

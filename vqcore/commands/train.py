@@ -2,13 +2,20 @@
 
 import argparse
 import signal
+from collections.abc import Mapping
 
 from vqcore import dist
 from vqcore.commands.loading import access, again
 from vqcore.compose.layers import load
 from vqcore.console import command, say
+from vqcore.run.state import Run
 from vqcore.schema import RunConfig
 from vqcore.trainer import train
+
+PICTURES = {
+    "strip.png": "reconstructions during training",
+    "sheet.png": "original, reconstruction, token map",
+}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -19,16 +26,20 @@ def run(args: argparse.Namespace) -> int:
         return 128 + getattr(signal, run.progress.stopped_by, signal.SIGTERM)
     if dist.is_main():
         used, held = run.window.metrics()["codes/usage"], run.window.held
-        lines = {name: f"{value:.4g}" for name, value in run.progress.evaluation.items()}
-        lines["codebook used"] = f"{used:.1%} by the last {held:,} training tokens"
-        say("")
-        for name, text in lines.items():
-            say(f"  {name:{max(map(len, lines))}}  {text}")
+        show_end(run, {"codebook used": f"{used:.1%} by the last {held:,} training tokens"}, args)
+    return 0
+
+
+def show_end(run: Run, facts: Mapping[str, str], args: argparse.Namespace) -> None:
+    """Print the metrics of a run and other facts, where its results are, and what may follow."""
+    lines = {name: f"{value:.4g}" for name, value in run.progress.evaluation.items()} | dict(facts)
+    say("")
+    for name, text in lines.items():
+        say(f"  {name:{max(map(len, lines))}}  {text}")
     say(f"\nrun folder     {run.dir}")
-    say(f"pictures       {run.dir / 'samples' / 'strip.png'} (reconstructions during training)")
-    if run.progress.evaluation:
-        say(f"               {run.dir / 'samples' / 'sheet.png'} (original, reconstruction, token map)")
+    for name, what in PICTURES.items():
+        if (path := run.dir / "samples" / name).is_file():
+            say(f"pictures       {path} ({what})")
     say(f"next           {command('eval', run.dir, *again(args))}")
     say(f"               {command('tokenize', run.dir, 'FOLDER', 'tokens', *again(args))}")
     say(f"               {command('export', run.dir, 'my-tokenizer', *again(args))}")
-    return 0

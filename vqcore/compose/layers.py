@@ -25,6 +25,7 @@ from vqcore.errors import ConfigError, did_you_mean, first_line, listed
 from vqcore.files import local
 from vqcore.reading import MOST_YAML, is_mapping, read_text, yaml_reason, yaml_root
 from vqcore.registry import Registry, registry
+from vqcore.schema import RunConfig, TextConfig
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,16 +54,17 @@ def load(
     path: str,
     overrides: Sequence[str] = (),
     *,
-    schema: type,
+    schema: type | None,
     absent: Mapping[str, Any] | None = None,
     registry_: Registry | None = None,
 ) -> Loaded:
     """Read, merge, check and build a config. `path` is a file or `recipe:NAME`; an override is `key.path=value`.
 
-    `absent` has what stands for sections that no file has.
+    Without a `schema`, the sections of the file decide. `absent` has what stands for sections that no file has.
     """
     layers = _Layers(registry_ or registry())
     layers.add_file(path)
+    schema = _schema_of(layers.tree, schema, path)
     layers.tree = {**(absent or {}), **layers.tree}
     if any(f.name == "run" for f in dataclasses.fields(schema)):
         stem = Path(path.rpartition(":")[2]).stem
@@ -71,6 +73,20 @@ def load(
             layers.tree["run"].setdefault("dir", f"runs/{stem}")
     config: Any = _finish(layers, overrides, schema, path)
     return Loaded(config, layers.origin, tuple(layers.notes))
+
+
+def _schema_of(tree: Mapping[str, Any], wanted: type | None, path: str) -> type:
+    """`wanted`, or the schema that fits the sections. Raises `ConfigError` for a config of the other kind."""
+    kinds = {
+        RunConfig: ("model", "a tokenizer", "train"),
+        TextConfig: ("text", "a text tokenizer", "text train"),
+    }
+    if wanted is None:
+        return TextConfig if "text" in tree else RunConfig
+    for schema, (section, what, verb) in kinds.items():
+        if wanted in kinds and wanted is not schema and section in tree and kinds[wanted][0] not in tree:
+            raise ConfigError(f"{path}: is a config of {what}. Run: vqcore {verb} {path}")
+    return wanted
 
 
 def overridden(

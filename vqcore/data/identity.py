@@ -49,6 +49,13 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     return f"the files have other contents ({min(CHOSEN, here['samples'])} samples were compared)"
 
 
+def content_of(array: np.ndarray) -> bytes:
+    """Bytes that are equal for arrays of equal type, shape, numbers and mask. Masked numbers do not count."""
+    mask = np.ma.getmaskarray(array).tobytes() if np.ma.is_masked(array) else b""
+    plain = np.ascontiguousarray(np.ma.filled(array, 0))
+    return f"{plain.dtype.str}{array.shape}".encode() + plain.tobytes() + mask
+
+
 def _size(data: Data, index: int, label: str) -> Any:
     try:
         return bytes_of(data, index, label)
@@ -66,7 +73,7 @@ def _content(data: Data, index: int, label: str) -> Any:
         return None
     if not isinstance(source, np.ndarray):
         return ""
-    return str(source.dtype), source.shape, _hash(np.ascontiguousarray(source).tobytes())
+    return _hash(content_of(source))
 
 
 def _codes(data: Data, index: int) -> tuple[str, ...]:

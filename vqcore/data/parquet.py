@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vqcore.config import at_least
 from vqcore.data.held import Held
 from vqcore.data.lent import lent
 from vqcore.data.listing import Listing, counted, nearest_sibling, suffix_length
@@ -25,7 +26,7 @@ from vqcore.data.remembered import place_of, recall, remember, stamp_of
 from vqcore.data.shards import expand
 from vqcore.data.sources import check_labels, path_of
 from vqcore.data.split import Split
-from vqcore.errors import DataError, SettingError, cause, did_you_mean, in_bytes, listed
+from vqcore.errors import DataError, cause, did_you_mean, in_bytes, listed
 from vqcore.protocols import Blocks, Modality
 from vqcore.schema import DataConfig
 
@@ -71,8 +72,7 @@ class Parquet:
         def __post_init__(self) -> None:
             super().__post_init__()
             check_labels("extra_column", self.extra_column, self.extra)
-            if self.memory_mib < 1:
-                raise SettingError("memory_mib", f"{self.memory_mib} must be at least 1")
+            at_least(self, memory_mib=1)
 
     def __init__(self, cfg: Config, *, split: Split, modality: Modality, extra: Mapping[str, Modality]):
         path, self._setting = path_of(cfg.path, cfg.eval_path, split)

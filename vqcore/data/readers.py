@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from vqcore import config
+from vqcore.config import NoSettings, at_least
 from vqcore.data.hints import readers_of
 from vqcore.data.listing import suffix_length
 from vqcore.data.npy import read_array, read_member
@@ -59,12 +60,9 @@ class Npy:
     """`.npy`: one array of NumPy."""
 
     suffixes = (".npy",)
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
-        """No settings."""
-
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: NoSettings):
         self.cfg = cfg
 
     def read(self, path: Path) -> np.ndarray:
@@ -115,8 +113,7 @@ class Tiff:
         """Number of the page, from 0. Null: all pages."""
 
         def __post_init__(self) -> None:
-            if self.page is not None and self.page < 0:
-                raise SettingError("page", f"{self.page} must be at least 0")
+            at_least(self, page=0)
 
     def __init__(self, cfg: Config):
         self.cfg = cfg

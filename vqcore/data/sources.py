@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vqcore.config import at_least
 from vqcore.data.listing import Listing, nearest_sibling
 from vqcore.data.npy import map_array, read_member
 from vqcore.data.shards import Shards
@@ -140,8 +141,7 @@ class Tar(_Files):
             super().__post_init__()
             for setting in ("extra_path", "eval_extra_path", "extra_suffix"):
                 _check_known(setting, getattr(self, setting), self.extra)
-            if self.memory_mib < 1:
-                raise SettingError("memory_mib", f"{self.memory_mib} must be at least 1")
+            at_least(self, memory_mib=1)
             for label in self.extra:
                 if label not in self.extra_suffix and label not in self.extra_path:
                     raise SettingError(

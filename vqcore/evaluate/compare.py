@@ -26,6 +26,7 @@ from torch import Tensor
 from vqcore import __version__, dist
 from vqcore.artefacts.folder import BASELINES, KMEANS
 from vqcore.config import Config, deciding
+from vqcore.data.identity import content_of
 from vqcore.errors import CheckpointError, DataError, VqcoreError
 from vqcore.evaluate.measure import decode_count, metric_configs, sampling_options
 from vqcore.evaluate.perturb import NAME
@@ -118,8 +119,9 @@ def _content(source: Any) -> bytes:
     elif isinstance(source, (str, int, float, type(None))):
         digest.update(str(source).encode(errors="surrogateescape"))
     else:
-        array = np.asarray(source.detach().cpu() if isinstance(source, Tensor) else source)
-        digest.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        digest.update(
+            content_of(np.asanyarray(source.detach().cpu() if isinstance(source, Tensor) else source))
+        )
     return digest.digest()
 
 

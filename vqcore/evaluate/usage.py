@@ -69,14 +69,15 @@ def reachable(tokens: int, codebook_size: int) -> tuple[float, float]:
     return usage, math.exp(math.log(tokens) - float((chances * m.log1p()).sum()))
 
 
-def collapse(metrics: Mapping[str, float]) -> str:
+def collapse(metrics: Mapping[str, float], fitted: bool = False) -> str:
     """A warning if the codes of a whole evaluation set have collapsed, else an empty text."""
     perplexity, possible = metrics["codes/perplexity"], metrics["codes/perplexity_possible"]
     if perplexity >= EVEN * possible:
         return ""
+    page = "fit" if fitted else "quantizers"
     return (
         f"the codes have collapsed: their perplexity is {perplexity:.3g}, as of {perplexity:.3g} evenly used codes; it "
-        f"could be {possible:,.0f}. Such codes keep little of a sample; docs/quantizers.md says what helps."
+        f"could be {possible:,.0f}. Such codes keep little of a sample; docs/{page}.md says what helps."
     )
 
 

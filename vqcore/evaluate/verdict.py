@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from vqcore.evaluate.collisions import NAMES
 from vqcore.evaluate.usage import collapse
+from vqcore.protocols import fitter
+from vqcore.tokenizer import Tokenizer
 
 CLEAR = 0.8
 """A tokenizer is clearly better than a baseline if its error is at most this share of the error of the baseline: 1 dB
@@ -20,16 +22,35 @@ _REMEDY = {
     ),
     "k-means": "Train longer, try another optim.lr, or a model like that of cfgs/quickstart.yaml.",
 }
+_REMEDY_FITTED = {
+    "constant": (
+        "Look at the scale of the values first (vqcore check), then take more codes or smaller patches "
+        "(model.quantizer.codebook_size, model.encoder.patch_size)."
+    ),
+}
 
 
-def verdicts(metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Sentences about what is wrong with a tokenizer: collapsed codes, and baselines that it does not clearly beat."""
-    collapsed = collapse(metrics) if "codes/perplexity" in metrics else ""
+def is_fitted(tokenizer: Tokenizer) -> bool:
+    """Whether nothing of a tokenizer is trained: its quantizer is fitted, and its decoder has a last layer at most."""
+    decoder = tokenizer.decoder
+    weights = (parameter for parameter in decoder.parameters() if parameter is not decoder.last_layer)
+    return fitter(tokenizer.quantizer) is not None and not any(True for _ in weights)
+
+
+def verdicts(
+    metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]], *, fitted: bool = False
+) -> list[str]:
+    """Sentences about what is wrong with a tokenizer: collapsed codes, and baselines that it does not clearly beat.
+
+    One that is `fitted` (`is_fitted`) need not beat k-means, which is fitted as well.
+    """
+    collapsed = collapse(metrics, fitted) if "codes/perplexity" in metrics else ""
     found = [collapsed] if collapsed else []
+    remedies = _REMEDY_FITTED if fitted else _REMEDY
     found += [
-        f"the tokenizer is not clearly better than {_WHAT[name]}: {compared(metrics, name, scores)}. {_REMEDY[name]}"
+        f"the tokenizer is not clearly better than {_WHAT[name]}: {compared(metrics, name, scores)}. {remedies[name]}"
         for name, scores in baselines.items()
-        if not clearly(metrics, scores)
+        if name in remedies and not clearly(metrics, scores)
     ]
     if "constant" in baselines and not clearly(metrics, baselines["constant"]) and says_places(metrics):
         here, anywhere = (metrics[name] for name in NAMES)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vqcore.config import Config as BaseConfig
+from vqcore.config import NoSettings
 from vqcore.metrics.sums import id_counts, position_weights, ratio, refuse_weight, valid_positions
 from vqcore.protocols import DataSpec
 
@@ -17,12 +18,9 @@ class Accuracy:
 
     better = "higher"
     of_constant = True
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
-        """No settings."""
-
-    def __init__(self, cfg: Config, *, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, spec: DataSpec):
         if spec.labels is None:
             raise ValueError("accuracy is for class maps")
 

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from einops import reduce
 from torch import Tensor
 
-from vqcore.config import Config as BaseConfig
+from vqcore.config import NoSettings
 from vqcore.metrics.sums import (
     mean,
     per_sample,
@@ -31,12 +30,9 @@ class PSNR:
 
     better = "higher"
     of_constant = True
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
-        """No settings."""
-
-    def __init__(self, cfg: Config, *, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, spec: DataSpec):
         if spec.range is None:
             raise ValueError("psnr needs data with a declared range")
         self.range, self.levels = spec.range, spec.levels
@@ -78,12 +74,9 @@ class MAE:
 
     better = "lower"
     of_constant = True
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
-        """No settings."""
-
-    def __init__(self, cfg: Config, *, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, spec: DataSpec):
         pass
 
     def measure(
@@ -114,12 +107,9 @@ class Channels:
     """
 
     in_units = True
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
-        """No settings."""
-
-    def __init__(self, cfg: Config, *, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, spec: DataSpec):
         if spec.kind != "continuous":
             raise ValueError(f"channels is for measured quantities, not for {spec.kind} data")
         self.names = spec.names

@@ -10,7 +10,6 @@ axes, and only windows that lie completely inside the sample count.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from einops import reduce
@@ -18,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqcore.config import Config as BaseConfig
+from vqcore.config import NoSettings
 from vqcore.metrics.sums import mean, refuse_outside, refuse_weight, steps
 from vqcore.protocols import DataSpec
 
@@ -37,12 +36,9 @@ class SSIM:
     """
 
     better = "higher"
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
-        """No settings."""
-
-    def __init__(self, cfg: Config, *, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, spec: DataSpec):
         if spec.range is None or spec.labels is not None:
             raise ValueError(
                 f"ssim needs data with a declared range, not {spec.kind} data, range {spec.range}"

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from vqcore.config import Config as BaseConfig
+from vqcore.config import NoSettings
 from vqcore.metrics.sums import count_of, id_counts, mean, refuse_weight, summed, valid_positions
 from vqcore.protocols import DataSpec
 
@@ -27,12 +26,9 @@ class Angle:
 
     in_units = True
     better = "lower"
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
-        """No settings."""
-
-    def __init__(self, cfg: Config, *, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, spec: DataSpec):
         self.is_angle = spec.kind == "angle"
         if not self.is_angle and spec.channels < 2:
             raise ValueError(
@@ -85,12 +81,9 @@ class Cosine:
 
     better = "higher"
     in_units = True
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
-        """No settings."""
-
-    def __init__(self, cfg: Config, *, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, spec: DataSpec):
         if spec.labels is not None or spec.channels < 2:
             raise ValueError(f"cosine is for vectors, not for {spec.kind} data of {spec.channels} channel")
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqcore import config
+from vqcore.config import at_least
 from vqcore.data.npy import map_array
 from vqcore.data.readers import BySuffix, Npy
 from vqcore.errors import DataError, SettingError, did_you_mean, listed
@@ -446,8 +447,7 @@ def _check_channels(cfg: Array.Config) -> None:
         raise SettingError(
             "labels", f"{cfg.labels} with kind '{cfg.kind}': labels belong to categorical arrays"
         )
-    if cfg.labels is not None and cfg.labels < 1:
-        raise SettingError("labels", f"{cfg.labels} must be at least 1")
+    at_least(cfg, labels=1)
     names, count = _channels(cfg)
     shown = list(names) or cfg.channels
     if cfg.kind == "categorical" and count != 1:

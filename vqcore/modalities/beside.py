@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vqcore.config import Config as Base
-from vqcore.config import slot
+from vqcore.config import NoSettings, slot
 from vqcore.errors import ConfigError, DataError
 from vqcore.protocols import DataSpec, View, expand, reading
 from vqcore.reading import misfit, read_json, read_text
@@ -27,12 +27,9 @@ class Caption:
     suffixes = (".txt", ".json")
     metrics: tuple[str, ...] = ()
     reading = "caption"
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Base):
-        """Captions have no settings."""
-
-    def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
+    def __init__(self, cfg: NoSettings, *, size: int | tuple[int, ...] | None):
         self.cfg = cfg
         self.spec = DataSpec(channels=1, size=(1,))
 

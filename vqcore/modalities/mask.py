@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqcore.errors import DataError, SettingError
+from vqcore.config import at_least
+from vqcore.errors import DataError
 from vqcore.modalities.planes import SUFFIXES, cut_planes, name_of, read_planes, upright
 from vqcore.modalities.views import CropConfig, crop_view
 from vqcore.protocols import DataSpec, View, expand
@@ -44,8 +45,7 @@ class Mask:
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.pool < 1:
-                raise SettingError("pool", f"{self.pool} must be at least 1")
+            at_least(self, pool=1)
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None:

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from vqcore.config import above_zero
 from vqcore.errors import DataError, SettingError
 from vqcore.modalities.planes import SIDEWAYS, SUFFIXES, Smooth, cut, read_picture, upright
 from vqcore.modalities.views import CropConfig, crop_view, pixels, smallest_crop
@@ -75,8 +76,7 @@ class RGB:
                 raise SettingError("color_jitter", f"{self.color_jitter} must lie in [0, 1)")
             if not all(0 <= value <= 255 for value in self.background):
                 raise SettingError("background", f"{list(self.background)} must lie in 0..255")
-            if not all(value > 0 for value in self.std):
-                raise SettingError("std", f"{list(self.std)} must be above 0")
+            above_zero(self, "std")
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None:

@@ -9,7 +9,6 @@ import contextlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vqcore.config import Config as Base
+from vqcore.config import NoSettings
 from vqcore.errors import DataError, did_you_mean, first_line
 from vqcore.files import aside
 from vqcore.protocols import Coded
@@ -31,11 +30,9 @@ _OWN = ("key", "codes")
 class Arrow:
     """Arrow files, mapped into memory: random access by place and by key."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Base):
-        """The store has no settings."""
+    Config = NoSettings
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: NoSettings):
         pass
 
     def write(

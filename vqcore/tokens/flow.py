@@ -25,7 +25,8 @@ class Done:
     """What a pass over a folder did. `failed` says what is wrong with the files whose keys are in `keys`.
 
     `left_out`: how many entries are no samples, by kind.
-    `lost` is the share of each sample that is in no code, added up over `seen` samples; `windows` is their number.
+    `lost` is the share of each sample that is in no code, added up over `seen` samples. `crops` and `windows` are what
+    these samples were cut into.
     """
 
     written: int = 0
@@ -35,6 +36,7 @@ class Done:
     left_out: Mapping[str, int] = field(default_factory=dict)
     lost: float = 0.0
     seen: int = 0
+    crops: int = 0
     windows: int = 0
 
     def fail(self, file: File, error: Exception) -> None:

@@ -6,7 +6,6 @@ A manifest stands in every folder that holds codes, so that a part of a store ca
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 
 from vqcore.artefacts.codes import SUFFIXES, CodeShape, as_rows, by_record, joined, read_codes
 from vqcore.artefacts.stored import adopted
-from vqcore.config import Config as Base
+from vqcore.config import NoSettings
 from vqcore.data.listing import Listing
 from vqcore.errors import DataError, did_you_mean
 from vqcore.protocols import Coded
@@ -37,11 +36,9 @@ def adopted_by(manifest: Mapping[str, Any]) -> dict[str, Any]:
 class Folder:
     """One `.npy` or `.npz` a file. Of the extras of a row it keeps the places in the file, and nothing else."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Base):
-        """The store has no settings."""
+    Config = NoSettings
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: NoSettings):
         pass
 
     def write(

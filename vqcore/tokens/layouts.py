@@ -15,12 +15,12 @@ import numpy as np
 
 from vqcore import dist
 from vqcore.artefacts.codes import MANIFEST
-from vqcore.artefacts.stored import store_named
+from vqcore.artefacts.stored import layout_named
 from vqcore.console import ProgressLine
 from vqcore.data.reader import Opened
 from vqcore.data.windows import cover
 from vqcore.errors import ConfigError, DataError, RunError
-from vqcore.protocols import Adopts, Coded, View, adopts
+from vqcore.protocols import Adopts, Coded, View
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.crops import Crops, Drawn, Saved, check_crops
 from vqcore.tokens.flow import Done, through
@@ -62,15 +62,17 @@ def tokenize_layout(
     tokenizer cannot do.
     """
     refuse_file(target)
-    made = store_named(store, "--store")
-    other = adopts(made)
+    layout = layout_named(store, "--store")
+    made, other = layout.store, layout.adopts
     if other is None:
-        raise ConfigError(f"--store {store} is no layout of another system.")
-    check_crops(tokenizer.modality, cover(tokenizer.modality, size, stride, tiles=tiles), f"--store {store}")
+        raise ConfigError(f"--store {layout.name} is no layout of another system.")
+    check_crops(
+        tokenizer.modality, cover(tokenizer.modality, size, stride, tiles=tiles), f"--store {layout.name}"
+    )
     read = source_of(source, tokenizer)
     if read.folder is not None:
         refuse_overlap(read.folder, target)
-    manifest = adopted_by({**manifest_of(tokenizer, size, None), "store": store})
+    manifest = adopted_by({**manifest_of(tokenizer, size, None), "store": layout.said})
     made.write(target, "", [], manifest)
     chosen = Crop(_Chosen(other, target, _otherwise(tokenizer, read, size, crops, views, seed), crops))
     done = Done(left_out=read.left_out)
@@ -88,8 +90,7 @@ def tokenize_layout(
         rank, ranks = dist.share()
         todo = sorted(set(range(rank, len(read), ranks)) - set(kept))
         items, encoder = (item for _, item in inputs(read, todo, [take], workers, chosen)), Encoder(tokenizer)
-        for file, finish in through(items, encoder, batch_size, done):
-            encoder.settle()
+        for file, finish in encoder.settled_first(through(items, encoder, batch_size, done)):
             with writing(file, done):
                 try:
                     made.write(target, "", finish().coded(len(manifest["grid"])), manifest)

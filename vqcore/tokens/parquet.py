@@ -4,14 +4,13 @@ To read rows, all shards are read into memory: to train on many codes, take `arr
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vqcore.config import Config as Base
+from vqcore.config import NoSettings
 from vqcore.files import aside
 from vqcore.protocols import Coded
 from vqcore.tokens.arrow import ArrowRows, open_rows, table_of
@@ -22,11 +21,9 @@ SUFFIX = ".parquet"
 class Parquet:
     """Parquet files: a column of keys and one of lists of one length."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Base):
-        """The store has no settings."""
+    Config = NoSettings
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: NoSettings):
         pass
 
     def write(

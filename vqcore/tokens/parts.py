@@ -238,7 +238,10 @@ def _items(take: Take, read: _Read) -> Iterator[Item]:
             sample = made.sample = samples.at(place) if place else begun.first
             done.lost += sample.left_out
             done.seen += 1
-            done.windows += len(sample)
+            if sample.views:
+                done.crops += len(sample)
+            else:
+                done.windows += len(sample)
             for number in range(len(sample)):
                 is_last = place == len(samples) - 1 and number == len(sample) - 1
                 if place or number:

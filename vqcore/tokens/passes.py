@@ -95,8 +95,7 @@ def tokenize_folder(
 
         parts = inputs(read, todo, [Take(tokenizer, size, covering, done)], workers)
         items, encoder = (item for _, item in parts), Encoder(tokenizer)
-        for file, finish in through(items, encoder, batch_size, done):
-            encoder.settle()
+        for file, finish in encoder.settled_first(through(items, encoder, batch_size, done)):
             with writing(file, done):
                 claims.write(target)
                 claims.write((target / file.key).parent)

@@ -1,14 +1,14 @@
 """Encoding in half precision, where the codes hardly differ from those of fp32: this is measured, said, or refused."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
 from vqcore.errors import ConfigError
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens.flow import Item
+from vqcore.tokens.flow import Item, Output
 from vqcore.tokens.parts import encoded
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ ENOUGH = 8192
 class Encoder:
     """Encodes batches of parts: codes in the smallest type that fits. Other precisions than fp32 are compared with it.
 
-    `settle` comes before anything is written.
+    Nothing is written before `settle`, which a shard calls at its end; `settled_first` does so for files.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -41,6 +41,17 @@ class Encoder:
             if self.count >= ENOUGH:
                 self.settle()
         return codes
+
+    def settled_first(self, ready: Iterable[Output]) -> Iterator[Output]:
+        """Files that are ready; none before `ENOUGH` positions, or all that there are, have been compared."""
+        waiting = []
+        for each in ready:
+            waiting.append(each)
+            if self.settled:
+                yield from waiting
+                waiting.clear()
+        self.settle()
+        yield from waiting
 
     def settle(self) -> None:
         """Say how many codes are those of fp32. Raises `ConfigError` if they are too few."""

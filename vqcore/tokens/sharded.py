@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from vqcore import __version__, dist
-from vqcore.artefacts.stored import store_named
+from vqcore.artefacts.stored import layout_named
+from vqcore.compose.describe import value_text
 from vqcore.config import portable, to_tree
 from vqcore.console import ProgressLine
 from vqcore.data.windows import Cover, cover
@@ -253,8 +254,11 @@ class _Lane:
         covering = cover(job.tokenizer.modality, job.size, job.stride, tiles=job.tiles)
         self.job, self.done = job, Done(left_out=source.left_out)
         self.take = Take(job.tokenizer, job.size, covering, self.done)
-        self.manifest = _manifest(job, covering, how)
-        self.store = store_named(job.store, "--store")
+        layout = layout_named(job.store, "--store")
+        if not layout.has_shards:
+            raise ConfigError(f"--store {layout.name} has no shards. Take another store.")
+        self.store = layout.store
+        self.manifest = _manifest(job, covering, {**how, "store": layout.said})
         self.encoder = Encoder(job.tokenizer)
         self.batches = Batches(self.encoder, job.batch_size, self.done)
         self.rows: list[Coded] = []
@@ -308,7 +312,6 @@ def _manifest(job: Job, covering: Cover | None, how: Mapping[str, Any]) -> dict[
     gpu = device.type == "cuda"
     return {
         **manifest_of(tokenizer, job.size, covering),
-        "store": job.store,
         "layout": "the grid row by row, the codebooks of a position one after the other",
         "tokenizer": job.named,
         "modality": to_tree(portable(tokenizer.cfg.modality)),
@@ -342,7 +345,7 @@ def _holding(only: Path, source: Source, pieces: Sequence[tuple[str, range]]) ->
     if unknown := [key for key in wanted if key not in home]:
         hint = did_you_mean(unknown[0], home)
         raise DataError(
-            f"--only {only}: no file has the key '{unknown[0]}' ({len(unknown)} of {len(wanted)}).{hint}"
+            f"--only {only}: no file has the key {value_text(unknown[0])} ({len(unknown)} of {len(wanted)}).{hint}"
         )
     if not wanted:
         raise DataError(f"--only {only}: the file names no key. Write one key a line.")

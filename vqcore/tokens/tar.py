@@ -18,7 +18,6 @@ import json
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from vqcore.artefacts.codes import by_record, record_of
-from vqcore.config import Config as Base
+from vqcore.config import NoSettings
 from vqcore.errors import DataError
 from vqcore.files import aside
 from vqcore.protocols import Coded
@@ -42,11 +41,9 @@ _SPELLED = re.compile(r"[%\x00-\x1f\x7f]|^_(?=_[^/]*__/)|\.(?=[^/]*$)")
 class Tar:
     """Tar shards with the names of WebDataset, and an index beside each."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Base):
-        """The store has no settings."""
+    Config = NoSettings
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: NoSettings):
         pass
 
     def write(

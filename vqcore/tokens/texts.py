@@ -17,7 +17,7 @@ import numpy as np
 
 from vqcore import __version__, dist
 from vqcore.artefacts.codes import other_maker
-from vqcore.artefacts.stored import FOLDER, open_store, store_named
+from vqcore.artefacts.stored import layout_named, open_store
 from vqcore.console import ProgressLine
 from vqcore.data.texts import Text, Texts
 from vqcore.errors import ConfigError, DataError, RunError, cause, printable
@@ -58,13 +58,15 @@ def encode_texts(
     """Write the ids of all texts as a store. Shards that are done are left alone.
 
     `name` and `fingerprint` are those of the text tokenizer. Raises `DataError` if there are no texts or two have one
-    key, `ConfigError` for the store `folder`, `RunError` if `target` holds other codes or takes no more data.
+    key, `ConfigError` for a store without shards, `RunError` if `target` holds other codes or takes no more data.
     """
     refuse_file(target)
     rank, ranks = dist.share()
-    made = store_named(store, "--store")
-    if store == FOLDER:
-        raise ConfigError(f"--store {FOLDER} does not keep the lengths of texts; take arrow or parquet.")
+    layout = layout_named(store, "--store")
+    if not layout.has_shards:
+        raise ConfigError(
+            f"--store {layout.name} does not keep the lengths of texts; take arrow, parquet or tar."
+        )
     done = Written(0)
     total, digest = _counted(texts)
     manifest = {
@@ -75,7 +77,7 @@ def encode_texts(
         "grid": [length],
         "size": [length],
         "dtype": str(code_dtype(text.vocab_size)),
-        "store": store,
+        "store": layout.said,
         "layout": "the ids of a text, then zeros",
         "tokenizer": name,
         "source": {"texts": total, "sha256": digest},
@@ -84,7 +86,7 @@ def encode_texts(
     }
     done.texts = total
     try:
-        shards = Shards(target, made, manifest, -(-total // SHARD_SIZE))
+        shards = Shards(target, layout.store, manifest, -(-total // SHARD_SIZE))
         there = shards.done
         rest = iter(Watched(texts, "encoding"))
         for number, shard in enumerate(shards.names):

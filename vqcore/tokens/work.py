@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from vqcore.artefacts.codes import by_record, record_of
-from vqcore.artefacts.stored import FOLDER, Opened, complete_manifest, open_store, store_named
+from vqcore.artefacts.stored import Opened, complete_manifest, layout_named, open_store
 from vqcore.console import ProgressLine
-from vqcore.errors import DataError, RunError, cause
-from vqcore.protocols import Adopts, Coded, Store, adopts
+from vqcore.errors import DataError, RunError, cause, plural
+from vqcore.protocols import Adopts, Coded, Store
 from vqcore.tokens.dataset import aligned
 from vqcore.tokens.folder import adopted_by
 from vqcore.tokens.passes import refuse_file
@@ -33,18 +33,19 @@ def convert(found: Opened, target: Path, store: str) -> int:
     refuse_file(target)
     if found.folder.resolve() == target.resolve():
         raise RunError(f"{target} is the store itself. Choose another folder.")
-    made = store_named(store, "--store")
+    layout = layout_named(store, "--store")
+    made = layout.store
     base = {key: value for key, value in found.manifest.items() if key not in (*RESULTS, "store")}
     try:
         with ProgressLine("convert", len(found.rows), unit="row") as line:
-            if (other := adopts(made)) is not None:
-                _into_layout(found, target, made, other, {**base, "store": store}, line)
-            elif store == FOLDER:
+            if layout.has_shards:
+                _into_shards(found, target, made, {**base, "store": layout.said}, line)
+            elif layout.adopts is not None:
+                _into_layout(found, target, made, layout.adopts, {**base, "store": layout.said}, line)
+            else:
                 for name, first, stop in _pieces(found):
                     made.write(target, name, _rows(found, first, stop), base)
                     line.update(stop)
-            else:
-                _into_shards(found, target, made, {**base, "store": store}, line)
     except OSError as error:
         raise RunError(
             f"{error.filename} cannot be written: {cause(error)}. The same command goes on from there."
@@ -155,8 +156,8 @@ def verify(folders: Sequence[Path]) -> Report:
             )
         failed = manifest.get("failed", 0)
         report.said.append(
-            f"{folder}: {len(store.rows):,} rows, grid {' x '.join(map(str, manifest['grid']))}, "
-            f"{len(manifest['shards'])} shards, {failed} files failed"
+            f"{folder}: {plural(len(store.rows), 'row')}, grid {' x '.join(map(str, manifest['grid']))}, "
+            f"{plural(len(manifest['shards']), 'shard')}, {plural(failed, 'file')} failed"
         )
     if len(stores) > 1 and len(stores) == len(folders):
         try:

@@ -1,13 +1,12 @@
 """The metric of waveforms: scale-invariant signal-to-noise ratio."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vqcore.config import Config as BaseConfig
+from vqcore.config import NoSettings
 from vqcore.metrics.sums import mean, refuse_weight
 from vqcore.protocols import DataSpec
 
@@ -23,12 +22,9 @@ class SISNR:
     """
 
     better = "higher"
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
-        """No settings."""
-
-    def __init__(self, cfg: Config, *, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, spec: DataSpec):
         if spec.rank != 1:
             raise ValueError(f"si-snr is for waveforms (one axis), not for data of {spec.rank} axes")
 

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vqcore import config
+from vqcore.config import at_least
 from vqcore.data.npy import map_array, read_array
 from vqcore.errors import DataError, SettingError, cause
 from vqcore.modalities.views import sized_box, view_of
@@ -40,8 +41,7 @@ class SoundConfig(config.Config):
     """Convert files of another rate. False: such files are refused. Arrays always have the declared rate."""
 
     def __post_init__(self) -> None:
-        if self.rate < 1:
-            raise SettingError("rate", f"{self.rate} must be at least 1")
+        at_least(self, rate=1)
 
 
 class Wave:
@@ -62,8 +62,7 @@ class Wave:
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.channels < 1:
-                raise SettingError("channels", f"{self.channels} must be at least 1")
+            at_least(self, channels=1)
 
     def __init__(self, cfg: Config, *, size: int | tuple[int, ...] | None):
         if size is None:

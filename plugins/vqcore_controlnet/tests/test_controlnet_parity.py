@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from vqcore_controlnet import fourm
 from vqcore_controlnet.sd import StableDiffusion
 from vqcore_unet.schedulers import PNDM
 
@@ -16,6 +15,10 @@ from vqcore.protocols import DataSpec
 PARITY = Path(__file__).parent / "parity"
 BASE = PARITY / "stable-diffusion"
 PROMPTS = ["a cat", "red"]
+THEIRS = {"vae.": "vae", "decoder.unet.": "unet", "decoder.text_encoder.": "text"}
+"""How names of the base begin in 4M's state, and what the part is called in `base`."""
+HINT = "controlnet.controlnet_cond_embedding."
+"""How names of the hint begin in 4M's decoder."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,11 @@ def case():
     made.borrow({})
     state = {n.removeprefix("decoder."): t for n, t in load_file(PARITY / "state.safetensors").items()}
     own = {name for name in made.state_dict() if not name.startswith("base.")}
-    found = fourm.decoder(state)
+    found = {
+        name.replace(f"{HINT}adapter_model.", "hint.adapter.").replace(HINT, "hint."): tensor
+        for name, tensor in state.items()
+        if name.startswith("controlnet.")
+    }
     assert set(found) == own
     made.load_state_dict(found, strict=False)
     return made.eval(), load_file(PARITY / "io.safetensors")
@@ -43,9 +50,9 @@ def quant(io):
 def test_the_base_is_that_of_the_case(case):
     made, _ = case
     state = load_file(PARITY / "state.safetensors")
-    for theirs, ours in fourm.BASE.items():
+    for theirs, ours in THEIRS.items():
         part = {n.removeprefix(theirs): t for n, t in state.items() if n.startswith(theirs)}
-        own = made.base.get_submodule(ours.rstrip(".")).state_dict()
+        own = made.base.get_submodule(ours).state_dict()
         own = {n if n in part else f"text_model.{n}": t for n, t in own.items()}
         for name, tensor in part.items():
             if not name.endswith("position_ids"):

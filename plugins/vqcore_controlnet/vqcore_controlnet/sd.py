@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vqcore import config
 from vqcore.attention import choose
+from vqcore.config import at_least
 from vqcore.diffusion import coefficients
 from vqcore.errors import CheckpointError, ConfigError, SettingError
 from vqcore.protocols import DataSpec, expand
@@ -131,8 +132,7 @@ class StableDiffusion(nn.Module):
                 raise SettingError(
                     "adapter", f"{self.adapter} does nothing with hint={self.hint}: set hint=adapter"
                 )
-            if not self.cond_scale >= 0:
-                raise SettingError("cond_scale", f"{self.cond_scale} must be at least 0")
+            at_least(self, cond_scale=0)
             sides = self.input_size_sd if isinstance(self.input_size_sd, tuple) else (self.input_size_sd,)
             multiple = FACTOR * 2 ** (len(self.widths) - 1)
             if any(side < 1 or side % multiple for side in sides):

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from vqcore.cli import main
+from vqcore.evaluate.verdict import is_fitted
 from vqcore.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -105,7 +106,9 @@ def test_a_decoder_learns_on_the_codes_of_a_fitted_tokenizer(here, capsys):
     ]
     more = ["run.epochs=null", "run.steps=2", "optim.lr=0.01", "run.dir=runs/learned"]
     assert main(["train", "table.yaml", *learned, *more]) == 0
-    assert Tokenizer.load("runs/learned").fingerprint == Tokenizer.load("runs/table").fingerprint
+    one, other = Tokenizer.load("runs/learned"), Tokenizer.load("runs/table")
+    assert one.fingerprint == other.fingerprint
+    assert (is_fitted(one), is_fitted(other)) == (False, True)
 
 
 @pytest.mark.slow

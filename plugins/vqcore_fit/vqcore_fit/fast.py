@@ -20,7 +20,8 @@ from tokenizers import Tokenizer, models, trainers
 from torch import Tensor
 
 from vqcore import config
-from vqcore.errors import DataError, SettingError
+from vqcore.config import above_zero, at_least
+from vqcore.errors import DataError
 from vqcore_fit.fitted import Fitted, Sample
 
 _FIRST = 0x10000
@@ -49,27 +50,15 @@ class FAST(Fitted):
         """Most positions that are kept to learn the pairs; of more positions so many are drawn."""
 
         def __post_init__(self) -> None:
-            for name, least in (
-                ("latent_dim", 1),
-                ("codebook_size", 3),
-                ("num_codebooks", 1),
-                ("samples", 1),
-            ):
-                if getattr(self, name) < least:
-                    raise SettingError(name, f"{getattr(self, name)} must be at least {least}")
-            if not self.scale > 0:
-                raise SettingError("scale", f"{self.scale} must be above 0")
+            at_least(self, latent_dim=1, codebook_size=3, num_codebooks=1, samples=1)
+            above_zero(self, "scale")
 
     span: Tensor
     pairs: Tensor
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        self.dim, self.codebook_size, self.num_codebooks = (
-            cfg.latent_dim,
-            cfg.codebook_size,
-            cfg.num_codebooks,
-        )
+        self.num_codebooks = cfg.num_codebooks
         # The least and the largest number, and the codes that are joined, in the order in which they were learned.
         self.register_buffer("span", torch.zeros(2, dtype=torch.int64))
         self.register_buffer("pairs", torch.full((cfg.codebook_size, 2), -1))

@@ -15,21 +15,19 @@ MOST_VALUES = 2**26
 
 
 class Fitted(nn.Module):
-    """A quantizer with fixed codes. A child class has `encoded`, `values` and `learned`.
+    """A quantizer with fixed codes. A child class has `num_codebooks`, `encoded`, `values` and `learned`.
 
     `encoded` maps rows of latents to codes, `values` maps codes to rows of latents, `learned` takes over what a sample
     of the latents says. The latents of a call are quantized in fp32 at every precision.
     """
 
     codes_in_fp32 = True
-    dim: int
-    codebook_size: int
     num_codebooks: int
     fitted: Tensor
 
     def __init__(self, cfg: Any):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.dim, self.codebook_size = cfg, cfg.latent_dim, cfg.codebook_size
         self.register_buffer("fitted", torch.tensor(False))
 
     def encoded(self, rows: Float[Tensor, "n d"]) -> Int[Tensor, "n q"]:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vqcore import config
+from vqcore.config import at_least
 from vqcore.errors import DataError, SettingError
 from vqcore.evaluate import kmeans
 from vqcore_fit.fitted import Fitted, Sample, enough
@@ -34,14 +35,7 @@ class KMeans(Fitted):
         """Most positions that are kept; of more positions so many are drawn, and fewer if they are very wide."""
 
         def __post_init__(self) -> None:
-            for name, least in (
-                ("latent_dim", 1),
-                ("codebook_size", 2),
-                ("num_codebooks", 1),
-                ("samples", 1),
-            ):
-                if getattr(self, name) < least:
-                    raise SettingError(name, f"{getattr(self, name)} must be at least {least}")
+            at_least(self, latent_dim=1, codebook_size=2, num_codebooks=1, samples=1)
             if self.latent_dim % self.num_codebooks:
                 raise SettingError(
                     ("num_codebooks", "latent_dim"),
@@ -52,11 +46,7 @@ class KMeans(Fitted):
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        self.dim, self.codebook_size, self.num_codebooks = (
-            cfg.latent_dim,
-            cfg.codebook_size,
-            cfg.num_codebooks,
-        )
+        self.num_codebooks = cfg.num_codebooks
         self.register_buffer(
             "centres", torch.zeros(cfg.num_codebooks, cfg.codebook_size, self.dim // cfg.num_codebooks)
         )

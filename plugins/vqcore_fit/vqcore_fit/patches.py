@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vqcore import config
-from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec, expand
 
 
@@ -28,8 +27,7 @@ class PatchConfig(config.Config):
     """Positions of a patch along each axis: one number for all axes, or one for each axis. A patch is a token."""
 
     def __post_init__(self) -> None:
-        if min((self.patch_size,) if isinstance(self.patch_size, int) else self.patch_size, default=0) < 1:
-            raise SettingError("patch_size", f"{self.patch_size} must be at least 1")
+        config.at_least(self, patch_size=1)
 
 
 class _Layout(nn.Module):

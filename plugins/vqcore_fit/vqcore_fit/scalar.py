@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vqcore import config
+from vqcore.config import at_least
 from vqcore.errors import DataError, SettingError
 from vqcore_fit.fitted import Fitted, Sample, enough, numbers
 
@@ -41,9 +42,7 @@ class Scalar(Fitted):
         largest value are those of all."""
 
         def __post_init__(self) -> None:
-            for name, least in (("latent_dim", 1), ("codebook_size", 2), ("samples", 1)):
-                if getattr(self, name) < least:
-                    raise SettingError(name, f"{getattr(self, name)} must be at least {least}")
+            at_least(self, latent_dim=1, codebook_size=2, samples=1)
             if not isinstance(self.method, str) and len(self.method) != self.latent_dim:
                 raise SettingError(
                     ("method", "latent_dim"),
@@ -56,8 +55,7 @@ class Scalar(Fitted):
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        self.dim = self.num_codebooks = cfg.latent_dim
-        self.codebook_size = cfg.codebook_size
+        self.num_codebooks = cfg.latent_dim
         self.methods = (cfg.method,) * self.dim if isinstance(cfg.method, str) else cfg.method
         self.register_buffer("edges", torch.zeros(self.dim, self.codebook_size - 1))
         self.register_buffer("centres", torch.zeros(self.dim, self.codebook_size))

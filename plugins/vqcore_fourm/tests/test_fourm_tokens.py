@@ -362,6 +362,8 @@ def test_the_command_line(split, tmp_path, capsys, monkeypatch):
     assert "4 written" in capsys.readouterr().out
     assert main(["tokenize", run, "train/rgb", tokens, "--store", LAYOUT, "--crops", "2"]) == 0
     assert "0 written, 4 existed already" in capsys.readouterr().out
+    assert main(["tokenize", run, "train/rgb", "train/rgb_other_8", "--store", f"{LAYOUT}[]"]) == 0
+    assert "crops     8 of 8 x 8, for 4 samples" in capsys.readouterr().out
     assert main(["tokens", "stats", tokens]) == 0 and main(["tokens", "verify", tokens]) == 0
     assert main(["decode", run, tokens, "out"]) == 0 and len(list((tmp_path / "out").rglob("*.png"))) == 8
     (tmp_path / tokens / "tokens.json").unlink()  # as if their script had written it

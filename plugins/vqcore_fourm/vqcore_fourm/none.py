@@ -1,12 +1,10 @@
 """The decoder of a tokenizer that has none."""
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vqcore import config
+from vqcore.config import NoSettings
 from vqcore.errors import CheckpointError
 from vqcore.protocols import DataSpec
 
@@ -16,11 +14,9 @@ class NoDecoder(nn.Module):
 
     last_layer: Tensor
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(config.Config):
-        """Settings of `fourm/none`: it has none."""
+    Config = NoSettings
 
-    def __init__(self, cfg: Config, *, dim: int, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, dim: int, spec: DataSpec):
         super().__init__()
         # The contract of decoders asks for a tensor; nothing is trained here, so it is empty.
         self.register_buffer("last_layer", torch.empty(0), persistent=False)

@@ -214,7 +214,7 @@ BAD = [
     ({"clamp": [0.5, 1.0]}, r"does nothing with weight=fixed"),
     ({"weight": "adaptive", "clamp": [2.0, 1.0]}, r"give two numbers, 0 <= low <= high"),
     ({"lecam_decay": 0.9}, r"does nothing with lecam=0"),
-    ({"lecam": -1.0}, r"lecam.*-1 must be at least 0"),
+    ({"lecam": -1.0}, r"lecam.*-1.0 must be at least 0"),
     ({"r1": True}, r"r1"),
     ({"lecam": 0.1, "lecam_decay": 1.0}, r"must be at least 0 and below 1"),
     ({"start": -1}, r"must be at least 0"),

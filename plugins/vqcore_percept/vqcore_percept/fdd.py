@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from vqcore.errors import SettingError
+from vqcore.config import at_least
 from vqcore.protocols import DataSpec
 from vqcore_percept.judges import FrechetSets
 from vqcore_percept.nets import NetConfig
@@ -28,8 +28,7 @@ class FDD(FrechetSets):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.side < 1:
-                raise SettingError("side", f"{self.side} must be at least 1")
+            at_least(self, side=1)
 
     def __init__(self, cfg: Config, *, spec: DataSpec):
         super().__init__(cfg, spec=spec)

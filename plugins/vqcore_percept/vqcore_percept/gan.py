@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vqcore import config, dist
 from vqcore.balance import AdaptiveWeight
-from vqcore.config import refuse_idle, slot
+from vqcore.config import at_least, refuse_idle, slot
 from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec, Losses
 from vqcore.registry import registry
@@ -68,8 +68,7 @@ class Gan(nn.Module):
         colour, translation, cutout."""
 
         def __post_init__(self) -> None:
-            if self.start < 0:
-                raise SettingError("start", f"{self.start} must be at least 0")
+            at_least(self, start=0, lecam=0, r1=0)
             low, high = self.clamp
             if not 0 <= low <= high:
                 raise SettingError("clamp", f"[{low:g}, {high:g}]: give two numbers, 0 <= low <= high")
@@ -77,9 +76,6 @@ class Gan(nn.Module):
                 raise SettingError("lecam_decay", f"{self.lecam_decay} must be at least 0 and below 1")
             if self.weight == "fixed":
                 refuse_idle(self, "weight=fixed", "clamp")
-            for name, value in (("lecam", self.lecam), ("r1", self.r1)):
-                if not value >= 0:
-                    raise SettingError(name, f"{value:g} must be at least 0")
             if not self.lecam:
                 refuse_idle(self, "lecam=0", "lecam_decay")
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vqcore.config import Config as BaseConfig
+from vqcore.config import NoSettings
 from vqcore.errors import cannot_import
 from vqcore.metrics.sums import ratio
 from vqcore.protocols import DataSpec
@@ -64,12 +64,9 @@ class MSSSIM(Pictures):
 
     name = "percept/ms-ssim"
     better: Literal["higher"] = "higher"
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
-        """No settings."""
-
-    def __init__(self, cfg: Config, *, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, spec: DataSpec):
         super().__init__(cfg, spec=spec)
         if spec.rank != 2:
             raise ValueError(f"ms-ssim is for pictures with 2 axes, the data has {spec.rank}")

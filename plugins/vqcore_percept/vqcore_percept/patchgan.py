@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from vqcore import config
-from vqcore.errors import SettingError
+from vqcore.config import at_least
 from vqcore.protocols import DataSpec
 
 KERNEL = 4
@@ -34,9 +34,7 @@ class PatchGAN(nn.Module):
         """What keeps the discriminator smooth."""
 
         def __post_init__(self) -> None:
-            for name in ("width", "depth"):
-                if getattr(self, name) < 1:
-                    raise SettingError(name, f"{getattr(self, name)} must be at least 1")
+            at_least(self, width=1, depth=1)
 
     def __init__(self, cfg: Config, *, spec: DataSpec):
         super().__init__()

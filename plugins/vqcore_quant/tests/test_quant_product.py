@@ -59,5 +59,5 @@ def test_against_the_separate_heads_of_vector_quantize_pytorch():
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(ValueError, match="groups=0 is below 1"):
+    with pytest.raises(ValueError, match="groups=0 must be at least 1"):
         Product.Config(quantizer=Config(name="quant/fsq"), groups=0)

@@ -78,7 +78,7 @@ def test_without_the_package_one_line_says_so(monkeypatch):
         ),
         (RESIDUAL | {"options": {"beem_size": 2}}, "Did you mean 'beam_size'"),
         (RESIDUAL | {"options": {"dim": 2}}, "already give this argument"),
-        (RESIDUAL | {"codebook_size": 1}, "codebook_size=1 is below 2"),
+        (RESIDUAL | {"codebook_size": 1}, "codebook_size=1 must be at least 2"),
         (RESIDUAL | {"method": "grouped-residual-vq"}, "num_codebooks=3 is not divisible by groups=2"),
         (RESIDUAL | {"method": "random-projection"}, "method"),
     ],

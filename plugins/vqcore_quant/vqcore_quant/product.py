@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 import vqcore.config
-from vqcore.config import refuse_idle, slot
-from vqcore.errors import SettingError
+from vqcore.config import at_least, refuse_idle, slot
 from vqcore.protocols import Quantized, Quantizer
 from vqcore_quant.nested import average, broken, build_inner, each, token_states
 from vqcore_quant.usage import latent_metrics, validity
@@ -38,8 +37,7 @@ class Product(nn.Module):
         """True: all groups share one quantizer. False: each group has its own quantizer."""
 
         def __post_init__(self) -> None:
-            if self.groups < 1:
-                raise SettingError("groups", f"{self.groups} is below 1")
+            at_least(self, groups=1)
             if self.groups == 1:
                 refuse_idle(self, "groups=1", "shared")
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 import vqcore.config
-from vqcore.config import refuse_idle, slot
+from vqcore.config import at_least, refuse_idle, slot
 from vqcore.errors import SettingError
 from vqcore.protocols import Quantized, Quantizer
 from vqcore_quant.gradients import straight_through
@@ -52,8 +52,7 @@ class Residual(nn.Module):
         training_only: ClassVar[tuple[str, ...]] = ("dropout",)
 
         def __post_init__(self) -> None:
-            if self.depth < 1:
-                raise SettingError("depth", f"{self.depth} is below 1")
+            at_least(self, depth=1)
             if self.depth == 1:
                 refuse_idle(self, "depth=1", "shared", "dropout")
             if not 0 <= self.dropout <= 1:

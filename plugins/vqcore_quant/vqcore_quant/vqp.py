@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import vqcore.config
 from vqcore import dist
+from vqcore.config import at_least
 from vqcore.errors import PluginLoadError, SettingError, cannot_import, did_you_mean
 from vqcore.protocols import Quantized
 from vqcore_quant.codes import in_range
@@ -88,8 +89,7 @@ class VQP(nn.Module):
                 raise SettingError(
                     "num_codebooks", f"{self.num_codebooks}: method={self.method} allows only 1"
                 )
-            if self.codebook_size is not None and self.codebook_size < 2:
-                raise SettingError("codebook_size", f"{self.codebook_size} is below 2")
+            at_least(self, codebook_size=2)
 
     def __init__(self, cfg: Config):
         super().__init__()

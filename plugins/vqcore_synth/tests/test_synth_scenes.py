@@ -408,7 +408,7 @@ def test_modalities_of_sound_get_sounds():
     ("settings", "text"),
     [
         ({"samples": 0}, "samples=0 must be at least 1"),
-        ({"eval_samples": -1}, "eval_samples=-1 is negative"),
+        ({"eval_samples": -1}, "eval_samples=-1 must be at least 0"),
         ({"side": [4, 0]}, "has a side below 1"),
         ({"objects": [5, 3]}, r"objects=\[5, 3\] must be two numbers"),
         (

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from einops import rearrange
 
+from vqcore.config import at_least
 from vqcore.errors import SettingError, did_you_mean, listed
 from vqcore.protocols import Modality
 from vqcore.rng import numpy_generator
@@ -76,11 +77,7 @@ class Scenes:
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name in ("samples", "length", "rate"):
-                if getattr(self, name) < 1:
-                    raise SettingError(name, f"{getattr(self, name)} must be at least 1")
-            if self.eval_samples < 0:
-                raise SettingError("eval_samples", f"{self.eval_samples} is negative")
+            at_least(self, samples=1, length=1, rate=1, eval_samples=0)
             if any(side < 1 for side in _pair(self.side or SIDE)):
                 raise SettingError("side", f"{self.side} has a side below 1")
             if not 0 <= self.objects[0] <= self.objects[1]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vqcore.errors import did_you_mean, listed
+from vqcore.errors import did_you_mean, listed, plural
 from vqcore.protocols import Published
 
 S2 = "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12"
@@ -77,7 +77,7 @@ class Variant:
         """What the first layer takes, for people."""
         if self.labels:
             return f"{self.labels} classes"
-        return f"{len(self.bands)} band{'s' * (len(self.bands) > 1)} ({' '.join(self.bands)})"
+        return f"{plural(len(self.bands), 'band')} ({' '.join(self.bands)})"
 
     def model(self, *, encoder_only: bool = False) -> dict[str, Any]:
         """Encoder, quantizer and decoder, as in a config file."""

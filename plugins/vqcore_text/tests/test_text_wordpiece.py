@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -247,6 +248,18 @@ def test_files_that_are_refused(tmp_path, content, text):
         wordpiece().encode(["a"])
 
 
+def test_verbs_know_whose_config_it_is(capsys):
+    assert main(["config", "recipe:text/wordpiece-30k", "out=there"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["out"] == "there"
+    for verb in ("check", "train", "fit"):
+        assert main([verb, str(RECIPE)]) == 2
+        told = capsys.readouterr()
+        assert f"is a config of a text tokenizer. Run: vqcore text train {RECIPE}" in told.out + told.err
+    quick = RECIPE.parents[1] / "quickstart.yaml"
+    assert main(["text", "train", str(quick)]) == 2
+    assert f"is a config of a tokenizer. Run: vqcore train {quick}" in capsys.readouterr().err
+
+
 def test_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("captions").mkdir()
@@ -261,7 +274,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "special tokens  4,284" in told and "a  hot dog" in told and "decoded         a hot dog" in told
     assert main(["text", "encode", "made", "captions", "tokens", "--length", "4"]) == 0
-    assert "cut       1 texts have more than 4 ids" in capsys.readouterr().out
+    assert "cut       1 text of more than 4 ids" in capsys.readouterr().out
     assert (
         open_store(Path("tokens")).rows.codes(0)[:, 0].tolist()
         != open_store(Path("tokens")).rows.codes(1)[:, 0].tolist()

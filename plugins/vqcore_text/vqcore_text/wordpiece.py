@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vqcore import config
+from vqcore.config import at_least
 from vqcore.errors import DataError, SettingError, cannot_import, cause, first_line
 from vqcore.files import aside, local
 from vqcore_text.classes import COCO
@@ -61,9 +62,7 @@ class WordPiece:
         """More special tokens."""
 
         def __post_init__(self) -> None:
-            for name, least in (("min_frequency", 0), ("sentinels", 0), ("coord_bins", 0)):
-                if getattr(self, name) < least:
-                    raise SettingError(name, f"{getattr(self, name)} must be at least {least}")
+            at_least(self, min_frequency=0, sentinels=0, coord_bins=0)
             if isinstance(self.classes, str) and self.classes not in ("coco", "none"):
                 raise SettingError("classes", f"'{self.classes}' must be coco, none or a list of names")
             names = [token for token, _ in special_tokens(self)]

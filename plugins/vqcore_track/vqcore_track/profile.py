@@ -6,8 +6,8 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile
 
 from vqcore import config, dist
+from vqcore.config import at_least
 from vqcore.console import say
-from vqcore.errors import SettingError
 from vqcore.files import aside, write_text
 from vqcore.plugin import hookimpl
 from vqcore.protocols import RunLike
@@ -28,9 +28,7 @@ class Profile:
         """Number of operations in the table; the most expensive operation comes first."""
 
         def __post_init__(self) -> None:
-            for name, least in (("steps", 1), ("after", 0), ("rows", 1)):
-                if getattr(self, name) < least:
-                    raise SettingError(name, f"{getattr(self, name)} must be at least {least}")
+            at_least(self, steps=1, after=0, rows=1)
 
     def __init__(self, cfg: Config):
         self.cfg, self.done = cfg, 0

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from vqcore import config, dist
 from vqcore.borrowed import Access
+from vqcore.config import at_least
 from vqcore.console import command, say
-from vqcore.errors import SettingError, VqcoreError
+from vqcore.errors import VqcoreError
 from vqcore.files import write_text
 from vqcore.plugin import hookimpl
 from vqcore.protocols import RunLike
@@ -33,8 +34,7 @@ class Report:
         """Number of evaluation samples among which to find the best and the worst."""
 
         def __post_init__(self) -> None:
-            if self.samples < 1:
-                raise SettingError("samples", f"{self.samples} must be at least 1")
+            at_least(self, samples=1)
 
     def __init__(self, cfg: Config):
         self.cfg = cfg

@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vqcore.config import Config as Base
+from vqcore.config import at_least
 from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec
-from vqcore_unet.denoiser import at_least, check_groups
+from vqcore_unet.denoiser import check_groups
 from vqcore_unet.layers import EPS, Attention, Downsample, Level, ResBlock, Upsample, conv, runner
 
 
@@ -45,8 +46,7 @@ class PairConfig(Base):
     """Recompute the blocks in the backward pass instead of storing their activations: less memory, slower."""
 
     def __post_init__(self) -> None:
-        for name, least in (("width", 1), ("mult", 1), ("depth", 1), ("heads", 1), ("norm_groups", 1)):
-            at_least(self, name, least)
+        at_least(self, width=1, mult=1, depth=1, heads=1, norm_groups=1)
         if not 0 <= self.dropout < 1:
             raise SettingError("dropout", f"{self.dropout} must be in [0, 1)")
         check_groups(self, "width", self.widths, self.norm_groups)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vqcore.config import Config, refuse_idle
+from vqcore.config import Config, at_least, refuse_idle
 from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec, expand
 
@@ -35,19 +35,9 @@ class DenoiserConfig(Config):
     def __post_init__(self) -> None:
         if not self.resolution_cond:
             refuse_idle(self, "resolution_cond=false", "missing_resolution")
-        for name in ("patch_size", "norm_groups"):
-            at_least(self, name, 1)
+        at_least(self, patch_size=1, norm_groups=1)
         if not 0 <= self.dropout < 1:
             raise SettingError("dropout", f"{self.dropout} must be in [0, 1)")
-
-
-def at_least(cfg: Any, name: str, least: int) -> None:
-    """Refuse a setting whose number, or one of whose numbers, is below `least`."""
-    value = getattr(cfg, name)
-    if not value and value != 0:
-        raise SettingError(name, f"{value} is empty")
-    if min(value if isinstance(value, tuple) else (value,)) < least:
-        raise SettingError(name, f"{value} must be at least {least}")
 
 
 def check_groups(cfg: Any, name: str, widths: Sequence[int], groups: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vqcore.borrowed import sha256, weights_of
 from vqcore.config import Config as Base
-from vqcore.config import slot
+from vqcore.config import at_least, slot
 from vqcore.diffusion import epsilon, same_levels, x_0
 from vqcore.errors import CheckpointError, ConfigError, SettingError
 from vqcore.losses import sample_losses
@@ -59,9 +59,7 @@ class Distill(Judged):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name in ("steps", "teacher_steps"):
-                if getattr(self, name) < 1:
-                    raise SettingError(name, f"{getattr(self, name)} must be at least 1")
+            at_least(self, steps=1, teacher_steps=1)
 
     def __init__(self, cfg: Config, *, spec: DataSpec):
         super().__init__(cfg, spec=spec)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from vqcore.config import Config as Base
-from vqcore.config import refuse_idle
+from vqcore.config import at_least, refuse_idle
 from vqcore.errors import SettingError
 from vqcore_unet.table import check_steps
 
@@ -50,8 +50,7 @@ class Flow:
         """Times of sampling are (1 - k / steps) ** power: above 1, steps are finer near the data (FlowMo: 4)."""
 
         def __post_init__(self) -> None:
-            if self.num_steps < 1:
-                raise SettingError("num_steps", f"{self.num_steps} must be at least 1")
+            at_least(self, num_steps=1)
             for name in ("shift", "power", "data_std"):
                 if not 0 < getattr(self, name) < math.inf:
                     raise SettingError(name, f"{getattr(self, name)} must be a number above 0")

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vqcore.config import at_least
 from vqcore.diffusion import epsilon
 from vqcore.errors import ConfigError, SettingError, did_you_mean, first_line
 from vqcore.rng import randn
@@ -70,8 +71,7 @@ class ClippingConfig(SpacingConfig):
             raise SettingError(("clip", "threshold"), "clip and threshold are both set; take one of them")
         if self.threshold_max is not None and self.threshold is None:
             raise SettingError("threshold_max", f"{self.threshold_max} does nothing without threshold")
-        if self.threshold_max is not None and self.threshold_max < 1:
-            raise SettingError("threshold_max", f"{self.threshold_max} must be at least 1")
+        at_least(self, threshold_max=1)
 
     def bounds(self) -> dict[str, Any]:
         """The same settings by the names of diffusers."""

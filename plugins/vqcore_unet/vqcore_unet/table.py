@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from vqcore.config import Config
+from vqcore.config import Config, above_zero, at_least
 from vqcore.errors import ConfigError, SettingError
 
 MAX_LOG_SNR = 15.0
@@ -47,15 +47,13 @@ class TableConfig(Config):
     """Do as 4M and diffusers 0.20 did, errors included (docs/diffusion.md lists them). For imported checkpoints."""
 
     def __post_init__(self) -> None:
-        if self.num_steps < 2:
-            raise SettingError("num_steps", f"{self.num_steps} must be at least 2")
+        at_least(self, num_steps=2)
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise SettingError(
                 ("beta_start", "beta_end"),
                 f"beta_start={self.beta_start}, beta_end={self.beta_end}: they must lie in (0, 1) and rise",
             )
-        if not self.shift > 0:
-            raise SettingError("shift", f"{self.shift} must be above 0")
+        above_zero(self, "shift")
         if self.shift != 1 and self.schedule != "shifted_cosine":
             raise SettingError(
                 "shift", f"{self.shift} does nothing with schedule={self.schedule}; leave it out"

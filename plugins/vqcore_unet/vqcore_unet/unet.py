@@ -14,9 +14,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vqcore.config import at_least
 from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec
-from vqcore_unet.denoiser import DenoiserConfig, Pixels, at_least, check_groups
+from vqcore_unet.denoiser import DenoiserConfig, Pixels, check_groups
 from vqcore_unet.layers import (
     EPS,
     Attention,
@@ -67,8 +68,7 @@ class UNet(Pixels):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name, least in (("width", 2), ("mult", 1), ("depth", 0), ("heads", 1)):
-                at_least(self, name, least)
+            at_least(self, width=2, mult=1, depth=0, heads=1)
             if self.width % 2:
                 raise SettingError("width", f"{self.width} is odd: half of it are sines of the time")
             check_groups(self, "width", self.widths, self.norm_groups)

@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vqcore.attention import Backend, attend
+from vqcore.config import at_least
 from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec, expand
-from vqcore_unet.denoiser import DenoiserConfig, Pixels, at_least, check_groups
+from vqcore_unet.denoiser import DenoiserConfig, Pixels, check_groups
 from vqcore_unet.layers import (
     EPS,
     Downsample,
@@ -114,10 +115,7 @@ class UViT(Pixels):
                 raise SettingError("mid_width", f"{width} is not divisible by mid_heads={heads}")
             if self.long_skips and depth % 2 == 0:
                 raise SettingError("mid_depth", f"{depth} must be odd with long_skips=true")
-            for name, least in (("widths", 2), ("depth", 0)):
-                at_least(self, name, least)
-            if self.mid_grid is not None:
-                at_least(self, "mid_grid", 1)
+            at_least(self, widths=2, depth=0, mid_grid=1)
             if self.widths[0] % 2:
                 raise SettingError("widths", f"{self.widths[0]} is odd: half of it are sines of the time")
             check_groups(self, "widths", self.widths, self.norm_groups)

@@ -217,7 +217,7 @@ class TestScaling:
             ({"channels": 0}, "channels=0"),
             ({"mean": (1.0, 2.0)}, "2 numbers for channels=6"),
             ({"std": 0.0}, "std=0.0"),
-            ({"std": (1.0,) * 5 + (-1.0,)}, "std=-1.0"),
+            ({"std": (1.0,) * 5 + (-1.0,)}, r"std=.*-1.0\] must be above 0"),
             ({"norm": -1.0}, "norm=-1.0"),
             ({"prefix_tokens": 1}, "prefix_tokens=1 with layout=chw"),
             ({"min_crop_scale": 0.0}, "min_crop_scale"),

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
+from vqcore.config import above_zero
 from vqcore.errors import DataError, SettingError
 from vqcore.modalities.colours import gradient
 from vqcore.modalities.planes import Filter, cut_planes, name_of, read_planes
@@ -69,8 +70,7 @@ class Depth:
                 raise SettingError("range", f"{list(self.range)} must be two numbers in ascending order")
             if self.range is not None and self.scaling == "log" and not self.range[0] > 0:
                 raise SettingError("range", f"{list(self.range)} must be above 0 for scaling 'log'")
-            if not (math.isfinite(self.factor) and self.factor > 0):
-                raise SettingError("factor", f"{self.factor} must be above 0")
+            above_zero(self, "factor")
             if self.mask_value is not None and self.range is not None and not -1 <= self.mask_value <= 1:
                 raise SettingError(
                     "mask_value", f"{self.mask_value} must lie in -1..1, as all other values do"

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqcore import config
-from vqcore.config import slot
+from vqcore.config import above_zero, at_least, slot
 from vqcore.data.npy import read_array, read_member
 from vqcore.errors import DataError, SettingError, cause, did_you_mean, listed
 from vqcore.modalities.rgb import RGB
@@ -62,10 +62,7 @@ class FeatureConfig(config.Config):
                 raise SettingError(
                     "stride", "null: say how many pixels of a picture are one position, e.g. 16 for CLIP-B/16"
                 )
-        if self.stride is not None and self.stride < 1:
-            raise SettingError("stride", f"{self.stride} must be at least 1")
-        if self.channels < 1:
-            raise SettingError("channels", f"{self.channels} must be at least 1")
+        at_least(self, stride=1, channels=1)
         for name in ("mean", "std"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != self.channels:
@@ -73,11 +70,7 @@ class FeatureConfig(config.Config):
                     (name, "channels"),
                     f"{name} has {len(value)} numbers for channels={self.channels}: give one, or one per channel",
                 )
-        std = self.std if isinstance(self.std, tuple) else (1.0 if self.std is None else self.std,)
-        if not min(std) > 0:
-            raise SettingError("std", f"{min(std)} must be above 0")
-        if self.norm is not None and not self.norm > 0:
-            raise SettingError("norm", f"{self.norm} must be above 0")
+        above_zero(self, "std", "norm")
 
 
 class Scaling:

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from vqcore.config import Config as BaseConfig
+from vqcore.config import NoSettings
 from vqcore.metrics.sums import count_of, mean, ratio, refuse_weight, summed, valid_positions
 from vqcore.protocols import DataSpec
 
@@ -22,12 +21,9 @@ class AbsRel:
 
     in_units = True
     better = "lower"
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
-        """No settings."""
-
-    def __init__(self, cfg: Config, *, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, spec: DataSpec):
         _check_quantity("abs-rel", spec)
 
     def measure(
@@ -61,12 +57,9 @@ class Delta:
 
     in_units = True
     better = "higher"
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
-        """No settings."""
-
-    def __init__(self, cfg: Config, *, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, spec: DataSpec):
         _check_quantity("delta", spec)
 
     def measure(
@@ -96,12 +89,9 @@ class JointError:
 
     in_units = True
     better = "lower"
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
-        """No settings."""
-
-    def __init__(self, cfg: Config, *, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, spec: DataSpec):
         pass
 
     def measure(
@@ -131,12 +121,9 @@ class RotationError:
 
     in_units = True
     better = "lower"
+    Config = NoSettings
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BaseConfig):
-        """No settings."""
-
-    def __init__(self, cfg: Config, *, spec: DataSpec):
+    def __init__(self, cfg: NoSettings, *, spec: DataSpec):
         pass
 
     def measure(

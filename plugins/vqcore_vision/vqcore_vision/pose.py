@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vqcore import config
+from vqcore.config import above_zero, at_least
 from vqcore.data.npy import read_array
 from vqcore.errors import ConfigError, DataError, SettingError, did_you_mean, listed
 from vqcore.protocols import DataSpec, View
@@ -75,8 +76,7 @@ class Pose:
         """In pictures, larger y is higher. False, as in pixels: larger y is lower."""
 
         def __post_init__(self) -> None:
-            if self.joints < 1:
-                raise SettingError("joints", f"{self.joints} must be at least 1")
+            at_least(self, joints=1)
             for name in ("flip_pairs", "bones"):
                 for pair in getattr(self, name):
                     if not (min(pair) >= 0 and max(pair) < self.joints and pair[0] != pair[1]):
@@ -102,8 +102,7 @@ class Pose:
                     f"{self.frame} with value={self.value}, dims={self.dims}: only positions with dims=2 are "
                     "places in a picture",
                 )
-            if not self.scale > 0:
-                raise SettingError("scale", f"{self.scale} must be above 0")
+            above_zero(self, "scale")
             if not 0 <= self.hflip <= 1:
                 raise SettingError("hflip", f"{self.hflip} must lie in 0..1")
             if self.value != "position" and (self.root, self.center, self.scale) != (None, None, 1.0):

@@ -60,7 +60,7 @@ def test_sizes(cls, size, text):
             {"attn_dropout": 1.0},
             "dropout=0.0, attn_dropout=1.0, drop_path=0.0: each probability must be in [0, 1)",
         ),
-        (ViTEncoder, {"grid_convs": -1}, "grid_convs=-1 is below 0"),
+        (ViTEncoder, {"grid_convs": -1}, "grid_convs=-1 must be at least 0"),
         (
             QueryDecoder,
             {"out_conv_depth": -1},
@@ -75,7 +75,7 @@ def test_transformers(cls, settings, text):
 @pytest.mark.parametrize("cls", [MLPEncoder, MLPDecoder])
 @pytest.mark.parametrize("name", ["depth", "width", "expansion"])
 def test_mlps(cls, name):
-    assert refused(ValueError, lambda: cls.Config(**{name: 0})) == f"{name}=0 is below 1"
+    assert refused(ValueError, lambda: cls.Config(**{name: 0})) == f"{name}=0 must be at least 1"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vqcore.config import Config, refuse_idle
-from vqcore.errors import SettingError
+from vqcore.config import Config, at_least, refuse_idle
 from vqcore.protocols import DataSpec
 from vqcore_vit.blocks import linear
 from vqcore_vit.trunk import check_channels
@@ -37,9 +36,7 @@ class MLPConfig(Config):
     def __post_init__(self) -> None:
         if self.kind == "plain":
             refuse_idle(self, "kind=plain", "expansion")
-        for name in ("depth", "width", "expansion"):
-            if getattr(self, name) < 1:
-                raise SettingError(name, f"{getattr(self, name)} is below 1")
+        at_least(self, depth=1, width=1, expansion=1)
 
 
 class _Residual(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vqcore.attention import Backend
-from vqcore.config import Config, refuse_idle
+from vqcore.config import Config, at_least, refuse_idle
 from vqcore.errors import SettingError
 from vqcore.protocols import DataSpec
 from vqcore_vit.blocks import EPS, MLP, Block, linear
@@ -83,8 +83,7 @@ class TransformerConfig(Config):
             raise ValueError(f"{given}: each must be at least 1, depth at least 0")
         if width % num_heads:
             raise SettingError("width", f"{width} is not divisible by num_heads={num_heads}")
-        if self.grid_convs < 0:
-            raise SettingError("grid_convs", f"{self.grid_convs} is below 0")
+        at_least(self, grid_convs=0)
         if not self.mlp_ratio * width >= 1:
             raise SettingError("mlp_ratio", f"{self.mlp_ratio} times width={width} is below 1 hidden channel")
         shares = {name: getattr(self, name) for name in ("dropout", "attn_dropout", "drop_path")}
