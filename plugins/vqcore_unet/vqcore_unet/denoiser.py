@@ -44,10 +44,12 @@ class DenoiserConfig(Config):
 def at_least(cfg: Any, name: str, least: int) -> None:
     """Refuse a setting whose number, or one of whose numbers, is below `least`."""
     value = getattr(cfg, name)
-    if not value and value != 0:
-        raise SettingError(name, f"{value} is empty")
-    if min(value if isinstance(value, tuple) else (value,)) < least:
-        raise SettingError(name, f"{value} must be at least {least}")
+    values = list(value) if isinstance(value, tuple) else [value]
+    shown = values if isinstance(value, tuple) else value
+    if not values:
+        raise SettingError(name, f"{shown} is empty")
+    if min(values) < least:
+        raise SettingError(name, f"{shown} must be at least {least}")
 
 
 def check_groups(cfg: Any, name: str, widths: Sequence[int], groups: int) -> None:
