@@ -168,7 +168,9 @@ def _decode(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="decoders that draw noise: another seed, other noise (default 0)"
     )
     parser.add_argument(
-        "--size", help="LAYOUT:FOLDER: the size at which the codes were made (default: the nominal size)"
+        "--size",
+        help="diffusion decoders: size of the samples, e.g. 256 or 256x192 (default: as the codes were made); "
+        "LAYOUT:FOLDER: the size at which the codes were made (default: the nominal size)",
     )
     parser.add_argument("--force", action="store_true", help="decode tokens of another tokenizer too")
     _batches(parser)

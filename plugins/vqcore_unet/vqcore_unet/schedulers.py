@@ -318,7 +318,7 @@ class Walk:
         """The sample at the next time, fp32."""
         named = dict(self._named)
         if self._noisy == "generator":
-            named["generator"] = list(rng)
+            named["generator"] = list(rng) or None  # diffusers takes no empty list
         elif self._noisy:
             named["variance_noise"] = randn(rng, *x_t.shape[1:], device=x_t.device)
         if self._strides is not None:
@@ -384,7 +384,7 @@ class Scaled:
     def _stepped(self, prediction: Tensor, x_t: Tensor, rng: Sequence[torch.Generator]) -> Tensor:
         """What diffusers makes of a step, not scaled."""
         place = self._places[self._done - 1]
-        named = {"generator": list(rng)} if self._noisy else {}
+        named = {"generator": list(rng) or None} if self._noisy else {}
         x_t = x_t / self._scale(place)
         try:
             made = self._inner.step(prediction, self._inner.timesteps[place], x_t, return_dict=False, **named)
