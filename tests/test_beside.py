@@ -1,6 +1,7 @@
 """Captions and targets: what rides beside a sample and is no sample itself."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,12 @@ def test_a_target_of_other_proportions_is_refused():
     target = Target(configured("modality", "target", {"modality": {"name": "rgb"}, "size": [16, 32]}), size=8)
     with pytest.raises(ValueError, match="other proportions"):
         target.ride(VIEW, target.spec)
+
+
+def test_a_target_in_another_range_is_refused():
+    target = Target(configured("modality", "target", {"modality": {"name": "rgb"}, "size": 16}), size=8)
+    with pytest.raises(ValueError, match=r"range=.*-1.0.* data.modality .0.0, 1.0.: take the same"):
+        target.ride(VIEW, replace(target.spec, range=(0.0, 1.0)))
 
 
 def test_both_ride_beside_pictures(tmp_path):

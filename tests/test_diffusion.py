@@ -248,6 +248,9 @@ def test_wrong_words_of_decode_write_nothing(tmp_path, capsys):
     for run in ("cfg", "plain"):
         assert main(["tokenize", str(tmp_path / run), files, str(tmp_path / f"tokens-{run}")]) == 0
     capsys.readouterr()
+    words = [str(tmp_path / "plain"), str(tmp_path / "tokens-plain"), str(tmp_path / "out"), "--size", "16"]
+    assert main(["decode", *words]) == 2
+    assert "error: --size is for diffusion decoders, and for codes of another" in capsys.readouterr().err
     for run, word, text in (
         (
             "cfg",
@@ -305,6 +308,16 @@ def test_a_denoiser_of_its_own_size_trains_at_several_sizes(tmp_path):
     made = Tokenizer.load(tmp_path / "cfg")
     for size in ((8, 8), (12, 16)):
         assert made.reconstruct(torch.randn(2, 2, *size), steps=2).shape == (2, 2, *size)
+    codes = made.encode(torch.randn(2, 2, 16, 16))
+    for asked, size in ((12, (12, 12)), (9, (9, 9)), ((16, 8), (16, 8))):  # 9 is no size of the encoder
+        assert made.decode(codes, size=asked, steps=1).shape == (2, 2, *size)
+        assert made.decode(codes[0], size=asked, steps=1).shape == (1, 2, *size)
+    with pytest.raises(ValueError, match=r"size \[0, 0\] must be at least 1"):
+        made.decode(codes, size=0)
+    run, tokens, out = (str(tmp_path / name) for name in ("cfg", "tokens", "out"))
+    assert main(["tokenize", run, waves(tmp_path / "files", 1), tokens, "--size", "8"]) == 0
+    assert main(["decode", run, tokens, out, "--size", "16x12", "steps=1"]) == 0
+    assert [x.shape for x in decoded(tmp_path / "out").values()] == [(2, 16, 12)]
 
 
 @pytest.mark.slow

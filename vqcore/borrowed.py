@@ -44,6 +44,10 @@ class MissingWeights(CheckpointError):
     """What is missing, e.g. `decoder.base`."""
 
 
+class NotThere(CheckpointError):
+    """A folder or repository that can be read has no such file."""
+
+
 @dataclass(frozen=True)
 class Access:
     """What loading may use besides the named files.
@@ -104,11 +108,14 @@ def fill(module: nn.Module, place: str | Path | None) -> str:
 
 
 def found(place: str) -> Path:
-    """The file or folder at a place (`read`); of a hub, its copy on this machine. Raises `CheckpointError`."""
+    """The file or folder at a place (`read`); of a hub, its copy on this machine.
+
+    Raises `CheckpointError`: `NotThere` where only this file is missing.
+    """
     if not place.startswith(_HUB):
         path = local(place)
         if not path.exists():
-            raise CheckpointError(f"{place}: there is no such file or folder")
+            raise NotThere(f"{place}: there is no such file or folder")
         return path
     id, _, inside = place.partition("#")
     named = hub.hub_id(id)
@@ -120,7 +127,7 @@ def found(place: str) -> Path:
     folder = hub.download(*named, patterns, cached=not asked())
     path = folder / inside
     if not path.exists() or not Path(os.path.normpath(path)).is_relative_to(folder):
-        raise CheckpointError(f"{place}: {named[0]} has no file '{inside}'")
+        raise NotThere(f"{place}: {named[0]} has no file '{inside}'")
     return path
 
 

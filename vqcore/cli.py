@@ -186,7 +186,8 @@ def _decode(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        help="for LAYOUT:FOLDER: the size at which the codes were made (default: the tokenizer's own)",
+        help="diffusion decoders: size of the samples, e.g. 256 or 256x192 (default: as the codes were made); "
+        "LAYOUT:FOLDER: the size at which the codes were made (default: the own size of the tokenizer)",
     )
     parser.add_argument("--force", action="store_true", help="decode tokens of another tokenizer too")
     _batches(parser)

@@ -318,7 +318,7 @@ class Tokenizer(nn.Module):
         self,
         codes: Tensor | np.ndarray,
         *,
-        size: tuple[int, ...] | None = None,
+        size: int | tuple[int, ...] | None = None,
         rng: Sequence[torch.Generator] | None = None,
         seed: int = 0,
         extras: Mapping[str, Any] | None = None,
@@ -330,14 +330,19 @@ class Tokenizer(nn.Module):
         `vqcore tokenize` writes them, need no axis for samples. Raises `ValueError` for what cannot be codes of this
         tokenizer.
 
-        `size` defaults to the size with this grid. Decoders that draw noise use `rng`, one generator per sample (by
-        default made from `seed` and the sample's place in the batch); decoders with more inputs than the codes use
-        `extras`. `sampling` are the options of the objective, such as `steps=25`; `vqcore show` lists them. Raises
-        `ConfigError` for an unknown option or a value that it does not take.
+        `size`, one number for all axes or a number for each, defaults to the size with this grid. Decoders that draw
+        noise use `rng`, one generator per sample (by default made from `seed` and the sample's place in the batch);
+        decoders with more inputs than the codes use `extras`. `sampling` are the options of the objective, such as
+        `steps=25`; `vqcore show` lists them. Raises `ConfigError` for an unknown option or a value that it does not
+        take.
         """
         if self.decoder is None:
             raise CheckpointError("this tokenizer cannot decode: it was loaded with encoder_only=True.")
         chosen = resolved(type(self.objective), sampling, "decode")
+        if size is not None:
+            size = expand(size, self.spec.rank)
+            if min(size) < 1:
+                raise ValueError(f"size {list(size)} must be at least 1")
         codes = self._as_codes(codes, size)
         rng = rng or [generator(seed, "decode", index) for index in range(len(codes))]
         size = size or self.size_of(tuple(codes.shape[1:-1]))
@@ -513,8 +518,12 @@ class Tokenizer(nn.Module):
             integer = codes.dtype.kind in "iu"
         else:
             integer = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
-        codes = codes[None] if codes.shape[:-1] == self.grid(size) else codes
         axes, count = len(self.grid()), self.num_codebooks
+        if codes.ndim == axes + 1:
+            grids = [self.grid()]
+            with contextlib.suppress(ValueError):  # a size that is for the decoder alone
+                grids.append(self.grid(size))
+            codes = codes[None] if tuple(codes.shape[:-1]) in grids else codes
         # Some quantizers decode fewer codes than they give, e.g. the first levels; they refuse what they cannot.
         if not integer or codes.ndim != axes + 2 or not 1 <= codes.shape[-1] <= count:
             wanted = ", ".join((*(f"grid{i}" for i in range(axes)), str(count)))

@@ -79,7 +79,7 @@ class Target:
     """The same sample at a size of its own, as an extra modality called `target`: what a denoiser learns to make.
 
     Example: the encoder sees 224 pixels, Stable Diffusion 512. The file is read once. It is cropped as the main sample
-    is; everything but the size is what `modality` says, which should be the main modality.
+    is; everything but the size is what `modality` says, whose samples are of the kind and range of the main ones.
     """
 
     metrics: tuple[str, ...] = ()
@@ -120,8 +120,14 @@ class Target:
         return self.inner.view(extent, size, rng)
 
     def ride(self, view: View, main: DataSpec) -> View:
-        """The main view at the own size. Raises `ValueError` for other proportions."""
+        """The main view at the own size. Raises `ValueError` for other proportions, or values of another kind."""
         size = expand(self.cfg.size, main.rank)
+        for name in ("kind", "channels", "range"):
+            ours, theirs = getattr(self.spec, name), getattr(main, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"its samples have {name}={ours}, and those of data.modality {theirs}: take the same modality"
+                )
         if any(a * view.size[0] != b * size[0] for a, b in zip(size, view.size)):
             raise ValueError(f"size {list(size)} has other proportions than samples of {list(view.size)}")
         return replace(view, size=size)

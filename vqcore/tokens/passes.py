@@ -22,7 +22,7 @@ from vqcore.data.listing import Listing, suffix_length
 from vqcore.data.windows import Cover, Whole, cover, named
 from vqcore.errors import ConfigError, DataError, RunError, cause, listed
 from vqcore.files import aside, local
-from vqcore.protocols import Modality, RecordCodes, writer
+from vqcore.protocols import Modality, RecordCodes, is_denoiser, writer
 from vqcore.rng import sample_generators
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens.flow import Done, File, Item, through
@@ -144,7 +144,8 @@ def decode_folder(
 ) -> Done:
     """Decode a store, or every `.npy` of codes below `source` (or one file), into `target`, as PNG, WAV or `.npy`.
 
-    `LAYOUT:FOLDER` are codes of another system (`open_named`); where nothing says so, they were made at `size`.
+    `LAYOUT:FOLDER` are codes of another system (`open_named`); where nothing says so, they were made at `size`. Of
+    other codes a denoiser makes samples of this size (default: the size at which they were made).
 
     A decoder that draws noise draws it from `seed` and the name of the file; `sampling` are the options of the
     objective. A file that cannot be decoded is named in the result and costs itself alone. Every folder is measured by
@@ -154,7 +155,7 @@ def decode_folder(
     refuse_file(target)
     held = _held_by(tokenizer, source, size, force)
     refuse_overlap(held.place, target)
-    done = Done(left_out=held.left_out)
+    done, made = Done(left_out=held.left_out), None if with_prefix(str(source)) else size
     own = writer(tokenizer.modality)
     kinds = (".png", ".npy", own.written if own else ".npy")
     fresh = [each for each in held.files if overwrite or not _written(target, each.key, kinds)]
@@ -166,7 +167,7 @@ def decode_folder(
         return list(tokenizer.decode(codes, size=items[0].alike[1], rng=rng, **(sampling or {})))
 
     with ProgressLine("decode", len(held.files), unit="file") as line:
-        for file, finish in through(_codes(tokenizer, fresh, done), decoded, batch_size, done):
+        for file, finish in through(_codes(tokenizer, fresh, done, made), decoded, batch_size, done):
             with writing(file, done):
                 finish(target)
                 done.written += 1
@@ -206,9 +207,7 @@ def _held_by(tokenizer: Tokenizer, name: str | Path, size: tuple[int, ...] | Non
         raise DataError(f"{source} is a part of a store. Give the folder of the store: {source.parent}.")
     prefixed = with_prefix(str(name))
     if size is not None and prefixed is None:
-        raise ConfigError(
-            "--size is for codes of another system, LAYOUT:FOLDER. Others say at which size they were made."
-        )
+        _check_made(tokenizer.decoder, size)
     if prefixed is not None or store_of(source):
         says = manifest_of(tokenizer, size or tokenizer.cfg.size, None) if prefixed else None
         store = open_named(str(name), says)
@@ -227,6 +226,19 @@ def _held_by(tokenizer: Tokenizer, name: str | Path, size: tuple[int, ...] | Non
         source,
         left_out,
     )
+
+
+def _check_made(decoder: Any, size: tuple[int, ...]) -> None:
+    """Raise `ConfigError` for samples of a size of their own, unless a denoiser can make them."""
+    if not is_denoiser(decoder):
+        raise ConfigError(
+            "--size is for diffusion decoders, and for codes of another system, LAYOUT:FOLDER. This decoder makes "
+            "samples of the size at which the codes were made."
+        )
+    try:
+        decoder.target_shape(size)
+    except ValueError as error:
+        raise ConfigError(f"--size: {error}.") from error
 
 
 def _check_makers(
@@ -250,8 +262,13 @@ def _check_makers(
         )
 
 
-def _codes(tokenizer: Tokenizer, coded: Iterable[_Coded], done: Done) -> Iterator[Item]:
-    """The codes of all files, as a decoder takes them; `given` also has a name, from which noise is drawn."""
+def _codes(
+    tokenizer: Tokenizer, coded: Iterable[_Coded], done: Done, made: tuple[int, ...] | None
+) -> Iterator[Item]:
+    """The codes of all files, as a decoder takes them; `given` also has a name, from which noise is drawn.
+
+    `made` is the size of the decoded samples, by default that at which the codes were made.
+    """
     for each in coded:
         path, key, manifest = each.path, each.key, each.manifest
         try:
@@ -270,7 +287,11 @@ def _codes(tokenizer: Tokenizer, coded: Iterable[_Coded], done: Done) -> Iterato
             continue
         file = File(str(path), key)
         shown: list[Any] = []
-        size = tuple(manifest["size"]) if manifest else None
+        if made is not None and isinstance(samples[0], RecordCodes):
+            windows = "the windows of a record have a size of their own: leave --size out."
+            done.fail(File(str(path), key), DataError(f"{path}: {windows}"))
+            continue
+        size = made or (tuple(manifest["size"]) if manifest else None)
         for place, sample in enumerate(samples):
             name = f"{key}/{place}" if several else key
             parts = list(_parts(tokenizer, sample, size, name, shown.append))

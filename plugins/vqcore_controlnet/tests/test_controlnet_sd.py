@@ -12,6 +12,7 @@ from hubserver import serving
 from safetensors.torch import load_file
 from toys import forget_attention
 from vqcore_controlnet.adapter import Adapter, Latents
+from vqcore_controlnet.base import load
 from vqcore_controlnet.sd import StableDiffusion
 from vqcore_unet.schedulers import DDPM
 
@@ -110,6 +111,10 @@ class TestBase:
     @pytest.mark.slow
     def test_a_base_of_the_hub(self, base, tmp_path, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        base = shutil.copytree(base, tmp_path / "padded")
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            file = base / "tokenizer" / name
+            file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token": "a"}))
         files = {str(p.relative_to(base)): p.read_bytes() for p in base.rglob("*") if p.is_file()}
         address = "hf://maker/sd@v1"
         with serving() as hub:
@@ -143,9 +148,44 @@ class TestBase:
         with pytest.raises(ConfigError, match=r"attention=xformers: xFormers does not run here: no kernel"):
             ready(base, attention="xformers")(noise(2, 4, 8, 8), torch.tensor([3.0, 700.0]), cond)
 
-    def test_prompts_under_another_label_are_refused(self, base):
-        with pytest.raises(ConfigError, match=r"data\.extra\.words: these are texts"):
-            ready(base).condition(noise(2, 4, 4, 8), size=(32, 32), extras={"words": ["red", "red"]})
+    def test_one_prompt_is_for_all_samples(self, base):
+        """With guidance the batch is there twice, and the text is still one."""
+        cond = ready(base).condition(noise(2, 4, 4, 8), size=(32, 32), extras={"caption": "red"})
+        assert torch.equal(cond.text, ready(base).base.prompts(["red", "red"]))
+
+    @pytest.mark.parametrize(
+        ("extras", "reason"),
+        [
+            ({"words": ["red", "red"]}, r"data\.extra\.words: these are texts"),
+            ({"prompt": "red"}, r"data\.extra\.prompt: these are texts"),
+            ({"caption": ["red"]}, "one text for each"),
+            ({"caption": ["red", "red", "red"]}, "one text for each"),
+            ({"caption": ["red", None]}, "one text for each"),
+        ],
+    )
+    def test_prompts_that_do_not_fit_are_refused(self, base, extras, reason):
+        with pytest.raises(ConfigError, match=reason):
+            ready(base).condition(noise(2, 4, 4, 8), size=(32, 32), extras=extras)
+
+    def test_the_tokenizer_of_prompts_in_the_form_of_today(self, base, tmp_path):
+        """Newer libraries write one file for the words, and 2.1 fills short prompts with another token than 1.5."""
+        from transformers import CLIPTokenizer
+
+        folder = shutil.copytree(base, tmp_path / "sd")
+        words = CLIPTokenizer.from_pretrained(base / "tokenizer")
+        shutil.rmtree(folder / "tokenizer")
+        words.save_pretrained(folder / "tokenizer")
+        (new, same), (old, digest) = load(str(folder), torch.float32), load(str(base), torch.float32)
+        assert torch.equal(new.prompts(["red", ""]), old.prompts(["red", ""])) and same == digest
+        words.pad_token = "a"
+        words.save_pretrained(folder / "tokenizer")
+        other, changed = load(str(folder), torch.float32)
+        assert changed != digest and not torch.equal(other.prompts([""]), old.prompts([""]))
+        shutil.rmtree(folder / "tokenizer")
+        with pytest.raises(
+            CheckpointError, match=r"has neither tokenizer\.json nor vocab\.json and merges\.txt"
+        ):
+            load(str(folder), torch.float32)
 
     @pytest.mark.parametrize("precision", ["bf16", "fp16"])
     def test_a_base_of_half_precision(self, base, precision):
@@ -203,6 +243,7 @@ class TestRefused:
             ),
             (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"x" * 99), "vae"),
             (lambda f: (f / "tokenizer/vocab.json").unlink(), "vocab.json"),
+            (lambda f: (f / "tokenizer/vocab.json").write_text("x"), "cannot be loaded as CLIPTokenizer"),
             (lambda f: (f / "model_index.json").write_text("{"), "model_index.json: damaged"),
         ],
     )
@@ -211,6 +252,36 @@ class TestRefused:
         damage(folder)
         with pytest.raises(CheckpointError, match=reason):
             made(folder).borrow({})
+
+    @pytest.mark.parametrize(
+        ("settings", "reason"),
+        [
+            ({"widths": (0, 8)}, r"\[0, 8\] must be at least 1"),
+            ({"widths": (8, 15)}, "15 channels are not divisible by norm_groups=4"),
+            ({"norm_groups": 0}, "0 must be at least 1"),
+            ({"heads": (0, 4)}, r"\[0, 4\] must be at least 1"),
+            ({"text_width": -1}, "-1 must be at least 1"),
+        ],
+    )
+    def test_sizes_that_cannot_be(self, settings, reason):
+        with pytest.raises(ValueError, match=reason):
+            StableDiffusion.Config(**{**tiny.SETTINGS, **settings})
+
+    @pytest.mark.parametrize("cls", [Adapter, StableDiffusion])
+    def test_a_vae_of_another_kind(self, base, tmp_path, cls):
+        from diffusers import AutoencoderKL
+
+        folder = shutil.copytree(base, tmp_path / "sd")
+        shutil.rmtree(folder / "vae")
+        AutoencoderKL(norm_num_groups=4, block_out_channels=(4,)).save_pretrained(folder / "vae")
+        with pytest.raises(CheckpointError, match="its VAE does not reduce pictures by 8"):
+            made(folder, cls=cls).borrow({})
+        AutoencoderKL(
+            norm_num_groups=4, block_out_channels=(4,) * 4, latent_channels=8,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        ).save_pretrained(folder / "vae")  # fmt: skip
+        with pytest.raises(CheckpointError, match="the latents of its VAE have 8 channels, not 4"):
+            made(folder, cls=cls).borrow({})
 
     def test_samples_that_are_no_pictures(self, base):
         for spec in (
@@ -245,6 +316,8 @@ def test_an_adapter_is_taken_from_a_tokenizer(base, tmp_path, monkeypatch):
     assert decoder.condition(noise(1, 4, 4, 8), size=(32, 32)).hint.shape == (1, 8, 8, 8)
     with pytest.raises(CheckpointError, match="is no tokenizer with a controlnet/adapter"):
         made(base, hint="adapter", adapter=str(base / "vae")).fetch()
+    with pytest.raises(CheckpointError, match="hint=adapter starts from a trained network"):
+        made(base, hint="adapter").fetch()
     with pytest.raises(
         ValueError, match=r"adapter=here does nothing with hint=convolutions: set hint=adapter"
     ):

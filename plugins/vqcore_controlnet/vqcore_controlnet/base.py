@@ -4,9 +4,11 @@ Paper: latent diffusion (arXiv 2112.10752). Versions 1.x and 2.x share this layo
 """
 
 import hashlib
+import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vqcore.borrowed import found, read
+from vqcore.borrowed import NotThere, found, read
 from vqcore.errors import CheckpointError, first_line, listed
 from vqcore.protocols import DataSpec
 from vqcore.reading import read_json
@@ -25,7 +27,7 @@ PARTS = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "text_encoder":
 FACTOR = 8
 """Pixels of a picture for one position of its latents."""
 _STEMS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
-_WORDS = ("vocab.json", "merges.txt")
+_WORDS = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 _OTHERS = ("XL", "3", "Cascade", "Upscale", "Inpaint", "Depth2Img")
 
 
@@ -77,24 +79,46 @@ def load(place: str, dtype: torch.dtype) -> tuple[Base, str]:
         config, weights = _file(place, f"{part}/config.json"), _weights(place, part)
         digest.update(f"{part} {read(weights)[1]}\n".encode())
         networks[part] = _network(part, config.parent, safe=weights.endswith(".safetensors"), dtype=dtype)
-    words = [_file(place, f"tokenizer/{name}") for name in _WORDS]
-    for file in words:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    words = _words(place)
+    known = [sorted(words.get_vocab().items()), words.pad_token_id]
+    digest.update(json.dumps(known).encode())
     levels = read_json(_file(place, "scheduler/scheduler_config.json"), CheckpointError, dict)
+    return Base(networks, words, levels), digest.hexdigest()
+
+
+def _words(place: str) -> Any:
+    """The tokenizer of prompts. Its files say with which token short prompts are filled: 2.x has another than 1.x."""
+    files: dict[str, Path] = {}
+    for name in _WORDS:
+        with suppress(NotThere):
+            files[name] = _file(place, f"tokenizer/{name}")
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files.keys():
+        raise CheckpointError(f"{place}/tokenizer: has neither tokenizer.json nor vocab.json and merges.txt")
     from transformers import CLIPTokenizer
 
-    return Base(
-        networks, CLIPTokenizer.from_pretrained(words[0].parent, local_files_only=True), levels
-    ), digest.hexdigest()
+    folder = next(iter(files.values())).parent
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library has its own errors for files that it cannot read
+        raise CheckpointError(f"{folder}: cannot be loaded as CLIPTokenizer: {first_line(error)}") from error
 
 
 def load_vae(place: str) -> tuple[Any, str]:
     """The VAE of Stable Diffusion alone, fp32, and the SHA-256 of its weights. Raises `CheckpointError`."""
     _check_index(place)
     folder, weights = _file(place, "vae/config.json").parent, _weights(place, "vae")
-    return _network("vae", folder, safe=weights.endswith(".safetensors"), dtype=torch.float32), read(weights)[
-        1
-    ]
+    vae = _network("vae", folder, safe=weights.endswith(".safetensors"), dtype=torch.float32)
+    check_vae(vae, place)
+    return vae, read(weights)[1]
+
+
+def check_vae(vae: Any, place: str) -> None:
+    """Raise `CheckpointError` for a VAE whose latents are not those of Stable Diffusion 1.x and 2.x."""
+    cfg = vae.config
+    if cfg.latent_channels != 4:
+        raise CheckpointError(f"{place}: the latents of its VAE have {cfg.latent_channels} channels, not 4")
+    if 2 ** (len(cfg.block_out_channels) - 1) != FACTOR:
+        raise CheckpointError(f"{place}: its VAE does not reduce pictures by {FACTOR}")
 
 
 def check_pictures(spec: DataSpec) -> None:
@@ -110,8 +134,8 @@ def check_pictures(spec: DataSpec) -> None:
 def _check_index(place: str) -> None:
     try:
         index = _file(place, "model_index.json")
-    except CheckpointError as error:
-        if "there is no such file" not in str(error) or not Path(place).exists():
+    except NotThere as error:
+        if not Path(place).exists():
             raise
         raise CheckpointError(
             f"{place}: is no pipeline of diffusers: it has no model_index.json. Give the folder "

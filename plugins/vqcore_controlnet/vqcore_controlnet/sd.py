@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from vqcore_unet.denoiser import at_least, check_groups
 
 from vqcore import config
 from vqcore.attention import choose
@@ -23,7 +24,7 @@ from vqcore.diffusion import coefficients
 from vqcore.errors import CheckpointError, ConfigError, SettingError
 from vqcore.protocols import DataSpec, expand
 from vqcore_controlnet.adapter import Latents, from_run
-from vqcore_controlnet.base import FACTOR, Base, check_pictures, load
+from vqcore_controlnet.base import FACTOR, Base, check_pictures, check_vae, load
 
 HINT = (32, 96, 256)
 """Channels of the conditioning embedding after those of the tokens."""
@@ -128,6 +129,9 @@ class StableDiffusion(nn.Module):
         """Groups of every GroupNorm."""
 
         def __post_init__(self) -> None:
+            for name in ("widths", "depth", "norm_groups", *self._given):
+                at_least(self, name, 1)
+            check_groups(self, "widths", self.widths, self.norm_groups)
             if self.adapter is not None and self.hint != "adapter":
                 raise SettingError(
                     "adapter", f"{self.adapter} does nothing with hint={self.hint}: set hint=adapter"
@@ -146,6 +150,10 @@ class StableDiffusion(nn.Module):
                 raise SettingError(
                     "heads", f"{list(self.heads)}: give one number for each of {len(self.widths)} levels"
                 )
+
+        @property
+        def _given(self) -> list[str]:
+            return [name for name in ("heads", "text_width") if getattr(self, name) is not None]
 
         @property
         def facts(self) -> dict[str, Any]:
@@ -192,6 +200,10 @@ class StableDiffusion(nn.Module):
     def fetch(self) -> None:
         """Say that no checkpoint fills the ControlNet: it starts from the base, and the adapter from its run."""
         self._starts = self.cfg.pretrained_cn
+        if self.cfg.hint == "adapter" and self.cfg.adapter is None:
+            raise CheckpointError(
+                "hint=adapter starts from a trained network: set model.decoder.adapter to the run that has it"
+            )
         if isinstance(self.hint, Adapted) and self.cfg.adapter is not None:
             from_run(self.hint.adapter, self.cfg.adapter)
         self._start()
@@ -232,14 +244,11 @@ class StableDiffusion(nn.Module):
                 raise CheckpointError(
                     f"{place}: its U-Net has {name}={found}, and the settings of the decoder say {wanted}.{hint}"
                 )
-        vae = base.vae.config
-        if vae.latent_channels != 4 or has["in_channels"] != 4:
+        if has["in_channels"] != 4:
             raise CheckpointError(
-                f"{place}: latents have {vae.latent_channels} channels and the U-Net takes {has['in_channels']}; both "
-                "must be 4"
+                f"{place}: its U-Net takes {has['in_channels']} channels, not the 4 of latents"
             )
-        if 2 ** (len(vae.block_out_channels) - 1) != FACTOR:
-            raise CheckpointError(f"{place}: its VAE does not reduce pictures by {FACTOR}")
+        check_vae(base.vae, place)
 
     def _start(self) -> None:
         """Copy the U-Net's way down into the ControlNet, once, when both are there and no checkpoint fills it."""
@@ -388,13 +397,26 @@ class StableDiffusion(nn.Module):
 
 
 def _prompts(extras: Mapping[str, Any], count: int) -> list[str]:
-    """A prompt for each sample. Raises `ConfigError` for texts under another label, which would go unseen."""
+    """A prompt for each sample: `caption`, which may be one text for all.
+
+    Raises `ConfigError` for anything else, and for texts under another label, which would go unseen.
+    """
     for label, found in extras.items():
-        if label != "caption" and isinstance(found, (list, tuple)) and found and isinstance(found[0], str):
+        if label != "caption" and (isinstance(found, str) or _are_texts(found)):
             raise ConfigError(
                 f"data.extra.{label}: these are texts, and controlnet/sd takes prompts from data.extra.caption alone."
             )
-    return list(extras.get("caption") or [""] * count)
+    texts = extras.get("caption", "")
+    if isinstance(texts, str):
+        return [texts] * count
+    if len(texts) == count and _are_texts(texts):
+        return list(texts)
+    raise ConfigError("caption: give one text for all samples, or a list with one text for each of them.")
+
+
+def _are_texts(found: Any) -> bool:
+    is_list = isinstance(found, (list, tuple)) and len(found) > 0
+    return is_list and all(isinstance(text, str) for text in found)
 
 
 def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:

@@ -79,6 +79,19 @@ SETTINGS = [
         {"options": {"use_karras_sigma": True}},
         "use_karras_sigma is not an option of DPMSolverMultistepScheduler. Did you mean 'use_karras_sigmas'?",
     ),
+    (
+        "scheduler",
+        "unet/diffusers",
+        {"options": {"beta_end": 0.012}},
+        "beta_end: noise levels are those of the table",
+    ),
+    (
+        "scheduler",
+        "unet/diffusers",
+        {"options": {"use_flow_sigmas": True}},
+        "for rectified flow take unet/flow",
+    ),
+    ("scheduler", "unet/diffusers", {"sampler": "DDIMInverseScheduler"}, "goes from samples to noise"),
 ]
 
 
@@ -101,11 +114,18 @@ def test_epsilon_with_zero_terminal_snr_is_kept_for_imports():
         ("unet/pndm", {"runge_kutta": True}, 3, "with runge_kutta, unet/pndm takes at least 4 steps"),
         ("unet/flow", {}, 0, "steps=0: a sampler takes at least 1 steps"),
         (
-            "unet/diffusers",
-            {"sampler": "DDIMInverseScheduler"},
-            4,
-            "its times do not fall from noise to the sample",
+            "unet/ddim",
+            {"spacing": "leading", "steps_offset": 1},
+            1000,
+            "steps_offset=1 sampling would begin at 1000, beyond the last entry, 999",
         ),
+        (
+            "unet/pndm",
+            {"schedule": "squaredcos_cap_v2"},
+            25,
+            "at the entry 999 of schedule=squaredcos_cap_v2, where it begins, there is 5e-05: take spacing=leading",
+        ),
+        ("unet/diffusers", {"sampler": "CogVideoXDDIMScheduler"}, 4, "has other noise levels than the table"),
     ],
 )
 def test_steps(name, settings, steps, message):

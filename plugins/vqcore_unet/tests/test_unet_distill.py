@@ -10,6 +10,7 @@ from toys import run_config, toy, trained  # noqa: F401
 from vqcore_unet.distill import Distill
 
 from vqcore.borrowed import Lender, sha256, weights_of
+from vqcore.cli import main
 from vqcore.errors import CheckpointError, ConfigError
 from vqcore.protocols import Batch, DataSpec, Quantized
 from vqcore.rng import sample_generators
@@ -152,6 +153,16 @@ def test_samples_of_a_student_that_knows_the_ends_have_the_spread_of_the_data(st
     assert float(found.std()) == pytest.approx(STD, rel=0.05) and found.shape == (64, 2, 4, 4)
 
 
+def test_tokens_must_be_frozen_where_they_are_trained_alone():
+    """An evaluation of a run, whose tokenizer is not frozen, trains nothing."""
+    made, spy = distill(), Spy(None)
+    spy.encoder, spy.training = nn.Linear(1, 1), False
+    made.setup(spy)
+    spy.training = True
+    with pytest.raises(ConfigError, match=r"Set model\.freeze_enc=true model\.full_ckpt="):
+        made.setup(spy)
+
+
 # Whole runs
 
 
@@ -194,6 +205,7 @@ def test_a_student_starts_from_the_teacher_and_keeps_its_tokens(teacher, tmp_pat
     assert torch.equal(after.decode(codes), four)
     with pytest.raises(ConfigError, match=r"steps=5: this decoder was distilled for 1 to 4 steps"):
         after.decode(codes, steps=5)
+    assert main(["eval", str(tmp_path / "student")]) == 0
 
 
 @pytest.mark.slow
@@ -227,7 +239,14 @@ def test_what_cannot_be_a_teacher(teacher, tmp_path):
     assert "set objective.of to the run of a diffusion decoder" in message
     other = {**FLOW, "prediction": "velocity"}
     message = refused(tmp_path, CheckpointError, **student(teacher, objective={"scheduler": other}))
-    assert "another scheduler than objective.scheduler" in message
+    assert "another scheduler than objective.scheduler; set the one of that run: {name: unet/flow}" in message
+    train(run_config(tmp_path / "student", **student(teacher, run__steps=1)))
+    message = refused(
+        tmp_path, CheckpointError, **student(teacher, objective={"of": str(tmp_path / "student")})
+    )
+    assert (
+        "its decoder is a student itself, of 4 steps: set objective.of to the run of its teacher" in message
+    )
     assert not (tmp_path / "new").exists()
 
 

@@ -14,7 +14,7 @@ from vqcore.diffusion import coefficients, x_0
 from vqcore.rng import generator
 from vqcore.testing.basics import noise
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # of diffusers
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "shifted_cosine", "sigmoid")
 X, EPS = noise(3, 2, 4, seed=1), noise(3, 2, 4, seed=2)
 
@@ -162,7 +162,15 @@ def test_clipping_and_thresholding():
     torch.testing.assert_close(last(threshold=0.5), big.clamp(-quantile, quantile) / quantile)
 
 
-@pytest.mark.parametrize("settings", [{"prediction": "v"}, {"prediction": "sample"}, {"runge_kutta": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prediction": "v"},
+        {"prediction": "sample"},
+        {"runge_kutta": True},
+        {"runge_kutta": True, "spacing": "linspace", "prediction": "sample"},
+    ],
+)
 def test_pndm_with_true_predictions_stays_on_the_line(settings):
     """diffusers averages v of several times; epsilon is what may be averaged."""
     scheduler = made(PNDM, **settings)
@@ -173,15 +181,29 @@ def test_pndm_with_true_predictions_stays_on_the_line(settings):
     torch.testing.assert_close(x, X, atol=2e-3, rtol=2e-3)
 
 
+KARRAS = {"use_karras_sigmas": True}
+
+
 @pytest.mark.parametrize(
-    "name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler"]
+    ("name", "options"),
+    [
+        ("DPMSolverMultistepScheduler", {}),
+        ("UniPCMultistepScheduler", {}),
+        ("EulerDiscreteScheduler", {}),
+        ("HeunDiscreteScheduler", {}),
+        ("DPMSolverMultistepScheduler", KARRAS),
+        pytest.param("LMSDiscreteScheduler", {}, marks=pytest.mark.slow),
+        pytest.param("KDPM2DiscreteScheduler", {}, marks=pytest.mark.slow),
+        pytest.param("HeunDiscreteScheduler", KARRAS, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("zero", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_solvers_of_diffusers_find_the_mean_of_gaussian_data(name, zero):
+def test_solvers_of_diffusers_find_the_mean_of_gaussian_data(name, options, zero):
     """For data N(m, s^2) the best prediction of x is known, and sampling must give this mean and spread."""
     mean, spread = 0.7, 0.3
-    scheduler = made(Diffusers, sampler=name, zero_terminal_snr=zero)
+    scheduler = made(Diffusers, sampler=name, options=options, zero_terminal_snr=zero)
     sampler = scheduler.sampler(50)
+    assert bool(scheduler.alphas_cumprod[-1] == 0) == zero  # sampling leaves the table of training alone
     x = torch.linspace(-2, 2, 41).view(-1, 1)
     start = x.clone()
     for t in sampler.timesteps:
@@ -190,6 +212,18 @@ def test_solvers_of_diffusers_find_the_mean_of_gaussian_data(name, zero):
         clean = mean + a * spread**2 / (a**2 * spread**2 + b**2) * (x - a * mean)
         x = sampler.step(c * clean + d * (x - a * clean) / b, t, x, rngs(len(x)))
     torch.testing.assert_close(x, mean + spread * start, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"]
+)
+@pytest.mark.parametrize("settings", [{}, {"schedule": "linear", "prediction": "sample"}])
+def test_one_exact_step_of_a_solver_from_pure_noise_is_the_sample(name, settings):
+    """Sigma is infinite there: fp32 has no digits left for the sample beside it."""
+    scheduler = made(Diffusers, sampler=name, **settings)
+    sampler, t = scheduler.sampler(1), torch.full((3,), 999)
+    found = sampler.step(scheduler.target(X, EPS, t), 999.0, EPS, rngs(3))
+    torch.testing.assert_close(found, X, atol=1e-5, rtol=1e-5)
 
 
 # Flow

@@ -17,8 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vqcore.borrowed import sha256, weights_of
+from vqcore.compose.describe import inline
 from vqcore.config import Config as Base
-from vqcore.config import at_least, slot
+from vqcore.config import at_least, deciding, slot
 from vqcore.diffusion import epsilon, same_levels, x_0
 from vqcore.errors import CheckpointError, ConfigError, SettingError
 from vqcore.losses import sample_losses
@@ -73,7 +74,8 @@ class Distill(Judged):
     def setup(self, tokenizer: TokenizerLike) -> None:
         """Build the networks that judge; the teacher is borrowed. Raises `ConfigError` if the tokens may change."""
         parts = (tokenizer.embed, tokenizer.encoder, tokenizer.proj, tokenizer.quantizer)
-        if any(p.requires_grad for part in parts if isinstance(part, nn.Module) for p in part.parameters()):
+        learns = any(p.requires_grad for one in parts if isinstance(one, nn.Module) for p in one.parameters())
+        if learns and tokenizer.training:
             raise ConfigError(
                 "objective: unet/distill learns a decoder for the tokens of its teacher, but these tokens are trained "
                 f"here. Set model.freeze_enc=true model.full_ckpt={self.cfg.of or 'RUN'}."
@@ -88,12 +90,18 @@ class Distill(Judged):
         run = Tokenizer.load(place)
         if not is_denoiser(run.decoder):
             raise CheckpointError(f"{place}: its decoder is no denoiser, so it has no steps to save")
+        if isinstance(run.objective, Distill):
+            raise CheckpointError(
+                f"{place}: its decoder is a student itself, of {run.objective.cfg.steps} steps: set objective.of to "
+                "the run of its teacher"
+            )
         theirs = getattr(run.objective, "scheduler", None)
         if theirs is None or not same_levels(self.scheduler, theirs):
             own = vars(run.cfg.objective).get("scheduler")
+            theirs = "none" if own is None else inline(deciding(own, "scheduler", lambda kind, name: name))
             raise CheckpointError(
                 f"{place}: its decoder was trained with another scheduler than objective.scheduler; set the one of "
-                f"that run: {getattr(own, 'name', 'none')}"
+                f"that run: {theirs}"
             )
         self.teacher, self._fingerprint = run.decoder, run.fingerprint
         return {"teacher": sha256(weights_of(run.decoder))}

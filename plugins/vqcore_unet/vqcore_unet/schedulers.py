@@ -6,24 +6,32 @@ Papers: DDPM (arXiv 2006.11239), DDIM (arXiv 2010.02502), PNDM (arXiv 2202.09778
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vqcore.config import at_least
-from vqcore.diffusion import epsilon
+from vqcore.diffusion import epsilon, x_0
 from vqcore.errors import ConfigError, SettingError, did_you_mean, first_line
 from vqcore.rng import randn
 from vqcore_unet.table import Table, TableConfig, check_steps, names_of, spaced
 
 LEAST_SHARE = 1e-6
 """Zero SNR has no logarithm: for samplers that need one, the last alpha_bar is this share of the last but one."""
+
+MOST_SIGMA = 80.0
+"""Where steps are even in a power or in the logarithm of sigma, noise over signal, they begin here at zero SNR, which
+has no sigma (EDM, arXiv 2206.00364, table 1)."""
+LEAST_SIGNAL = 1e-3
+"""Least share of the signal by which fp32 can be divided in several steps."""
 
 STEP = ("model_output", "timestep", "sample")
 """What a step of every sampler is called with."""
@@ -162,7 +170,8 @@ class PNDM(Table):
         schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "shifted_cosine", "sigmoid"] = (
             "scaled_linear"
         )
-        """How noise grows with time. The sampler divides by the signal: squaredcos_cap_v2 leaves too little of it."""
+        """How noise grows with time. The sampler divides by the signal, of which squaredcos_cap_v2 leaves too little at
+        its last entries: there it takes spacing=leading."""
         zero_terminal_snr: bool = False
         """Must be false: the sampler divides by the signal of the first entry that it visits."""
         runge_kutta: bool = False
@@ -184,11 +193,14 @@ class PNDM(Table):
     def sampler(self, steps: int) -> "Walk":
         """One walk of `steps` steps."""
         cfg: Any = self.cfg
-        check_steps(steps, self.num_steps)
+        times = spaced(steps, self.num_steps, cfg.spacing, cfg.steps_offset)
         if cfg.runge_kutta and steps < 4:
             raise ConfigError(f"steps={steps}: with runge_kutta, unet/pndm takes at least 4 steps.")
-        # diffusers averages predictions of several times: that is right for epsilon, and wrong for v.
-        convert = None if cfg.as_4m else lambda prediction, x_t, t: epsilon(self, prediction, x_t, t)
+
+        def convert(prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+            # diffusers averages predictions of several times: that is right for epsilon, and wrong for v.
+            return epsilon(self, prediction, x_t, t)
+
         inner = _filled(
             self,
             _diffusers().PNDMScheduler,
@@ -199,17 +211,27 @@ class PNDM(Table):
             steps_offset=cfg.steps_offset,
         )
         inner.set_timesteps(steps)
-        times = [int(t) for t in inner.timesteps]
-        if cfg.as_4m or steps == 1:
-            return Walk(inner, times, convert=convert)
+        if cfg.as_4m:
+            return Walk(inner, [int(t) for t in inner.timesteps])
+        signal = float(self.alphas_cumprod[times[0]].sqrt())
+        if signal < LEAST_SIGNAL:
+            raise ConfigError(
+                f"unet/pndm divides by the signal, and at the entry {times[0]} of schedule={cfg.schedule}, where it "
+                f"begins, there is {signal:.1g}: take spacing=leading, another schedule, or unet/ddim."
+            )
         if cfg.runge_kutta:
-            first = len(inner.prk_timesteps)
-            strides = [self.num_steps // steps] * first + _strides(times[first:])
-            return Walk(inner, times, strides=strides, convert=convert)
+            # diffusers takes half of `num_steps // steps` for the middle of every step, whatever its times are.
+            first = [one for a, b in pairwise(times[:4]) for one in (a, (a + b) // 2, (a + b) // 2, b)]
+            inner.prk_timesteps = np.array(first)
+            halves = [
+                2 * (a - b) + 1 for a, b in pairwise([*first, times[3]])
+            ]  # diffusers halves and rounds down
+            return Walk(inner, [*first, *times[3:]], strides=[*halves, *_strides(times[3:])], convert=convert)
         # The second call repeats the first step, from the sample before it, with the mean of two predictions.
-        once = [times[0], *times[2:]]
-        strides = _strides(once)
-        return Walk(inner, times, strides=[strides[0], *strides], convert=convert)
+        strides = _strides(times)
+        if steps > 1:
+            times, strides = [*times[:2], *times[1:]], [strides[0], *strides]
+        return Walk(inner, times, strides=strides, convert=convert)
 
 
 class Diffusers(Table):
@@ -229,14 +251,17 @@ class Diffusers(Table):
             _check_class(self.sampler, self.options or {})
 
     _given: ClassVar[tuple[str, ...]] = ("trained_betas", "num_train_timesteps", "prediction_type")
+    _BY_SIGMA: ClassVar = re.compile(r"use_(\w+_sigmas|lu_lambdas)")
 
     def sampler(self, steps: int) -> "Scaled":
         """One walk of `steps` steps."""
         cfg: Any = self.cfg
         check_steps(steps, self.num_steps)
-        cls, bar = getattr(_diffusers(), cfg.sampler), self.alphas_cumprod.double()
+        cls, bar = getattr(_diffusers(), cfg.sampler), self.alphas_cumprod.double().clone()
         if cfg.ends_in_noise:
             bar[-1] = bar[-2] * LEAST_SHARE
+            if any(self._BY_SIGMA.fullmatch(name) for name, value in (cfg.options or {}).items() if value):
+                bar.clamp_(min=1 / (1 + MOST_SIGMA**2))
         before = torch.cat([torch.ones(1, dtype=bar.dtype), bar[:-1]])
         # Other defaults than diffusers': begin at the last entry, leave predicted samples as they are.
         ours = {"timestep_spacing": "trailing", "clip_sample": False}
@@ -249,16 +274,15 @@ class Diffusers(Table):
                 **{**options, **(cfg.options or {})},
             )
             inner.set_timesteps(steps)
-        except (ValueError, NotImplementedError, TypeError) as error:
+        except Exception as error:  # each class has its own errors for options and steps that it cannot take
             raise ConfigError(
                 f"unet/diffusers: {cfg.sampler} with steps={steps}: {first_line(error)}."
             ) from error
-        sampler = Scaled(inner)
-        if any(not a >= b for a, b in pairwise(sampler.timesteps)):
+        if not torch.allclose(inner.alphas_cumprod.double(), bar, rtol=0, atol=1e-5):
             raise ConfigError(
-                f"unet/diffusers: {cfg.sampler}: its times do not fall from noise to the sample."
+                f"unet/diffusers: {cfg.sampler} with these options has other noise levels than the table of training."
             )
-        return sampler
+        return Scaled(inner, self)
 
 
 class Walk:
@@ -294,7 +318,7 @@ class Walk:
         """The sample at the next time, fp32."""
         named = dict(self._named)
         if self._noisy == "generator":
-            named["generator"] = list(rng)
+            named["generator"] = list(rng) or None  # diffusers takes no empty list
         elif self._noisy:
             named["variance_noise"] = randn(rng, *x_t.shape[1:], device=x_t.device)
         if self._strides is not None:
@@ -311,12 +335,25 @@ class Walk:
 
 
 class Scaled:
-    """A sampler of diffusers as it is. Those that scale the network's input get the scaled sample back."""
+    """A sampler of diffusers as it is. Those that scale the network's input get the scaled sample back.
 
-    def __init__(self, inner: Any):
-        self._inner, self._done = inner, 0
-        self.timesteps: Sequence[float] = [float(t) for t in inner.timesteps]
+    These go by sigma, noise over signal, which is infinite in pure noise. So the step from there is ours, and exact: to
+    the sample that the prediction stands for, with the noise of the next level.
+    """
+
+    def __init__(self, inner: Any, table: Table):
+        times = [float(t) for t in inner.timesteps]
+        self._inner, self._table, self._done = inner, table, 0
+        in_noise = table.cfg.ends_in_noise and not table.cfg.as_4m and times[0] == table.num_steps - 1
+        self._from_noise = in_noise and float(inner.init_noise_sigma) != 1
+        # Of two calls a step, the second one of the first step goes, too, and diffusers begins behind it.
+        begin = 2 if self._from_noise and inner.order == 2 else 0
+        self._places = [0, *range(max(1, begin), len(times))]
+        self.timesteps: Sequence[float] = [times[place] for place in self._places]
         self._noisy = "generator" in inspect.signature(inner.step).parameters
+        self._goes = not begin
+        if hasattr(inner, "set_begin_index"):  # diffusers looks for the time, which may be there twice
+            inner.set_begin_index(begin)
 
     def step(
         self,
@@ -326,23 +363,39 @@ class Scaled:
         rng: Sequence[torch.Generator],
     ) -> Float[Tensor, "b *s"]:
         """The sample at the next time, fp32."""
-        times = self._inner.timesteps
-        with torch.autocast(x_t.device.type, enabled=False):
-            scale = self._scale(times[self._done])
-            named = {"generator": list(rng)} if self._noisy else {}
-            try:
-                y = self._inner.step(
-                    prediction.float(), times[self._done], x_t.float() / scale, return_dict=False, **named
-                )[0]
-            except (ValueError, NotImplementedError) as error:
-                raise ConfigError(
-                    f"unet/diffusers: {type(self._inner).__name__}: {first_line(error)}."
-                ) from error
+        prediction, x_t, y = prediction.float(), x_t.float(), x_t
         self._done += 1
-        return y * self._scale(times[self._done]) if self._done < len(times) else y
+        after = self._places[self._done] if self._done < len(self._places) else None
+        with torch.autocast(x_t.device.type, enabled=False):
+            if self._goes:
+                y = self._stepped(prediction, x_t, rng)
+                y = y if after is None else y * self._scale(after)
+            self._goes = True
+            if not self._from_noise:
+                return y
+            self._from_noise = False
+            clean = x_0(self._table, prediction, x_t, torch.full((len(x_t),), t, device=x_t.device))
+            return (
+                clean
+                if after is None
+                else (clean + float(self._inner.sigmas[after]) * x_t) * self._scale(after)
+            )
 
-    def _scale(self, t: Tensor) -> float:
-        return float(self._inner.scale_model_input(torch.ones(1), t))
+    def _stepped(self, prediction: Tensor, x_t: Tensor, rng: Sequence[torch.Generator]) -> Tensor:
+        """What diffusers makes of a step, not scaled."""
+        place = self._places[self._done - 1]
+        named = {"generator": list(rng) or None} if self._noisy else {}
+        x_t = x_t / self._scale(place)
+        try:
+            made = self._inner.step(prediction, self._inner.timesteps[place], x_t, return_dict=False, **named)
+        except (ValueError, NotImplementedError, IndexError, AssertionError) as error:
+            raise ConfigError(
+                f"unet/diffusers: {type(self._inner).__name__}: {first_line(error)}."
+            ) from error
+        return made[0]
+
+    def _scale(self, place: int) -> float:
+        return float(self._inner.scale_model_input(torch.ones(1), self._inner.timesteps[place]))
 
 
 def _filled(scheduler: Table, cls: Any, **settings: Any) -> Any:
@@ -384,8 +437,16 @@ def _check_class(name: str, options: dict[str, Any]) -> None:
         )
     if list(inspect.signature(getattr(diffusers, name).step).parameters)[1:4] != list(STEP):
         raise SettingError("sampler", f"{name}.step needs more than {', '.join(STEP)}")
+    if "Inverse" in name:
+        raise SettingError("sampler", f"{name} goes from samples to noise")
     for option in options:
         if option not in parameters or option in Diffusers._given:
             raise SettingError(
                 ("options",), f"{option} is not an option of {name}.{did_you_mean(option, parameters)}"
+            )
+        if option.startswith("beta_") or "flow" in option:
+            raise SettingError(
+                ("options",),
+                f"{option}: noise levels are those of the table; set schedule, beta_start and beta_end beside sampler"
+                + ("" if option.startswith("beta_") else ", and for rectified flow take unet/flow"),
             )

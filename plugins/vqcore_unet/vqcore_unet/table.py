@@ -150,7 +150,10 @@ def check_steps(steps: int, most: int | None = None) -> None:
 
 
 def spaced(steps: int, num_steps: int, spacing: str, offset: int = 0) -> list[int]:
-    """`steps` times that fall, of a table with `num_steps` entries (arXiv 2305.08891, table 2)."""
+    """`steps` times that fall, of a table with `num_steps` entries (arXiv 2305.08891, table 2).
+
+    Raises `ConfigError` for a number of steps that the table cannot take.
+    """
     check_steps(steps, num_steps)
     k = np.arange(steps)
     times: np.ndarray
@@ -160,7 +163,13 @@ def spaced(steps: int, num_steps: int, spacing: str, offset: int = 0) -> list[in
         times = (num_steps // steps * k)[::-1] + offset
     else:
         times = num_steps - 1 - np.round(np.linspace(0, num_steps - 1, steps))
-    return [int(t) for t in times]
+    found = [int(t) for t in times]
+    if found[0] >= num_steps:
+        raise ConfigError(
+            f"steps={steps}: with spacing={spacing} and steps_offset={offset} sampling would begin at {found[0]}, "
+            f"beyond the last entry, {num_steps - 1}. Take fewer steps, or steps_offset=0."
+        )
+    return found
 
 
 def names_of(prediction: str) -> Any:
