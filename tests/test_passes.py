@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -348,10 +349,32 @@ class TestSources:
             return real(self, source, *more)
 
         monkeypatch.setattr(RGBModality, "read", read)
+        monkeypatch.setattr(RGBModality, "streams", ())
         done = stored(
             made({**RGB, "std": [0.45] * 3}), pattern, tmp_path / "one", shard_size=None, workers=12
         )
         assert (done.written, done.failed) == (40, [])
+
+    def test_tokenizers_that_want_files_get_files_beside_one_that_reads_streams(self, tmp_path, monkeypatch):
+        pattern = tarred(tmp_path / "in", SHARDS)
+        one, other = made({**RGB, "std": [0.35] * 3}), made({**RGB, "std": [0.3] * 3})
+        stored(other, pattern, tmp_path / "alone", shard_size=None)
+        modality, given = other.modality, []
+        read = modality.read
+        monkeypatch.setattr(modality, "streams", (), raising=False)
+        monkeypatch.setattr(modality, "reading", "its own")
+        monkeypatch.setattr(
+            modality, "read", lambda source: given.append(source) or read(source), raising=False
+        )
+        jobs = [
+            Job(tokenizer=each, target=tmp_path / name, size=(8, 8))
+            for each, name in ((one, "one"), (other, "other"))
+        ]
+        tokenize_all(pattern, jobs)
+        assert len(given) == 5 and all(isinstance(each, Path) for each in given)
+        assert [row.codes.tolist() for row in rows(tmp_path / "other").values()] == [
+            row.codes.tolist() for row in rows(tmp_path / "alone").values()
+        ]
 
     def test_any_source_by_name(self, tmp_path):
         places = made(ARRAY)

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from vqcore.artefacts.codes import Codes, as_rows, packed
+from vqcore.data.lent import Content
 from vqcore.data.npy import map_array
 from vqcore.data.reader import Opened, Prepared, opened
 from vqcore.data.windows import Cover
@@ -154,8 +155,10 @@ class _Read:
 
     def blamed(self, error: Exception) -> DataError:
         """An error that names the file as people know it: one that is lent has another path each time."""
-        is_path = isinstance(self.given, (str, Path))
-        return DataError(str(error).replace(str(self.given), self.where) if is_path else str(error))
+        name = self.given.name if isinstance(self.given, Content) else self.given
+        return DataError(
+            str(error).replace(str(name), self.where) if isinstance(name, (str, Path)) else str(error)
+        )
 
     def _opened(self, tokenizer: Tokenizer, row: Any) -> Opened:
         modality = tokenizer.modality
