@@ -23,8 +23,10 @@ from vqcore.data.reader import Opened
 from vqcore.errors import ConfigError, DataError, RunError
 from vqcore.modalities.rgb import RGB as RGBModality
 from vqcore.protocols import Coded, Window
-from vqcore.tokens import TokenDataset
+from vqcore.tokens import TokenDataset, parts
 from vqcore.tokens.crops import Drawn
+from vqcore.tokens.inputs import source_of
+from vqcore.tokens.parts import _Read as Whole
 from vqcore.tokens.passes import tokenize_folder
 from vqcore.tokens.sharded import Job, tokenize_all, tokenize_shards
 from vqcore.tokens.shards import Shards
@@ -375,6 +377,25 @@ class TestSources:
         assert [row.codes.tolist() for row in rows(tmp_path / "other").values()] == [
             row.codes.tolist() for row in rows(tmp_path / "alone").values()
         ]
+
+    @pytest.mark.parametrize(("room", "read"), [(64 << 20, 9), (0, 5)])
+    def test_a_batch_of_files_is_read_while_another_is_encoded(self, tmp_path, monkeypatch, room, read):
+        """Besides the first one, eight; large ones cost memory: two for each of two threads."""
+        monkeypatch.setattr(parts, "AHEAD", room)
+        tokenizer = made(ARRAY)
+        folder = coordinates(tmp_path / "in", *(f"{number:02}" for number in range(20)), sides=(8, 8))
+        source, take, begun = source_of(folder, tokenizer), parts.Take(tokenizer, (8, 8)), []
+        monkeypatch.setattr(
+            parts, "_Read", lambda source, place, *how: begun.append(place) or Whole(source, place, *how)
+        )
+        items = parts.inputs(source, range(20), [take], 2, 8)
+        next(items)
+        end = time.monotonic() + 20
+        while len(begun) < read and time.monotonic() < end:
+            time.sleep(0.001)
+        time.sleep(0.02)  # and no more
+        assert sorted(begun) == list(range(read))
+        assert len(list(items)) == 19
 
     def test_any_source_by_name(self, tmp_path):
         places = made(ARRAY)
