@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +23,10 @@ from vqcore.data.reader import Opened
 from vqcore.errors import ConfigError, DataError, RunError
 from vqcore.modalities.rgb import RGB as RGBModality
 from vqcore.protocols import Coded, Window
-from vqcore.tokens import TokenDataset
+from vqcore.tokens import TokenDataset, parts
 from vqcore.tokens.crops import Drawn
+from vqcore.tokens.inputs import source_of
+from vqcore.tokens.parts import _Read as Whole
 from vqcore.tokens.passes import tokenize_folder
 from vqcore.tokens.sharded import Job, tokenize_all, tokenize_shards
 from vqcore.tokens.shards import Shards
@@ -348,10 +351,51 @@ class TestSources:
             return real(self, source, *more)
 
         monkeypatch.setattr(RGBModality, "read", read)
+        monkeypatch.setattr(RGBModality, "streams", ())
         done = stored(
             made({**RGB, "std": [0.45] * 3}), pattern, tmp_path / "one", shard_size=None, workers=12
         )
         assert (done.written, done.failed) == (40, [])
+
+    def test_tokenizers_that_want_files_get_files_beside_one_that_reads_streams(self, tmp_path, monkeypatch):
+        pattern = tarred(tmp_path / "in", SHARDS)
+        one, other = made({**RGB, "std": [0.35] * 3}), made({**RGB, "std": [0.3] * 3})
+        stored(other, pattern, tmp_path / "alone", shard_size=None)
+        modality, given = other.modality, []
+        read = modality.read
+        monkeypatch.setattr(modality, "streams", (), raising=False)
+        monkeypatch.setattr(modality, "reading", "its own")
+        monkeypatch.setattr(
+            modality, "read", lambda source: given.append(source) or read(source), raising=False
+        )
+        jobs = [
+            Job(tokenizer=each, target=tmp_path / name, size=(8, 8))
+            for each, name in ((one, "one"), (other, "other"))
+        ]
+        tokenize_all(pattern, jobs)
+        assert len(given) == 5 and all(isinstance(each, Path) for each in given)
+        assert [row.codes.tolist() for row in rows(tmp_path / "other").values()] == [
+            row.codes.tolist() for row in rows(tmp_path / "alone").values()
+        ]
+
+    @pytest.mark.parametrize(("room", "read"), [(64 << 20, 9), (0, 5)])
+    def test_a_batch_of_files_is_read_while_another_is_encoded(self, tmp_path, monkeypatch, room, read):
+        """Besides the first one, eight; large ones cost memory: two for each of two threads."""
+        monkeypatch.setattr(parts, "AHEAD", room)
+        tokenizer = made(ARRAY)
+        folder = coordinates(tmp_path / "in", *(f"{number:02}" for number in range(20)), sides=(8, 8))
+        source, take, begun = source_of(folder, tokenizer), parts.Take(tokenizer, (8, 8)), []
+        monkeypatch.setattr(
+            parts, "_Read", lambda source, place, *how: begun.append(place) or Whole(source, place, *how)
+        )
+        items = parts.inputs(source, range(20), [take], 2, 8)
+        next(items)
+        end = time.monotonic() + 20
+        while len(begun) < read and time.monotonic() < end:
+            time.sleep(0.001)
+        time.sleep(0.02)  # and no more
+        assert sorted(begun) == list(range(read))
+        assert len(list(items)) == 19
 
     def test_any_source_by_name(self, tmp_path):
         places = made(ARRAY)

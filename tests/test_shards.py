@@ -20,10 +20,11 @@ from vqcore.check.overlap import copies, overlap
 from vqcore.data import shards
 from vqcore.data.batches import TrainBatches
 from vqcore.data.identity import CHOSEN, identity
-from vqcore.data.lent import KEPT
+from vqcore.data.lent import KEPT, Content
 from vqcore.data.shards import Shards, expand
 from vqcore.errors import ConfigError, DataError
 from vqcore.files import scratch
+from vqcore.modalities.rgb import RGB
 from vqcore.registry import registry
 from vqcore.testing.conformance import configured
 
@@ -231,7 +232,7 @@ def test_members_at_an_address_are_fetched_in_pieces(tmp_path, monkeypatch):
     there, modality, extra, cfg = source("tar", path="memory://pieces/s-{0..1}.tar", suffix="png", extra={})
     here, *_ = source("tar", path=str(tmp_path / "s-{0..1}.tar"), suffix="png", extra={})
     assert here.blocks is None and sum(there.blocks.sizes) == 96 and max(there.blocks.sizes) <= 12
-    assert [there.get(n).read_bytes() for n in range(96)] == [here.get(n).read_bytes() for n in range(96)]
+    assert [there.get(n).getvalue() for n in range(96)] == [here.get(n).getvalue() for n in range(96)]
     assert len(requests) == len(there.blocks.sizes) < 16
     # An epoch with room for four of the pieces.
     small = Shards("memory://pieces/s-{0..1}.tar", SUFFIXES, "data.path", ["png"], room=4 * 8 * (size + 1024))
@@ -291,6 +292,44 @@ def batches(workers: int, *parts):
         workers=workers,
     )
     return [loaded.batch for loaded in made]
+
+
+class TestStreams:
+    def test_a_member_stays_in_memory_for_modalities_that_read_streams(self, tmp_path):
+        values = io.BytesIO()
+        np.save(values, np.zeros((2, 4, 4), np.float32))
+        packed(tmp_path / "s.tar", a_png=png(0), b_png=b"no picture", c_npy=values.getvalue())
+        data, modality, *_ = source("tar", path=str(tmp_path / "s.tar"), extra={})
+        given = data.get(0)
+        assert isinstance(given, Content) and given.getvalue() == png(0)
+        assert np.array_equal(modality.read(given), modality.read(given.as_file()))
+        with pytest.raises(DataError, match=r"^.*/s\.tar: b\.png: is empty, damaged or no picture"):
+            modality.read(data.get(1))
+        array = {"name": "array", "channels": 2, "size": [4, 4]}
+        arrays, *_ = source("tar", path=str(tmp_path / "s.tar"), modality=array, input_size=None, extra={})
+        assert isinstance(arrays.get(0), Path) and arrays.get(0).name == "c.npy"
+
+    def test_labels_that_read_alike_read_a_member_once(self, tmp_path, monkeypatch):
+        packed(tmp_path / "s.tar", **{f"x{number}_png": png(number) for number in range(3)})
+        calls, read = [], RGB.read
+        monkeypatch.setattr(
+            RGB, "read", lambda self, *args, **more: calls.append(args) or read(self, *args, **more)
+        )
+        again = {"extra": {"again": {"name": "rgb"}}, "extra_suffix": {"again": "png"}}
+        made = batches(0, *source("tar", path=str(tmp_path / "s.tar"), **again))
+        assert all(torch.equal(batch.x, batch.extras["again"]) for batch in made)
+        assert len(calls) == sum(len(batch.keys) for batch in made) == 12
+
+    def test_the_samples_are_those_of_a_modality_that_wants_files(self, tmp_path, monkeypatch):
+        packed(tmp_path / "s.tar", **{f"x{number}_png": png(number) for number in range(3)})
+        found = source("tar", path=str(tmp_path / "s.tar"), extra={})
+        streamed, known = batches(0, *found), identity(found[0], ())
+        monkeypatch.setattr(RGB, "streams", ())
+        found = source("tar", path=str(tmp_path / "s.tar"), extra={})
+        assert isinstance(found[0].get(0), Path)
+        for one, other in zip(streamed, batches(0, *found), strict=True):
+            assert torch.equal(one.x, other.x)
+        assert identity(found[0], ()) == known
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["in the same shards", "in shards of their own"])

@@ -333,6 +333,17 @@ class Modality:
         return Image.new("RGB", (4, 4))
 
 
+class Streaming(Modality):
+    """Reads open files as well."""
+
+    streams = (".npy",)
+
+    def read(self, source, at_least=None):
+        if hasattr(source, "seek"):
+            source.seek(0)
+        return super().read(source)
+
+
 class Writing(Modality):
     """Writes what it shows itself."""
 
@@ -684,6 +695,12 @@ def modality(made):
     checks.check_modality(made, SAMPLE)
 
 
+def filed(made):
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "a.npy", SAMPLE)
+        checks.check_modality(made, Path(folder) / "a.npy")
+
+
 def data(made):
     checks.check_data(made, Modality())
 
@@ -721,6 +738,7 @@ GOOD = {
     "teacher": (teacher, Teacher),
     "scheduler": (checks.check_scheduler, Scheduler),
     "modality": (modality, Modality),
+    "streaming": (filed, Streaming),
     "reader": (reader, Reader),
     "data": (data, Data),
     "store": (checks.check_store, Store),
@@ -1131,6 +1149,15 @@ class Labels(Modality):
 
 def trusting(self, source, at_least=None):
     return source if isinstance(source, np.ndarray) else SAMPLE
+
+
+def negated(self, source, at_least=None):
+    raw = Streaming.read(self, source)
+    return -raw if hasattr(source, "seek") else raw
+
+
+def trusting_streams(self, source, at_least=None):
+    return SAMPLE if hasattr(source, "seek") else Modality.read(self, source)
 
 
 def trusting_less(self, source, at_least=None):
@@ -1691,6 +1718,10 @@ BAD = [
     (modality, variant(Modality, read=nan_reader), "damage law|finite law"),
     (modality, variant(Modality, metrics=("psrn",)), "metrics law: .*Did you mean 'psnr'"),
     (modality, Clipping, "purity law: a method changes what read returned"),
+    (modality, variant(Modality, streams=(".png",)), r"streams law: '\.png' is not one of the suffixes"),
+    (filed, variant(Modality, streams=(".npy",)), "streams law: a stream cannot be read a second time"),
+    (filed, variant(Streaming, read=negated), "streams law: a stream read differs from its file"),
+    (modality, variant(Streaming, read=trusting_streams), "damage law: read takes a damaged stream"),
     (modality, Undecided, "reading law: reading is different"),
     (modality, variant(Modality, reading=[1]), "reading law: reading cannot be compared"),
     (modality, variant(Riding, weight=lambda s, raw, view: torch.ones(3)), "weight law: the weight is torch.float32"),

@@ -842,7 +842,8 @@ class HasWeight(Protocol):
 
 def weight(modality: Any, raw: Any, view: View) -> Tensor | None:
     """How much each position of a view counts. Default: None, each counts the same."""
-    return modality.weight(raw, view) if isinstance(modality, HasWeight) else None
+    given = getattr(modality, "weight", None)  # asked for every sample, where isinstance would cost
+    return None if given is None else given(raw, view)
 
 
 @runtime_checkable
@@ -875,7 +876,23 @@ class SharesReading(Protocol):
 
 def reading(modality: Any) -> Hashable:
     """What the result of `read` depends on besides its arguments. Default: the object, so nothing is shared."""
-    return modality.reading if isinstance(modality, SharesReading) else id(modality)
+    return getattr(modality, "reading", id(modality))
+
+
+@runtime_checkable
+class ReadsStreams(Protocol):
+    """A modality whose `read` also takes files with these suffixes as open binary streams with a `name`.
+
+    Sources with many samples in one file then give such streams. Other modalities get a path: the bytes are written
+    aside for them first.
+    """
+
+    streams: tuple[str, ...]
+
+
+def streams(modality: Any) -> tuple[str, ...]:
+    """The suffixes of the files that a modality reads from memory. Default: none, it wants a path."""
+    return getattr(modality, "streams", ())
 
 
 @runtime_checkable
@@ -1030,7 +1047,7 @@ class HasSizing(Protocol):
 
 def sizing(modality: Any) -> tuple[Sizing, ...]:
     """How a sample gets its size, for each axis. Default: the modality crops, in its own way."""
-    return modality.sizing if isinstance(modality, HasSizing) else ("crop",) * modality.spec.rank
+    return getattr(modality, "sizing", ("crop",) * modality.spec.rank)
 
 
 def fills_up(modality: Any) -> bool:
@@ -1663,6 +1680,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         HasWeight,
         Rides,
         SharesReading,
+        ReadsStreams,
         Finishes,
         Borrows,
         HasPicture,

@@ -14,6 +14,7 @@ import numpy as np
 
 from vqcore.check.findings import Finding
 from vqcore.data.identity import content_of
+from vqcore.data.lent import Content
 from vqcore.errors import DataError
 from vqcore.protocols import Data, Window
 
@@ -138,7 +139,7 @@ def _samples(data: Data, most: int) -> Iterator[tuple[_Sample, Path | np.ndarray
         except (DataError, OSError):
             continue
         source, part = (given.source, given) if isinstance(given, Window) else (given, None)
-        if isinstance(source, (str, Path, np.ndarray)):
+        if isinstance(source, (str, Path, Content, np.ndarray)):
             yield _Sample(key, partial(_source, data, index), part), _plain(source)
 
 
@@ -153,6 +154,8 @@ def _one_file(one: Path | np.ndarray, other: Path | np.ndarray) -> bool:
 
 
 def _plain(source: Any) -> Path | np.ndarray:
+    if isinstance(source, Content):
+        return source.as_file()
     return source if isinstance(source, np.ndarray) else Path(source)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vqcore.data.lent import Content
 from vqcore.errors import DataError
 from vqcore.protocols import Data, Window, bytes_of, knows_codes
 
@@ -89,6 +90,8 @@ def _codes(data: Data, index: int) -> tuple[str, ...]:
 def _source(data: Data, index: int, label: str) -> Any:
     given = data.get(index, label)
     source = given.source if isinstance(given, Window) else given
+    if isinstance(source, Content):
+        return source.as_file()
     return Path(source) if isinstance(source, str) else source
 
 

@@ -1,5 +1,9 @@
-"""Bytes that readers want as files: a few are lent at a time, in a folder that ends with the process."""
+"""Bytes out of larger files, for readers: in memory, or, for readers that want a path, as a file that is lent.
 
+A few files are lent at a time, in a folder that ends with the process.
+"""
+
+import io
 import os
 import threading
 from collections import OrderedDict
@@ -10,6 +14,22 @@ from vqcore.files import lay, scratch
 
 KEPT = 16
 """So many files are lent at a time, in each thread."""
+
+
+class Content(io.BytesIO):
+    """What a file would hold. `name` says where it lies, for people; `file` is its name where it is lent as a file."""
+
+    def __init__(self, content: bytes, name: str, file: str):
+        super().__init__(content)
+        self.name, self.file = name, file
+
+    def for_reader(self, streams: tuple[str, ...]) -> "Content | Path":
+        """The content itself for a reader of streams with one of these suffixes, else a file that is lent."""
+        return self if self.file.lower().endswith(streams) else self.as_file()
+
+    def as_file(self) -> Path:
+        """A file that is lent."""
+        return lent(self.file, self.getvalue)
 
 
 class _Lent(threading.local):

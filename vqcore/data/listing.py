@@ -102,6 +102,10 @@ class Listing(Names):
         """The path of file `index`."""
         return self.root / self.name(index)
 
+    def source(self, index: int) -> Path:
+        """What a modality reads."""
+        return self.path(index)
+
     def where(self, index: int) -> str:
         """Where a file is, for messages."""
         return str(self.path(index))

@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 
 from vqcore.config import at_least
 from vqcore.data.held import Held
-from vqcore.data.lent import lent
+from vqcore.data.lent import Content
 from vqcore.data.listing import Listing, counted, nearest_sibling, suffix_length
 from vqcore.data.remembered import place_of, recall, remember, stamp_of
 from vqcore.data.shards import expand
 from vqcore.data.sources import check_labels, path_of
 from vqcore.data.split import Split
 from vqcore.errors import DataError, cause, did_you_mean, in_bytes, listed
-from vqcore.protocols import Blocks, Modality
+from vqcore.protocols import Blocks, Modality, streams
 from vqcore.schema import DataConfig
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,9 @@ class Parquet:
     def __init__(self, cfg: Config, *, split: Split, modality: Modality, extra: Mapping[str, Modality]):
         path, self._setting = path_of(cfg.path, cfg.eval_path, split)
         self._paths, self._names = _files(path, self._setting)
-        self._suffixes = {label: each.suffixes for label, each in (("", modality), *extra.items())}
+        modalities = {"": modality, **extra}
+        self._suffixes = {label: each.suffixes for label, each in modalities.items()}
+        self._streams = {label: streams(each) for label, each in modalities.items()}
         found = self._scanned(cfg, {"": cfg.column, **cfg.extra_column}, modality.suffixes)
         rows = [each.rows for each in found]
         self._file_of = np.repeat(np.arange(len(found)), [len(each) for each in rows])
@@ -120,38 +122,37 @@ class Parquet:
         if self._keys is not None:
             return str(self._keys[index])
         row = self._row(index)
-        file = int(np.searchsorted(self._first, row, "right")) - 1
-        return f"{self._names[file]}/{row - int(self._first[file]):09d}"
+        file = int(self._first.searchsorted(row, "right")) - 1
+        return self._numbered(file, row)
 
-    def get(self, index: int, label: str = "") -> Path | np.ndarray:
+    def get(self, index: int, label: str = "") -> Path | Content | np.ndarray:
         """What the column of a label holds: a file with its bytes, or an array. Raises `DataError`."""
         row = self._row(index)
-        group = int(np.searchsorted(self._ends, row, "right"))
+        group = int(self._ends.searchsorted(row, "right"))
         first = int(self._ends[group - 1]) if group else 0
         file, column = int(self._file_of[group]), self._columns[label]
         where = f"{self._paths[file]}: row {row - int(self._first[file])}, column '{column}'"
         rows, within = int(self._ends[group]) - first, row - first
         held = self._groups.column(group, file, int(self._number[group]), rows, column)
-        if pa.types.is_struct(held.type):
-            name = held.field("path")[within].as_py() if held.type.get_field_index("path") >= 0 else None
-            return self._lent(index, label, name, held.field("bytes")[within].as_py())
-        if _is_bytes(held.type):
-            return self._lent(index, label, None, held[within].as_py())
-        return _array(held.slice(within, 1), where)
+        if not held.content:
+            return _array(held.values.slice(within, 1), where)
+        name = held.names[within].as_py() if held.names else None
+        known = self._suffixes[label]
+        length = suffix_length(name or "", known)
+        # A file without a name gets that of any file of the modality, which looks inside.
+        suffix = name[-length:] if name and length else next(iter(known), "")
+        lent = f"{self._groups.mark}/{label or '_'}/{self._numbered(file, row)}{suffix}"
+        return Content(held.values[within].as_py(), where, lent).for_reader(self._streams[label])
 
     def bytes_of(self, index: int, label: str = "") -> int | None:
         """Not known before a row is unpacked."""
         return None
 
-    def _lent(self, index: int, label: str, name: str | None, content: bytes) -> Path:
-        """A file with the suffix of its name; without a name that of any file of the modality, which looks inside."""
-        known = self._suffixes[label]
-        length = suffix_length(name or "", known)
-        suffix = name[-length:] if name and length else next(iter(known), "")
-        return lent(f"{self._groups.mark}/{label or '_'}/{self.key(index)}{suffix}", lambda: content)
+    def _numbered(self, file: int, row: int) -> str:
+        return f"{self._names[file]}/{row - int(self._first[file]):09d}"
 
     def _row(self, index: int) -> int:
-        return index + int(np.searchsorted(self._gaps, index, "right"))
+        return index + int(self._gaps.searchsorted(index, "right"))
 
     def _scanned(
         self, cfg: Config, wanted: Mapping[str, str | None], suffixes: Sequence[str]
@@ -196,6 +197,23 @@ class _Scan:
     keys: Any = None
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A column of a row group: arrays, or (`content`) the bytes of files, with their names where they are known."""
+
+    values: Any
+    content: bool = False
+    names: Any = None
+
+    @classmethod
+    def of(cls, column: Any) -> "_Column":
+        """The column as it was unpacked."""
+        if not pa.types.is_struct(column.type):
+            return cls(column, _is_bytes(column.type))
+        named = column.type.get_field_index("path") >= 0
+        return cls(column.field("bytes"), True, column.field("path") if named else None)
+
+
 class _Groups:
     """Columns of row groups, unpacked, as far as memory holds them."""
 
@@ -205,16 +223,17 @@ class _Groups:
         """The name of this source among the files of a process."""
         self._files: OrderedDict[int, Any] = OrderedDict()
 
-    def column(self, group: int, file: int, number: int, rows: int, name: str) -> Any:
+    def column(self, group: int, file: int, number: int, rows: int, name: str) -> "_Column":
         """A column of row group `number` of a file, which is group `group` of all. Raises `DataError`."""
 
-        def unpack() -> tuple[Any, int]:
+        def unpack() -> tuple[_Column, int]:
             with _explained(self.paths[file]):
                 read = self._file(file).read_row_group(number, columns=[name], use_threads=False)
                 made = _combined(read.column(name))
-            return made, made.nbytes
+            return _Column.of(made), made.nbytes
 
-        return self.held.get((group, name), rows, unpack)
+        found: _Column = self.held.get((group, name), rows, unpack)
+        return found
 
     def _file(self, number: int) -> Any:
         if number not in self._files:

@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from vqcore.data.cache import Cache
+from vqcore.data.lent import Content
 from vqcore.data.windows import Cover, cut, filled, marked, within
 from vqcore.errors import ConfigError, DataError
 from vqcore.protocols import (
@@ -35,6 +36,7 @@ from vqcore.protocols import (
     reading,
     ride,
     sizing,
+    streams,
     weight,
 )
 
@@ -108,7 +110,10 @@ def opened(modality: Modality, given: Any) -> Opened:
     if isinstance(given, Opened):
         return given
     window = given if isinstance(given, Window) else None
-    return Opened(modality.read(given if window is None else window.source), modality, window)
+    source = given if window is None else window.source
+    if isinstance(source, Content):  # the source may have been opened for a modality that reads streams
+        source = source.for_reader(streams(modality))
+    return Opened(modality.read(source), modality, window)
 
 
 @dataclass(frozen=True)
@@ -236,10 +241,11 @@ class Files:
         given = self.data.get(index, label)
         window = given if isinstance(given, Window) else None
         source = given if window is None else window.source
-        is_file = isinstance(source, (str, Path))
+        file = source.name if isinstance(source, Content) else source
+        is_file = isinstance(file, (str, Path))
         # A crop of a window needs more detail than a crop of the whole file.
         least = at_least if window is None else None
-        way = (source if is_file else id(source), reading(modality), least)
+        way = (file if is_file else id(source), reading(modality), least)
 
         def read() -> Any:
             return modality.read(source, at_least=least)

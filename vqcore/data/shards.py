@@ -22,7 +22,7 @@ import numpy as np
 
 from vqcore.data import remembered
 from vqcore.data.held import Held
-from vqcore.data.lent import lent
+from vqcore.data.lent import Content
 from vqcore.data.listing import Names, counted, nearest_sibling
 from vqcore.errors import DataError, cannot_import, cause
 from vqcore.files import local
@@ -270,7 +270,8 @@ class Shards(Names):
     """The members of tar shards with one of `suffixes`. The key is `shard name/member name`, both without suffix.
 
     The name of a member ends at its first dot, what follows is its field: `000123.depth.png` is the field `depth.png`
-    of `000123`. `fields` are the fields to take, by default one of `suffixes`. A shard that is damaged counts up to the
+    of `000123`. `fields` are the fields to take, by default one of `suffixes`; those that end with one of `streams` are
+    given in memory. A shard that is damaged counts up to the
     damage, and is named in a warning. Raises `DataError` if a shard does not exist, if all are damaged, if nothing has
     one of the suffixes, or if two members have the same key.
     """
@@ -282,8 +283,10 @@ class Shards(Names):
         setting: str,
         fields: Sequence[str] = (),
         room: int = 256 << 20,
+        streams: tuple[str, ...] = (),
     ):
         self.pattern, self.suffixes, self.setting = pattern, tuple(suffixes), setting
+        self.streams = streams
         self.fields = tuple(f".{each.lstrip('.').lower()}" for each in fields) or self.suffixes
         self.places = [place_of(name) for name in expand(pattern, setting)]
         self._left_out: Counter[str] = Counter()
@@ -299,6 +302,7 @@ class Shards(Names):
             )
         order = sorted(range(len(stems)), key=lambda number: os.fsencode(f"{stems[number]}/"))
         self.places = [self.places[number] for number in order]
+        self._marks = [hashlib.sha256(os.fsencode(place.name)).hexdigest()[:8] for place in self.places]
         found = self._indices()
         places: list[tuple[int, int, int]] = []
         super().__init__(self._members(found, [stems[number] for number in order], places))
@@ -405,12 +409,20 @@ class Shards(Names):
         _handles.used(place)
         return content
 
+    def source(self, index: int) -> Path | Content:
+        """What a modality reads."""
+        return self._member(index).for_reader(self.streams)
+
     def path(self, index: int) -> Path:
         """A file with the content of a member, which stays for the next `KEPT` members that this process asks for."""
-        shard = self.places[int(self._places[index, 0])].name
-        mark = hashlib.sha256(os.fsencode(shard)).hexdigest()[:8]
-        _, _, name = self.name(index).partition("/")
-        return lent(f"{mark}/{_base(shard)}/{name}", lambda: self.content(index))
+        return self._member(index).as_file()
+
+    def _member(self, index: int) -> Content:
+        number = int(self._places[index, 0])
+        shard, (_, _, name) = self.places[number].name, self.name(index).partition("/")
+        return Content(
+            self.content(index), f"{shard}: {name}", f"{self._marks[number]}/{_base(shard)}/{name}"
+        )
 
 
 def _base(name: str) -> str:

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vqcore.config import at_least
+from vqcore.data.lent import Content
 from vqcore.data.listing import Listing, nearest_sibling
 from vqcore.data.npy import map_array, read_member
 from vqcore.data.shards import Shards
 from vqcore.data.split import Split
 from vqcore.errors import DataError, SettingError, did_you_mean, listed
 from vqcore.files import local
-from vqcore.protocols import Modality
+from vqcore.protocols import Modality, streams
 from vqcore.schema import DataConfig
 
 
@@ -43,14 +44,14 @@ class _Files:
         """The name of a sample without suffix: the path below the folder, or behind the name of its shard."""
         return self._files.key(index)
 
-    def get(self, index: int, label: str = "") -> Path:
+    def get(self, index: int, label: str = "") -> Path | Content:
         """The file of a sample, or of its extra modality `label`. Raises `DataError` if the extra file is missing."""
         if not label:
-            return self._files.path(index)
+            return self._files.source(index)
         partner = self._extra[label].find(self._files.key(index))
         if partner is None:
             raise DataError(self._missing(index, label))
-        return self._extra[label].path(partner)
+        return self._extra[label].source(partner)
 
     def bytes_of(self, index: int, label: str = "") -> int | None:
         """The bytes of a file; None if an extra modality has no file for this sample. Raises `OSError`."""
@@ -159,7 +160,8 @@ class Tar(_Files):
         paths = cfg.extra_path if train else cfg.eval_extra_path
         prefix = "data.extra_path" if train else "data.eval_extra_path"
         room = (cfg.memory_mib << 20) // (1 + len(extra))
-        self._files = Shards(path, modality.suffixes, setting, (cfg.suffix,) if cfg.suffix else (), room)
+        fields = (cfg.suffix,) if cfg.suffix else ()
+        self._files = Shards(path, modality.suffixes, setting, fields, room, streams(modality))
         self.blocks = self._files.blocks
         self._extra = {
             label: Shards(
@@ -168,6 +170,7 @@ class Tar(_Files):
                 f"{prefix}.{label}" if label in paths else setting,
                 (cfg.extra_suffix[label],) if label in cfg.extra_suffix else (),
                 room,
+                streams(each),
             )
             for label, each in extra.items()
         }

@@ -25,6 +25,7 @@ class Mask:
     """Masks as `(1, h, w)`: 1 at valid positions, else 0. As an extra modality, masks become `Batch.mask`."""
 
     suffixes = (*SUFFIXES, ".npy")
+    streams = SUFFIXES
     metrics = ("iou", "f1")
     is_mask = True
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
 """Recognised by content, not by suffix. Other formats are refused, because Pillow runs Ghostscript for PostScript."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-"""Suffixes of files in these formats."""
+"""Suffixes of files in these formats, which can be read from streams as well."""
 Smooth = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 """Pillow's filters, for values that may be averaged."""
 Filter = Literal["nearest", "pillow-nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -58,12 +58,13 @@ _DAMAGE = (
 
 
 def name_of(source: Any) -> str:
-    """The name of a source in error messages: its path, or `picture in memory`."""
-    return str(source) if isinstance(source, (str, Path)) else "picture in memory"
+    """The name of a source in error messages: its path, the name of a stream, or `picture in memory`."""
+    name = source if isinstance(source, (str, Path)) else getattr(source, "name", None)
+    return str(name) if isinstance(name, (str, Path)) else "picture in memory"
 
 
 def read_picture(source: Any, convert: Callable[[Image.Image], T]) -> T:
-    """The result of `convert` for a picture: a path, a PIL image, or an array that PIL can represent.
+    """The result of `convert` for a picture: a path, a stream, a PIL image, or an array that PIL can represent.
 
     Raises `DataError`, with the name of the file, when the picture is damaged or too large for Pillow, or when
     `convert` refuses it.

@@ -50,7 +50,7 @@ Raw = UInt8[np.ndarray, "height width 3"] | Reduced
 class RGB:
     """Pictures, `(3, h, w)` in [-1, 1]: a random resized crop and flip in training, else the largest centred box."""
 
-    suffixes = SUFFIXES
+    suffixes = streams = SUFFIXES
     metrics: tuple[str, ...]
 
     @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class RGB:
         self.metrics = ("psnr", "ssim", "mae") if min(self.spec.size) >= WINDOW else ("psnr", "mae")
 
     def read(self, source: Any, at_least: tuple[int, ...] | None = None) -> Raw:
-        """Any picture as upright 8-bit RGB: a path, a PIL image or an array.
+        """Any picture as upright 8-bit RGB: a path, an open file, a PIL image or an array.
 
         Arrays are `(h, w)`, `(h, w, 3)` or `(h, w, 4)` uint8, or `(h, w)` uint16. With `at_least`, the picture is
         reduced by a whole factor, as far as training crops of this size need no more detail. Raises `DataError` when

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vqcore.data.lent import Content
 from vqcore.data.reader import opened, sized
 from vqcore.data.windows import within
 from vqcore.errors import DataError, VqcoreError
@@ -45,6 +46,7 @@ from vqcore.protocols import (
     shards,
     shown_channels,
     sizing,
+    streams,
     weight,
     writer,
 )
@@ -104,6 +106,7 @@ def check_modality(
     assert pickle.dumps(raw) == kept, "purity law: a method changes what read returned; others may use it too"
     _check_less_detail(modality, source, drawn)
     _check_reading(modality, source, fixed)
+    _check_streams(modality, source, fixed)
     for name in modality.metrics:
         try:
             registry().find("metric", name)
@@ -338,6 +341,27 @@ def _check_reading(modality: Any, source: Any, view: View) -> None:
         except DataError:
             continue
         finite(x, f"read takes an array with {bad}, and the tensor is not finite")
+
+
+def _check_streams(modality: Any, source: Any, view: View) -> None:
+    """A file in memory is read like the file, also a second time; a damaged one is refused by its name."""
+    known = streams(modality)
+    strange = [suffix for suffix in known if suffix not in modality.suffixes]
+    assert not strange, f"streams law: '{strange[0]}' is not one of the suffixes"
+    for suffix in known:
+        damaged = Content(b"\x00not a sample", "damaged", f"damaged{suffix}")
+        _refuses("read", modality.read, damaged, f"a damaged stream ({suffix})")
+    path = Path(source) if isinstance(source, (str, Path)) else None
+    if path is None or path.suffix.lower() not in known:
+        return
+    stream = Content(path.read_bytes(), str(path), path.name)
+    wanted = modality.tensor(modality.read(path), view)
+    for time in ("", " a second time"):
+        try:
+            found = modality.tensor(modality.read(stream), view)
+        except Exception as error:
+            raise AssertionError(f"streams law: a stream cannot be read{time}: {error}") from error
+        assert _same(found, wanted), f"streams law: a stream read{time} differs from its file"
 
 
 def _refuses(name: str, read: Callable[[Any], Any], given: Any, what: str) -> None:

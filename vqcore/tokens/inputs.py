@@ -126,12 +126,16 @@ class Source:
         """A hash of the numbers of bytes of some samples."""
         digest = hashlib.sha256()
         for index in places:
-            try:
-                count = bytes_of(self.data, index)
-            except (OSError, DataError):
-                count = None
+            count = self.bytes_of(index)
             digest.update(b"-\0" if count is None else b"%d\0" % count)
         return digest.hexdigest()
+
+    def bytes_of(self, index: int) -> int | None:
+        """The bytes of a sample; None if they are not known, or the sample is not there."""
+        try:
+            return bytes_of(self.data, index)
+        except (OSError, DataError):
+            return None
 
 
 def source_of(given: str | Path, tokenizer: Tokenizer, verb: str = "tokenize") -> Source:

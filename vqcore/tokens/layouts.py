@@ -89,7 +89,8 @@ def tokenize_layout(
         done.skipped = len(kept)
         rank, ranks = dist.share()
         todo = sorted(set(range(rank, len(read), ranks)) - set(kept))
-        items, encoder = (item for _, item in inputs(read, todo, [take], workers, chosen)), Encoder(tokenizer)
+        parts = inputs(read, todo, [take], workers, batch_size, chosen)
+        items, encoder = (item for _, item in parts), Encoder(tokenizer)
         for file, finish in encoder.settled_first(through(items, encoder, batch_size, done)):
             with writing(file, done):
                 try:
@@ -167,7 +168,7 @@ def _otherwise(
 def _check_codes(rows: Sequence[Coded], read: Source, place: int, take: Take, crop: Crop) -> None:
     """Raise `RunError` if this tokenizer does not find the codes again that the other program gave a file."""
     key, done = read.key(place), Done()
-    parts = inputs(read, [place], [replace(take, done=done)], 0, crop)
+    parts = inputs(read, [place], [replace(take, done=done)], 0, crop=crop)
     ready = list(through((item for _, item in parts), partial(encoded, take.tokenizer), len(rows), done))
     if not ready:
         return  # the file cannot be read, and so tells nothing

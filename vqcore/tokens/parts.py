@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from vqcore.artefacts.codes import Codes, as_rows, packed
+from vqcore.data.lent import Content
 from vqcore.data.npy import map_array
 from vqcore.data.reader import Opened, Prepared, opened
 from vqcore.data.windows import Cover
@@ -47,6 +48,8 @@ class Crop:
     tokenizer: Tokenizer | None = None
 
 
+AHEAD = 64 << 20
+"""Most bytes of files that are read ahead for the next batch."""
 Beside = Callable[[str], Opened]
 """Gives the mask of a sample by its key."""
 
@@ -56,18 +59,20 @@ def inputs(
     places: Iterable[int],
     takes: Sequence[Take],
     workers: int,
+    batch: int = 1,
     crop: Crop | None = None,
     beside: Beside | None = None,
 ) -> Iterator[tuple[Take, Item]]:
     """The parts of samples of a source, for each tokenizer. `workers` threads read files ahead, in order.
 
+    Where `batch` parts are encoded together, as many files are read meanwhile, if they are not too large (`AHEAD`).
     A sample of a file of many, and a part after the first, is made when its turn comes.
     """
 
     def read(place: int) -> _Read:
         return _Read(source, place, takes, crop, beside)
 
-    for opening in _ahead(places, read, workers):
+    for opening in _ahead(source, places, read, workers, batch):
         file = opening()
         for take in takes:
             yield from ((take, item) for item in _items(take, file))
@@ -154,8 +159,10 @@ class _Read:
 
     def blamed(self, error: Exception) -> DataError:
         """An error that names the file as people know it: one that is lent has another path each time."""
-        is_path = isinstance(self.given, (str, Path))
-        return DataError(str(error).replace(str(self.given), self.where) if is_path else str(error))
+        name = self.given.name if isinstance(self.given, Content) else self.given
+        return DataError(
+            str(error).replace(str(name), self.where) if isinstance(name, (str, Path)) else str(error)
+        )
 
     def _opened(self, tokenizer: Tokenizer, row: Any) -> Opened:
         modality = tokenizer.modality
@@ -269,21 +276,30 @@ def _extras(take: Take, made: Made, part: _Part, place: int, number: int) -> dic
 
 
 def _ahead(
-    places: Iterable[int], read: Callable[[int], _Read], workers: int
+    source: Source, places: Iterable[int], read: Callable[[int], _Read], workers: int, batch: int
 ) -> Iterator[Callable[[], _Read]]:
-    """What reads each file, or waits until a thread has read it. Two files a thread are in memory at most."""
+    """What reads each file, or waits until a thread has read it.
+
+    Besides the file that is given, `batch` files are read ahead; fewer if they have more than `AHEAD` bytes, but always
+    two for each thread.
+    """
     if workers < 1:
         for each in places:
             yield partial(read, each)
         return
     pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[_Read]] = deque()
+    waiting: deque[tuple[Future[_Read], int]] = deque()
+    held = 0
     try:
         for each in places:
-            waiting.append(pool.submit(read, each))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result
+            size = source.bytes_of(each) or 0
+            waiting.append((pool.submit(read, each), size))
+            held += size
+            while len(waiting) > (2 * workers if held > AHEAD else max(2 * workers, batch)):
+                future, size = waiting.popleft()
+                held -= size
+                yield future.result
         while waiting:
-            yield waiting.popleft().result
+            yield waiting.popleft()[0].result
     finally:
         pool.shutdown(cancel_futures=True)

@@ -93,7 +93,7 @@ def tokenize_folder(
             if there is None:
                 todo.append(place)
 
-        parts = inputs(read, todo, [Take(tokenizer, size, covering, done)], workers)
+        parts = inputs(read, todo, [Take(tokenizer, size, covering, done)], workers, batch_size)
         items, encoder = (item for _, item in parts), Encoder(tokenizer)
         for file, finish in encoder.settled_first(through(items, encoder, batch_size, done)):
             with writing(file, done):

@@ -203,7 +203,8 @@ class Pass:
         sizes = self.source.sizes_digest(places)
         before = {take: len(take.done.failed) for take in lanes}
         beside = self.masks.of if self.masks else None
-        for take, item in inputs(self.source, places, list(lanes), self.workers, self.crop, beside):
+        batch = max(lane.job.batch_size for lane in lanes.values())
+        for take, item in inputs(self.source, places, list(lanes), self.workers, batch, self.crop, beside):
             lanes[take].add(lanes[take].batches.put(item))
             line.update(sum(lane.done.count for lane in self.lanes))
         for take, lane in lanes.items():

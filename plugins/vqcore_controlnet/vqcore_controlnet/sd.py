@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from vqcore_unet.denoiser import at_least, check_groups
+from vqcore_unet.denoiser import check_groups
 
 from vqcore import config
 from vqcore.attention import choose
@@ -129,14 +129,12 @@ class StableDiffusion(nn.Module):
         """Groups of every GroupNorm."""
 
         def __post_init__(self) -> None:
-            for name in ("widths", "depth", "norm_groups", *self._given):
-                at_least(self, name, 1)
+            at_least(self, widths=1, depth=1, norm_groups=1, heads=1, text_width=1, cond_scale=0)
             check_groups(self, "widths", self.widths, self.norm_groups)
             if self.adapter is not None and self.hint != "adapter":
                 raise SettingError(
                     "adapter", f"{self.adapter} does nothing with hint={self.hint}: set hint=adapter"
                 )
-            at_least(self, cond_scale=0)
             sides = self.input_size_sd if isinstance(self.input_size_sd, tuple) else (self.input_size_sd,)
             multiple = FACTOR * 2 ** (len(self.widths) - 1)
             if any(side < 1 or side % multiple for side in sides):
@@ -150,10 +148,6 @@ class StableDiffusion(nn.Module):
                 raise SettingError(
                     "heads", f"{list(self.heads)}: give one number for each of {len(self.widths)} levels"
                 )
-
-        @property
-        def _given(self) -> list[str]:
-            return [name for name in ("heads", "text_width") if getattr(self, name) is not None]
 
         @property
         def facts(self) -> dict[str, Any]:

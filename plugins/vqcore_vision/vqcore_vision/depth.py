@@ -36,6 +36,7 @@ class Depth:
     """
 
     suffixes = (".png", ".npy", ".exr", ".tif", ".tiff", ".pgm")
+    streams = (".png", ".tif", ".tiff", ".pgm")
 
     @dataclass(frozen=True, kw_only=True)
     class Config(CropConfig):

@@ -26,7 +26,7 @@ COLOURED = 16
 class Edge:
     """Edge maps as `(1, h, w)` in [-1, 1]; values above 0 are edges."""
 
-    suffixes = SUFFIXES
+    suffixes = streams = SUFFIXES
     metrics = ("psnr", "f1")
 
     @dataclass(frozen=True, kw_only=True)

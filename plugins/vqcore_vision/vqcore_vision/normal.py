@@ -30,6 +30,7 @@ class Normal:
     """
 
     suffixes = (*SUFFIXES, ".npy", ".exr")
+    streams = SUFFIXES
     metrics = ("angle", "cosine")
 
     @dataclass(frozen=True, kw_only=True)

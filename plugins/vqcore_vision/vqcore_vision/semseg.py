@@ -27,6 +27,7 @@ class Semseg:
     """
 
     suffixes = (".png", ".npy", ".bmp", ".pgm", ".tif", ".tiff")
+    streams = (".png", ".bmp", ".pgm", ".tif", ".tiff")
     metrics = ("iou", "accuracy")
 
     @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ class Taught:
     """
 
     suffixes: tuple[str, ...] = SUFFIXES
+    streams: tuple[str, ...] = SUFFIXES
     cfg: Any
     scaling: Any
     spec: DataSpec
