@@ -251,6 +251,13 @@ def test_findings_and_remedies_are_sentences_of_their_own(what, remedy, said):
     assert str(Finding("warning", "a", what, remedy)) == said
 
 
+def test_several_sizes_are_checked_at_the_largest(tmp_path):
+    sizes = {"input_size": None, "input_size_min": 4, "input_size_max": 8, "resolution_step": 4}
+    found = list(full(built(tmp_path / "run", **{f"data__{key}": value for key, value in sizes.items()})))
+    assert not graded(found, "error")
+    assert any("x (4, 2, 8, 8) ->" in finding.what for finding in found)
+
+
 def test_a_decoder_of_another_scale(tmp_path):
     run = built(tmp_path / "run", model__decoder={"name": "toy/decoder", "patch": 2})
     with warnings.catch_warnings():
@@ -464,6 +471,24 @@ def test_a_sample_that_cannot_be_decoded_is_found_before_the_first_step(tmp_path
     monkeypatch.setattr(parts.Walk, "step", lambda *args: torch.ones(2) + torch.ones(3))
     (finding,) = graded(model_findings(run, batch), "error")
     assert str(finding).startswith("objective: decoding a sample of size [8, 8] fails: RuntimeError: ")
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_sampler_takes_all_its_steps_and_the_network_two_of_them(tmp_path, monkeypatch, guidance):
+    import vqcore_toy.parts as parts
+
+    run = built(tmp_path / "run", **DIFFUSION, eval__sampling={"steps": 20, "guidance": guidance})
+    walks, worked = [], []
+    step, forward = parts.Walk.step, parts.Denoiser.forward
+    monkeypatch.setattr(parts.Walk, "step", lambda *args: walks.append(args) or step(*args))
+    monkeypatch.setattr(parts.Denoiser, "forward", lambda *args: worked.append(args[1]) or forward(*args))
+    batch = first_batch(run)
+    assert not graded(model_findings(run, batch), "error")
+    asked = 1 if guidance == 1 else 2  # with and without tokens, in one batch
+    assert [len(x_t) for x_t in worked] == [len(batch.x), asked, asked] and len(walks) == 20
+    codes = run.tokenizer.encode(batch.x)
+    run.tokenizer.decode(codes, steps=20)
+    assert len(worked) == 3 + 20
 
 
 def test_a_sampling_option_out_of_range_is_found_before_the_first_step(tmp_path):

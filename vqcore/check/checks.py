@@ -134,7 +134,7 @@ def _largest(run: Run) -> DataConfig:
     cfg = run.config.data
     if cfg.input_size_max is not None:
         largest = sizes(cfg, run.tokenizer.spec)[-1]
-        cfg = replace(cfg, input_size=largest, input_size_min=None, input_size_max=None)
+        cfg = replace(cfg, input_size_min=largest, input_size_max=largest)
     return replace(cfg, batch_size=max(2, min(cfg.batch_size, FEW)))
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -216,58 +217,101 @@ def test_vectors_join_a_family_of_vectors(here):
     assert made.data.input_size is None and made.eval.sizes in (None, ())
 
 
-# The published training configs of full width, on the bundled data
+# The 28 published training configs of full width, on the bundled data
 
+SETTINGS = ("data.batch_size=1", "data.workers=0", "run.threads=1", "run.precision=fp32")
 TEACHER = "{name: percept/timm, model: test_vit, resize: false, weights: random}"
 JUDGED = "{judge: {name: percept/timm, model: test_vit, blocks: [blocks.0, blocks.2], weights: random}}"
-EARTH, PHOTOS = "earth/{}/semseg", "photos/{}"
-SMALL = ["data.input_size=64", "eval.sizes=[64]"]
-ALONE = ["model.full_ckpt=null", "model.freeze_enc=false", "model.encoder.input_size_enc=null"]
-TAUGHT = [
-    f"data.modality.teacher={TEACHER}",
-    "data.modality.channels=64",
-    "data.input_size=8",
-    "eval.sizes=[8]",
-]
-# What lies at hand in the place of the data and of borrowed weights. Sizes are small; widths are 4M's. One of each pair
-# of networks: the others differ from these in their data.
-FULL = {
-    "rgb_ViTB-UNetP4_16k": (PHOTOS, SMALL),
-    "rgb_ViTB-UViTB_1k": (PHOTOS, [*SMALL, *ALONE]),
-    "rgb_ViTB-SD1.5_1k": (PHOTOS, [*SMALL, *ALONE]),
-    "rgb_ViTB-ViTB_1k": (PHOTOS, [*SMALL, f"objective.percept={JUDGED}"]),
-    "CLIP-B16_ViTB-ViTB_8k": (PHOTOS, TAUGHT),
-    "sam_instance_ViTB-ViTB_1k": (EARTH, []),
+PHOTOS, EARTH = "photos/{}", "earth/{}"
+BUNDLED = {
+    "rgb": PHOTOS,
+    "depth": f"{EARTH}/depth",
+    "normal": f"{EARTH}/normal",
+    "canny_edge": f"{EARTH}/edge",
+    "semseg_coco": f"{EARTH}/semseg",
+    "sam_mask": f"{EARTH}/semseg",
+    "CLIP-B16": PHOTOS,
 }
+"""The data in the repository that a domain can read; for CLIP, a tiny network with random weights makes features."""
+CHANNELS = {"DINOv2-B14": 768, "ImageBind-H14": 1280}
+
+
+def features(folder, domain):
+    """Photographs as feature maps or vectors, of as many channels as the domain has."""
+    name = domain.removesuffix("-global")
+    side, count = (8, 3) if name == domain else (1, 3 * 64)
+    weights = np.random.default_rng(0).normal(size=(count, CHANNELS[name])).astype(np.float32)
+    for split in ("train", "heldout"):
+        (folder / split).mkdir(parents=True)
+        for path in sorted((DATA / PHOTOS.format(split)).iterdir())[:16]:
+            pixels = Image.open(path).convert("RGB").resize((8, 8), Image.Resampling.BOX)
+            rows = np.asarray(pixels, np.float32).reshape(side * side, count) / 128 - 1
+            made = (rows @ weights).T.reshape(-1, side, side)
+            np.save(folder / split / f"{path.stem}.npy", made if name == domain else made[:, 0, 0])
+
+
+def poses(folder):
+    """Poses of 23 joints: rotations that random numbers give."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 16), ("heldout", 4)):
+        (folder / split).mkdir(parents=True)
+        for number in range(count):
+            turns, _ = np.linalg.qr(draw.normal(size=(1, 23, 3, 3)))
+            turns[np.linalg.det(turns) < 0] *= -1
+            content = {"pred_smpl_params": {"body_pose": turns.tolist()}}
+            (folder / split / f"{number}.json").write_text(json.dumps(content))
+
+
+def places(domain):
+    """The samples of a domain: those in the repository, or made from them."""
+    if domain in BUNDLED:
+        path = str(DATA / BUNDLED[domain])
+    else:
+        poses(Path("made")) if domain == "human_poses" else features(Path("made"), domain)
+        path = "made/{}"
+    splits = (("path", "train"), ("eval_path", "heldout"))
+    return [f"data.{key}={path.format(split)}" for key, split in splits]
+
+
+def smaller(tree):
+    """Small sizes in place of 4M's; positions of feature maps, or pixels."""
+    data = tree["data"]
+    high = 8 if tree["model"]["encoder"].get("patch_proj") is False else 64
+    if "input_size_max" in data:
+        return [f"data.input_size_min={high // 2}", f"data.input_size_max={high}", f"eval.sizes=[{high}]"]
+    return [f"data.input_size={high}", f"eval.sizes=[{high}]"] if "sizes" in tree["eval"] else []
+
+
+def base():
+    """A tiny Stable Diffusion in place of the published one, and its settings."""
+    tiny = importlib.import_module("tiny")
+    tiny.save(Path("tiny-sd"))
+    settings = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in tiny.SETTINGS.items()
+    }
+    return [f"model.decoder.{key}={value}" for key, value in {**settings, "sd_path": "tiny-sd"}.items()]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_published_config_of_full_width_passes_check(name, here, monkeypatch, capsys):
-    data, overrides = FULL[name]
-    options = {"data_path": "-", **RECIPES[name].options}
-    Path("old.yaml").write_text(yaml.safe_dump(options))
+    options = RECIPES[name].options
+    Path("old.yaml").write_text(yaml.safe_dump({"data_path": "-", **options}))
     assert main(["import", "fourm/config", "old.yaml", "new.yaml"]) == 0
-    places = [
-        f"data.{key}={DATA / data.format(split)}"
-        for key, split in (("path", "train"), ("eval_path", "heldout"))
-    ]
-    overrides = [
-        *places,
-        "data.batch_size=1",
-        "data.workers=0",
-        "run.threads=1",
-        "run.precision=fp32",
-        *overrides,
-    ]
+    tree = yaml.safe_load(Path("new.yaml").read_text())
+    words = [*places(options["domain"]), *SETTINGS, *smaller(tree)]
+    if options["domain"] == "CLIP-B16":
+        words += [f"data.modality.teacher={TEACHER}", "data.modality.channels=64"]
+    elif "teacher" in tree["data"]["modality"]:
+        words += ["data.modality.teacher=null"]
+    if "percept" in tree["objective"]:
+        words += [f"objective.percept={JUDGED}"]
+    if "full_ckpt" in tree["model"]:  # a placeholder in 4M's files
+        words += ["model.full_ckpt=null", "model.freeze_enc=false"]
     if RECIPES[name].script == "vqcontrolnet":
         monkeypatch.syspath_prepend(str(CFGS.parent / "plugins/vqcore_controlnet/tests"))
-        tiny = importlib.import_module("tiny")
-        tiny.save(Path("tiny-sd"))
-        overrides += ["model.decoder.sd_path=tiny-sd"]
-        overrides += [
-            f"model.decoder.{key}={list(value) if isinstance(value, tuple) else value}"
-            for key, value in tiny.SETTINGS.items()
-        ]
-    assert main(["check", "new.yaml", *overrides]) == 0, capsys.readouterr().out
+        words += base()
+    before = set(here.rglob("*"))
+    assert main(["check", "new.yaml", *words]) == 0, capsys.readouterr().out
     assert "new.yaml: no errors" in capsys.readouterr().out
+    assert set(here.rglob("*")) == before

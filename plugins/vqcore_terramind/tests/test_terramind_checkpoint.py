@@ -209,7 +209,8 @@ def test_samples():
     found = sample(5, steps=4)
     near(found, io["sample"], 1e-4)
     assert found.min() >= -1 and found.max() <= 1
-    # Its last step divides by 1 - alpha_bar of 6e-4. What linspace and cumprod round differs between processors.
+    # Here the eight steps enlarge what is rounded. In terratorch's own code another last bit of noise, noise levels or
+    # predictions moves this sample by up to 9e-5, and code and recorded sample are each 4e-5 from a result in float64.
     near(sample(6, steps=7), io["sample7"], 3e-4)
     near(sample(7, steps=50), io["sample50"], 1e-4)
     for spacing, seed in (("leading", 8), ("linspace", 9)):
@@ -220,6 +221,8 @@ def test_samples():
     scheduler = tokenizer.objective.scheduler
     for name in (name for name in io if name.startswith("counts/")):
         assert scheduler.sampler(int(name.removeprefix("counts/"))).timesteps == io[name].tolist()
+    tokenizer.decoder.double()  # nearly nothing is rounded then
+    near(sample(6, steps=7), io["sample7"], 1e-4)
 
 
 @torch.no_grad()
