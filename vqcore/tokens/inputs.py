@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from vqcore.config import to_tree
 from vqcore.data.listing import Listing, suffix_length
 from vqcore.errors import ConfigError, DataError, UnknownName
 from vqcore.files import local
-from vqcore.protocols import Data, bytes_of, left_out, shards
+from vqcore.protocols import Data, bytes_of, expect, left_out, shards
 from vqcore.registry import registry
 from vqcore.tokenizer import Tokenizer
 
@@ -82,6 +82,11 @@ class Source:
             return self.data.get(index)
         with self._lock:
             return self.data.get(index)
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """Samples that will be asked for, in this order."""
+        with self._lock:
+            expect(self.data, indices)
 
     @property
     def left_out(self) -> Mapping[str, int]:
