@@ -97,7 +97,9 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
         "that of a plugin",
     )
     parser.add_argument(
-        "--shard-size", type=_count, help="files in one shard, which is done or not done (default 4096)"
+        "--shard-size",
+        type=_count,
+        help="samples in one shard, which is done or not done (default 4096, or the shards of the source)",
     )
     parser.add_argument(
         "--only", metavar="FILE", help="do the shards again that hold the keys in FILE, e.g. failed.txt"

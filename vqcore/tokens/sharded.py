@@ -141,7 +141,7 @@ class Pass:
         self.crop = _crop(source, jobs, crops, views, seed)
         how = {
             "source": {"files": len(source), "sha256": source.keys_digest()},
-            "shard_size": None if source.has_shards else shard_size or SHARD_SIZE,
+            "shard_size": shard_size or (None if source.has_shards else SHARD_SIZE),
             **({"crops": self.crop.crops.said} if self.crop else {}),
             **({"masks": self.masks.said} if self.masks else {}),
         }
