@@ -1,6 +1,7 @@
 """The rooms of the core: imports point downwards and form no circle; a plugin imports no other plugin."""
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -125,6 +126,19 @@ def test_the_core_imports_no_plugin():
             named = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             named += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             assert not ours & {full.partition(".")[0] for full in named}, name
+
+
+def test_what_installs_all_plugins_names_them_all():
+    """The extra `all`, the Makefile, and the command of the README."""
+    root = PLUGINS.parent
+    ours = sorted(folder.name for folder in PLUGINS.glob("vqcore_*"))
+    extra = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["all"]
+    named = [need.partition("==")[0].replace("-", "_") for need in extra if need.startswith("vqcore-")]
+    made = re.search(r"^PLUGINS := (.*)$", (root / "Makefile").read_text(), re.MULTILINE)
+    command = re.search(r"^pip install -e \. (.*)$", (root / "README.md").read_text(), re.MULTILINE)
+    assert sorted(named) == ours
+    assert sorted(f"vqcore_{name}" for name in made[1].split()) == ours
+    assert sorted(re.findall(r"-e plugins/(\w+)", command[1])) == ours
 
 
 @pytest.mark.parametrize("folder", sorted(PLUGINS.glob("vqcore_*")), ids=lambda path: path.name)
