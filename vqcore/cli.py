@@ -122,7 +122,10 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
         help="crops of each sample: the centre, then random ones with flips, as the modality draws them in training",
     )
     parser.add_argument(
-        "--views", metavar="STORE", help="take the crops that the rows of this store have, by key"
+        "--views",
+        metavar="STORE",
+        help="take the crops that the rows of this store have, by key; of LAYOUT:FOLDER those that another system has "
+        "chosen, e.g. fourm/tokens:data/train/rgb_dvae_BUa_224",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="with --crops: another seed, other crops (default 0)"

@@ -18,7 +18,7 @@ from vqcore.data.windows import Cover, cover
 from vqcore.errors import ConfigError, DataError, RunError, cause, did_you_mean, listed
 from vqcore.protocols import Coded
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens.crops import Drawn, Saved, check_crops
+from vqcore.tokens.crops import Drawn, check_crops, crops_of
 from vqcore.tokens.flow import Batches, Done, Output
 from vqcore.tokens.inputs import SHARD_SIZE, Source, source_of
 from vqcore.tokens.masks import Masks
@@ -64,7 +64,7 @@ def tokenize_all(
     only: Path | None = None,
     workers: int = 1,
     crops: int | None = None,
-    views: Path | None = None,
+    views: str | Path | None = None,
     seed: int = 0,
     masks: str | None = None,
 ) -> list[Done]:
@@ -126,7 +126,7 @@ class Pass:
         shard_size: int | None = None,
         workers: int = 1,
         crops: int | None = None,
-        views: Path | None = None,
+        views: str | Path | None = None,
         seed: int = 0,
         masks: str | None = None,
     ):
@@ -282,7 +282,7 @@ def _check_jobs(source: Source, jobs: Sequence[Job]) -> None:
 
 
 def _crop(
-    source: Source, jobs: Sequence[Job], crops: int | None, views: Path | None, seed: int
+    source: Source, jobs: Sequence[Job], crops: int | None, views: str | Path | None, seed: int
 ) -> Crop | None:
     """The crops that a command asks for. Raises `ConfigError` for tokenizers that take none."""
     if crops is None and views is None:
@@ -294,9 +294,7 @@ def _crop(
         covering = cover(job.tokenizer.modality, job.size, job.stride, tiles=job.tiles)
         check_crops(job.tokenizer.modality, covering, flag)
     if views is not None:
-        saved = Saved(views)
-        saved.check(source.key(index) for index in range(len(source)))
-        return Crop(saved)
+        return Crop(crops_of(views, map(source.key, range(len(source))), len(jobs[0].size)))
     first = jobs[0]
     return Crop(Drawn(first.tokenizer, first.size, crops or 1, seed), first.tokenizer)
 
