@@ -11,7 +11,7 @@ import pytest
 from test_shards import packed
 
 from vqcore.cli import main
-from vqcore.data import tree
+from vqcore.data import remembered, tree
 from vqcore.data.listing import Listing
 from vqcore.data.tree import Tree
 
@@ -203,3 +203,27 @@ class TestVerb:
         (tmp_path / "there.parquet").touch()
         said = self.said(capsys, *words, status=2)
         assert re.search(reason, said)
+
+
+def test_what_was_not_used_for_long_is_forgotten(tmp_path, monkeypatch):
+    def entry(name, days):
+        place = remembered.place_of("shards", name)
+        remembered.remember(place, {"x": np.arange(3)})
+        at = time.time() - 86_400 * days
+        os.utime(place, (at, at))
+        return place
+
+    old, used, fresh = entry("old", 61), entry("used", 61), entry("fresh", 59)
+    mine = old.with_name("notes.txt")  # nothing that vqcore keeps
+    mine.write_text("")
+    os.utime(mine, (0, 0))
+    assert remembered.recall(used)["x"].tolist() == [0, 1, 2]
+    remembered.remember(fresh, {"x": np.arange(2)})
+    assert old.exists()  # a process looks once
+    monkeypatch.setattr(remembered, "_pruned", set())
+    with old.open("rb") as reader:
+        remembered.remember(remembered.place_of("parquet", "new"), {})
+        assert not old.exists() and used.exists() and fresh.exists() and mine.exists()
+        with np.load(reader) as held:  # whoever is at it reads on
+            assert held["x"].tolist() == [0, 1, 2]
+    assert remembered.recall(old) is None

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -79,6 +81,12 @@ def stored(tokenizer, source, target, **how):
 
 def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def shards_of(folder):
+    """The name and the number of rows of each shard of a store."""
+    manifest = json.loads((folder / "tokens.json").read_text())
+    return [(shard["name"], shard["rows"]) for shard in manifest["shards"]]
 
 
 def rows(folder):
@@ -298,10 +306,7 @@ class TestSources:
         rgb, places = made(RGB), made(ARRAY)
         pattern = tarred(tmp_path / "in", SHARDS)
         assert stored(rgb, pattern, tmp_path / "one", shard_size=None, workers=2).written == 5
-        manifest = json.loads((tmp_path / "one/tokens.json").read_text())
-        assert [(shard["name"], shard["rows"]) for shard in manifest["shards"]] == [
-            ("train-00", 2), ("train-01", 0), ("train-02", 3)
-        ]  # fmt: skip
+        assert shards_of(tmp_path / "one") == [("train-00", 2), ("train-01", 0), ("train-02", 3)]
         keys = ["train-00/a", "train-00/b", "train-02/c", "train-02/d/e", "train-02/f"]
         found = rows(tmp_path / "one")
         assert [*found] == keys
@@ -313,10 +318,41 @@ class TestSources:
         assert np.array_equal(np.load(tmp_path / "files/train-02/d/e.npy"), found["train-02/d/e"].codes)
         stored(places, f"tar[suffix=npy]:{pattern}", tmp_path / "two", shard_size=None)
         assert len(TokenDataset({"x": tmp_path / "one", "y": tmp_path / "two"})) == 5
-        with pytest.raises(
-            ConfigError, match=r"--shard-size 3: .*tar has shards, and those of the codes are the same"
-        ):
-            stored(rgb, pattern, tmp_path / "three")
+        stored(rgb, pattern, tmp_path / "three", shard_size=2)
+        assert shards_of(tmp_path / "three") == [
+            ("train-00-00000", 2), ("train-01-00000", 0), ("train-02-00000", 2), ("train-02-00001", 1)
+        ]  # fmt: skip
+        assert [*rows(tmp_path / "three")] == keys
+
+    def test_files_and_keys_of_parquet_survive(self, tmp_path, monkeypatch):
+        places = made(ARRAY)
+        values = np.random.default_rng(0).uniform(-1, 1, (7, 2, 8, 8)).astype(np.float32)
+        files = {"b": [0, 1, 2, None], "a/100%": [3, 4], "c": [], "d": [5, 6]}
+        for name, numbers in files.items():
+            held = [None if n is None else values[n].tolist() for n in numbers]
+            kind = pa.list_(pa.list_(pa.list_(pa.float32())))
+            table = pa.table(
+                {"x": pa.array(held, kind), "id": pa.array([f"k{n}" for n in numbers], pa.string())}
+            )
+            (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, tmp_path / f"in/{name}.parquet", row_group_size=3)
+        given = f"parquet:{tmp_path}/in"
+        stored(places, given, tmp_path / "one", shard_size=None)
+        assert shards_of(tmp_path / "one") == [("a%2F100%25", 2), ("b", 3), ("c", 0), ("d", 2)]
+        found = rows(tmp_path / "one")
+        wanted = {
+            f"{file}/{row:09}": n for file, ns in files.items() for row, n in enumerate(ns) if n is not None
+        }
+        assert {*found} == {*wanted}
+        assert all(np.array_equal(found[key].codes, code(places, values[n])) for key, n in wanted.items())
+        monkeypatch.setattr("vqcore.tokens.inputs.LARGEST", 2)
+        stored(places, f"parquet[key=id]:{tmp_path}/in", tmp_path / "two", shard_size=None)
+        assert shards_of(tmp_path / "two") == [
+            ("a%2F100%25-00000", 2), ("b-00000", 2), ("b-00001", 1), ("c-00000", 0), ("d-00000", 2)
+        ]  # fmt: skip
+        again = rows(tmp_path / "two")
+        assert [*again] == [f"k{n}" for n in (3, 4, 0, 1, 2, 5, 6)]
+        assert all(np.array_equal(again[f"k{n}"].codes, found[key].codes) for key, n in wanted.items())
 
     @pytest.mark.slow
     def test_a_broken_member_is_named_always_alike_and_done_again(self, tmp_path):

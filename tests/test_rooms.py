@@ -100,6 +100,19 @@ def test_the_core_imports_no_plugin():
             assert not ours & {full.partition(".")[0] for full in named}, name
 
 
+def test_what_installs_all_plugins_names_them_all():
+    """The extra `all`, the Makefile, and the command of the README."""
+    root = PLUGINS.parent
+    ours = sorted(folder.name for folder in PLUGINS.glob("vqcore_*"))
+    extra = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["all"]
+    named = [need.partition("==")[0].replace("-", "_") for need in extra if need.startswith("vqcore-")]
+    made = re.search(r"^PLUGINS := (.*)$", (root / "Makefile").read_text(), re.MULTILINE)
+    command = re.search(r"^pip install -e \. (.*)$", (root / "README.md").read_text(), re.MULTILINE)
+    assert sorted(named) == ours
+    assert sorted(f"vqcore_{name}" for name in made[1].split()) == ours
+    assert sorted(re.findall(r"-e plugins/(\w+)", command[1])) == ours
+
+
 @pytest.mark.parametrize("folder", sorted(PLUGINS.glob("vqcore_*")), ids=lambda path: path.name)
 def test_a_plugin_imports_no_other_plugin_but_those_it_declares(folder):
     needs = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["dependencies"]

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from vqcore.check.overlap import copies, overlap
-from vqcore.data import shards
+from vqcore.data import remote, shards
 from vqcore.data.batches import TrainBatches
 from vqcore.data.identity import CHOSEN, identity
 from vqcore.data.lent import KEPT, Content
@@ -227,11 +227,12 @@ def test_members_at_an_address_are_fetched_in_pieces(tmp_path, monkeypatch):
         memory.pipe(f"/pieces/s-{shard}.tar", packed(tmp_path / f"s-{shard}.tar", **held).read_bytes())
     size = len(png(0))
     monkeypatch.setattr(shards, "PIECE", 8 * (size + 1024))
-    requests, read = [], shards.Remote.read
-    monkeypatch.setattr(shards.Remote, "read", lambda *args: requests.append(args) or read(*args))
+    requests, read = [], remote.Remote.read
+    monkeypatch.setattr(remote.Remote, "read", lambda *args: requests.append(args) or read(*args))
     there, modality, extra, cfg = source("tar", path="memory://pieces/s-{0..1}.tar", suffix="png", extra={})
     here, *_ = source("tar", path=str(tmp_path / "s-{0..1}.tar"), suffix="png", extra={})
     assert here.blocks is None and sum(there.blocks.sizes) == 96 and max(there.blocks.sizes) <= 12
+    requests.clear()
     assert [there.get(n).getvalue() for n in range(96)] == [here.get(n).getvalue() for n in range(96)]
     assert len(requests) == len(there.blocks.sizes) < 16
     # An epoch with room for four of the pieces.
@@ -248,7 +249,7 @@ def test_an_address_that_shows_no_change_is_not_remembered(tmp_path, monkeypatch
     memory = fsspec.filesystem("memory")
     content = packed(tmp_path / "a.tar", a_png=b"1").read_bytes()
     other = packed(tmp_path / "b.tar", b_png=b"1").read_bytes()
-    monkeypatch.setattr(shards, "_TAGS", ())
+    monkeypatch.setattr(remote, "_TAGS", ())
     for held, name in ((content, "a"), (other, "b")):
         memory.pipe("/silent/s.tar", held)
         assert keys(Shards("memory://silent/s.tar", SUFFIXES, "data.path")) == [f"s/{name}"]

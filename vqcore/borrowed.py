@@ -16,19 +16,20 @@ import os
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vqcore.artefacts import hub
 from vqcore.artefacts.folder import load_tensors
 from vqcore.artefacts.formats import read_pickle
+from vqcore.data.remembered import place_of, recall, remember
 from vqcore.errors import CheckpointError, PluginLoadError, VqcoreError, did_you_mean, listed
-from vqcore.files import local, write_text
+from vqcore.files import local
 from vqcore.network import asked, asking, closed_unless_asked
 from vqcore.protocols import Borrows, borrowed
 
@@ -161,17 +162,13 @@ def _sha256(tensors: Mapping[str, Tensor], files: list[Path]) -> str:
     """The hash of the tensors of some files; of files with the same path, size and time it is computed once."""
     found = [(file.resolve(), file.stat()) for file in files]
     status = [(str(path), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in found]
-    key = hashlib.sha256(json.dumps(status).encode()).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vqcore" / "borrowed.json"
-    known: dict[str, str] = {}
-    # A cache that cannot be read or written, or a home folder that nobody knows, only costs time.
-    with suppress(OSError, ValueError, TypeError, VqcoreError):
-        known = dict(json.loads(local(cache).read_text(encoding="utf-8")))
-    if key not in known:
-        known[key] = sha256(tensors)
-        with suppress(OSError, VqcoreError):
-            write_text(local(cache), json.dumps(known))
-    return known[key]
+    place = place_of("weights", json.dumps(status))
+    held = recall(place)
+    if held is not None and "sha256" in held:
+        return held["sha256"].tobytes().hex()
+    made = sha256(tensors)
+    remember(place, {"sha256": np.frombuffer(bytes.fromhex(made), np.uint8)})
+    return made
 
 
 # For the rest of vqcore

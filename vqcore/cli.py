@@ -104,7 +104,7 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
         "--shard-size",
         type=_count,
         metavar="N",
-        help="files in one shard, which is written as a whole (default 4096)",
+        help="samples in one shard, which is written as a whole (default 4096, or the shards of the source)",
     )
     parser.add_argument(
         "--only", metavar="FILE", help="do the shards again that hold the keys in FILE, e.g. failed.txt"
@@ -133,7 +133,10 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
         help="crops of each sample: the centre, then N - 1 that are drawn and mirrored as in training",
     )
     parser.add_argument(
-        "--views", metavar="STORE", help="take the crops that this store has of the same samples"
+        "--views",
+        metavar="STORE",
+        help="take the crops that the rows of this store have, by key; of LAYOUT:FOLDER those that another system has "
+        "chosen, e.g. fourm/tokens:data/train/rgb_dvae_BUa_224",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="with --crops: another seed, other crops (default 0)"

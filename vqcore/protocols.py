@@ -1183,6 +1183,23 @@ def blocks(data: Any) -> Blocks | None:
 
 
 @runtime_checkable
+class FetchesAhead(Protocol):
+    """A data source that can fetch samples before they are needed, such as one that reads over a network.
+
+    `expect` says which samples will be asked for, in this order, and replaces what it has said before. It returns at
+    once, may do as much of it as memory allows, and raises nothing: whoever asks for a sample hears what is wrong.
+    """
+
+    def expect(self, indices: Iterable[int]) -> None: ...
+
+
+def expect(data: Any, indices: Iterable[int]) -> None:
+    """Tell a data source which samples will be asked for. Default: it fetches a sample when it is asked for."""
+    if isinstance(data, FetchesAhead):
+        data.expect(indices)
+
+
+@runtime_checkable
 class HasShards(Protocol):
     """A data source whose samples lie in shards: the name of each, and how many samples it has, in their order.
 
@@ -1695,7 +1712,7 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
         KnowsExtent,
     ),
     "reader": (NamesParts,),
-    "data": (LeavesOut, KnowsBytes, HasShards, HasBlocks, KnowsCodes),
+    "data": (LeavesOut, KnowsBytes, HasShards, HasBlocks, FetchesAhead, KnowsCodes),
     "metric": (SetsUp, HasFacts, GivesRows, Gathers, InUnits, OfConstant, HasDirection),
     "store": (Adopts,),
     "text": (LearnsText, ShowsPieces),

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from vqcore.console import ProgressLine, say
 from vqcore.data.inventory import Inventory, inventory
 from vqcore.data.listing import counted, require_folder
-from vqcore.data.shards import expand, index_of, place_of
+from vqcore.data.shards import expand, indices_of, place_of
 from vqcore.errors import ConfigError, DataError, cause, in_bytes, listed, plural
 from vqcore.files import aside, local
 
@@ -91,11 +91,9 @@ def _shards(pattern: str) -> int:
     damage: dict[str, str] = {}
     count, used = 0, 0
     with ProgressLine("index", len(names), unit="shard") as line:
-        for number, name in enumerate(names):
-            try:
-                found = index_of(place_of(name))
-            except DataError as error:
-                damage[name] = str(error)
+        for number, (name, found) in enumerate(zip(names, indices_of([place_of(each) for each in names]))):
+            if isinstance(found, DataError):
+                damage[name] = str(found)
                 continue
             if found.damage:
                 damage[name] = f"{name}: {found.damage}"

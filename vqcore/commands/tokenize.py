@@ -64,8 +64,7 @@ def _in_files(args: argparse.Namespace, layout: Layout) -> int:
     if layout.adopts is None:
         done = tokenize_folder(tokenizer, args.input, job.target, **how)
     else:
-        views = local(args.views) if args.views else None
-        how |= {"store": args.store, "crops": args.crops, "views": views, "seed": args.seed}
+        how |= {"store": args.store, "crops": args.crops, "views": args.views, "seed": args.seed}
         done = tokenize_layout(tokenizer, args.input, job.target, **how)
     return _report(args, [(args, job)], [done])
 
@@ -115,7 +114,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
         "shard_size": args.shard_size,
         "workers": args.workers,
         "crops": args.crops,
-        "views": local(args.views) if args.views else None,
+        "views": args.views,
         "seed": args.seed,
         "masks": args.masks,
     }

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from vqcore.data.order import Order
 from vqcore.data.reader import Bad, Reader, Sample
 from vqcore.data.sizes import sizes
 from vqcore.errors import DataError, VqcoreError, listed
-from vqcore.protocols import Batch, Data, Modality
+from vqcore.protocols import Batch, Data, Modality, expect
 from vqcore.rng import derive, numpy_generator
 from vqcore.schema import DataConfig
 
@@ -199,21 +199,31 @@ class _TrainSet:
 
     def __getitem__(self, number: int) -> Loaded | VqcoreError:
         size = self.sizes[derive(self.seed, "size", number // self.accumulate) % len(self.sizes)]
-        first = (number * self.world + self.rank) * self.batch_size
+        worker = get_worker_info()
+        after = number + (worker.num_workers if worker else 1)  # the next batch of this process
+        places = [place for each in (number, after) for place in self._places(each)]
+        expect(self.reader.data, (self._index(place) for place in places))
         samples: list[Sample] = []
         bad: list[Bad] = []
         try:
-            for position in range(first, first + self.batch_size):
+            for position in self._places(number):
                 samples.append(self._sample(position, size, bad))
         except VqcoreError as error:
             return error
         return Loaded(collate(samples), tuple(bad))
 
+    def _places(self, number: int) -> range:
+        """Where the samples of a batch stand in the stream."""
+        first = (number * self.world + self.rank) * self.batch_size
+        return range(first, first + self.batch_size)
+
+    def _index(self, position: int) -> int:
+        return self.order(*divmod(position, len(self.reader.data)))
+
     def _sample(self, position: int, size: tuple[int, ...], bad: list[Bad]) -> Sample:
         """The sample at a position of the stream, or a replacement. Unreadable samples are added to `bad`."""
         count = len(self.reader.data)
-        epoch = position // count
-        index = self.order(epoch, position % count)
+        epoch, index = position // count, self._index(position)
         answer = self.reader.try_read(index, size, numpy_generator(self.seed, "view", epoch, index))
         for attempt in range(REPLACEMENTS):
             if isinstance(answer, Sample):
@@ -236,6 +246,7 @@ class _EvalSet:
     size: tuple[int, ...]
 
     def __getitem__(self, indices: Sequence[int]) -> tuple[Batch | None, tuple[Bad, ...]] | VqcoreError:
+        expect(self.reader.data, indices)
         try:
             answers = [self.reader.try_read(index, self.size, None) for index in indices]
         except VqcoreError as error:

@@ -22,6 +22,9 @@ class Held:
         self._asked: dict[Hashable, int] = {}
         self._spent: dict[Hashable, None] = {}
 
+    def __contains__(self, place: Hashable) -> bool:
+        return place in self._values
+
     def get(self, place: Hashable, samples: int, make: Callable[[], tuple[Any, int]]) -> Any:
         """The value at a place that holds so many samples; `make` gives value and bytes of one that is not held."""
         if place not in self._values:

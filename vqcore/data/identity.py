@@ -10,7 +10,7 @@ import numpy as np
 
 from vqcore.data.lent import Content
 from vqcore.errors import DataError
-from vqcore.protocols import Data, Window, bytes_of, knows_codes
+from vqcore.protocols import Data, Window, bytes_of, expect, knows_codes
 
 CHOSEN = 64
 """So many samples are compared byte by byte: those whose keys have the lowest hashes."""
@@ -33,7 +33,9 @@ def identity(data: Data, labels: Iterable[str]) -> dict[str, Any]:
             yield _hash(key), index
 
     contents = hashlib.sha256()
-    for _, index in heapq.nsmallest(CHOSEN, hashes()):
+    chosen = [index for _, index in heapq.nsmallest(CHOSEN, hashes())]
+    expect(data, chosen)
+    for index in chosen:
         found = [_content(data, index, label) for label in labels]
         contents.update(_line(data.key(index), *found, *_codes(data, index)))
     return {"samples": len(data), "names": names.hexdigest(), "contents": contents.hexdigest()}

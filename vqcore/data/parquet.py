@@ -91,6 +91,7 @@ class Parquet:
         # Row number minus the nulls before it: where the rows that count lie among all rows.
         self._gaps = nulls - np.arange(len(nulls))
         self._length = int(sizes.sum()) - len(nulls)
+        self._counts = np.diff(self._first) - [len(each.nulls) for each in found]
         if not len(self):
             raise DataError(
                 f"{self._setting}: {path}: has no rows. Left out: {counted(self.left_out) or 'nothing'}"
@@ -116,6 +117,12 @@ class Parquet:
     def left_out(self) -> dict[str, int]:
         """How many rows are no samples, and how many files are damaged."""
         return dict(self._left_out.most_common())
+
+    @property
+    def shards(self) -> list[tuple[str, int]]:
+        """Each file and how many samples it has; in its name, a slash is `%2F`, as in addresses."""
+        names = (name.replace("%", "%25").replace("/", "%2F") for name in self._names)
+        return list(zip(names, self._counts.tolist()))
 
     def key(self, index: int) -> str:
         """The text of the key column, or the name of the file and the number of the row."""

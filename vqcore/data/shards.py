@@ -11,10 +11,11 @@ import logging
 import os
 import re
 import tarfile
-from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from vqcore.data import remembered
 from vqcore.data.held import Held
 from vqcore.data.lent import Content
 from vqcore.data.listing import Names, counted, nearest_sibling
-from vqcore.errors import DataError, cannot_import, cause
+from vqcore.data.remote import Remote
+from vqcore.errors import DataError, cause
 from vqcore.files import local
 from vqcore.protocols import Blocks
 
@@ -36,10 +38,12 @@ OPEN = 16
 """So many shards are open in each process."""
 PIECE = 8 << 20
 """Most bytes of members of a shard at an address that are fetched by one request, unless one member has more."""
+AHEAD = 4
+"""So many pieces of the largest size are on their way while another one is used."""
+AT_ONCE = 8
+"""So many shards at addresses are looked at, or indexed, at a time."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"[\[{]([^\[\]{}]+)[\]}]")
-_TAGS = ("ETag", "etag", "LastModified", "Last-Modified", "Content-MD5", "md5Hash", "mtime", "created")
-"""What the file systems of fsspec call that which changes when an object changes."""
 _DAMAGE = (tarfile.TarError, OSError, ValueError, EOFError)
 
 
@@ -118,49 +122,6 @@ class OnDisk:
         return {"name": self.name, "handle": -1}
 
 
-@dataclass
-class Remote:
-    """A shard at an address that fsspec knows."""
-
-    name: str
-    opened: Any = field(default=None, repr=False)
-
-    def stamp(self) -> str:
-        """Size and tags of the object; empty if the place gives no tag, so that a change could not be seen."""
-        system, path = self._system()
-        found = system.info(path)
-        tags = [str(found[key]) for key in _TAGS if found.get(key)]
-        return " ".join([str(found.get("size")), *tags]) if tags else ""
-
-    def file(self) -> Any:
-        """The object, read ahead in large pieces."""
-        system, path = self._system()
-        return system.open(path, "rb", block_size=8 << 20)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Bytes of the object, by one request."""
-        system, path = self._system()
-        return bytes(system.cat_file(path, start=offset, end=offset + size))
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-    def _system(self) -> tuple[Any, str]:
-        if self.opened is None:
-            try:
-                from fsspec.core import url_to_fs  # type: ignore[import-untyped]
-
-                self.opened = url_to_fs(self.name)
-            except Exception as error:  # fsspec imports what a protocol needs
-                package = getattr(error, "name", None) or "fsspec"
-                why = cannot_import(error, package, "'vqcore[tar]'" if package == "fsspec" else None)
-                raise DataError(f"{self.name}: cannot be read: {why}") from error
-        return self.opened
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "opened": None}
-
-
 def place_of(name: str) -> OnDisk | Remote:
     """A path, or an address with `://`."""
     return Remote(name) if "://" in name else OnDisk(str(local(name)))
@@ -196,6 +157,22 @@ def index_of(place: OnDisk | Remote) -> Index:
     if stamp and not found.damage:
         remembered.remember(cache, _arrays(found))
     return found
+
+
+def indices_of(places: Sequence[OnDisk | Remote]) -> Iterator[Index | DataError]:
+    """The index of each shard, or what is wrong with it. Shards at addresses are looked at `AT_ONCE` at a time."""
+
+    def found(place: OnDisk | Remote) -> Index | DataError:
+        try:
+            return index_of(place)
+        except DataError as error:
+            return error
+
+    if not any(isinstance(place, Remote) for place in places):
+        yield from map(found, places)
+        return
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield from pool.map(found, places)
 
 
 def _index(held: Mapping[str, np.ndarray]) -> Index:
@@ -307,9 +284,8 @@ class Shards(Names):
         places: list[tuple[int, int, int]] = []
         super().__init__(self._members(found, [stems[number] for number in order], places))
         self._places = np.array(places, np.int64).reshape(-1, 3)
-        self._pieces = (
-            _Pieces(self._places, room) if any(isinstance(each, Remote) for each in self.places) else None
-        )
+        is_remote = any(isinstance(each, Remote) for each in self.places)
+        self._pieces = _Pieces(self.places, self._places, room) if is_remote else None
         if not len(self):
             raise DataError(
                 f"{setting}: {pattern}: contains no {' or '.join(self.fields)}. Found: "
@@ -317,13 +293,9 @@ class Shards(Names):
             )
 
     def _indices(self) -> list[Index]:
-        found, missing = [], []
-        for place in self.places:
-            try:
-                found.append(index_of(place))
-            except DataError as error:
-                missing.append(str(error))
-        if missing:
+        looked = list(indices_of(self.places))
+        found = [each for each in looked if isinstance(each, Index)]
+        if missing := [each for each in looked if isinstance(each, DataError)]:
             count = (
                 f"{len(missing)} of {len(self.places)} shards cannot be read. " if len(missing) > 1 else ""
             )
@@ -380,6 +352,11 @@ class Shards(Names):
         needed = int(self._pieces.sizes.sum())
         return Blocks(self._pieces.counts, max(1, self._pieces.held.room * len(self) // needed))
 
+    def expect(self, indices: Iterable[int]) -> None:
+        """Members that will be asked for, in this order: from addresses, the first of them are fetched from now on."""
+        if self._pieces is not None:
+            self._pieces.expect(indices)
+
     def bytes_of(self, index: int) -> int:
         """The bytes of a member."""
         return int(self._places[index, 2])
@@ -398,10 +375,7 @@ class Shards(Names):
         shard, offset, size = self._places[index].tolist()
         place = self.places[shard]
         try:
-            if isinstance(place, Remote) and self._pieces is not None:
-                content = self._pieces.read(place, index, offset, size)
-            else:
-                content = place.read(offset, size)
+            content = self._pieces.read(index, offset, size) if self._pieces else place.read(offset, size)
         except OSError as error:
             raise DataError(f"{place.name}: {cause(error)}") from error
         if len(content) != size:
@@ -434,10 +408,13 @@ def _stem(name: str) -> str:
 
 
 class _Pieces:
-    """Members of shards that follow each other, fetched together: one request for each member would take too long."""
+    """Members of shards that follow each other, fetched together: one request for each member would take too long.
 
-    def __init__(self, places: np.ndarray, room: int):
-        self.held = Held(room)
+    Pieces that are expected are on their way before they are needed, up to `AHEAD` times `PIECE` bytes.
+    """
+
+    def __init__(self, shards: Sequence[OnDisk | Remote], places: np.ndarray, room: int):
+        self.shards, self.held = shards, Held(room)
         starts, ends = places[:, 1], places[:, 1] + places[:, 2]
         first = [0]
         for index in range(1, len(places)):
@@ -447,20 +424,64 @@ class _Pieces:
                 first.append(index)
         self.first = np.array(first)
         self.counts = np.diff(self.first, append=len(places))
+        self.home = places[self.first, 0]
         self.starts = starts[self.first]
         self.sizes = ends[self.first + self.counts - 1] - self.starts
+        self._clear()
 
-    def read(self, place: Remote, index: int, offset: int, size: int) -> bytes:
-        """The bytes of a member. Raises `OSError`."""
+    def _clear(self) -> None:
+        self.process = os.getpid()
+        self.plan: deque[int] = deque()
+        self.coming: dict[int, Future[bytes]] = {}
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """Members that will be asked for, in this order."""
+        self._check_process()
+        numbers = np.searchsorted(self.first, np.fromiter(indices, np.int64), "right") - 1
+        wanted = dict.fromkeys(numbers.tolist())
+        for number in [each for each in self.coming if each not in wanted]:
+            self.coming.pop(number).cancel()
+        self.plan = deque(wanted)
+        self._go_on()
+
+    def read(self, index: int, offset: int, size: int) -> bytes:
+        """The bytes of a member. Raises `OSError` and `DataError`."""
         number = int(np.searchsorted(self.first, index, "right")) - 1
         start, length = int(self.starts[number]), int(self.sizes[number])
 
         def fetch() -> tuple[bytes, int]:
-            content = place.read(start, length)
+            self._check_process()
+            coming = self.coming.pop(number, None)
+            self._go_on()
+            content = coming.result() if coming else self.shards[self.home[number]].read(start, length)
             return content, len(content)
 
         content = self.held.get(number, int(self.counts[number]), fetch)
         return bytes(content[offset - start : offset - start + size])
+
+    def _go_on(self) -> None:
+        """Ask for what is expected next, as far as there is room."""
+        while self.plan:
+            number = self.plan[0]
+            place, size = self.shards[self.home[number]], int(self.sizes[number])
+            if isinstance(place, Remote) and number not in self.held and number not in self.coming:
+                under_way = sum(int(self.sizes[each]) for each in self.coming)
+                if self.coming and under_way + size > AHEAD * PIECE:
+                    return
+                self.coming[number] = place.ahead(int(self.starts[number]), size)
+            self.plan.popleft()
+
+    def _check_process(self) -> None:
+        """After a fork nobody brings what the other process has asked for."""
+        if self.process != os.getpid():
+            self._clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("plan", "coming")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._clear()
 
 
 class _Handles:

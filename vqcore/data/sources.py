@@ -1,6 +1,6 @@
 """The data sources of the core: a folder of files, tar shards, and an array file with one sample after the other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -180,6 +180,16 @@ class Tar(_Files):
     def shards(self) -> list[tuple[str, int]]:
         """The name of each shard, and how many samples it has."""
         return self._files.shards
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """Samples that will be asked for, in this order."""
+        if self.blocks is None:
+            return
+        wanted = list(indices)
+        self._files.expect(wanted)
+        for files in self._extra.values():
+            partners = (files.find(self._files.key(index)) for index in wanted)
+            files.expect(place for place in partners if place is not None)
 
 
 class ArrayFile:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vqcore.data.windows import files_of
 from vqcore.errors import DataError, listed
-from vqcore.protocols import Blocks, Coded, Data, blocks, bytes_of, knows_codes, left_out
+from vqcore.protocols import Blocks, Coded, Data, blocks, bytes_of, expect, knows_codes, left_out
 from vqcore.schema import DataConfig
 
 Split = Literal["train", "eval"]
@@ -48,6 +48,10 @@ class Side:
         """The codes that the whole source has of a sample."""
         coded = knows_codes(self.data)
         return coded.coded(int(self.places[index])) if coded else None
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """Pass on to the whole source which samples will be asked for."""
+        expect(self.data, (int(self.places[index]) for index in indices))
 
     def get(self, index: int, label: str = "") -> Any:
         """What the whole source gives."""

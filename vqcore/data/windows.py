@@ -4,7 +4,7 @@ A part that is shorter than the wanted size is filled up at its end, and the fil
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from vqcore.protocols import (
     Sizing,
     Window,
     bytes_of,
+    expect,
     extent_of,
     fill,
     finishes,
@@ -208,6 +209,10 @@ class Windowed:
         start, _ = self.cover.part(place, self.extents[record].tolist())
         return f"{self.records.key(record)}#{named(start)}"
 
+    def expect(self, indices: Iterable[int]) -> None:
+        """Pass on to the source whose records will be asked for."""
+        expect(self.records, (self._place(index)[0] for index in indices))
+
     def get(self, index: int, label: str = "") -> Any:
         """The window, or the whole source of an extra modality; of a window of its own the same fraction."""
         record, place = self._place(index)
@@ -244,6 +249,7 @@ def windowed(data: Data, modality: Modality, size: Extent) -> Data:
     if covering is None or knows_codes(data):
         return data
     extents = np.zeros((len(data), len(size)), dtype=np.int64)
+    expect(data, range(len(data)))
     for index in range(len(data)):
         with contextlib.suppress(DataError, OSError):  # whoever reads it says what is wrong
             given = data.get(index)

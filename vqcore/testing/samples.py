@@ -30,6 +30,7 @@ from vqcore.protocols import (
     Writes,
     better,
     blocks,
+    expect,
     extent_of,
     fill,
     finish,
@@ -432,6 +433,7 @@ def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None)
         assert [again.key(index) for index in places[:10]] == keys[:10], (
             f"key law: the keys are different {how}"
         )
+        expect(again, reversed(chosen))
         for (index, label), wanted in reversed(first.items()):
             found = _raw(again, index, label, readers[label])
             assert _same(found, wanted), f"determinism law: sample {index} ('{label}') is different {how}"

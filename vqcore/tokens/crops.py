@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,12 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vqcore.artefacts.stored import open_store
+from vqcore.artefacts.codes import MANIFEST, read_manifest
+from vqcore.artefacts.resolve import with_prefix
+from vqcore.artefacts.stored import open_store, store_named
 from vqcore.config import to_tree
 from vqcore.data.reader import Opened, proportional, sized
 from vqcore.data.windows import Cover
 from vqcore.errors import ConfigError, DataError, listed
-from vqcore.protocols import Modality, View, fills_up, has_own_box
+from vqcore.files import local
+from vqcore.protocols import Adopts, Modality, View, adopts, fills_up, has_own_box
 from vqcore.reading import REAL, misfit
 from vqcore.rng import numpy_generator
 from vqcore.tokenizer import Tokenizer
@@ -124,6 +127,63 @@ class Saved:
             own, theirs = (" x ".join(map(str, each)) for each in (found.extent, extent))
             raise DataError(f"its extent is {own}, and its crops in {self.folder} are of {theirs}")
         return tuple(views)
+
+
+class Chosen:
+    """The crops that another system has chosen for the files of some keys, in a folder of its own: `LAYOUT:FOLDER`.
+
+    Raises `ConfigError` for a layout of ours, and `DataError` if crops of keys are missing.
+    """
+
+    def __init__(self, named: str, layout: str, folder: Path, keys: Sequence[str], axes: int):
+        where = f"--views {named}"
+        other = adopts(store_named(layout, where))
+        if other is None:
+            raise ConfigError(f"{where}: {layout} is no layout of another system. Give the folder alone.")
+        self.other, self.folder = other, folder
+        # For an extent of 1, so in the units of the other system.
+        there = {key: other.views(folder, key, (1,) * axes) for key in keys}
+        if missing := [key for key, views in there.items() if views is None]:
+            raise DataError(f"{where} lacks {len(missing)} of {len(keys)} keys ({listed(missing, 3)}).")
+        facts = [
+            (key, [(each.start, each.stop, each.flip) for each in views or ()])
+            for key, views in there.items()
+        ]
+        self.said: Mapping[str, Any] = {"views": hashlib.sha256(json.dumps(facts).encode()).hexdigest()}
+
+    def of(self, key: str, found: Opened) -> tuple[View, ...]:
+        """The views of a sample. Raises `DataError` for those of another picture."""
+        views = chosen(self.other, self.folder, key, found)
+        if views is None:
+            raise DataError(f"{self.folder} has no crops of '{key}'")
+        return views
+
+
+def chosen(other: Adopts, folder: Path, key: str, found: Opened) -> tuple[View, ...] | None:
+    """The crops that another system has chosen for a sample. Raises `DataError` for those of another picture."""
+    views = other.views(folder, key, found.extent)
+    if any(not 0 <= low < high <= 1 for view in views or () for low, high in zip(view.start, view.stop)):
+        sides = " x ".join(map(str, found.extent))
+        raise DataError(f"the crops of '{key}' that are chosen already do not lie inside of {sides}.")
+    return None if views is None else tuple(views)
+
+
+def crops_of(named: str | Path, keys: Iterable[str], axes: int) -> Crops:
+    """The crops that `--views` names, for samples of so many axes: those of a store, or of `LAYOUT:FOLDER`.
+
+    Raises `ConfigError` for a store without any, and `DataError` if crops of keys are missing.
+    """
+    if prefixed := with_prefix(str(named)):
+        return Chosen(str(named), prefixed[0], local(prefixed[1]), list(keys), axes)
+    folder = local(named)
+    if folder.is_dir() and read_manifest(folder) is None:
+        raise DataError(
+            f"--views {named}: there is no {MANIFEST} in this folder, so it is no store of codes. Crops of 4M are "
+            f"named with their layout: --views fourm/tokens:{named}"
+        )
+    saved = Saved(folder)
+    saved.check(keys)
+    return saved
 
 
 def _whole(keys: Any) -> pa.Array:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from vqcore.compose.build import component
 from vqcore.compose.text import bracketed
 from vqcore.config import to_tree
 from vqcore.data.listing import Listing, suffix_length
-from vqcore.errors import ConfigError, DataError, UnknownName
+from vqcore.errors import DataError, UnknownName
 from vqcore.files import local
-from vqcore.protocols import Data, bytes_of, left_out, shards
+from vqcore.protocols import Data, bytes_of, expect, left_out, shards
 from vqcore.registry import registry
 from vqcore.tokenizer import Tokenizer
 
 SHARD_SIZE = 4096
 """Files in a shard."""
+LARGEST = 16 * SHARD_SIZE
+"""Most samples in a shard that has the name of a shard of the source."""
 _KINDS = {".tar": "tar", ".parquet": "parquet"}
 """Data sources whose files are known by their suffix, unless it is one that the modality reads."""
 _NAMED = re.compile(r"([a-z][a-z0-9-]*(?:/[a-z][a-z0-9-]*)?)((?:\[.*?\])?):(.*)", re.DOTALL)
@@ -83,6 +85,11 @@ class Source:
         with self._lock:
             return self.data.get(index)
 
+    def expect(self, indices: Iterable[int]) -> None:
+        """Samples that will be asked for, in this order."""
+        with self._lock:
+            expect(self.data, indices)
+
     @property
     def left_out(self) -> Mapping[str, int]:
         """How many entries are no samples, by kind."""
@@ -94,26 +101,24 @@ class Source:
         return shards(self.data) is not None
 
     def shards(self, size: int | None) -> list[tuple[str, range]]:
-        """The shards of the pass: name and samples. They are those of the source, or have `size` samples each.
+        """The shards of the pass: name and samples. They are those of the source, or runs of `SHARD_SIZE` samples.
 
-        Raises `ConfigError` if the source has shards and `size` is not None.
+        If one of the source has more than `size` samples (`LARGEST`), all are cut into runs of as many, with numbers.
         """
         own = shards(self.data)
-        if own is None:
-            firsts = range(0, len(self), size or SHARD_SIZE)
-            return [
-                (f"shard-{number:05d}", range(first, min(first + firsts.step, len(self))))
-                for number, first in enumerate(firsts)
-            ]
-        if size is not None:
-            raise ConfigError(
-                f"--shard-size {size}: {self.where} has shards, and those of the codes are the same. Leave it out."
-            )
-        found, first = [], 0
-        for name, count in own:
-            found.append((name, range(first, first + count)))
-            first += count
-        return sorted(found, key=lambda piece: os.fsencode(piece[0]))
+        most = size or (SHARD_SIZE if own is None else LARGEST)
+        found, end = [], 0
+        for name, count in [("shard", len(self))] if own is None else own:
+            found.append((name, range(end, end + count)))
+            end += count
+        found.sort(key=lambda piece: os.fsencode(piece[0]))
+        if own is not None and all(len(places) <= most for _, places in found):
+            return found
+        return [
+            (f"{name}-{number:05d}", places[first : first + most])
+            for name, places in found
+            for number, first in enumerate(range(0, max(1, len(places)), most))
+        ]
 
     def keys_digest(self) -> str:
         """A hash of all keys."""

@@ -22,7 +22,7 @@ from vqcore.data.windows import cover
 from vqcore.errors import ConfigError, DataError, RunError
 from vqcore.protocols import Adopts, Coded, View
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens.crops import Crops, Drawn, Saved, check_crops
+from vqcore.tokens.crops import Crops, Drawn, check_crops, chosen, crops_of
 from vqcore.tokens.flow import Done, through
 from vqcore.tokens.folder import adopted_by
 from vqcore.tokens.inputs import Source, source_of
@@ -50,7 +50,7 @@ def tokenize_layout(
     tiles: bool = False,
     workers: int = 1,
     crops: int | None = None,
-    views: Path | None = None,
+    views: str | Path | None = None,
     seed: int = 0,
 ) -> Done:
     """Write the codes of every sample of a source (`source_of`) in the layout `store` of another system.
@@ -136,15 +136,12 @@ class _Chosen:
 
     def of(self, key: str, found: Opened) -> tuple[View, ...]:
         """The views of a sample. Raises `DataError` for those of another picture, `RunError` for other numbers."""
-        views = self.other.views(self.target, key, found.extent)
+        views = chosen(self.other, self.target, key, found)
         if views is None:
             return self.otherwise.of(key, found)
         if self.count not in (None, len(views)):
             raise _other_count(len(views), key, self.count)
-        if any(not 0 <= low < high <= 1 for view in views for low, high in zip(view.start, view.stop)):
-            sides = " x ".join(map(str, found.extent))
-            raise DataError(f"the crops of '{key}' that are chosen already do not lie inside of {sides}.")
-        return tuple(views)
+        return views
 
 
 def _otherwise(
@@ -152,7 +149,7 @@ def _otherwise(
     read: Source,
     size: tuple[int, ...],
     crops: int | None,
-    views: Path | None,
+    views: str | Path | None,
     seed: int,
 ) -> Crops:
     """The crops of files for which the other system has chosen none."""
@@ -160,9 +157,7 @@ def _otherwise(
         return Drawn(tokenizer, size, crops or 1, seed)
     if crops is not None:
         raise ConfigError(f"--crops {crops}: --views takes all crops of {views}. Leave one of the two out.")
-    saved = Saved(views)
-    saved.check(map(read.key, range(len(read))))
-    return saved
+    return crops_of(views, map(read.key, range(len(read))), len(size))
 
 
 def _check_codes(rows: Sequence[Coded], read: Source, place: int, take: Take, crop: Crop) -> None:

@@ -72,6 +72,8 @@ def inputs(
     def read(place: int) -> _Read:
         return _Read(source, place, takes, crop, beside)
 
+    places = list(places)
+    source.expect(places)
     for opening in _ahead(source, places, read, workers, batch):
         file = opening()
         for take in takes:

@@ -19,7 +19,7 @@ from vqcore.data.windows import Cover, cover
 from vqcore.errors import ConfigError, DataError, RunError, cause, did_you_mean, listed
 from vqcore.protocols import Coded
 from vqcore.tokenizer import Tokenizer
-from vqcore.tokens.crops import Drawn, Saved, check_crops
+from vqcore.tokens.crops import Drawn, check_crops, crops_of
 from vqcore.tokens.flow import Batches, Done, Output
 from vqcore.tokens.inputs import SHARD_SIZE, Source, source_of
 from vqcore.tokens.masks import Masks
@@ -65,7 +65,7 @@ def tokenize_all(
     only: Path | None = None,
     workers: int = 1,
     crops: int | None = None,
-    views: Path | None = None,
+    views: str | Path | None = None,
     seed: int = 0,
     masks: str | None = None,
 ) -> list[Done]:
@@ -127,7 +127,7 @@ class Pass:
         shard_size: int | None = None,
         workers: int = 1,
         crops: int | None = None,
-        views: Path | None = None,
+        views: str | Path | None = None,
         seed: int = 0,
         masks: str | None = None,
     ):
@@ -142,7 +142,7 @@ class Pass:
         self.crop = _crop(source, jobs, crops, views, seed)
         how = {
             "source": {"files": len(source), "sha256": source.keys_digest()},
-            "shard_size": None if source.has_shards else shard_size or SHARD_SIZE,
+            "shard_size": shard_size or (None if source.has_shards else SHARD_SIZE),
             **({"crops": self.crop.crops.said} if self.crop else {}),
             **({"masks": self.masks.said} if self.masks else {}),
         }
@@ -287,7 +287,7 @@ def _check_jobs(source: Source, jobs: Sequence[Job]) -> None:
 
 
 def _crop(
-    source: Source, jobs: Sequence[Job], crops: int | None, views: Path | None, seed: int
+    source: Source, jobs: Sequence[Job], crops: int | None, views: str | Path | None, seed: int
 ) -> Crop | None:
     """The crops that a command asks for. Raises `ConfigError` for tokenizers that take none."""
     if crops is None and views is None:
@@ -299,9 +299,7 @@ def _crop(
         covering = cover(job.tokenizer.modality, job.size, job.stride, tiles=job.tiles)
         check_crops(job.tokenizer.modality, covering, flag)
     if views is not None:
-        saved = Saved(views)
-        saved.check(source.key(index) for index in range(len(source)))
-        return Crop(saved)
+        return Crop(crops_of(views, map(source.key, range(len(source))), len(jobs[0].size)))
     first = jobs[0]
     return Crop(Drawn(first.tokenizer, first.size, crops or 1, seed), first.tokenizer)
 

@@ -17,6 +17,7 @@ from vqcore.testing import conformance
 from vqcore.tokens import TokenDataset
 from vqcore.tokens.layouts import tokenize_layout
 from vqcore.tokens.passes import decode_folder, manifest_of
+from vqcore.tokens.sharded import tokenize_shards
 from vqcore.tokens.work import convert
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -253,6 +254,35 @@ class TestTheirs:
         assert all(
             np.array_equal(before[name], after[name]) and after[name].dtype == np.int64 for name in before
         )
+
+    def test_their_crops_are_taken_for_a_store_of_ours(self, split, tmp_path):
+        other, codes = made(seed=1), split / "rgb_toy_8"
+        theirs(split, made(), KEYS)
+        how = {"size": (8, 8), "views": f"{LAYOUT}:{codes}"}
+        assert tokenize_shards(other, split / "rgb", tmp_path / "one", **how).written == 4
+        wanted = arrays(theirs(split, other, KEYS))
+        store = open_store(tmp_path / "one")
+        assert [store.rows.key(place) for place in range(2)] == ["cat/1#crop0", "cat/1#crop1"]
+        for key in KEYS:
+            rows = [store.row(store.rows.find(f"{key}#crop{crop}")).codes for crop in range(3)]
+            assert np.array_equal(np.stack(rows).reshape(3, -1), wanted[f"{key}.npy"])
+        convert(open_store(tmp_path / "one"), tmp_path / "again/rgb_toy_8", LAYOUT)
+        settings = arrays(split / "crop_settings")
+        assert all(
+            np.array_equal(settings[name], found)
+            for name, found in arrays(tmp_path / "again/crop_settings").items()
+        )
+        np.save(split / "crop_settings/dog/2.npy", np.array([(0, 0, 24, 24, 1)]))
+        with pytest.raises(RunError, match=r"one holds other codes \(different: crops\)"):
+            tokenize_shards(other, split / "rgb", tmp_path / "one", **how)
+        np.save(split / "crop_settings/dog/2.npy", np.array([(0, 0, 99, 24, 1)]))
+        done = tokenize_shards(other, split / "rgb", tmp_path / "two", **how)
+        assert done.keys == ["dog/2"] and "do not lie inside of 24 x 36" in done.failed[0]
+        (split / "crop_settings/cat/1.npy").unlink()
+        with pytest.raises(DataError, match=r"rgb_toy_8 lacks 1 of 4 keys \(cat/1\)"):
+            tokenize_shards(other, split / "rgb", tmp_path / "three", **how)
+        with pytest.raises(DataError, match=rf"--views {codes}: .*: --views {LAYOUT}:{codes}$"):
+            tokenize_shards(other, split / "rgb", tmp_path / "three", size=(8, 8), views=codes)
 
     def test_where_no_pictures_are_the_settings_are_kept(self, tokenizer, split, tmp_path):
         folder = theirs(split, tokenizer, KEYS)
