@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from vqcore import config
 from vqcore.config import at_least
+from vqcore.convolution import CONVOLUTIONS
 from vqcore.protocols import DataSpec
 
 KERNEL = 4
@@ -42,17 +43,18 @@ class PatchGAN(nn.Module):
         if not 1 <= rank <= 3:
             raise ValueError(f"patchgan takes data of 1 to 3 axes, the data has {rank}")
         _check_depth(cfg, spec.size)
-        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
         norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 1]
         widths = [spec.channels, *(cfg.width * min(2**i, 8) for i in range(cfg.depth + 1))]
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(pairwise(widths)):
             normed = cfg.norm == "batch" and i > 0
-            made: Any = conv(a, b, kernel, stride=2 if i < cfg.depth else 1, padding=1, bias=not normed)
+            made: Any = CONVOLUTIONS[rank](
+                a, b, kernel, stride=2 if i < cfg.depth else 1, padding=1, bias=not normed
+            )
             layers += [spectral_norm(made) if cfg.norm == "spectral" else made]
             layers += [norm(b)] if normed else []
             layers += [nn.LeakyReLU(0.2)]
-        last: Any = conv(widths[-1], 1, kernel, padding=1)
+        last: Any = CONVOLUTIONS[rank](widths[-1], 1, kernel, padding=1)
         layers.append(spectral_norm(last) if cfg.norm == "spectral" else last)
         self.layers = nn.Sequential(*layers)
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vqcore.attention import attend
+from vqcore.convolution import CONVOLUTIONS
 
 EPS = 1e-5
 """Epsilon of every GroupNorm."""
 MAX_PERIOD = 1e4
 """Longest period of the sines and cosines of a time."""
 
-_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
@@ -30,7 +30,7 @@ def conv(rank: int, channels_in: int, channels_out: int, kernel: Any = 3, **opti
     """Make a convolution over `rank` axes; a kernel of 3 keeps the size unless there is a stride."""
     if kernel == 3:
         options.setdefault("padding", 1)
-    return _CONVS[rank](channels_in, channels_out, kernel, **options)
+    return CONVOLUTIONS[rank](channels_in, channels_out, kernel, **options)
 
 
 def transposed(rank: int, channels_in: int, channels_out: int, kernel: Any, **options: Any) -> Any:

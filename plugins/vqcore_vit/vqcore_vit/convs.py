@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vqcore.convolution import CONVOLUTIONS
 from vqcore_vit.blocks import EPS, linear
 
 _UNPATCH = {
@@ -19,12 +20,11 @@ _UNPATCH = {
     2: "b h w (c p q) -> b c (h p) (w q)",
     3: "b t h w (c p q r) -> b c (t p) (h q) (w r)",
 }
-_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def conv(rank: int, channels_in: int, channels_out: int, kernel: Any, **options: Any) -> Any:
     """Make a convolution over `rank` axes. `kernel` is one number or one per axis; `options` are torch's arguments."""
-    return _CONVS[rank](channels_in, channels_out, kernel, **options)
+    return CONVOLUTIONS[rank](channels_in, channels_out, kernel, **options)
 
 
 class GridConv(nn.Module):
