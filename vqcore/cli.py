@@ -101,10 +101,7 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
         "that of a plugin",
     )
     parser.add_argument(
-        "--shard-size",
-        type=_count,
-        metavar="N",
-        help="files in one shard, which is written as a whole (default 4096)",
+        "--shard-size", type=_count, help="files in one shard, which is done or not done (default 4096)"
     )
     parser.add_argument(
         "--only", metavar="FILE", help="do the shards again that hold the keys in FILE, e.g. failed.txt"
@@ -133,7 +130,7 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
         help="crops of each sample: the centre, then N - 1 that are drawn and mirrored as in training",
     )
     parser.add_argument(
-        "--views", metavar="STORE", help="take the crops that this store has of the same samples"
+        "--views", metavar="STORE", help="take the crops that the rows of this store have, by key"
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="with --crops: another seed, other crops (default 0)"
@@ -186,7 +183,7 @@ def _decode(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        help="for LAYOUT:FOLDER: the size at which the codes were made (default: the tokenizer's own)",
+        help="LAYOUT:FOLDER: the size at which the codes were made (default: the nominal size)",
     )
     parser.add_argument("--force", action="store_true", help="decode tokens of another tokenizer too")
     _batches(parser)
