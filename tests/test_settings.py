@@ -375,7 +375,7 @@ def test_only_hf_addresses_reach_the_hub(name, tiny, monkeypatch, capsys):
         (float("nan"), "at least 1", "above 0"),
         ((2, 1), None, None),
         ((2, 0), "at least 1", "above 0"),
-        ((), "[] is empty", "[] has no number"),
+        ((), "[] is empty", "[] is empty"),
     ],
 )
 def test_numbers_that_are_too_small(value, least, above):

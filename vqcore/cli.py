@@ -182,8 +182,7 @@ def _decode(parser: argparse.ArgumentParser) -> None:
         help="for decoders that draw noise: another seed, other noise (default 0)",
     )
     parser.add_argument(
-        "--size",
-        help="LAYOUT:FOLDER: the size at which the codes were made (default: the nominal size)",
+        "--size", help="LAYOUT:FOLDER: the size at which the codes were made (default: the nominal size)"
     )
     parser.add_argument("--force", action="store_true", help="decode tokens of another tokenizer too")
     _batches(parser)
