@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,22 +30,30 @@ def modules(root: Path, package: str) -> dict[str, Path]:
     return found
 
 
-def imports(path: Path, known: dict[str, Path]) -> set[str]:
-    """The modules of `known` that a file imports, wherever in the file it does, for types as well."""
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """The modules, and what is taken from them, that a file imports, wherever in the file, for types as well."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found & known.keys()
+    return frozenset(found)
+
+
+def packages(path: Path) -> set[str]:
+    """The packages that a file imports from."""
+    return {name.partition(".")[0] for name in imports(path)}
 
 
 CORE_MODULES = modules(CORE, "vqcore")
 
 
 def graph() -> dict[str, set[str]]:
-    return {name: imports(path, CORE_MODULES) - {"vqcore", name} for name, path in CORE_MODULES.items()}
+    return {
+        name: imports(path) & CORE_MODULES.keys() - {"vqcore", name} for name, path in CORE_MODULES.items()
+    }
 
 
 def room(name: str) -> int:
@@ -94,10 +103,7 @@ def test_the_finder_of_circles_finds_them():
 def test_the_core_imports_no_plugin():
     ours = {folder.name for folder in PLUGINS.glob("vqcore_*")}
     for name, path in CORE_MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            named = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            named += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            assert not ours & {full.partition(".")[0] for full in named}, name
+        assert not ours & packages(path), name
 
 
 def test_what_installs_all_plugins_names_them_all():
@@ -119,26 +125,9 @@ def test_a_plugin_imports_no_other_plugin_but_those_it_declares(folder):
     declared = {need.partition("==")[0].replace("-", "_") for need in needs}
     others = {path.name for path in PLUGINS.glob("vqcore_*")} - {folder.name} - declared
     for path in (folder / folder.name).rglob("*.py"):
-        found = {
-            full.partition(".")[0]
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            for full in (
-                [a.name for a in node.names]
-                if isinstance(node, ast.Import)
-                else [node.module or ""]
-                if isinstance(node, ast.ImportFrom)
-                else []
-            )
-        }
-        assert not found & others, path
+        assert not packages(path) & others, path
 
 
 def test_omegaconf_is_named_in_one_room():
-    named = {
-        name
-        for name, path in CORE_MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("omegaconf"))
-        or (isinstance(node, ast.Import) and any(a.name.startswith("omegaconf") for a in node.names))
-    }
+    named = [name for name, path in CORE_MODULES.items() if "omegaconf" in packages(path)]
     assert {name.rpartition(".")[0] for name in named} == {"vqcore.compose"}

@@ -1,7 +1,9 @@
 """Settings that cannot be meant: tables of words, numbers, sizes, paths and devices that are refused in one line."""
 
 import re
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,7 +13,8 @@ from vqcore.check.checks import everything
 from vqcore.cli import main
 from vqcore.compose.layers import load
 from vqcore.compose.text import document, word
-from vqcore.errors import ConfigError, VqcoreError, no_memory
+from vqcore.config import above_zero, at_least
+from vqcore.errors import ConfigError, SettingError, VqcoreError, no_memory
 from vqcore.files import local
 from vqcore.memory import TooLarge, machine_memory, within_memory
 from vqcore.schema import RunConfig
@@ -360,3 +363,30 @@ def test_only_hf_addresses_reach_the_hub(name, tiny, monkeypatch, capsys):
     with pytest.raises(VqcoreError, match="asked"):
         Tokenizer.load("hf://user/name")
     assert main(["train", tiny, "model.full_ckpt=hf://user/name"]) == 2 and len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "above"),
+    [
+        (None, None, None),
+        (0, "at least 1", "above 0"),
+        (1, None, None),
+        (0.5, "at least 1", None),
+        (float("nan"), "at least 1", "above 0"),
+        ((2, 1), None, None),
+        ((2, 0), "at least 1", "above 0"),
+        ((), "[] is empty", "[] is empty"),
+    ],
+)
+def test_numbers_that_are_too_small(value, least, above):
+    config = SimpleNamespace(lr=value)
+    for refuse, rule in (
+        (partial(at_least, config, lr=1), least),
+        (partial(above_zero, config, "lr"), above),
+    ):
+        if rule is None:
+            refuse()
+            continue
+        with pytest.raises(SettingError, match=re.escape(rule)) as raised:
+            refuse()
+        assert raised.value.names == ("lr",)

@@ -384,7 +384,7 @@ class TestTiles:
         )
         assert main(["tokenize", str(run), str(pics), str(tmp_path / "tiles"), "--tiles"]) == 0
         out = capsys.readouterr().out
-        assert "left out" not in out and "windows   6 of 8 x 8, for 2 samples" in out
+        assert "left out" not in out and "tiles     6 of 8 x 8, for 2 samples" in out
         assert main(["tokenize", str(run), str(pics), str(tmp_path / "no"), "--tiles", "--stride", "9"]) == 2
         assert main(["tokenize", str(run), str(pics), str(tmp_path / "no"), "--stride", "4x"]) == 2
 

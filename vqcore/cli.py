@@ -103,8 +103,7 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-size",
         type=_count,
-        metavar="N",
-        help="samples in one shard, which is written as a whole (default 4096, or the shards of the source)",
+        help="samples in one shard, which is done or not done (default 4096, or the shards of the source)",
     )
     parser.add_argument(
         "--only", metavar="FILE", help="do the shards again that hold the keys in FILE, e.g. failed.txt"
@@ -190,7 +189,7 @@ def _decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         help="diffusion decoders: size of the samples, e.g. 256 or 256x192 (default: as the codes were made); "
-        "LAYOUT:FOLDER: the size at which the codes were made (default: the own size of the tokenizer)",
+        "LAYOUT:FOLDER: the size at which the codes were made (default: the nominal size)",
     )
     parser.add_argument("--force", action="store_true", help="decode tokens of another tokenizer too")
     _batches(parser)

@@ -67,7 +67,7 @@ def _check(config: Any, name: str, holds: Callable[[Any], bool], rule: str) -> N
     value = getattr(config, name)
     shown = list(value) if isinstance(value, tuple) else value
     if shown == []:
-        raise SettingError(name, "[] has no number")
+        raise SettingError(name, "[] is empty")
     if value is not None and not all(map(holds, value if isinstance(value, tuple) else (value,))):
         raise SettingError(name, f"{shown} must be {rule}")
 

@@ -14,7 +14,7 @@ SETTINGS = [
     ("decoder", "unet/unet", {"attention": [3]}, "attention=3 is not the scale of a level: [1, 2, 4, 8]"),
     ("decoder", "unet/unet", {"width": 40}, "40 channels are not divisible by norm_groups=32"),
     ("decoder", "unet/unet", {"heads": 3}, "heads=3 does not divide 512 channels of a level"),
-    ("decoder", "unet/unet", {"mult": []}, "mult=[] has no number"),
+    ("decoder", "unet/unet", {"mult": []}, "mult=[] is empty"),
     (
         "decoder",
         "unet/unet",
