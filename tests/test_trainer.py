@@ -334,6 +334,11 @@ def test_a_weight_without_a_loss_is_refused_before_anything_is_written(tmp_path)
     config = run_config(tmp_path / "run", objective={"name": "reconstruction", "weights": {"pixel/mes": 2.0}})
     with pytest.raises(ConfigError, match=r"no loss is called 'pixel/mes'. Did you mean 'pixel/mse'\?"):
         train(config)
+    config = run_config(
+        tmp_path / "run", objective={"name": "reconstruction", "weights": {"pixel/mse": 0, "vq/commit": 0}}
+    )
+    with pytest.raises(ConfigError, match=r"at step 0 every loss has weight 0, so nothing is learned"):
+        train(config)
     assert not (tmp_path / "run").exists()
     train(run_config(tmp_path / "zero", objective={"name": "reconstruction", "weights": {"gan/fool": 0}}))
 

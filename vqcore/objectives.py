@@ -21,9 +21,10 @@ from vqcore.align import Alignment
 from vqcore.balance import Balancer
 from vqcore.borrowed import keep_frozen
 from vqcore.compose.build import component
+from vqcore.compose.describe import inline
 from vqcore.compose.text import bracketed
 from vqcore.config import Config as BaseConfig
-from vqcore.config import above_zero, at_least, refuse_idle, slot, slots, to_tree
+from vqcore.config import above_zero, at_least, deciding, refuse_idle, slot, slots, to_tree
 from vqcore.diffusion import (
     SCHEDULES,
     Target,
@@ -633,7 +634,16 @@ class Diffusion(Judged):
             raise error.at(file) from error
         known = {field.name for field in dataclasses.fields(theirs.Config)}
         kept = {key: value for key, value in to_tree(ours).items() if key in known}
-        made = registry().build("scheduler", component("scheduler", {**kept, **node}, file=file), file)
+        try:
+            made = registry().build("scheduler", component("scheduler", {**kept, **node}, file=file), file)
+        except VqcoreError as error:
+            set_ = deciding(ours, "scheduler", lambda kind, name: name)
+            changed = [f"{key}={inline(kept[key])}" for key in set_ if key in kept and key not in node]
+            if not changed:
+                raise
+            raise ConfigError(
+                f"{error} As in training, for it was not given: {', '.join(changed)}."
+            ) from error
         if not same_levels(self.scheduler, made):
             raise SettingError(
                 "scheduler",

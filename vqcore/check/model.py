@@ -157,6 +157,9 @@ def weight_findings(run: Run, terms: dict[str, Tensor]) -> Iterator[Finding]:
         if name not in terms and not unused:
             what = f"no loss is called '{name}'.{did_you_mean(name, terms)}"
             yield Finding("error", "objective.weights", what, f"Losses: {listed(terms)}.")
+    if terms and not any(run.config.objective.weight(name, run.step) for name in terms):
+        what = f"at step {run.step} every loss has weight 0, so nothing is learned"
+        yield Finding("error", "objective.weights", what, f"Losses: {listed(terms)}.")
     found = {name: float(value) for name, value in terms.items()}
     broken = [name for name, value in found.items() if not math.isfinite(value)]
     if broken:

@@ -230,7 +230,8 @@ class TestRefused:
 
     def test_a_base_of_another_size(self, base):
         with pytest.raises(
-            CheckpointError, match=r"its U-Net has cross_attention_dim=16, and the settings .* say 768"
+            CheckpointError,
+            match=r"its U-Net has cross_attention_dim=16, and model.decoder.text_width says 768",
         ):
             made(base, text_width=None).borrow({})
 

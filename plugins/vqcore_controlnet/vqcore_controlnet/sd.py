@@ -28,6 +28,16 @@ from vqcore_controlnet.base import FACTOR, Base, check_pictures, check_vae, load
 
 HINT = (32, 96, 256)
 """Channels of the conditioning embedding after those of the tokens."""
+SETTINGS = {
+    "block_out_channels": "widths",
+    "down_block_types": "attention_levels",
+    "layers_per_block": "depth",
+    "attention_head_dim": "heads",
+    "cross_attention_dim": "text_width",
+    "use_linear_projection": "layout",
+    "norm_num_groups": "norm_groups",
+}
+"""Facts of a U-Net, and the settings that decide them here."""
 TABLE = 33
 """So many noise levels are compared with those of the base."""
 
@@ -235,8 +245,9 @@ class StableDiffusion(nn.Module):
                     None,
                 )
                 hint = f" This looks like version {version}: set model.decoder.layout" if version else ""
+                shown, ours = (list(one) if isinstance(one, tuple) else one for one in (found, wanted))
                 raise CheckpointError(
-                    f"{place}: its U-Net has {name}={found}, and the settings of the decoder say {wanted}.{hint}"
+                    f"{place}: its U-Net has {name}={shown}, and model.decoder.{SETTINGS[name]} says {ours}.{hint}"
                 )
         if has["in_channels"] != 4:
             raise CheckpointError(

@@ -53,7 +53,22 @@ SETTINGS = [
         {"zero_terminal_snr": True},
         "unet/pndm divides by the signal, which ends at zero",
     ),
-    ("scheduler", "unet/flow", {"shift": 0.0}, "shift=0.0 must be a number above 0"),
+    (
+        "scheduler",
+        "unet/ddpm",
+        {"beta_end": 0.012},
+        "beta_end=0.012 does nothing with schedule=squaredcos_cap_v2",
+    ),
+    ("scheduler", "unet/ddpm", {"num_steps": 10**9}, "num_steps=1000000000 must be in [2, 100000]"),
+    (
+        "scheduler",
+        "unet/ddpm",
+        {"shift": 1e4, "schedule": "shifted_cosine"},
+        "shift=10000.0 must be in [0.001, 1000]",
+    ),
+    ("scheduler", "unet/ddim", {"clipped_epsilon": True}, "does nothing with clip=null and threshold=null"),
+    ("scheduler", "unet/flow", {"shift": 0.0}, "shift=0.0 must be in [0.001, 1000]"),
+    ("scheduler", "unet/flow", {"power": 100}, "power=100.0 must be in [0.1, 10]"),
     (
         "scheduler",
         "unet/flow",

@@ -51,9 +51,9 @@ class Flow:
 
         def __post_init__(self) -> None:
             at_least(self, num_steps=1)
-            for name in ("shift", "power", "data_std"):
-                if not 0 < getattr(self, name) < math.inf:
-                    raise SettingError(name, f"{getattr(self, name)} must be a number above 0")
+            for name, least, most in (("shift", 1e-3, 1e3), ("power", 0.1, 10.0), ("data_std", 1e-3, 1e3)):
+                if not least <= getattr(self, name) <= most:
+                    raise SettingError(name, f"{getattr(self, name)} must be in [{least:g}, {most:g}]")
             if self.prediction != "preconditioned":
                 refuse_idle(self, f"prediction={self.prediction}", "data_std")
 

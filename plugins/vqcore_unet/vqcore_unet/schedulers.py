@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vqcore.config import at_least
+from vqcore.config import at_least, refuse_idle
 from vqcore.diffusion import epsilon, x_0
 from vqcore.errors import ConfigError, SettingError, did_you_mean, first_line
 from vqcore.rng import randn
@@ -138,6 +138,8 @@ class DDIM(Table):
             super().__post_init__()
             if not 0 <= self.eta <= 1:
                 raise SettingError("eta", f"{self.eta} must be in [0, 1]")
+            if self.clip is None and self.threshold is None:
+                refuse_idle(self, "clip=null and threshold=null", "clipped_epsilon")
 
     def sampler(self, steps: int) -> "Walk":
         """One walk of `steps` steps."""

@@ -14,13 +14,17 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from vqcore.config import Config, above_zero, at_least
+from vqcore.config import Config, refuse_idle
 from vqcore.errors import ConfigError, SettingError
 
 MAX_LOG_SNR = 15.0
 """Bounds of the shifted cosine's logarithm of SNR, but for the last entry."""
+LEAST_SHIFT = 1e-3
+"""Beyond this shift, and its reciprocal, all noise levels of the shifted cosine are alike."""
 MAX_BETA = 0.999
 """Largest beta of `squaredcos_cap_v2`."""
+MOST_ENTRIES = 100_000
+"""Most entries of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +51,19 @@ class TableConfig(Config):
     """Do as 4M and diffusers 0.20 did, errors included (docs/diffusion.md lists them). For imported checkpoints."""
 
     def __post_init__(self) -> None:
-        at_least(self, num_steps=2)
+        if not 2 <= self.num_steps <= MOST_ENTRIES:
+            raise SettingError("num_steps", f"{self.num_steps} must be in [2, {MOST_ENTRIES}]")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise SettingError(
                 ("beta_start", "beta_end"),
                 f"beta_start={self.beta_start}, beta_end={self.beta_end}: they must lie in (0, 1) and rise",
             )
-        above_zero(self, "shift")
-        if self.shift != 1 and self.schedule != "shifted_cosine":
-            raise SettingError(
-                "shift", f"{self.shift} does nothing with schedule={self.schedule}; leave it out"
-            )
+        if not LEAST_SHIFT <= self.shift <= 1 / LEAST_SHIFT:
+            raise SettingError("shift", f"{self.shift} must be in [{LEAST_SHIFT:g}, {1 / LEAST_SHIFT:g}]")
+        if self.schedule != "shifted_cosine":
+            refuse_idle(self, f"schedule={self.schedule}", "shift")
+        if self.schedule in ("squaredcos_cap_v2", "shifted_cosine"):
+            refuse_idle(self, f"schedule={self.schedule}", "beta_start", "beta_end")
         if self.as_4m:
             return
         if self.schedule == "shifted_cosine" and not self.zero_terminal_snr:
