@@ -29,7 +29,7 @@ from vqcore.tokens.shards import Shards
 Line = tuple[int, int, Callable[[Sequence[int]], object]]
 """Rows of the store, rows that are read in a turn, and what reads the rows at some places."""
 GRID, CODES = (14, 14), 15_360
-SHARD = 4096
+SHARD, BATCH = 4096, 1024
 RAW = 2 * GRID[0] * GRID[1]
 """Bytes of the codes of a row."""
 
@@ -90,21 +90,26 @@ def lines(places: dict[str, Path]) -> dict[str, Line]:
     two = TokenDataset({"one": places["arrow"], "two": places["arrow"]})
     rows, many = data["arrow"].stores[""].rows, len(data["arrow"])
 
-    def batches(asked: Sequence[int]) -> None:
-        for first in range(0, len(asked), 1024):
-            data["arrow"].batch(asked[first : first + 1024])
+    def batches(read: Callable[[Sequence[int]], object]) -> Callable[[Sequence[int]], object]:
+        """As in training, a batch of rows is held at a time."""
 
-    def each(chosen: TokenDataset) -> Callable[[Sequence[int]], object]:
-        return lambda asked: [chosen[place] for place in asked]
+        def all_(asked: Sequence[int]) -> None:
+            for first in range(0, len(asked), BATCH):
+                read(asked[first : first + BATCH])
+
+        return all_
+
+    def each(read: Callable[[int], object]) -> Callable[[Sequence[int]], object]:
+        return batches(lambda asked: [read(place) for place in asked])
 
     return {
-        "arrow, rows as NumPy views": (many, 100_000, lambda asked: [rows.codes(place) for place in asked]),
-        "arrow, TokenDataset[i]": (many, 50_000, each(data["arrow"])),
-        "arrow twice, TokenDataset[i]": (many, 20_000, each(two)),
-        "arrow, TokenDataset.batch of 1,024": (many, 50_000, batches),
-        "tar, TokenDataset[i]": (len(data["tar"]), 50_000, each(data["tar"])),
-        "parquet (in memory), TokenDataset[i]": (many, 50_000, each(data["parquet"])),
-        "folder, TokenDataset[i]": (len(data["folder"]), 500, each(data["folder"])),
+        "arrow, rows as NumPy views": (many, 100_000, each(rows.codes)),
+        "arrow, TokenDataset[i]": (many, 50_000, each(data["arrow"].__getitem__)),
+        "arrow twice, TokenDataset[i]": (many, 20_000, each(two.__getitem__)),
+        "arrow, TokenDataset.batch of 1,024": (many, 50_000, batches(data["arrow"].batch)),
+        "tar, TokenDataset[i]": (len(data["tar"]), 50_000, each(data["tar"].__getitem__)),
+        "parquet (in memory), TokenDataset[i]": (many, 50_000, each(data["parquet"].__getitem__)),
+        "folder, TokenDataset[i]": (len(data["folder"]), 500, each(data["folder"].__getitem__)),
     }
 
 

@@ -1,6 +1,7 @@
 """Stores of shards: which bytes, who made them, and what is left when something goes wrong."""
 
 import errno
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -672,6 +673,16 @@ class TestSheet:
         assert "one: its tokens.json does not name a tokenizer. Add --decode RUN" in capsys.readouterr().err
         assert main(["tokens", "stats", str(folders[0]), "--decode", "x"]) == 2
         assert "--decode belongs to vqcore tokens verify" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_samples_take_no_more_memory_than_some(tmp_path):
+    path = Path(__file__).resolve().parents[1] / "benchmarks/flat_memory.py"
+    spec = importlib.util.spec_from_file_location("flat_memory", path)
+    flat = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(flat)
+    held = flat.measured(tmp_path, flat.trained(tmp_path), "array", 100_000)
+    assert max(held) >= 18 and max(held.values()) < held[2] + 16, f"MiB by shards that are done: {held}"
 
 
 @pytest.mark.slow
