@@ -379,7 +379,13 @@ VECTORS = "BottleneckMLP/B_2-Wi_32"
     ],
 )
 def test_arguments_of_pairs_of_networks_come_back(encoder, decoder):
-    given = {"enc_type": encoder, "dec_type": decoder, "image_size": 64, "image_size_dec": 32, "codebook_size": 16}
+    given = {
+        "enc_type": encoder,
+        "dec_type": decoder,
+        "image_size": 64,
+        "image_size_dec": 32,
+        "codebook_size": 16,
+    }
     kind = "DiVAE" if decoder in tables.DENOISERS else "VQVAE"
     cfg = arguments.to_config(arguments.check(given, "", kind=kind), size=None, where="")
     found_kind, found = given_for(cfg)
