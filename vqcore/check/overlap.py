@@ -14,7 +14,7 @@ import numpy as np
 
 from vqcore.check.findings import Finding
 from vqcore.errors import DataError
-from vqcore.protocols import Data, Window
+from vqcore.protocols import Data, Window, expect
 
 HELD, TRAINED = 256, 4096
 """So many held-out samples are compared with so many training samples: those whose keys have the lowest hashes."""
@@ -130,7 +130,9 @@ def _samples(data: Data, most: int) -> Iterator[tuple[_Sample, Path | np.ndarray
     chosen = heapq.nsmallest(
         most, ((_digest(key.encode(errors="surrogateescape")), index, key) for key, index in keys)
     )
-    for _, index, key in sorted(chosen, key=lambda each: each[1]):
+    chosen.sort(key=lambda each: each[1])
+    expect(data, [index for _, index, _ in chosen], alone=True)
+    for _, index, key in chosen:
         try:
             given = data.get(index)
         except (DataError, OSError):

@@ -178,15 +178,15 @@ class Tar(_Files):
         """The name of each shard, and how many samples it has."""
         return self._files.shards
 
-    def expect(self, indices: Iterable[int]) -> None:
+    def expect(self, indices: Iterable[int], *, alone: bool = False) -> None:
         """Samples that will be asked for, in this order."""
         if self.blocks is None:
             return
         wanted = list(indices)
-        self._files.expect(wanted)
+        self._files.expect(wanted, alone=alone)
         for files in self._extra.values():
             partners = (files.find(self._files.key(index)) for index in wanted)
-            files.expect(place for place in partners if place is not None)
+            files.expect((place for place in partners if place is not None), alone=alone)
 
 
 class ArrayFile:
