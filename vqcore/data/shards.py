@@ -25,7 +25,7 @@ from vqcore.data import remembered
 from vqcore.data.held import Held
 from vqcore.data.lent import lent
 from vqcore.data.listing import Names, counted, nearest_sibling
-from vqcore.data.remote import Remote
+from vqcore.data.remote import REQUESTS, Remote
 from vqcore.errors import DataError, cause
 from vqcore.files import local
 from vqcore.protocols import Blocks
@@ -469,7 +469,7 @@ class _Pieces:
             held = int(self._piece(~number)) if number < 0 else number
             if isinstance(place, Remote) and held not in self.held and number not in self.coming:
                 under_way = sum(self._span(each)[2] for each in self.coming)
-                if self.coming and under_way + size > AHEAD * PIECE:
+                if len(self.coming) >= 2 * REQUESTS or (self.coming and under_way + size > AHEAD * PIECE):
                     return
                 self.coming[number] = place.ahead(start, size)
             self.plan.popleft()
