@@ -134,7 +134,7 @@ class Tar(_Files):
         """What follows the first dot in the names of an extra modality, e.g. depth.png, by label of data.extra."""
         memory_mib: int = 256
         """Memory in MiB of each reading process for pieces of shards at addresses. The more, the better samples are
-        shuffled. Shards on disk need none."""
+        shuffled; up to 32 more are on their way. Shards on disk need none."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
