@@ -84,6 +84,17 @@ class TestRequests:
         assert found.content(71) and found.content(0) and not found._pieces.coming
         assert is_whole(found)
 
+    def test_few_of_many_come_without_their_neighbours(self, shelf):
+        found = opened(shelf)
+        shelf.log.clear()
+        found.expect([5, 30, 60], alone=True)
+        for index in (5, 30, 60, 30):
+            assert found.content(index) == np.random.default_rng((index // 24, index % 24)).bytes(SIZE)
+        first = 5 * (SIZE // 512 + 2) * 512 + 512
+        assert f"GET /s-0.tar bytes={first}-{first + SIZE - 1}" in shelf.log and len(shelf.log) == 4
+        found.expect(range(72))
+        assert is_whole(found)
+
     def test_large_members_are_not_fetched_for_their_headers(self, shelf, monkeypatch):
         monkeypatch.setattr(remote, "BLOCK", 1024)
         shelf.files["/t.tar"] = packed(0, (0, *[7 * 512] * 24))  # no header begins a block

@@ -1186,17 +1186,18 @@ def blocks(data: Any) -> Blocks | None:
 class FetchesAhead(Protocol):
     """A data source that can fetch samples before they are needed, such as one that reads over a network.
 
-    `expect` says which samples will be asked for, in this order, and replaces what it has said before. It returns at
-    once, may do as much of it as memory allows, and raises nothing: whoever asks for a sample hears what is wrong.
+    `expect` says which samples will be asked for, in this order, and replaces what it has said before. `alone`: few of
+    many, so that it does not help to fetch their neighbours with them. It returns at once, may do as much of it as
+    memory allows, and raises nothing: whoever asks for a sample hears what is wrong.
     """
 
-    def expect(self, indices: Iterable[int]) -> None: ...
+    def expect(self, indices: Iterable[int], *, alone: bool = False) -> None: ...
 
 
-def expect(data: Any, indices: Iterable[int]) -> None:
+def expect(data: Any, indices: Iterable[int], *, alone: bool = False) -> None:
     """Tell a data source which samples will be asked for. Default: it fetches a sample when it is asked for."""
     if isinstance(data, FetchesAhead):
-        data.expect(indices)
+        data.expect(indices, alone=alone)
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ from vqcore.check.findings import Finding
 from vqcore.data.identity import content_of
 from vqcore.data.lent import Content
 from vqcore.errors import DataError
-from vqcore.protocols import Data, Window
+from vqcore.protocols import Data, Window, expect
 
 HELD, TRAINED = 256, 4096
 """So many held-out samples are compared with so many training samples: those whose keys have the lowest hashes."""
@@ -133,7 +133,9 @@ def _samples(data: Data, most: int) -> Iterator[tuple[_Sample, Path | np.ndarray
     chosen = heapq.nsmallest(
         most, ((_digest(key.encode(errors="surrogateescape")), index, key) for key, index in keys)
     )
-    for _, index, key in sorted(chosen, key=lambda each: each[1]):
+    chosen.sort(key=lambda each: each[1])
+    expect(data, [index for _, index, _ in chosen], alone=True)
+    for _, index, key in chosen:
         try:
             given = data.get(index)
         except (DataError, OSError):

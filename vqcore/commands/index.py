@@ -88,22 +88,22 @@ def _shards(pattern: str) -> int:
     """Read the headers of tar shards, if they are not remembered, and say what is in them."""
     names = expand(pattern, "index")
     kinds: Counter[str] = Counter()
-    damage: dict[str, str] = {}
+    wrong: list[str] = []
     count, used = 0, 0
     with ProgressLine("index", len(names), unit="shard") as line:
         for number, (name, found) in enumerate(zip(names, indices_of([place_of(each) for each in names]))):
             if isinstance(found, DataError):
-                damage[name] = str(found)
+                wrong.append(f"unread    {found}")
                 continue
             if found.damage:
-                damage[name] = f"{name}: {found.damage}"
+                wrong.append(f"damaged   {name}: {found.damage}")
             count, used = count + len(found.names), used + int(found.sizes.sum())
             kinds.update(f".{each.rpartition('/')[2].partition('.')[2].lower()}" for each in found.names)
             line.update(number + 1)
     say(f"{pattern}: {plural(count, 'file')}, {in_bytes(used)}, in {plural(len(names), 'shard')}")
     say(f"kinds     {counted(dict(kinds.most_common())) or 'none'}")
-    for text in list(damage.values())[:SHOWN]:
-        say(f"damaged   {text}")
-    if len(damage) > SHOWN:
-        say(f"          and {len(damage) - SHOWN:,} more")
-    return 2 if damage else 0
+    for text in wrong[:SHOWN]:
+        say(text)
+    if len(wrong) > SHOWN:
+        say(f"          and {len(wrong) - SHOWN:,} more")
+    return 2 if wrong else 0

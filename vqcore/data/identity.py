@@ -34,7 +34,7 @@ def identity(data: Data, labels: Iterable[str]) -> dict[str, Any]:
 
     contents = hashlib.sha256()
     chosen = [index for _, index in heapq.nsmallest(CHOSEN, hashes())]
-    expect(data, chosen)
+    expect(data, chosen, alone=True)
     for index in chosen:
         found = [_content(data, index, label) for label in labels]
         contents.update(_line(data.key(index), *found, *_codes(data, index)))

@@ -25,7 +25,7 @@ from vqcore.data import remembered
 from vqcore.data.held import Held
 from vqcore.data.lent import Content
 from vqcore.data.listing import Names, counted, nearest_sibling
-from vqcore.data.remote import Remote
+from vqcore.data.remote import REQUESTS, Remote
 from vqcore.errors import DataError, cause
 from vqcore.files import local
 from vqcore.protocols import Blocks
@@ -352,10 +352,10 @@ class Shards(Names):
         needed = int(self._pieces.sizes.sum())
         return Blocks(self._pieces.counts, max(1, self._pieces.held.room * len(self) // needed))
 
-    def expect(self, indices: Iterable[int]) -> None:
+    def expect(self, indices: Iterable[int], *, alone: bool = False) -> None:
         """Members that will be asked for, in this order: from addresses, the first of them are fetched from now on."""
         if self._pieces is not None:
-            self._pieces.expect(indices)
+            self._pieces.expect(indices, alone)
 
     def bytes_of(self, index: int) -> int:
         """The bytes of a member."""
@@ -375,7 +375,7 @@ class Shards(Names):
         shard, offset, size = self._places[index].tolist()
         place = self.places[shard]
         try:
-            content = self._pieces.read(index, offset, size) if self._pieces else place.read(offset, size)
+            content = self._pieces.read(index) if self._pieces else place.read(offset, size)
         except OSError as error:
             raise DataError(f"{place.name}: {cause(error)}") from error
         if len(content) != size:
@@ -410,7 +410,8 @@ def _stem(name: str) -> str:
 class _Pieces:
     """Members of shards that follow each other, fetched together: one request for each member would take too long.
 
-    Pieces that are expected are on their way before they are needed, up to `AHEAD` times `PIECE` bytes.
+    What is expected is on its way before it is needed, up to `AHEAD` times `PIECE` bytes: pieces, or members alone. A
+    number stands for a piece, and its complement (`~index`) for a member.
     """
 
     def __init__(self, shards: Sequence[OnDisk | Remote], places: np.ndarray, room: int):
@@ -422,53 +423,67 @@ class _Pieces:
             follows = places[index, 0] == places[index - 1, 0] and starts[index] >= ends[index - 1]
             if not follows or ends[index] - starts[begin] > PIECE:
                 first.append(index)
-        self.first = np.array(first)
+        self.first, self.members = np.array(first), places
         self.counts = np.diff(self.first, append=len(places))
-        self.home = places[self.first, 0]
-        self.starts = starts[self.first]
-        self.sizes = ends[self.first + self.counts - 1] - self.starts
+        self.sizes = ends[self.first + self.counts - 1] - starts[self.first]
         self._clear()
 
     def _clear(self) -> None:
-        self.process = os.getpid()
+        self.process, self.alone = os.getpid(), False
         self.plan: deque[int] = deque()
         self.coming: dict[int, Future[bytes]] = {}
 
-    def expect(self, indices: Iterable[int]) -> None:
-        """Members that will be asked for, in this order."""
+    def expect(self, indices: Iterable[int], alone: bool) -> None:
+        """Members that will be asked for, in this order; `alone`, without their neighbours."""
         self._check_process()
-        numbers = np.searchsorted(self.first, np.fromiter(indices, np.int64), "right") - 1
-        wanted = dict.fromkeys(numbers.tolist())
+        self.alone = alone
+        found = np.fromiter(indices, np.int64)
+        wanted = dict.fromkeys((~found if alone else self._piece(found)).tolist())
         for number in [each for each in self.coming if each not in wanted]:
             self.coming.pop(number).cancel()
         self.plan = deque(wanted)
         self._go_on()
 
-    def read(self, index: int, offset: int, size: int) -> bytes:
+    def read(self, index: int) -> bytes:
         """The bytes of a member. Raises `OSError` and `DataError`."""
-        number = int(np.searchsorted(self.first, index, "right")) - 1
-        start, length = int(self.starts[number]), int(self.sizes[number])
+        self._check_process()
+        piece = int(self._piece(index))
+        if self.alone and piece not in self.held:
+            return self._fetched(~index)[0]
+        content = self.held.get(piece, int(self.counts[piece]), lambda: self._fetched(piece))
+        _, offset, size = self.members[index].tolist()
+        start = offset - int(self.members[self.first[piece], 1])
+        return bytes(content[start : start + size])
 
-        def fetch() -> tuple[bytes, int]:
-            self._check_process()
-            coming = self.coming.pop(number, None)
-            self._go_on()
-            content = coming.result() if coming else self.shards[self.home[number]].read(start, length)
-            return content, len(content)
+    def _piece(self, index: Any) -> Any:
+        return np.searchsorted(self.first, index, "right") - 1
 
-        content = self.held.get(number, int(self.counts[number]), fetch)
-        return bytes(content[offset - start : offset - start + size])
+    def _span(self, number: int) -> tuple[OnDisk | Remote, int, int]:
+        """The shard of a piece or member, where in it the bytes begin, and how many there are."""
+        shard, start, size = self.members[~number if number < 0 else self.first[number]].tolist()
+        return self.shards[shard], start, size if number < 0 else int(self.sizes[number])
+
+    def _fetched(self, number: int) -> tuple[bytes, int]:
+        coming = self.coming.pop(number, None)
+        self._go_on()
+        if coming is not None:
+            content = coming.result()
+        else:
+            place, start, size = self._span(number)
+            content = place.read(start, size)
+        return content, len(content)
 
     def _go_on(self) -> None:
         """Ask for what is expected next, as far as there is room."""
         while self.plan:
             number = self.plan[0]
-            place, size = self.shards[self.home[number]], int(self.sizes[number])
-            if isinstance(place, Remote) and number not in self.held and number not in self.coming:
-                under_way = sum(int(self.sizes[each]) for each in self.coming)
-                if self.coming and under_way + size > AHEAD * PIECE:
+            place, start, size = self._span(number)
+            held = int(self._piece(~number)) if number < 0 else number
+            if isinstance(place, Remote) and held not in self.held and number not in self.coming:
+                under_way = sum(self._span(each)[2] for each in self.coming)
+                if len(self.coming) >= 2 * REQUESTS or (self.coming and under_way + size > AHEAD * PIECE):
                     return
-                self.coming[number] = place.ahead(int(self.starts[number]), size)
+                self.coming[number] = place.ahead(start, size)
             self.plan.popleft()
 
     def _check_process(self) -> None:

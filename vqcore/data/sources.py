@@ -136,7 +136,7 @@ class Tar(_Files):
         """What follows the first dot in the names of an extra modality, e.g. depth.png, by label of data.extra."""
         memory_mib: int = 256
         """Memory in MiB of each reading process for pieces of shards at addresses. The more, the better samples are
-        shuffled. Shards on disk need none."""
+        shuffled; up to 32 more are on their way. Shards on disk need none."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -181,15 +181,15 @@ class Tar(_Files):
         """The name of each shard, and how many samples it has."""
         return self._files.shards
 
-    def expect(self, indices: Iterable[int]) -> None:
+    def expect(self, indices: Iterable[int], *, alone: bool = False) -> None:
         """Samples that will be asked for, in this order."""
         if self.blocks is None:
             return
         wanted = list(indices)
-        self._files.expect(wanted)
+        self._files.expect(wanted, alone=alone)
         for files in self._extra.values():
             partners = (files.find(self._files.key(index)) for index in wanted)
-            files.expect(place for place in partners if place is not None)
+            files.expect((place for place in partners if place is not None), alone=alone)
 
 
 class ArrayFile:

@@ -49,9 +49,9 @@ class Side:
         coded = knows_codes(self.data)
         return coded.coded(int(self.places[index])) if coded else None
 
-    def expect(self, indices: Iterable[int]) -> None:
+    def expect(self, indices: Iterable[int], *, alone: bool = False) -> None:
         """Pass on to the whole source which samples will be asked for."""
-        expect(self.data, (int(self.places[index]) for index in indices))
+        expect(self.data, (int(self.places[index]) for index in indices), alone=alone)
 
     def get(self, index: int, label: str = "") -> Any:
         """What the whole source gives."""

@@ -209,9 +209,9 @@ class Windowed:
         start, _ = self.cover.part(place, self.extents[record].tolist())
         return f"{self.records.key(record)}#{named(start)}"
 
-    def expect(self, indices: Iterable[int]) -> None:
+    def expect(self, indices: Iterable[int], *, alone: bool = False) -> None:
         """Pass on to the source whose records will be asked for."""
-        expect(self.records, (self._place(index)[0] for index in indices))
+        expect(self.records, (self._place(index)[0] for index in indices), alone=alone)
 
     def get(self, index: int, label: str = "") -> Any:
         """The window, or the whole source of an extra modality; of a window of its own the same fraction."""

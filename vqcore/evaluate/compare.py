@@ -31,7 +31,7 @@ from vqcore.errors import CheckpointError, DataError, VqcoreError
 from vqcore.evaluate.measure import decode_count, metric_configs, sampling_options
 from vqcore.evaluate.perturb import NAME
 from vqcore.files import local
-from vqcore.protocols import Data, Metric, better, facts
+from vqcore.protocols import Data, Metric, better, expect, facts
 from vqcore.reading import REAL, Each, read_json
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
@@ -70,8 +70,10 @@ def set_sha256(data: Data, labels: Iterable[str], limit: int | None) -> str:
     labels = ("", *labels)
     total = len(data) if limit is None else min(limit, len(data))
     columns = np.zeros(32, dtype=np.int64)
-    for place in range(dist.rank(), total, dist.world_size()):
-        columns += np.frombuffer(_sample_digest(data, place * len(data) // total, labels), dtype=np.uint8)
+    mine = [place * len(data) // total for place in range(dist.rank(), total, dist.world_size())]
+    expect(data, mine)
+    for index in mine:
+        columns += np.frombuffer(_sample_digest(data, index, labels), dtype=np.uint8)
     summed = dist.sum_(torch.from_numpy(columns)).tolist()
     number = sum(value << (8 * place) for place, value in enumerate(summed)) % (1 << 256)
     return hashlib.sha256(f"{total}:{number}".encode()).hexdigest()

@@ -433,7 +433,7 @@ def check_data(data: Any, modality: Any, extra: Mapping[str, Any] | None = None)
         assert [again.key(index) for index in places[:10]] == keys[:10], (
             f"key law: the keys are different {how}"
         )
-        expect(again, reversed(chosen))
+        expect(again, reversed(chosen), alone=again is copied)
         for (index, label), wanted in reversed(first.items()):
             found = _raw(again, index, label, readers[label])
             assert _same(found, wanted), f"determinism law: sample {index} ('{label}') is different {how}"
