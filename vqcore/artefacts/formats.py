@@ -110,9 +110,10 @@ def read_pickle(path: Path, *, allow_pickle: bool, allow: Sequence[Any] = ()) ->
 
 
 def _reason(error: Exception) -> str:
-    """Why torch read nothing, without its advice to read the file with code."""
+    """Why torch read nothing, without its advice to read the file with code, or to report the text."""
     found = _DETAIL.search(str(error))
-    return (found[1] if found else first_line(error).partition(" In PyTorch 2.6")[0])[:160]
+    said = found[1] if found else first_line(error).partition(" In PyTorch 2.6")[0]
+    return said.partition(" (Could this error message")[0].strip()[:160]
 
 
 def refuse_misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
@@ -127,6 +128,7 @@ def refuse_misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], wh
         for name, each in wanted.items()
         if name in found and each.shape != found[name].shape
     ]
+    wrong += [f"{name} holds no numbers" for name in wanted if name in found and found[name].is_meta]
     wrong += [
         f"{name} is {found[name].dtype} and not {each.dtype}"
         for name, each in wanted.items()

@@ -554,7 +554,8 @@ def test_drop_in(tmp_path, capsys):
     assert (args.domain, args.n_channels, args.enc_type) == ("human_poses", 207, "BottleneckMLP/B_1-Wi_32")
     _, loss, tokens = model.encode(io["x"])
     assert torch.equal(tokens, io["tokens"]) and loss.tolist() == [0.0]
-    assert_close(model.decode_tokens(tokens), io["dec"])
+    options = {"image_size": 224, "timesteps": 25, "verbose": False}  # of a DiVAE; 4M's VQVAE takes them, too
+    assert_close(model.decode_tokens(tokens, **options), io["dec"])
     assert_close(model.autoencode(io["x"]), io["dec"])
     half, _ = get_image_tokenizer("poses", tmp_path, encoder_only=True, device="cpu", verbose=False)
     assert torch.equal(half.tokenize(io["x"]), io["tokens"])
@@ -687,6 +688,7 @@ def test_cut_checkpoint(tmp_path):
         (lambda x: x.to(torch.complex64), "quantize.codes is torch.complex64 and not torch.float32"),
         (lambda x: x.long(), "quantize.codes is torch.int64 and not torch.float32"),
         (lambda x: x.to_sparse(), "quantize.codes is torch.float32"),
+        (lambda x: x.to("meta"), "quantize.codes holds no numbers"),
         (lambda x: x.half(), None),
     ],
 )  # fmt: skip
@@ -724,6 +726,13 @@ def test_hostile_streams_in_a_checkpoint(tmp_path, stream, text):
     assert (
         text in str(error.value) and "weights_only" not in str(error.value) and "\n" not in str(error.value)
     )
+
+
+def test_a_file_that_is_no_pytorch_file_is_said_in_one_sentence(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as file:
+        file.writestr("archive/data.pkl", b"\x80\x02}.")
+    with pytest.raises(CheckpointError, match=r"not a PyTorch file \([^()]*\(\"version\"\)[^()]*\)\.$"):
+        read(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(

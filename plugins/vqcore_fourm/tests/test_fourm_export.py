@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_fourm_checkpoint import CASES, DATA, FORMAT, read, source_of, stand_ins  # noqa: F401
-from vqcore_fourm import arguments, export
+from vqcore_fourm import arguments, export, tables
 from vqcore_fourm.checkpoint import Checkpoint
 
 from vqcore.cli import main
@@ -366,3 +366,28 @@ def test_arguments_give_the_same_config_again():
             args = arguments.check(given, name, kind=kind)
             back = arguments.to_config(args, size=cfg.size, where=name)
             assert given_for(back) == (kind, given), (name, key)
+
+
+VECTORS = "BottleneckMLP/B_2-Wi_32"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder"),
+    [
+        *(("vit_s_enc", name) for name in ("vit_b_dec", VECTORS, "unet_patched", "uvit_b_p4_f16")),
+        *((VECTORS, name) for name in ("vit_b_dec", VECTORS)),
+    ],
+)
+def test_arguments_of_pairs_of_networks_come_back(encoder, decoder):
+    given = {
+        "enc_type": encoder,
+        "dec_type": decoder,
+        "image_size": 64,
+        "image_size_dec": 32,
+        "codebook_size": 16,
+    }
+    kind = "DiVAE" if decoder in tables.DENOISERS else "VQVAE"
+    cfg = arguments.to_config(arguments.check(given, "", kind=kind), size=None, where="")
+    found_kind, found = given_for(cfg)
+    assert found_kind == kind
+    assert arguments.to_config(arguments.check(found, "", kind=kind), size=None, where="") == cfg

@@ -220,7 +220,7 @@ def test_vectors_join_a_family_of_vectors(here):
 # The 28 published training configs of full width, on the bundled data
 
 SETTINGS = ("data.batch_size=1", "data.workers=0", "run.threads=1", "run.precision=fp32")
-TEACHER = "{name: percept/timm, model: test_vit, resize: false, weights: random}"
+TEACHER = "{{name: percept/timm, model: test_vit, resize: false, weights: random, output: {}}}"
 JUDGED = "{judge: {name: percept/timm, model: test_vit, blocks: [blocks.0, blocks.2], weights: random}}"
 PHOTOS, EARTH = "photos/{}", "earth/{}"
 BUNDLED = {
@@ -231,23 +231,24 @@ BUNDLED = {
     "semseg_coco": f"{EARTH}/semseg",
     "sam_mask": f"{EARTH}/semseg",
     "CLIP-B16": PHOTOS,
+    "DINOv2-B14": PHOTOS,
+    "DINOv2-B14-global": PHOTOS,
 }
-"""The data in the repository that a domain can read; for CLIP, a tiny network with random weights makes features."""
-CHANNELS = {"DINOv2-B14": 768, "ImageBind-H14": 1280}
+"""The data in the repository that a domain can read. Of the last three a tiny network with random weights makes
+features."""
 
 
-def features(folder, domain):
-    """Photographs as feature maps or vectors, of as many channels as the domain has."""
-    name = domain.removesuffix("-global")
-    side, count = (8, 3) if name == domain else (1, 3 * 64)
-    weights = np.random.default_rng(0).normal(size=(count, CHANNELS[name])).astype(np.float32)
+def features(folder, is_map):
+    """Photographs as feature maps or vectors of ImageBind's 1280 channels."""
+    side, count = (8, 3) if is_map else (1, 3 * 64)
+    weights = np.random.default_rng(0).normal(size=(count, 1280)).astype(np.float32)
     for split in ("train", "heldout"):
         (folder / split).mkdir(parents=True)
         for path in sorted((DATA / PHOTOS.format(split)).iterdir())[:16]:
             pixels = Image.open(path).convert("RGB").resize((8, 8), Image.Resampling.BOX)
             rows = np.asarray(pixels, np.float32).reshape(side * side, count) / 128 - 1
             made = (rows @ weights).T.reshape(-1, side, side)
-            np.save(folder / split / f"{path.stem}.npy", made if name == domain else made[:, 0, 0])
+            np.save(folder / split / f"{path.stem}.npy", made if is_map else made[:, 0, 0])
 
 
 def poses(folder):
@@ -267,7 +268,7 @@ def places(domain):
     if domain in BUNDLED:
         path = str(DATA / BUNDLED[domain])
     else:
-        poses(Path("made")) if domain == "human_poses" else features(Path("made"), domain)
+        poses(Path("made")) if domain == "human_poses" else features(Path("made"), domain == "ImageBind-H14")
         path = "made/{}"
     splits = (("path", "train"), ("eval_path", "heldout"))
     return [f"data.{key}={path.format(split)}" for key, split in splits]
@@ -300,10 +301,11 @@ def test_a_published_config_of_full_width_passes_check(name, here, monkeypatch, 
     assert main(["import", "fourm/config", "old.yaml", "new.yaml"]) == 0
     tree = yaml.safe_load(Path("new.yaml").read_text())
     words = [*places(options["domain"]), *SETTINGS, *smaller(tree)]
-    if options["domain"] == "CLIP-B16":
-        words += [f"data.modality.teacher={TEACHER}", "data.modality.channels=64"]
-    elif "teacher" in tree["data"]["modality"]:
-        words += ["data.modality.teacher=null"]
+    if "teacher" in tree["data"]["modality"]:
+        stride = 224 if options["domain"].endswith("-global") else 16
+        teacher = TEACHER.format("global" if stride == 224 else "patches")
+        words += [f"data.modality.{key}={value}" for key, value in (("teacher", teacher), ("stride", stride))]
+        words += ["data.modality.channels=64"]
     if "percept" in tree["objective"]:
         words += [f"objective.percept={JUDGED}"]
     if "full_ckpt" in tree["model"]:  # a placeholder in 4M's files

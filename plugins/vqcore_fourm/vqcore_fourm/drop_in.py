@@ -57,24 +57,24 @@ class Codes(nn.Module):
 
 
 class ImageTokenizer(Codes):
-    """A tokenizer with the methods of 4M's VQ and VQVAE."""
+    """A tokenizer with the methods of 4M's VQ and VQVAE, which take the options of a DiVAE and do nothing with them."""
 
-    def decode_quant(self, quant: Float[Tensor, "b d h w"]) -> Tensor:
+    def decode_quant(self, quant: Float[Tensor, "b d h w"], **ignored: Any) -> Tensor:
         """The decoder's output for quantized latents."""
         if self.tokenizer.decoder is None:
             raise CheckpointError("this tokenizer cannot decode: it was loaded with encoder_only=True.")
         return self.tokenizer.decoder(rearrange(quant, "b d h w -> b h w d"))
 
-    def decode_tokens(self, tokens: Int[Tensor, "b *q h w"]) -> Tensor:
+    def decode_tokens(self, tokens: Int[Tensor, "b *q h w"], **ignored: Any) -> Tensor:
         """The decoder's output for codes."""
         return self.decode_quant(self.tokens_to_embedding(tokens))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Float[Tensor, "1"]]:
+    def forward(self, x: Tensor, **ignored: Any) -> tuple[Tensor, Float[Tensor, "1"]]:
         """The reconstruction and the codebook's loss; without a decoder quantized latents and the loss."""
         quant, loss, _ = self.encode(x)
         return (quant if self.tokenizer.decoder is None else self.decode_quant(quant)), loss
 
-    def autoencode(self, x: Tensor) -> Tensor:
+    def autoencode(self, x: Tensor, **ignored: Any) -> Tensor:
         """The reconstruction."""
         return self.decode_quant(self.encode(x)[0])
 

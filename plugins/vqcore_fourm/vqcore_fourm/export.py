@@ -217,11 +217,13 @@ def _sizes(cfg: TokenizerConfig, spec: DataSpec, vits: list[tuple[str, Any]]) ->
     yield "patch_size", first
     if patches.get("decoder", first) != first:
         yield "patch_size_dec", patches["decoder"]
-    yield "image_size", step * max(cfg.size)
-    for role, net in vits:
-        part = role[:3]
-        sides = expand(getattr(net, f"input_size_{part}") or cfg.size, 2)
-        if sides != (max(cfg.size),) * 2:
+    built = {role: expand(getattr(net, f"input_size_{role[:3]}") or cfg.size, 2) for role, net in vits}
+    # Of an MLP the nominal size counts positions of the data, which are no pixels.
+    whole = max(cfg.size) if "encoder" in built else max(built["decoder"])
+    yield "image_size", step * whole
+    for role, sides in built.items():
+        if sides != (whole, whole):
+            part = role[:3]
             yield from _side(f"image_size_{part}", f".{role}.input_size_{part}", sides, step)
 
 
