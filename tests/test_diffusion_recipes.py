@@ -134,7 +134,8 @@ def test_the_heads_of_recipes_count_their_parameters(name):
 def test_the_flow_is_what_the_field_does():
     config = recipe("flow/rgb/base")
     objective, sampling = config.objective, config.eval.sampling
-    assert (objective.scheduler.power, objective.scheduler.solver, objective.times) == (4, "euler", "mixed")
+    noise = objective.scheduler
+    assert (noise.prediction, noise.power, noise.solver, objective.times) == ("velocity", 4, "euler", "mixed")
     assert (objective.times_uniform, objective.cls_free_guidance_dropout) == (0.1, 0.1)
     assert objective.weights == {"percept/lpips": 0.1} and objective.loss_on == "prediction"
     assert (sampling["guidance"], sampling["guidance_from"], sampling["guidance_to"]) == (1.5, 0.15, 0.5)
