@@ -115,6 +115,9 @@ def test_present_missing_and_another_one(tmp_path, capsys, part):
     one, two = (Tokenizer.load(path, borrowed={key: file}) for path in (artefact, tmp_path / "again"))
     x = torch.rand(2, 2, 8, 8)
     assert torch.equal(one.reconstruct(x), two.reconstruct(x)) and one.fingerprint == two.fingerprint
+    card = (tmp_path / "artefact/README.md").read_text()
+    assert f"| borrows {key} | weights with the SHA-256 `{one.loans[key]['sha256']}` |" in card
+    assert f"Tokenizer.load(\".\", borrowed={{'{key}': 'PATH'}})" in card
 
 
 def test_the_fingerprint_knows_what_decides_tokens(tmp_path):
@@ -218,6 +221,9 @@ def test_the_hub_is_asked_only_with_download(tmp_path, capsys, monkeypatch):
     assert asked == [("someone/base", "main", True), ("someone/base", "main", False)]
     saved = yaml.safe_load((tmp_path / "run/checkpoints/step_6/config.yaml").read_text())
     assert saved["model"]["decoder"]["weights"] == "hf://someone/base@main"
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "made"), "--download"]) == 0
+    card = (tmp_path / "made/README.md").read_text()
+    assert 'Tokenizer.load(".", download=True)' in card and "` from `hf://someone/base@main` |" in card
 
 
 class Evil:

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import re
 import shutil
 import tarfile
 import time
@@ -26,15 +25,13 @@ from vqcore import dist, files, pictures
 from vqcore.artefacts.codes import packed
 from vqcore.artefacts.stored import open_store, store_named
 from vqcore.cli import main
-from vqcore.console import ProgressLine
 from vqcore.errors import ConfigError, DataError, RunError
 from vqcore.protocols import Coded
 from vqcore.tokenizer import Tokenizer
 from vqcore.tokens import TokenDataset, passes
 from vqcore.tokens import stats as counting
-from vqcore.tokens.inputs import source_of
 from vqcore.tokens.passes import decode_folder, tokenize_folder
-from vqcore.tokens.sharded import Job, Pass, tokenize_all, tokenize_shards
+from vqcore.tokens.sharded import Job, tokenize_all, tokenize_shards
 from vqcore.tokens.shards import Shards, sha256
 from vqcore.tokens.sheet import decoded
 from vqcore.tokens.work import convert
@@ -745,22 +742,3 @@ def killed_ten_times(folder, start):
 def in_child(start, target, workers, share):
     os.environ.update(share)
     start(target, workers)
-
-
-@pytest.mark.slow
-def test_memory_is_flat_over_a_hundred_thousand_samples(made, tmp_path):
-    """What the process holds for itself after each shard; mapped files do not count."""
-    count = 100_000
-    values = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (count, 2, 8, 8))
-    values[:] = np.random.default_rng(0).uniform(-1, 1, (1, 2, 8, 8))
-    job = Job(tokenizer=made, target=tmp_path / "out", size=(8, 8), batch_size=256)
-    one, held = Pass(source_of(f"array:{tmp_path}/x.npy", made), [job]), []
-    one.begin()
-    with ProgressLine("tokenize", count, unit="file") as line:
-        for number in range(len(one.pieces)):
-            one.do(number, line)
-            found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-            held.append(int(found[1]))
-    one.finish()
-    assert len(held) == 25 and len(open_store(tmp_path / "out").rows) == count
-    assert max(held[5:]) - max(held[:5]) < 4 << 10, held

@@ -1978,7 +1978,7 @@ class Playing(Objective):
         return Losses({"gan/hinge": self.judge(batch.x.flatten(1)).mean()})
 
 
-class Idle(Objective):
+class IdleObjective(Objective):
     """Holds a parameter that no loss uses."""
 
     def __init__(self):
@@ -2127,7 +2127,7 @@ OBJECTIVES = [
     (changed_decode(lambda x, k: x * len(x)), "batch law: decoding"),
     (changed_decode(marking), "decode changes no state"),
     (Keeping, "state law: the objective keeps the tokenizer as a submodule"),
-    (Idle, "gradient law: no gradient of the losses of model reaches 'head' of the objective"),
+    (IdleObjective, "gradient law: no gradient of the losses of model reaches 'head' of the objective"),
     (judging(Careless), "shared law: gan/hinge of judge differs"),
     (judging(Alike), "names law: the players model and judge both return pixel/mse"),
     (Late, "state law: objective/mean came or went after setup"),

@@ -64,11 +64,11 @@ def run_tree(directory, **changes):
     return tree
 
 
-def tokenizer_of(config):
-    """The tokenizer of a run's config, as initialised."""
+def tokenizer_of(config, **more):
+    """The tokenizer of a run's config, as initialised; `more` as in `Tokenizer`."""
     wanted = config.data.input_size or config.data.input_size_max
     modality = registry().build("modality", config.data.modality, size=wanted)
-    return Tokenizer(tokenizer_config(config, modality))
+    return Tokenizer(tokenizer_config(config, modality), **more)
 
 
 def trained(directory, **changes):

@@ -1,4 +1,7 @@
-"""The model card: README.md of an artefact, as the Hugging Face hub shows it. Its snippet runs as it stands."""
+"""The model card: README.md of an artefact, as the Hugging Face hub shows it.
+
+Its snippet runs as it stands, or, for a tokenizer with borrowed weights of unknown source, with the place of these.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -32,12 +35,17 @@ def model_card(
     `made` is the provenance, with fingerprint and metrics; `suffix` is that of a file that the modality reads;
     `address` is what the snippet loads: a path or a hub id.
     """
+    loans = {
+        key: {**loan, "source": loan["source"] or _hub_place(cfg, key)}
+        for key, loan in made.get("borrowed", {}).items()
+        if key.partition(".")[0] not in ("objective", "extra")
+    }
     parts = (
         f"{_FRONT}# {cfg.modality.name} tokenizer\n",
         f"`{cfg.model.encoder.name}` -> `{cfg.model.quantizer.name}` -> `{cfg.model.decoder.name}`, "
         f"made with vqcore {made.get('vqcore', __version__)}.\n",
-        _table(("", ""), _facts(facts, made["fingerprint"])),
-        f"## Use\n\n```python\n{snippet(facts, suffix, address)}```\n",
+        _table(("", ""), [*_facts(facts, made["fingerprint"]), *_borrowed(loans)]),
+        f"## Use\n\n```python\n{snippet(facts, suffix, address, loans)}```\n",
         "## Metrics\n",
         _metrics(made),
         "## Settings\n",
@@ -50,8 +58,11 @@ def model_card(
     return "\n".join(parts)
 
 
-def snippet(facts: Facts, suffix: str, address: str) -> str:
-    """Python that loads the tokenizer and sends an input through it; it needs no file."""
+def snippet(facts: Facts, suffix: str, address: str, loans: Mapping[str, Mapping[str, Any]]) -> str:
+    """Python that loads the tokenizer and sends an input through it. `loans` are the weights that it borrows."""
+    missing = {key: "PATH" for key, loan in loans.items() if not loan["source"]}
+    given = f", borrowed={missing}" if missing else ""
+    given += ", download=True" if len(missing) < len(loans) else ""
     spec, size = facts.spec, facts.size
     shape = ", ".join(map(str, (1, *size) if spec.labels is not None else (1, spec.channels, *size)))
     if spec.labels is not None:
@@ -67,7 +78,7 @@ def snippet(facts: Facts, suffix: str, address: str) -> str:
 
 from vqcore.tokenizer import Tokenizer
 
-tokenizer = Tokenizer.load("{address}")
+tokenizer = Tokenizer.load("{address}"{given})
 x = {noise}  # noise; of a file of yours: x = tokenizer.read("input{suffix}")
 codes = tokenizer.encode(x)  # {codes}, integers from 0 to {facts.codebook_size - 1}
 x_hat = tokenizer.decode(codes)  # {rebuilt}
@@ -87,6 +98,19 @@ def _facts(facts: Facts, fingerprint: str) -> Iterator[tuple[str, str]]:
     counts = {name: part.parameters for name, part in facts.parts.items() if part.parameters}
     yield "parameters", f"{sum(counts.values()):,} ({', '.join(f'{k} {v:,}' for k, v in counts.items())})"
     yield "fingerprint", f"`{fingerprint}`"
+
+
+def _hub_place(cfg: Any, key: str) -> str | None:
+    """The `hf://` address that the settings of a borrowing part name, if they name one."""
+    part = {**vars(cfg.model), "modality": cfg.modality}[key.partition(".")[0]]
+    places = [str(getattr(part, name)) for name in part.places]
+    return next((place for place in places if place.startswith("hf://")), None)
+
+
+def _borrowed(loans: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    for key, loan in loans.items():
+        source = f" from `{loan['source']}`" if loan["source"] else ""
+        yield f"borrows {key}", f"weights with the SHA-256 `{loan['sha256']}`{source}"
 
 
 def _metrics(made: Mapping[str, Any]) -> str:

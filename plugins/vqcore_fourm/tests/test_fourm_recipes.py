@@ -69,7 +69,7 @@ SECTIONS = ("data.batch_size", "data.input_size", "data.input_size_min", "data.i
             "model", "objective", "optim", "ema", "run.epochs", "run.precision")  # fmt: skip
 MAPS, GLOBAL = "_ViTB-ViTB_8k", "-global_BMLP1024-BMLP1024_8k"
 UNET = "_ViTB-UNetP4_8k"
-STEERED = ("model.quantizer.codebook_size", "objective.cls_free_guidance_dropout")
+STEERED = ("objective.cls_free_guidance_dropout",)
 # Recipe, the training config of 4M that it claims to be, what it claims, and what its comments except.
 CLAIMS = [
     *((f"divae/{one}/{name}", f"{one}{UNET}{many}", SECTIONS, ())
