@@ -728,6 +728,13 @@ def test_hostile_streams_in_a_checkpoint(tmp_path, stream, text):
     )
 
 
+@pytest.mark.parametrize("content", [b"", b"hello"])
+def test_a_file_that_says_nothing_has_no_reason(tmp_path, content):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.pth: damaged, or not a PyTorch file\.$"):
+        read(tmp_path / "a.pth")
+
+
 def test_a_file_that_is_no_pytorch_file_is_said_in_one_sentence(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as file:
         file.writestr("archive/data.pkl", b"\x80\x02}.")
