@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     say(f"pictures       {run.dir / 'samples' / 'strip.png'} (reconstructions during training)")
     if run.progress.evaluation:
         say(f"               {run.dir / 'samples' / 'sheet.png'} (original, reconstruction, token map)")
-    say(f"next           {command('eval', run.dir, *again(args))}")
-    say(f"               {command('tokenize', run.dir, 'FOLDER', 'tokens', *again(args))}")
-    say(f"               {command('export', run.dir, 'my-tokenizer', *again(args))}")
+    say(f"next           {command('eval', run.dir, *again(args, ours=True))}")
+    say(f"               {command('tokenize', run.dir, 'FOLDER', 'tokens', *again(args, ours=True))}")
+    say(f"               {command('export', run.dir, 'my-tokenizer', *again(args, ours=True))}")
     return 0
