@@ -229,8 +229,8 @@ def kind_of(source: Source, path: Path) -> str:
             )
         if names and all(name.startswith("module.") for name in names):
             raise CheckpointError(
-                f"{path}: all names begin with module., of which 4M would load nothing; save the state dict of the model "
-                "inside DistributedDataParallel."
+                f"{path}: all names begin with module., of which 4M would load nothing; save the state dict of the "
+                "model inside DistributedDataParallel."
             )
         raise CheckpointError(f"{path} has no quantizer (quantize.*): it is no tokenizer of 4M.")
     if any(name.startswith("decoder.controlnet.") for name in names):
