@@ -106,7 +106,9 @@ def read_pickle(path: Path, *, allow_pickle: bool, allow: Sequence[Any] = ()) ->
             raise CheckpointError(
                 f"{path} holds more than tensors and plain data: {found[1]}. So it was not read, and nothing in it ran."
             ) from error
-        raise CheckpointError(f"{path}: damaged, or not a PyTorch file ({_reason(error)}).") from error
+        why = _reason(error)
+        shown = f" ({why})" if " " in why else ""  # one word, as of a KeyError, says nothing
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch file{shown}.") from error
 
 
 def _reason(error: Exception) -> str:

@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer.load(source, format=cfg, **vars(access(args)))
     tokenizer.save(folder)
     say(f"{folder}: {tokenizer.cfg.modality.name} tokenizer, fingerprint {tokenizer.fingerprint[:16]}")
-    say(f"next      {command('eval', folder, 'data.eval_path=FOLDER', *again(args))}")
-    say(f"          {command('tokenize', folder, 'FOLDER', 'tokens', *again(args))}")
+    say(f"next      {command('eval', folder, 'data.eval_path=FOLDER', *again(args, ours=True))}")
+    say(f"          {command('tokenize', folder, 'FOLDER', 'tokens', *again(args, ours=True))}")
     return 0
 
 

@@ -23,12 +23,11 @@ def load_named(args: argparse.Namespace, **more: Any) -> Tokenizer:
     return tokenizer
 
 
-def again(args: argparse.Namespace) -> tuple[str, ...]:
-    """The options that another command needs to load the same tokenizer."""
+def again(args: argparse.Namespace, *, ours: bool = False) -> tuple[str, ...]:
+    """The options that another command needs to load the same tokenizer; with `ours`, one that this command wrote.
+
+    What vqcore writes holds no pickle.
+    """
     borrowed = [word for place in args.borrow for word in ("--borrow", place)]
-    flags = [
-        flag
-        for flag, given in (("--allow-pickle", args.allow_pickle), ("--download", args.download))
-        if given
-    ]
-    return (*flags, *borrowed)
+    given = (("--allow-pickle", args.allow_pickle and not ours), ("--download", args.download))
+    return (*(flag for flag, is_given in given if is_given), *borrowed)

@@ -40,6 +40,6 @@ def show_end(run: Run, facts: Mapping[str, str], args: argparse.Namespace) -> No
     for name, what in PICTURES.items():
         if (path := run.dir / "samples" / name).is_file():
             say(f"pictures       {path} ({what})")
-    say(f"next           {command('eval', run.dir, *again(args))}")
-    say(f"               {command('tokenize', run.dir, 'FOLDER', 'tokens', *again(args))}")
-    say(f"               {command('export', run.dir, 'my-tokenizer', *again(args))}")
+    say(f"next           {command('eval', run.dir, *again(args, ours=True))}")
+    say(f"               {command('tokenize', run.dir, 'FOLDER', 'tokens', *again(args, ours=True))}")
+    say(f"               {command('export', run.dir, 'my-tokenizer', *again(args, ours=True))}")

@@ -529,6 +529,7 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert main(["import", FORMAT, "checkpoint-19.pth", "made"]) == 2
     assert "--allow-pickle" in capsys.readouterr().err and not Path("made").exists()
     assert main(["import", FORMAT, "checkpoint-19.pth", "made", "--allow-pickle"]) == 0
+    assert "--allow-pickle" not in capsys.readouterr().out  # what was written is no pickle
     assert main(["tokenize", "made", "poses", "tokens"]) == 0
     assert main(["tokenize", f"{FORMAT}[ema=true]:checkpoint-19.pth", "poses", "ema", "--allow-pickle"]) == 0
     found = Tokenizer.load("made").load_tokens("tokens")
@@ -728,6 +729,13 @@ def test_hostile_streams_in_a_checkpoint(tmp_path, stream, text):
     )
 
 
+@pytest.mark.parametrize("content", [b"", b"hello"])
+def test_a_file_that_says_nothing_has_no_reason(tmp_path, content):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.pth: damaged, or not a PyTorch file\.$"):
+        read(tmp_path / "a.pth")
+
+
 def test_a_file_that_is_no_pytorch_file_is_said_in_one_sentence(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as file:
         file.writestr("archive/data.pkl", b"\x80\x02}.")
@@ -752,6 +760,7 @@ def test_classes_among_the_options_are_named(tmp_path, value):
     [
         ({"encoder_embeddings.rgb.proj.weight": torch.ones(2)}, "generative model, not of a tokenizer"),
         ({"blocks.0.weight": torch.ones(2)}, "it is no tokenizer of 4M"),
+        ({"module.quantize.codes": torch.ones(2)}, "all names begin with module., of which 4M would load nothing"),
     ],
 )  # fmt: skip
 def test_other_models(tmp_path, state, text):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from vqcore_fourm import config
 from vqcore_fourm.config import _flags
 from vqcore_fourm.options import OPTIONS, table
 from vqcore_fourm.recipes import RECIPES
@@ -111,6 +112,7 @@ CASES = [
     ({"opt": "momentum"}, "optim", {"args": {"momentum": 0.9}}),
     ({"skip_grad": 2.0}, "optim", {"max_norm": 2.0}),
     ({"weight_decay_end": 0.1, "min_lr": 1e-6}, "optim", {"weight_decay_end": 0.1, "min_lr": 1e-6}),
+    ({"weight_decay_end": 0}, "optim", {"weight_decay_end": 0.0}),
     ({"dtype": "float32", "seed": 3}, "run", {"precision": "fp32", "seed": 3}),
     ({"output_dir": "out/a"}, "run", {"dir": "out/a"}),
     ({"codebook_weight": 0.5}, "objective", {"weights": {"vq/commit": 0.5}}),
@@ -130,6 +132,8 @@ CASES = [
     ({"decoder_type": "unet_patched", "prediction_type": "v_prediction-epsilon_loss"}, "objective", {"loss_on": "epsilon"}),  # noqa: E501
     ({"decoder_type": "unet_patched", "zero_terminal_snr": False, "thresholding": False}, "objective.scheduler",
      {"name": "unet/ddpm", "schedule": "linear", "prediction": "sample", "zero_terminal_snr": False}),
+    ({"decoder_type": "unet_patched", "eval_noise_schedule": "UniPCMultistepScheduler"}, "eval.sampling",
+     {"scheduler": "unet/diffusers[sampler=UniPCMultistepScheduler]"}),
     ({"sd_path": "a/b", "dynamic_guidance": True}, "eval.sampling", {"guidance": 4.0, "guidance_schedule": "cosine"}),
 ]  # fmt: skip
 
@@ -140,6 +144,69 @@ def test_options_become_settings(options, place, expected, tmp_path):
     for name in place.split("."):
         found = found[name]
     assert {key: found.get(key) for key in expected} == expected
+
+
+DIVAE = {"decoder_type": "unet_patched"}
+JUDGED = {"percept_loss_type": "vit_tiny", "percept_loss_weight": 2.0}
+OTHERS = {
+    "patch_size": 8,
+    "encoder_type": "vit_l_enc",
+    "decoder_type": {"vqvae": "vit_l_dec", "divae": "uvit_b_p4_f16"},
+    "input_size_eval": "224",
+    "mask_size": (32, {"domain": "sam_mask"}),
+    "resolution_step": (16, {"input_size_max": 512}),
+    "percept_loss_type": ("lpips", JUDGED),
+    "percept_loss_blocks": ("blocks.1", JUDGED),
+    "percept_loss_distance": ("l1", JUDGED),
+    "percept_loss_weight": (3.0, JUDGED),
+    "loss_fn": "l1",
+    "quantizer_type": "memcodes",
+    "num_codebooks": 2,
+    "code_replacement_policy": "linde_buzo_gray",
+    "full_ckpt": "a",
+    "freeze_enc": (True, {"full_ckpt": "a"}),
+    "encoder_ckpt": "a",
+    "dec_transformer_dropout": (0.1, {"decoder_type": "uvit_b_p4_f16"}),
+    "conditioning": ("xattn", {"decoder_type": "uvit_b_p4_f16"}),
+    "prediction_type": "v_prediction",
+    "beta_schedule": "scaled_linear",
+    "masked_cfg_high": 100,
+    "eval_noise_schedule": "PNDMScheduler",
+    "opt": "adam",
+    "opt_betas": [0.1, 0.2],
+    "momentum": (0.5, {"opt": "sgd"}),
+    "weight_decay_end": 0.0,
+    "dtype": "fp32",
+    "warmup_steps": 9,
+    "skip_grad": 2.0,
+    "domain": "normal",
+    "eval_data_path": "v",
+    "step_eval": True,
+    "eval_freq": (7, {"step_eval": True}),
+    "num_eval_metrics_samples": 9,
+    "output_dir": "out",
+    "wandb_project": ("p", {"log_wandb": True}),
+    "wandb_entity": ("e", {"log_wandb": True}),
+    "wandb_run_name": ("r", {"log_wandb": True}),
+    "wandb_tags": ("a--b", {"log_wandb": True}),
+    "data_path": "other",
+}
+"""Another value of an option, with what it needs to mean something."""
+
+
+@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.ours])
+def test_every_option_with_a_meaning_changes_the_config_or_is_remarked_on(name):
+    option = OPTIONS[name]
+    for script in option.scripts:
+        value = OTHERS.get(name)
+        value, more = value if isinstance(value, tuple) else (value, {})
+        value = value[script] if isinstance(value, dict) else value
+        default = option.default_of(script)
+        if name not in OTHERS:
+            value = not default if option.kind == "flag" else 2 * (default or 1)
+        base = {"encoder_type": "vit_b_enc", "data_path": "d", **(DIVAE if script == "divae" else {}), **more}
+        made, plain = (config.converted(script, given, "x") for given in ({**base, name: value}, base))
+        assert made.tree != plain.tree or set(made.remarks) - set(plain.remarks), script
 
 
 def test_flags_replace_the_file(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_fourm_checkpoint import CASES, DATA, FORMAT, read, source_of, stand_ins  # noqa: F401
 from vqcore_fourm import arguments, export, tables
 from vqcore_fourm.checkpoint import Checkpoint
@@ -104,6 +104,20 @@ def test_an_encoder_alone_is_not_exported(tmp_path):
         CHECKPOINT.write(tokenizer, tmp_path)
     with pytest.raises(CheckpointError, match="export: ema, size is for reading; leave it out"):
         Checkpoint(Checkpoint.Config(name=FORMAT, ema=True, size=32)).write(tokenizer, tmp_path)
+
+
+def test_a_codebook_that_waits_for_k_means_has_no_tokens(tmp_path):
+    """4M fills it with the first batch that it encodes."""
+    tokenizer = read(DATA / "hub_vqvae")
+    tokenizer.quantizer.initted.zero_()
+    with pytest.raises(CheckpointError, match="this tokenizer: its codebook is not filled yet"):
+        written(tokenizer, tmp_path / "made")
+    state = load_file(DATA / "hub_vqvae/model.safetensors")
+    state["quantize._codebook.initted"].zero_()
+    save_file(state, tmp_path / "model.safetensors")
+    shutil.copy(DATA / "hub_vqvae/config.json", tmp_path)
+    with pytest.raises(CheckpointError, match="initted is 0"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(

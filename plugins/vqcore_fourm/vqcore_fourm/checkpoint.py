@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vqcore import config
 from vqcore.artefacts.folder import save_tensors
 from vqcore.artefacts.formats import refuse_misfits
@@ -92,7 +94,9 @@ class Checkpoint:
         kind, given = arguments_of(tokenizer.cfg, tokenizer.spec)
         held = {name: value for name, value in given.items() if kind != "VQ" or name not in OF_DECODERS}
         header = {name: str(value) for name, value in held.items()}
-        save_tensors(folder / WEIGHTS, to_theirs(weights_of(tokenizer), tokenizer.cfg), header)
+        tensors = to_theirs(weights_of(tokenizer), tokenizer.cfg)
+        _refuse_unfilled(tensors, "this tokenizer")
+        save_tensors(folder / WEIGHTS, tensors, header)
         note = {"tokenizer": to_tree(portable(tokenizer.cfg)), "origin": tokenizer.origin.get("origin", {})}
         for name, content in ((CONFIG, held), (NOTE, note)):
             write_text(folder / name, json.dumps(content, indent=2) + "\n")
@@ -117,9 +121,23 @@ def assembled(
     right = wanted(made, str(path))
     tensors = completed(source.tensors, right, str(path))
     refuse_misfits(right, tensors, str(path))
+    _refuse_unfilled(tensors, str(path))
     if args.base is not None and args.base.folder is not None:
         refuse_another(args.base.folder, source.tensors, str(path))
     return Foreign(made, to_ours(tensors, made), _origin(source, path, args.kind, ema))
+
+
+def _refuse_unfilled(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise `CheckpointError` for a codebook that waits for k-means.
+
+    4M runs k-means on the first batch that it sees, also to encode: what its tokens mean then depends on this batch.
+    """
+    initted = tensors.get("quantize._codebook.initted")
+    if initted is not None and not initted.all():
+        raise CheckpointError(
+            f"{where}: its codebook is not filled yet (kmeans_init, and initted is 0), so it has no tokens. Train it "
+            "first."
+        )
 
 
 def _check_files(cfg: TokenizerConfig, args: Arguments, path: Path) -> None:
@@ -208,6 +226,11 @@ def kind_of(source: Source, path: Path) -> str:
             raise CheckpointError(
                 f"{path} is an adapter of 4M (Token2VAE) alone; give the checkpoint of a VQControlNet that was trained "
                 "with it."
+            )
+        if names and all(name.startswith("module.") for name in names):
+            raise CheckpointError(
+                f"{path}: all names begin with module., of which 4M would load nothing; save the state dict of the "
+                "model inside DistributedDataParallel."
             )
         raise CheckpointError(f"{path} has no quantizer (quantize.*): it is no tokenizer of 4M.")
     if any(name.startswith("decoder.controlnet.") for name in names):

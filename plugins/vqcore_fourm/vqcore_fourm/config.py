@@ -255,6 +255,8 @@ class _Conversion:
     def denoiser(self) -> dict[str, Any]:
         o = self.options
         if self.script == "vqcontrolnet":
+            if "dec_transformer_dropout" in self.given:
+                self.remarks.append("dec_transformer_dropout does nothing in a ControlNet, in 4M neither.")
             steered: dict[str, Any] = {"name": "controlnet/sd"}
             steered |= {key: o[key] for key in ("sd_path", "input_size_sd", "pretrained_cn", "cond_scale")}
             if not steered["sd_path"].startswith((".", "/", "~", "hf:")):
@@ -411,7 +413,8 @@ class _Conversion:
             made["betas"] = list(o["opt_betas"])
             made |= {"eps": o["opt_eps"]} if o["opt_eps"] != 1e-8 else {}
         made["weight_decay"] = o["weight_decay"]
-        made |= {name: o[name] for name in ("weight_decay_end", "min_lr") if o[name]}
+        made |= {"weight_decay_end": o["weight_decay_end"]} if o["weight_decay_end"] is not None else {}
+        made |= {"min_lr": o["min_lr"]} if o["min_lr"] else {}
         if o["warmup_steps"] > 0:
             made["warmup"] = o["warmup_steps"]
         elif o["warmup_epochs"] > 0:
@@ -476,7 +479,7 @@ class _Conversion:
         if schedule in local:
             made["scheduler"] = local[schedule]
         elif schedule is not None:
-            made["scheduler"] = f"unet/diffusers[kind={schedule}]"
+            made["scheduler"] = f"unet/diffusers[sampler={schedule}]"
         return made
 
     def wandb(self) -> dict[str, Any]:

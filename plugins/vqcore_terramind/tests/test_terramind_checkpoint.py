@@ -704,3 +704,11 @@ def test_a_safe_file_of_the_same_tensors(tmp_path):
     save_file({name: value.contiguous() for name, value in state().items()}, tmp_path / "s2.safetensors")
     made = Tokenizer.load(tmp_path / "s2.safetensors", format={"name": FORMAT, "variant": "tiny-v1-S2L2A"})
     assert made.fingerprint == load(S2)[0].fingerprint
+
+
+def test_a_refused_file_gets_no_remark(caplog):
+    with pytest.raises(CheckpointError, match=r"\[20, 20\] is not a multiple of 8"):
+        read(source("terramind_pt_s2l2a"), "tiny-v1-S2L2A", size=20)
+    assert not caplog.records
+    read(source("terramind_pt_s2l2a"), "tiny-v1-S2L2A")
+    assert "digital numbers of Sentinel-2" in caplog.text

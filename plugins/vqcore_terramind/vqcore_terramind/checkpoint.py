@@ -117,12 +117,13 @@ class Checkpoint:
             cfg, where = _config_of(row, facts, self.cfg.size), f"{file} as {row.name}"
             origin |= {"variant": row.full, "licence": row.licence}
             origin |= {"classes": list(row.classes)} if row.classes else {}
-            _warn(row)
         else:
             cfg, where = self._noted(note, file), f"{file} with its {NOTE}"
             origin |= {key: note["origin"][key] for key in KEPT if key in note["origin"]}
             origin |= {"variant": note["variant"]} if note["variant"] else {}
         refuse_misfits(wanted(cfg, where), tensors, where)
+        if note is None:
+            _warn(row)
         return Foreign(cfg, to_ours(tensors, cfg), origin)
 
     def like(self, name: str) -> ForeignConfig:
