@@ -35,6 +35,8 @@ class DenoiserConfig(Config):
     def __post_init__(self) -> None:
         if not self.resolution_cond:
             refuse_idle(self, "resolution_cond=false", "missing_resolution")
+        if self.missing_resolution is not None:
+            at_least(self, "missing_resolution", 1)
         for name in ("patch_size", "norm_groups"):
             at_least(self, name, 1)
         if not 0 <= self.dropout < 1:
