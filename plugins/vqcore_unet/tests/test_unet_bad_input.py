@@ -156,6 +156,18 @@ def test_steps(name, settings, steps, message):
         build("scheduler", name, settings).sampler(steps)
 
 
+def test_a_scheduler_for_sampling_says_what_it_has_from_training():
+    noise = {"name": "unet/pndm", "spacing": "leading", "steps_offset": 1}
+    spec = DataSpec(channels=1, size=(8, 8))
+    made = build("objective", "diffusion", {"scheduler": noise}, spec=spec)
+    with pytest.raises(ConfigError) as error:
+        made._other_scheduler("unet/ddim[spacing=trailing]")
+    assert "steps_offset=1 does nothing with spacing=trailing" in str(error.value)
+    assert str(error.value).endswith("As in training, for it was not given: steps_offset=1.")
+    with pytest.raises(ConfigError, match=r"spacing='even' is not one of trailing, leading, linspace\.$"):
+        made._other_scheduler("unet/ddim[spacing=even]")
+
+
 def test_sizes_that_a_network_cannot_take():
     unet = {"width": 8, "norm_groups": 4}
     with pytest.raises(
