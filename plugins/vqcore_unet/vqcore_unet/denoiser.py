@@ -104,10 +104,17 @@ class Pixels(nn.Module):
         return (self.channels, *size)
 
     def original(self, extras: Mapping[str, Any] | None, like: Tensor) -> Float[Tensor, "b r"] | None:
-        """The size that the network is told, for each sample; None if nothing is told."""
+        """The size that the network is told, for each sample; None if nothing is told. Raises `ValueError`."""
         if not self.resolution_cond:
             return None
         known = (extras or {}).get("original_size")
         if known is None and self.missing is not None:
             known = torch.tensor([self.missing] * len(like))
-        return None if known is None else known.to(like.device, torch.float32)
+        if known is None:
+            return None
+        told = torch.as_tensor(known, dtype=torch.float32, device=like.device)
+        if told.shape != (len(like), self.rank):
+            raise ValueError(
+                f"original_size is (samples, {self.rank} sides), here {len(like)} by {self.rank}, not {list(told.shape)}"
+            )
+        return told
