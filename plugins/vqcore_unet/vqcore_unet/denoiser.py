@@ -115,6 +115,6 @@ class Pixels(nn.Module):
         told = torch.as_tensor(known, dtype=torch.float32, device=like.device)
         if told.shape != (len(like), self.rank):
             raise ValueError(
-                f"original_size is (samples, {self.rank} sides), here {len(like)} by {self.rank}, not {list(told.shape)}"
+                f"original_size is (samples, {self.rank} sides), here {len(like)} rows, not {list(told.shape)}"
             )
         return told
