@@ -499,7 +499,7 @@ def test_another_scheduler_samples_with_the_noise_levels_of_training():
         ({"scheduler": "toy/ddpm[zero_snr=false]"}, "scheduler=toy/ddpm[zero_snr=false] has other noise levels"),
         ({"scheduler": "toy/ddpm[prediction=x0]"}, "or is for another prediction, than the decoder was trained"),
         ({"scheduler": "toy/flow"}, "scheduler=toy/flow has other noise levels"),
-        ({"scheduler": "toy/ddpm[prediction=x]"}, "As in training, for it was not given: zero_snr=true."),
+        ({"scheduler": "toy/ddpm[prediction=x]"}, "prediction='x' is not one of"),
         ({"scheduler": "toy/ddmp"}, "sampling option scheduler: vqcore-toy 0.0 has no scheduler 'toy/ddmp'. Did"),
         ({"scheduler": "toy/encoder"}, "sampling option scheduler: 'toy/encoder' is "),
         ({"scheduler": "toy/ddpm[snr=1]"}, "sampling option scheduler: snr is not a setting of toy/ddpm"),

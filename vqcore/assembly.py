@@ -18,7 +18,7 @@ from vqcore.errors import ConfigError, DataError, did_you_mean, in_bytes, listed
 from vqcore.evaluate.best import check_best
 from vqcore.evaluate.measure import Metrics, build_metrics
 from vqcore.memory import machine_memory
-from vqcore.protocols import Data, DataSpec, HasValues, Modality, in_units, knows_codes
+from vqcore.protocols import Data, DataSpec, HasValues, Modality, in_units, is_denoiser, knows_codes
 from vqcore.registry import registry
 from vqcore.sampling import resolved
 from vqcore.schema import RunConfig, TokenizerConfig
@@ -64,7 +64,7 @@ def assemble(config: RunConfig, attempt: Attempt = contextlib.nullcontext) -> As
         with attempt("data"):
             wanted_sizes = [*sizes(config.data, tokenizer.spec), *eval_sizes(config, tokenizer)]
         for size in dict.fromkeys(wanted_sizes):
-            with attempt("model.encoder"):
+            with attempt("model"):
                 check_size(tokenizer, size)
         with attempt("eval.best"):
             if config.eval.best is not None and not config.data.evaluates:
@@ -192,8 +192,12 @@ def eval_sizes(config: RunConfig, tokenizer: Tokenizer) -> list[tuple[int, ...]]
 
 
 def check_size(tokenizer: Tokenizer, size: tuple[int, ...]) -> None:
-    """Raise `ConfigError` for a size that the encoder cannot take."""
+    """Raise `ConfigError` for a size that the encoder cannot take, or that a denoiser cannot make."""
+    model, part = tokenizer.cfg.model, "encoder"
     try:
         tokenizer.grid(size)
+        part = "decoder"
+        if is_denoiser(tokenizer.decoder):
+            tokenizer.decoder.target_shape(size)
     except ValueError as error:
-        raise ConfigError(f"model.encoder ({tokenizer.cfg.model.encoder.name}): {error}.") from error
+        raise ConfigError(f"model.{part} ({getattr(model, part).name}): {error}.") from error

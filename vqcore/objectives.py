@@ -637,10 +637,9 @@ class Diffusion(Judged):
         try:
             made = registry().build("scheduler", component("scheduler", {**kept, **node}, file=file), file)
         except VqcoreError as error:
+            component("scheduler", node, file=file)  # wrong by itself?
             set_ = deciding(ours, "scheduler", lambda kind, name: name)
             changed = [f"{key}={inline(kept[key])}" for key in set_ if key in kept and key not in node]
-            if not changed:
-                raise
             raise ConfigError(
                 f"{error} As in training, for it was not given: {', '.join(changed)}."
             ) from error

@@ -19,7 +19,7 @@ from vqcore.compose.describe import annotated, inline
 from vqcore.data.listing import Listing
 from vqcore.data.sizes import sizes
 from vqcore.errors import ConfigError, DataError, VqcoreError, did_you_mean, first_line, listed
-from vqcore.protocols import DataSpec, ForeignConfig, Modality, finishes, is_denoiser, knows_families
+from vqcore.protocols import DataSpec, ForeignConfig, Modality, finishes, knows_families
 from vqcore.registry import registry
 from vqcore.schema import RunConfig, TokenizerConfig
 from vqcore.tokenizer import Tokenizer
@@ -173,8 +173,6 @@ class _Joined:
             tokenizer = _built(tokenizer_config(config, self.modality))
             for each in sizes(config.data, tokenizer.spec):
                 check_size(tokenizer, each)
-                if is_denoiser(tokenizer.decoder):
-                    tokenizer.decoder.target_shape(each)
         except (VqcoreError, ValueError) as error:
             text = f"--like {self.name} does not fit the files in {folder}: {first_line(error)}"
             raise ConfigError(text) from error

@@ -108,6 +108,28 @@ class TestBase:
         )
         assert torch.equal(cond.text, decoder.base.prompts(["", "red"]))
 
+    def test_a_base_in_the_layout_of_2_1(self, tmp_path):
+        """Linear projections, 64 channels a head, and v; here also with zero terminal SNR."""
+        sizes = {"widths": (64, 128), "heads": None, "norm_groups": 32}
+        folder = tiny.save(
+            tmp_path / "sd", block_out_channels=(64, 128), attention_head_dim=(1, 2), use_linear_projection=True,
+            norm_num_groups=32,
+        )  # fmt: skip
+        file = folder / "scheduler/scheduler_config.json"
+        levels = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+        file.write_text(json.dumps({**json.loads(file.read_text()), **levels}))
+        decoder = ready(folder, layout="2.1", **sizes)
+        cond = decoder.condition(noise(2, 4, 4, 8), size=(32, 32))
+        assert decoder(noise(2, 4, 8, 8), torch.tensor([3.0, 700.0]), cond).isfinite().all()
+        right = {**tiny.LEVELS, "prediction": "v", "zero_terminal_snr": True}
+        decoder.check_scheduler(DDPM(DDPM.Config(**right)))
+        with pytest.raises(ValueError, match=r"prediction: v, zero_terminal_snr: true}"):
+            decoder.check_scheduler(DDPM(DDPM.Config(**tiny.LEVELS)))
+        with pytest.raises(
+            CheckpointError, match=r"use_linear_projection=True, and model\.decoder\.layout says 1\.5"
+        ):
+            made(folder, **{**sizes, "heads": (1, 2)}).borrow({})
+
     @pytest.mark.slow
     def test_a_base_of_the_hub(self, base, tmp_path, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))

@@ -245,6 +245,7 @@ class StableDiffusion(nn.Module):
                     None,
                 )
                 hint = f" This looks like version {version}: set model.decoder.layout" if version else ""
+                wanted = self.cfg.layout if SETTINGS[name] == "layout" else wanted
                 shown, ours = (list(one) if isinstance(one, tuple) else one for one in (found, wanted))
                 raise CheckpointError(
                     f"{place}: its U-Net has {name}={shown}, and model.decoder.{SETTINGS[name]} says {ours}.{hint}"
@@ -289,11 +290,13 @@ class StableDiffusion(nn.Module):
                 "schedule": levels.get("beta_schedule"),
                 "beta_start": levels.get("beta_start"),
                 "beta_end": levels.get("beta_end"),
+                "prediction": word,
+                "zero_terminal_snr": str(bool(levels.get("rescale_betas_zero_snr"))).lower(),
             }
             told = ", ".join(f"{key}: {value}" for key, value in keys.items())
             raise ValueError(
                 f"the base was trained with other noise levels or another prediction: take objective.scheduler="
-                f"{{name: unet/ddpm, {told}, prediction: {word}, zero_terminal_snr: false}}"
+                f"{{name: unet/ddpm, {told}}}"
             )
 
     # A denoiser

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from toys import run_config, toy  # noqa: F401
 from vqcore_unet.cnn import CNNEncoder
 from vqcore_unet.unet import UNet
 from vqcore_unet.uvit import UViT
 
+from vqcore.assembly import assemble
 from vqcore.errors import ConfigError
 from vqcore.protocols import DataSpec
 from vqcore.testing.conformance import build, configured
@@ -20,6 +22,12 @@ SETTINGS = [
         "unet/unet",
         {"missing_resolution": 224},
         "missing_resolution=224 does nothing with resolution_cond",
+    ),
+    (
+        "decoder",
+        "unet/uvit",
+        {"resolution_cond": True, "missing_resolution": (64, 0)},
+        "[64, 0] must be at least 1",
     ),
     ("decoder", "unet/uvit", {}, "mid_width, mid_depth, mid_heads missing: give size (b, l or h)"),
     ("decoder", "unet/uvit", {"size": "b", "mid_depth": 4, "long_skips": True}, "mid_depth=4 must be odd"),
@@ -148,6 +156,18 @@ def test_steps(name, settings, steps, message):
         build("scheduler", name, settings).sampler(steps)
 
 
+def test_a_scheduler_for_sampling_says_what_it_has_from_training():
+    noise = {"name": "unet/pndm", "spacing": "leading", "steps_offset": 1}
+    spec = DataSpec(channels=1, size=(8, 8))
+    made = build("objective", "diffusion", {"scheduler": noise}, spec=spec)
+    with pytest.raises(ConfigError) as error:
+        made._other_scheduler("unet/ddim[spacing=trailing]")
+    assert "steps_offset=1 does nothing with spacing=trailing" in str(error.value)
+    assert str(error.value).endswith("As in training, for it was not given: steps_offset=1.")
+    with pytest.raises(ConfigError, match=r"spacing='even' is not one of trailing, leading, linspace\.$"):
+        made._other_scheduler("unet/ddim[spacing=even]")
+
+
 def test_sizes_that_a_network_cannot_take():
     unet = {"width": 8, "norm_groups": 4}
     with pytest.raises(
@@ -166,6 +186,24 @@ def test_sizes_that_a_network_cannot_take():
         uvit.condition(torch.zeros(1, 4, 4, 4), size=(64, 56))
     with pytest.raises(ValueError, match="is not a multiple of 16"):
         CNNEncoder(CNNEncoder.Config(), spec=DataSpec(channels=3, size=(24, 24)))
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    ("sizes", "side"),
+    [
+        ({"eval__sizes": [8, 12]}, 12),
+        ({"data__input_size_min": 8, "data__input_size_max": 16, "data__resolution_step": 4}, 12),
+        ({"data__input_size": 4, "data__modality": {"name": "array", "channels": 2, "range": [-1, 1]}}, 4),
+    ],
+)
+def test_sizes_of_a_run_are_tried_before_the_first_step(tmp_path, sizes, side):
+    decoder = {"name": "unet/unet", "width": 8, "mult": [1, 2], "depth": 0, "attention": [], "norm_groups": 4}
+    objective = {"name": "diffusion", "scheduler": {"name": "unet/ddim"}}
+    config = run_config(tmp_path, **{"model__decoder": decoder, "objective": objective, **sizes})
+    message = rf"model\.decoder \(unet/unet\): size \[{side}, {side}\] is not a multiple of 8"
+    with pytest.raises(ConfigError, match=message):
+        assemble(config)
 
 
 def test_labels_are_refused():

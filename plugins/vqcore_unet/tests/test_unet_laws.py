@@ -197,6 +197,8 @@ def test_the_original_size_is_told_for_each_sample(name):
     torch.testing.assert_close(other[0], one[0])
     assert not torch.allclose(other[1], one[1], atol=1e-4)
     assert not torch.allclose(told((512, 512), (512, 64))[1], other[1], atol=1e-4)
+    with pytest.raises(ValueError, match=r"original_size is \(samples, 2 sides\), here 2 rows, not \[1, 2\]"):
+        told((512, 512))
 
 
 @pytest.mark.parametrize("name", ["unet/unet", "unet/uvit"])

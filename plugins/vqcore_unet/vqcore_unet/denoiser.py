@@ -35,7 +35,7 @@ class DenoiserConfig(Config):
     def __post_init__(self) -> None:
         if not self.resolution_cond:
             refuse_idle(self, "resolution_cond=false", "missing_resolution")
-        at_least(self, patch_size=1, norm_groups=1)
+        at_least(self, missing_resolution=1, patch_size=1, norm_groups=1)
         if not 0 <= self.dropout < 1:
             raise SettingError("dropout", f"{self.dropout} must be in [0, 1)")
 
@@ -90,10 +90,17 @@ class Pixels(nn.Module):
         return (self.channels, *size)
 
     def original(self, extras: Mapping[str, Any] | None, like: Tensor) -> Float[Tensor, "b r"] | None:
-        """The size that the network is told, for each sample; None if nothing is told."""
+        """The size that the network is told, for each sample; None if nothing is told. Raises `ValueError`."""
         if not self.resolution_cond:
             return None
         known = (extras or {}).get("original_size")
         if known is None and self.missing is not None:
             known = torch.tensor([self.missing] * len(like))
-        return None if known is None else known.to(like.device, torch.float32)
+        if known is None:
+            return None
+        told = torch.as_tensor(known, dtype=torch.float32, device=like.device)
+        if told.shape != (len(like), self.rank):
+            raise ValueError(
+                f"original_size is (samples, {self.rank} sides), here {len(like)} rows, not {list(told.shape)}"
+            )
+        return told
