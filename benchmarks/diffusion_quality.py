@@ -54,6 +54,7 @@ DECODER = (
     "run.log_every=50",
     "run.precision=bf16",
 )
+PRECONDITIONED = "{name: unet/flow, prediction: preconditioned}"
 NEW = (*DECODER, "model.full_ckpt=PLAIN")
 RUNS: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -65,7 +66,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "flow": (
         *NEW,
         "run.steps=DIFFUSION",
-        "objective={name: diffusion, scheduler: {name: unet/flow}, times: mixed}",
+        "objective={name: diffusion, scheduler: " + PRECONDITIONED + ", times: mixed}",
     ),
     "distilled": (
         *DECODER,
@@ -73,7 +74,8 @@ RUNS: dict[str, tuple[str, ...]] = {
         "run.steps=DISTILLED",
         "optim.lr=1.0e-3",
         "optim.warmup=20",
-        "objective={name: unet/distill, of: FLOW, adversary: {name: percept/gan, lecam: 0.01, "
+        "objective={name: unet/distill, of: FLOW, scheduler: " + PRECONDITIONED + ", "
+        "adversary: {name: percept/gan, lecam: 0.01, "
         "discriminator: {name: percept/patchgan, width: 32, depth: 2}}, "
         "weights: {gan/generator: {40: 0, 120: 0.003}}}",
         "optim.players.adversary={name: adamw, args: {fused: true}, lr: 1.0e-3, betas: [0.5, 0.9], warmup: 10}",

@@ -191,8 +191,8 @@ SCHEDULES = {
     "clip": 1.0,
     "threshold": {"threshold": 0.995, "threshold_max": 1.0},
     "threshold_max": {"threshold": 0.995, "threshold_max": 2.0},
-    "beta_start": 2e-4,
-    "beta_end": 0.03,
+    "beta_start": {"beta_start": 2e-4, "schedule": "linear"},
+    "beta_end": {"beta_end": 0.03, "schedule": "linear"},
 }
 CHANGES = {
     "vit/encoder": {**TRUNK, "input_size_enc": 32},

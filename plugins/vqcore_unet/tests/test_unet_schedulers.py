@@ -240,7 +240,12 @@ def test_times_of_flow():
     )
 
 
-PREDICTIONS = ({"prediction": "velocity"}, {"prediction": "sample"}, {}, {"data_std": 2.0})
+PREDICTIONS = (
+    {},
+    {"prediction": "sample"},
+    {"prediction": "preconditioned"},
+    {"prediction": "preconditioned", "data_std": 2.0},
+)
 
 
 @pytest.mark.parametrize("settings", PREDICTIONS)
@@ -259,7 +264,7 @@ def test_flow_is_a_straight_line_whatever_is_predicted(settings):
 @pytest.mark.parametrize("std", [0.5, 2.0])
 def test_a_preconditioned_target_is_the_error_of_the_best_linear_guess(std):
     """EDM, arXiv 2206.00364, appendix B.6: unit variance at all noise levels, and no part that x_t foretells."""
-    flow, s = made(Flow, data_std=std), np.array([0.0, 0.1, 0.5, 0.9, 1.0])
+    flow, s = made(Flow, prediction="preconditioned", data_std=std), np.array([0.0, 0.1, 0.5, 0.9, 1.0])
     _, _, c, d = (one.numpy() for one in coefficients(flow, torch.from_numpy(1000 * s), 1))
     total = (1 - s) ** 2 * std**2 + s**2
     assert (c * std) ** 2 + d**2 == pytest.approx(1)

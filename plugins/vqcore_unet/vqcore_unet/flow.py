@@ -37,9 +37,9 @@ class Flow:
 
         num_steps: int = 1000
         """The time of nothing but noise. Time is continuous: this is only the unit in which the network sees it."""
-        prediction: Literal["preconditioned", "velocity", "sample"] = "preconditioned"
+        prediction: Literal["velocity", "preconditioned", "sample"] = "velocity"
         """What the network predicts. A velocity holds the noise of every patch at every noise level, so it takes a wide
-        network. `sample`: train it with the objective's `loss_on: velocity`."""
+        network; `preconditioned` takes less. `sample`: train it with the objective's `loss_on: velocity`."""
         data_std: float = 0.5
         """preconditioned only: standard deviation of the data that are noised."""
         solver: Literal["euler", "heun"] = "euler"
