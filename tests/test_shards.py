@@ -255,6 +255,23 @@ def test_an_address_that_shows_no_change_is_not_remembered(tmp_path, monkeypatch
         assert keys(Shards("memory://silent/s.tar", SUFFIXES, "data.path")) == [f"s/{name}"]
 
 
+def test_members_of_a_size_of_their_own_are_not_fetched_to_find_copies(tmp_path, monkeypatch):
+    packed(tmp_path / "train.tar", **{f"x{n}_png": b"x" * (100 + n) for n in range(9)}, y_png=b"y" * 104)
+    packed(tmp_path / "held.tar", **{f"z{n}_png": b"z" * (50 + n) for n in range(9)}, x_png=b"x" * 108)
+    train, *_ = source("tar", path=str(tmp_path / "train.tar"), suffix="png", extra={})
+    held, *_ = source("tar", path=str(tmp_path / "held.tar"), suffix="png", extra={})
+    fetched, get = [], type(train).get
+    monkeypatch.setattr(
+        type(train), "get", lambda self, n, *more: fetched.append(self.key(n)) or get(self, n, *more)
+    )
+    assert not list(copies(train, "data.path"))
+    assert set(fetched) == {"train/x4", "train/y"}
+    fetched.clear()
+    (both,) = overlap(train, held, "data.eval_path")
+    assert "1 of 10 held-out samples that were compared with 10 training samples" in both.what
+    assert "held/x has the content of train/x8" in both.what and set(fetched) == {"held/x", "train/x8"}
+
+
 def test_check_finds_copies_among_more_members_than_lie_about(tmp_path):
     held = {f"x{number}_png": png(number) for number in range(3 * KEPT)}
     packed(tmp_path / "s.tar", **held, y_png=held["x1_png"])

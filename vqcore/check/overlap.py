@@ -24,6 +24,10 @@ _PIECE = 1 << 14
 """Bytes of the beginning, of the middle and of the end of a file that are compared first."""
 
 
+_Place = tuple[int, str, int | None]
+"""The number of a sample, its key, and its bytes as far as they are known before it is fetched."""
+
+
 @dataclass(frozen=True)
 class _Sample:
     """A sample: its key, how to get its file or array, and the part of it that the sample is; None for all of it.
@@ -55,16 +59,14 @@ def overlap(trained: Data, held: Data, setting: str) -> Iterator[Finding]:
     samples if they have no position in common. Other sources are not compared. `setting` is the setting of the held-out
     samples.
     """
+    ours, theirs = _chosen(held, HELD), _chosen(trained, TRAINED)
     found, sizes = [], set()
-    for one, source in _samples(held, HELD):
+    for one, source in _samples(held, _of_sizes(ours, Counter(size for *_, size in theirs))):
         found.append(one)
         sizes.add(_size(source))
-    if not found:
-        return
     kept: dict[Any, list[_Sample]] = {}
-    compared = 0
-    for one, source in _samples(trained, TRAINED):
-        compared += 1
+    candidates = _of_sizes(theirs, Counter(size for *_, size in ours)) if found else []
+    for one, source in _samples(trained, candidates):
         for mark in _marks(source, sizes):
             kept.setdefault(mark, []).append(one)
     twice = []
@@ -76,7 +78,7 @@ def overlap(trained: Data, held: Data, setting: str) -> Iterator[Finding]:
     if not twice:
         return
     counts = (
-        f"{len(twice)} of {len(found)} held-out samples that were compared with {compared} training samples"
+        f"{len(twice)} of {len(ours)} held-out samples that were compared with {len(theirs)} training samples"
     )
     key, other_key = twice[0]
     example = f"{key} is one of both" if key == other_key else f"{key} has the content of {other_key}"
@@ -91,9 +93,12 @@ def overlap(trained: Data, held: Data, setting: str) -> Iterator[Finding]:
 
 def copies(data: Data, setting: str) -> Iterator[Finding]:
     """A warning if some training samples have the content of others; a note if they are few. Windows do not count."""
-    compared = 0
+    chosen = _chosen(data, TRAINED)
+    counts = Counter(size for *_, size in chosen)
+    candidates = _of_sizes(chosen, Counter({size: count - 1 for size, count in counts.items()}))
+    compared = len(chosen) - len(candidates)
     files, marked = list[tuple[_Sample, Any]](), dict[Any, list[_Sample]]()
-    for one, source in _samples(data, TRAINED):
+    for one, source in _samples(data, candidates):
         if isinstance(source, np.ndarray) and compared == HELD:
             break  # a source may have to make them
         compared += 1
@@ -127,15 +132,34 @@ def copies(data: Data, setting: str) -> Iterator[Finding]:
     yield Finding("warning", setting, what, remedy)
 
 
-def _samples(data: Data, most: int) -> Iterator[tuple[_Sample, Path | np.ndarray]]:
-    """The samples with the lowest hashes, if they are files or arrays, in the order of the source."""
+def _chosen(data: Data, most: int) -> list[_Place]:
+    """The samples whose keys have the lowest hashes, in the order of the source."""
     keys = ((data.key(index), index) for index in range(len(data)))
-    chosen = heapq.nsmallest(
+    lowest = heapq.nsmallest(
         most, ((_digest(key.encode(errors="surrogateescape")), index, key) for key, index in keys)
     )
-    chosen.sort(key=lambda each: each[1])
-    expect(data, [index for _, index, _ in chosen], alone=True)
-    for _, index, key in chosen:
+    known = getattr(data, "bytes_of", lambda index: None)
+
+    def size(index: int) -> int | None:
+        try:
+            return known(index)
+        except (DataError, OSError):
+            return None
+
+    return [(index, key, size(index)) for _, index, key in sorted(lowest, key=lambda each: each[1])]
+
+
+def _of_sizes(chosen: list[_Place], sizes: Counter[int | None]) -> list[_Place]:
+    """The samples that may equal some of these sizes: the others need not be fetched."""
+    if sizes[None] > 0:
+        return chosen
+    return [one for one in chosen if one[2] is None or sizes[one[2]] > 0]
+
+
+def _samples(data: Data, chosen: list[_Place]) -> Iterator[tuple[_Sample, Path | np.ndarray]]:
+    """These samples, if they are files or arrays."""
+    expect(data, [index for index, *_ in chosen], alone=True)
+    for index, key, _ in chosen:
         try:
             given = data.get(index)
         except (DataError, OSError):

@@ -117,6 +117,9 @@ class Scenes:
         """The number of the sample, padded with zeros."""
         return f"{index:0{len(str(self._length - 1))}d}"
 
+    def bytes_of(self, index: int, label: str = "") -> None:
+        """Not known before a scene is made."""
+
     def get(self, index: int, label: str = "") -> np.ndarray:
         """A new array, which the modality of this label reads."""
         what = self._what[label]
