@@ -97,6 +97,22 @@ class TestManifests:
             tokenize_folder(made, tmp_path / "in", tmp_path / "tok", size=(8, 8))
         assert below(tmp_path / "tok") == ["a.npy"]
 
+    def test_who_comes_second_leaves_what_the_first_has_written(self, tmp_path, monkeypatch):
+        real, mine = store.write_text, {"grid": [2], "size": [8]}
+
+        def late(path, text, **how):
+            if not path.exists():
+                real(path, json.dumps({"fingerprint": "of the first", **mine}))
+            real(path, text, **how)
+
+        monkeypatch.setattr(store, "write_text", late)
+        with (
+            pytest.raises(RunError, match="holds other codes"),
+            store.Claims({"fingerprint": "", **mine}) as claims,
+        ):
+            claims.write(tmp_path / "out")
+        assert below(tmp_path) == ["out/tokens.json"]
+
     def test_the_output_is_a_folder(self, made, tmp_path):
         pics = samples(tmp_path / "in", "a")
         (tmp_path / "file").touch()

@@ -68,17 +68,19 @@ class Claims:
         self.manifest, self.suffixes = dict(manifest), suffixes
         self.known: set[Path] = set()
         self._made: list[Path] = []
+        self._written: list[Path] = []
 
     def __enter__(self) -> "Claims":
         return self
 
     def __exit__(self, *error: object) -> None:
-        for folder in reversed(self._made):
+        for folder in reversed(self._written):
             with contextlib.suppress(OSError):
                 if not any(self._is_codes(path) for path in folder.rglob("*")):
                     (folder / MANIFEST).unlink(missing_ok=True)
-                if not any(folder.iterdir()):
-                    folder.rmdir()
+        for folder in reversed(self._made):
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
 
     def _is_codes(self, path: Path) -> bool:
         known = path.name != MANIFEST if self.suffixes is None else path.suffix in self.suffixes
@@ -111,7 +113,7 @@ class Claims:
         # Folders that are new; they go again, the deepest first, if nothing comes of them.
         self._made += reversed([each for each in (folder, *folder.parents) if not each.exists()])
         if not (folder / MANIFEST).exists():
-            self._made += [folder] if folder not in self._made else []
             with contextlib.suppress(FileExistsError):
                 write_text(folder / MANIFEST, json.dumps(self.manifest, indent=2) + "\n", new=True)
+                self._written.append(folder)
         self.check(folder)

@@ -422,7 +422,7 @@ def test_the_command_line(split, tmp_path, capsys, monkeypatch):
             ["tokens", "convert", "arrow", "y", "--size", "8"],
             "--size is for codes of another system, LAYOUT:FOLDER",
         ),
-        (["decode", run, "arrow", "z", "--size", "8"], "--size is for codes of another system"),
+        (["decode", run, "arrow", "z", "--size", "8"], "for codes of another system"),
         (["decode", run, f"{LAYOUT}:{tokens}", "z", "--size", "16"], "Pictures of another size: --size"),
     ):
         assert main(words) == 2, words
