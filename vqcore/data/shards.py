@@ -219,9 +219,22 @@ def _scan(place: OnDisk | Remote) -> Index:
                         names.append(member.name)
                         offsets.append(member.offset_data)
                         sizes.append(member.size)
+                else:
+                    damage = _unended(file, shard.offset)
     except _DAMAGE as error:
         damage = _reason(place, error)
     return Index(tuple(names), np.array(offsets, np.int64), np.array(sizes, np.int64), dict(left), damage)
+
+
+def _unended(file: Any, offset: int) -> str:
+    """What is wrong where `tarfile` found no further header; empty at a block of zeros, the end of a shard."""
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if not any(block) and len(block) == tarfile.BLOCKSIZE:
+        return ""
+    if len(block) < tarfile.BLOCKSIZE:
+        return "has no end: it was cut off, or is still being written"
+    return f"is damaged: there is no header of a member at byte {offset:,}"
 
 
 def _is_plain(name: str) -> bool:
