@@ -136,7 +136,7 @@ class TestDamage:
         ("damage", "reason"),
         [
             (lambda whole: whole[:2048], "has no end"),
-            (lambda whole: whole[:2048] + b"?" * 512 + whole[2560:], "no header of a member at byte 2,048"),
+            (lambda whole: whole[:2048] + b"?" * 512 + whole[2560:], "what follows is no member"),
         ],
     )
     def test_a_shard_that_goes_on_with_no_header_does_not_end_there(self, tmp_path, caplog, damage, reason):

@@ -26,6 +26,7 @@ from vqcore.data.held import Held
 from vqcore.data.lent import Content
 from vqcore.data.listing import Names, counted, nearest_sibling
 from vqcore.data.remote import REQUESTS, Remote
+from vqcore.data.tars import Member
 from vqcore.errors import DataError, cause
 from vqcore.files import local
 from vqcore.protocols import Blocks
@@ -205,7 +206,7 @@ def _scan(place: OnDisk | Remote) -> Index:
         with place.file() as file:
             end = file.seek(0, io.SEEK_END)
             file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as shard:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=Member) as shard:
                 for member in shard:
                     shard.members = []  # type: ignore[attr-defined]  # else they all stay in memory
                     if member.isdir():
@@ -219,22 +220,9 @@ def _scan(place: OnDisk | Remote) -> Index:
                         names.append(member.name)
                         offsets.append(member.offset_data)
                         sizes.append(member.size)
-                else:
-                    damage = _unended(file, shard.offset)
     except _DAMAGE as error:
         damage = _reason(place, error)
     return Index(tuple(names), np.array(offsets, np.int64), np.array(sizes, np.int64), dict(left), damage)
-
-
-def _unended(file: Any, offset: int) -> str:
-    """What is wrong where `tarfile` found no further header; empty at a block of zeros, the end of a shard."""
-    file.seek(offset)
-    block = file.read(tarfile.BLOCKSIZE)
-    if not any(block) and len(block) == tarfile.BLOCKSIZE:
-        return ""
-    if len(block) < tarfile.BLOCKSIZE:
-        return "has no end: it was cut off, or is still being written"
-    return f"is damaged: there is no header of a member at byte {offset:,}"
 
 
 def _is_plain(name: str) -> bool:
