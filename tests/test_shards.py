@@ -133,6 +133,20 @@ class TestDamage:
         assert found.left_out["damaged shard"] == 1
 
     @pytest.mark.parametrize(
+        ("damage", "reason"),
+        [
+            (lambda whole: whole[:2048], "has no end"),
+            (lambda whole: whole[:2048] + b"?" * 512 + whole[2560:], "what follows is no member"),
+        ],
+    )
+    def test_a_shard_that_goes_on_with_no_header_does_not_end_there(self, tmp_path, caplog, damage, reason):
+        whole = packed(tmp_path / "s.tar", a_png=b"1", b_png=b"2", c_png=b"3").read_bytes()
+        (tmp_path / "s.tar").write_bytes(damage(whole))
+        found = Shards(str(tmp_path / "s.tar"), SUFFIXES, "data.path")
+        assert keys(found) == ["s/a", "s/b"] and found.left_out["damaged shard"] == 1
+        assert reason in caplog.text
+
+    @pytest.mark.parametrize(
         ("content", "reason"),
         [
             (b"\x1f\x8b" + b"x" * 600, "packed with gzip"),

@@ -99,6 +99,7 @@ REFUSED = [
     ("a.parquet", as_parquet(n=[1]), {"field": "n"}, "row 1: 1 is no text"),
     ("a.parquet", b"PAR1", {}, r"a\.parquet: cannot be read"),
     ("a.tar", packed({"1.txt": b"x" * 2000})[:1000], {}, r"a\.tar"),
+    ("a.tar", packed({"1.txt": b"x", "2.txt": b"y"})[:1024], {}, r"a\.tar: cannot be read: it has no end"),
     ("a.tar", packed({"1.txt": b"\xff"}), {}, r"a\.tar: 1\.txt: line 1: is not UTF-8"),
     ("a.jpg", b"", {}, "texts are read from .txt, .jsonl"),
 ]  # fmt: skip

@@ -26,6 +26,7 @@ from vqcore.data.held import Held
 from vqcore.data.lent import Content
 from vqcore.data.listing import Names, counted, nearest_sibling
 from vqcore.data.remote import REQUESTS, Remote
+from vqcore.data.tars import Member
 from vqcore.errors import DataError, cause
 from vqcore.files import local
 from vqcore.protocols import Blocks
@@ -205,7 +206,7 @@ def _scan(place: OnDisk | Remote) -> Index:
         with place.file() as file:
             end = file.seek(0, io.SEEK_END)
             file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as shard:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=Member) as shard:
                 for member in shard:
                     shard.members = []  # type: ignore[attr-defined]  # else they all stay in memory
                     if member.isdir():

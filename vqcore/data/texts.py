@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from vqcore.data.tars import Member
 from vqcore.errors import DataError, cannot_import, cause, did_you_mean, first_line, in_bytes, listed
 from vqcore.files import local
 from vqcore.schema import TextsConfig
@@ -94,7 +95,7 @@ class Texts:
 
     def _tar(self, stream: BinaryIO, where: str, key: str) -> Iterator[tuple[str, str]]:
         # As a stream: no list of members is kept, and only what is asked for is read.
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=Member) as archive:
             for member in archive:
                 if member.isfile() and _kind(member.name) in _IN_TAR:
                     content = archive.extractfile(member)
