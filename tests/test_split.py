@@ -12,7 +12,7 @@ from vqcore.check.overlap import copies, overlap
 from vqcore.cli import main
 from vqcore.compose.build import from_tree
 from vqcore.data.sources import Folder
-from vqcore.data.split import side
+from vqcore.data.split import Side, side
 from vqcore.data.windows import Cover, Windowed
 from vqcore.errors import ConfigError, DataError
 from vqcore.protocols import Window
@@ -246,6 +246,28 @@ def test_files_that_differ_in_few_bytes_are_told_apart(tmp_path):
     assert not [*copies(Files(a, b, c), "data.path")]
     (found,) = copies(Files(a, b, c, d), "data.path")
     assert found.what.startswith("1 of 4 samples that were compared are copies of others: ")
+
+
+class Costly:
+    """Arrays that are made when they are asked for."""
+
+    made = 0
+
+    def __len__(self):
+        return 1000
+
+    def key(self, index):
+        return str(index)
+
+    def get(self, index, label=""):
+        self.made += 1
+        return np.full((4, 2), index)
+
+
+def test_a_part_of_a_source_makes_no_samples_to_know_their_sizes():
+    whole, part = Costly(), Costly()
+    assert not [*copies(whole, "data.path"), *copies(Side(part, np.arange(1000)), "data.path")]
+    assert part.made == whole.made < 300
 
 
 def test_copies_within_a_divided_set_are_found(toy, many, capsys):
