@@ -18,6 +18,8 @@ from vqcore.errors import ConfigError, DataError
 from vqcore.protocols import Window
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
+from vqcore.tokens.inputs import Source
+from vqcore.tokens.parts import _ahead
 
 SIZE = (2, 8, 8)
 
@@ -268,6 +270,12 @@ def test_a_part_of_a_source_makes_no_samples_to_know_their_sizes():
     whole, part = Costly(), Costly()
     assert not [*copies(whole, "data.path"), *copies(Side(part, np.arange(1000)), "data.path")]
     assert part.made == whole.made < 300
+
+
+def test_files_are_read_ahead_without_making_samples_to_know_their_sizes():
+    data = Costly()
+    assert len([opening() for opening in _ahead(Source("costly", data), range(9), data.get, 1, 4)]) == 9
+    assert data.made == 9
 
 
 def test_copies_within_a_divided_set_are_found(toy, many, capsys):
