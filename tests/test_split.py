@@ -12,12 +12,14 @@ from vqcore.check.overlap import copies, overlap
 from vqcore.cli import main
 from vqcore.compose.build import from_tree
 from vqcore.data.sources import Folder
-from vqcore.data.split import side
+from vqcore.data.split import Side, side
 from vqcore.data.windows import Cover, Windowed
 from vqcore.errors import ConfigError, DataError
 from vqcore.protocols import Window
 from vqcore.registry import registry
 from vqcore.schema import RunConfig
+from vqcore.tokens.inputs import Source
+from vqcore.tokens.parts import _ahead
 
 SIZE = (2, 8, 8)
 
@@ -246,6 +248,34 @@ def test_files_that_differ_in_few_bytes_are_told_apart(tmp_path):
     assert not [*copies(Files(a, b, c), "data.path")]
     (found,) = copies(Files(a, b, c, d), "data.path")
     assert found.what.startswith("1 of 4 samples that were compared are copies of others: ")
+
+
+class Costly:
+    """Arrays that are made when they are asked for."""
+
+    made = 0
+
+    def __len__(self):
+        return 1000
+
+    def key(self, index):
+        return str(index)
+
+    def get(self, index, label=""):
+        self.made += 1
+        return np.full((4, 2), index)
+
+
+def test_a_part_of_a_source_makes_no_samples_to_know_their_sizes():
+    whole, part = Costly(), Costly()
+    assert not [*copies(whole, "data.path"), *copies(Side(part, np.arange(1000)), "data.path")]
+    assert part.made == whole.made < 300
+
+
+def test_files_are_read_ahead_without_making_samples_to_know_their_sizes():
+    data = Costly()
+    assert len([opening() for opening in _ahead(Source("costly", data), range(9), data.get, 1, 4)]) == 9
+    assert data.made == 9
 
 
 def test_copies_within_a_divided_set_are_found(toy, many, capsys):

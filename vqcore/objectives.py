@@ -24,7 +24,7 @@ from vqcore.compose.build import component
 from vqcore.compose.describe import inline
 from vqcore.compose.text import bracketed
 from vqcore.config import Config as BaseConfig
-from vqcore.config import above_zero, at_least, deciding, refuse_idle, slot, slots, to_tree
+from vqcore.config import above_zero, at_least, refuse_idle, slot, slots, to_tree
 from vqcore.diffusion import (
     SCHEDULES,
     Target,
@@ -637,9 +637,14 @@ class Diffusion(Judged):
         try:
             made = registry().build("scheduler", component("scheduler", {**kept, **node}, file=file), file)
         except VqcoreError as error:
-            component("scheduler", node, file=file)  # wrong by itself?
-            set_ = deciding(ours, "scheduler", lambda kind, name: name)
-            changed = [f"{key}={inline(kept[key])}" for key in set_ if key in kept and key not in node]
+            alone = component("scheduler", node, file=file)
+            registry().build("scheduler", alone, file)  # wrong by itself?
+            default = to_tree(alone)
+            changed = [
+                f"{key}={inline(value)}"
+                for key, value in kept.items()
+                if key not in node and value != default[key]
+            ]
             raise ConfigError(
                 f"{error} As in training, for it was not given: {', '.join(changed)}."
             ) from error

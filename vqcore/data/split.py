@@ -2,14 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from vqcore.data.windows import files_of
 from vqcore.errors import DataError, listed
-from vqcore.protocols import Blocks, Coded, Data, blocks, bytes_of, expect, knows_codes, left_out
+from vqcore.protocols import Blocks, Coded, Data, blocks, expect, knows_codes, left_out
 from vqcore.schema import DataConfig
 
 Split = Literal["train", "eval"]
@@ -30,9 +30,11 @@ class Side:
         """What the whole source leaves out."""
         return left_out(self.data)
 
-    def bytes_of(self, index: int, label: str = "") -> int | None:
-        """What the whole source says."""
-        return bytes_of(self.data, int(self.places[index]), label)
+    @property
+    def bytes_of(self) -> Callable[..., int | None]:
+        """What the whole source says; not there if it would have to fetch a sample."""
+        knows = self.data.bytes_of  # type: ignore[attr-defined]
+        return lambda index, label="": knows(int(self.places[index]), label)
 
     def key(self, index: int) -> str:
         """The key of a sample in the whole source."""

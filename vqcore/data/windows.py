@@ -4,7 +4,7 @@ A part that is shorter than the wanted size is filled up at its end, and the fil
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from vqcore.protocols import (
     Modality,
     Sizing,
     Window,
-    bytes_of,
     expect,
     extent_of,
     fill,
@@ -199,9 +198,11 @@ class Windowed:
         """What the source leaves out."""
         return left_out(self.records)
 
-    def bytes_of(self, index: int, label: str = "") -> int | None:
-        """The bytes of the record."""
-        return bytes_of(self.records, self._place(index)[0], label)
+    @property
+    def bytes_of(self) -> Callable[..., int | None]:
+        """The bytes of the record; not there if the source would have to fetch it."""
+        knows = self.records.bytes_of  # type: ignore[attr-defined]
+        return lambda index, label="": knows(self._place(index)[0], label)
 
     def key(self, index: int) -> str:
         """The key of the record, and where the window begins."""

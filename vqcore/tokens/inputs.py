@@ -131,14 +131,19 @@ class Source:
         """A hash of the numbers of bytes of some samples."""
         digest = hashlib.sha256()
         for index in places:
-            count = self.bytes_of(index)
+            try:
+                with self._lock:  # a source that does not know fetches the sample
+                    count = bytes_of(self.data, index)
+            except (OSError, DataError):
+                count = None
             digest.update(b"-\0" if count is None else b"%d\0" % count)
         return digest.hexdigest()
 
     def bytes_of(self, index: int) -> int | None:
-        """The bytes of a sample; None if they are not known, or the sample is not there."""
+        """The bytes of a sample; None if they are not known without fetching it, or the sample is not there."""
+        knows = getattr(self.data, "bytes_of", None)
         try:
-            return bytes_of(self.data, index)
+            return knows(index) if knows else None
         except (OSError, DataError):
             return None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import yaml
 from hubserver import serving
 from safetensors.torch import load_file
 from toys import forget_attention
@@ -322,6 +323,20 @@ class TestRefused:
                 ValueError, match=r"take objective.scheduler={name: unet/ddpm, schedule: scaled_linear"
             ):
                 decoder.check_scheduler(DDPM(DDPM.Config(**{**tiny.LEVELS, **wrong})))
+
+    @pytest.mark.parametrize(
+        "levels",
+        [{"beta_schedule": "squaredcos_cap_v2"}, {"num_train_timesteps": 500}, {"beta_schedule": None}],
+    )
+    def test_the_scheduler_that_it_asks_for_is_the_right_one(self, base, levels):
+        decoder = ready(base)
+        given = {**decoder.base.levels, **levels}
+        decoder.base.levels = {key: value for key, value in given.items() if value is not None}
+        with pytest.raises(ValueError, match=r"take objective\.scheduler={") as error:
+            decoder.check_scheduler(DDPM(DDPM.Config(**tiny.LEVELS)))
+        told = yaml.safe_load(str(error.value).partition("objective.scheduler=")[2])
+        assert told.pop("name") == "unet/ddpm"
+        decoder.check_scheduler(DDPM(DDPM.Config(**told)))
 
 
 def test_an_adapter_is_taken_from_a_tokenizer(base, tmp_path, monkeypatch):

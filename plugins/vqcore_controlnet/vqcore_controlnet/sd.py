@@ -269,13 +269,11 @@ class StableDiffusion(nn.Module):
         """Raise `ValueError` for a scheduler with other noise levels or another prediction than the base."""
         from diffusers import DDPMScheduler
 
-        levels = self.base.levels
-        table = DDPMScheduler.from_config(
-            {k: v for k, v in levels.items() if k != "_class_name"}
-        ).alphas_cumprod.double()
+        made = DDPMScheduler.from_config({k: v for k, v in self.base.levels.items() if k != "_class_name"})
+        levels, table = made.config, made.alphas_cumprod.double()
         times = torch.linspace(0, min(len(table), scheduler.num_steps) - 1, TABLE).long()
         a, _, c, d = coefficients(scheduler, times, 1)
-        predicts = levels.get("prediction_type", "epsilon")
+        predicts = levels["prediction_type"]
         wanted = {"epsilon": (0.0, 1.0), "v_prediction": (-(1 - table[times]).sqrt(), table[times].sqrt())}
         if predicts not in wanted:
             raise ValueError(f"the base predicts {predicts}, which is not known here")
@@ -286,12 +284,13 @@ class StableDiffusion(nn.Module):
             )
         if not same:
             word = "v" if predicts == "v_prediction" else predicts
+            betas = () if levels["beta_schedule"] == "squaredcos_cap_v2" else ("beta_start", "beta_end")
             keys = {
-                "schedule": levels.get("beta_schedule"),
-                "beta_start": levels.get("beta_start"),
-                "beta_end": levels.get("beta_end"),
+                "schedule": levels["beta_schedule"],
+                **{name: levels[name] for name in betas},
+                "num_steps": len(table),
                 "prediction": word,
-                "zero_terminal_snr": str(bool(levels.get("rescale_betas_zero_snr"))).lower(),
+                "zero_terminal_snr": str(levels["rescale_betas_zero_snr"]).lower(),
             }
             told = ", ".join(f"{key}: {value}" for key, value in keys.items())
             raise ValueError(

@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from vqcore_fourm import arguments, get_image_tokenizer, tables
+from vqcore_fourm.base import LEVELS, _scheduler
 from vqcore_fourm.checkpoint import Checkpoint
 from vqcore_fourm.names import wanted
 
 from vqcore.cli import main
+from vqcore.compose.build import component
 from vqcore.errors import CheckpointError, VqcoreError
 from vqcore.registry import Registry
 from vqcore.tokenizer import Tokenizer
@@ -247,6 +249,15 @@ def test_drop_in_of_a_controlnet(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_base_whose_schedule_has_no_betas(tmp_path):
+    """diffusers writes them for every schedule."""
+    levels = {"beta_schedule": "squaredcos_cap_v2", "beta_start": 0.00085, "beta_end": 0.012}
+    (tmp_path / LEVELS).parent.mkdir()
+    (tmp_path / LEVELS).write_text(json.dumps(levels))
+    made = component("scheduler", _scheduler(tmp_path), file="base")
+    assert made.schedule == "squaredcos_cap_v2"
+
+
 def test_drop_in_of_a_controlnet_whose_base_is_elsewhere(tmp_path):
     controlnet_checkpoint(tmp_path / "cn.pth", sd_path="/nowhere/stable-diffusion")
     with pytest.raises(CheckpointError, match=r"sd_path=FOLDER"):

@@ -116,13 +116,14 @@ def _scheduler(folder: Path | None) -> dict[str, Any]:
     given: dict[str, Any] = dict(SD_LEVELS)
     if folder is not None and (folder / LEVELS).is_file():
         given = read_json(folder / LEVELS, CheckpointError, {})
+    schedule = given.get("beta_schedule", "linear")
+    betas = {"beta_start": given.get("beta_start", 1e-4), "beta_end": given.get("beta_end", 0.02)}
     return {
         "name": "unet/pndm",
         "as_4m": True,
         "num_steps": given.get("num_train_timesteps", 1000),
-        "schedule": given.get("beta_schedule", "linear"),
-        "beta_start": given.get("beta_start", 1e-4),
-        "beta_end": given.get("beta_end", 0.02),
+        "schedule": schedule,
+        **(betas if schedule != "squaredcos_cap_v2" else {}),  # it has none, though diffusers writes them
         "prediction": PREDICTIONS.get(given.get("prediction_type", "epsilon"), "epsilon"),
         "zero_terminal_snr": False,
         "spacing": given.get("timestep_spacing", "leading"),

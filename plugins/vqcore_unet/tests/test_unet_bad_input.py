@@ -163,9 +163,17 @@ def test_a_scheduler_for_sampling_says_what_it_has_from_training():
     with pytest.raises(ConfigError) as error:
         made._other_scheduler("unet/ddim[spacing=trailing]")
     assert "steps_offset=1 does nothing with spacing=trailing" in str(error.value)
-    assert str(error.value).endswith("As in training, for it was not given: steps_offset=1.")
+    assert str(error.value).endswith(
+        "As in training, for it was not given: schedule=scaled_linear, zero_terminal_snr=false, steps_offset=1."
+    )
     with pytest.raises(ConfigError, match=r"spacing='even' is not one of trailing, leading, linspace\.$"):
         made._other_scheduler("unet/ddim[spacing=even]")
+    # What training has by default counts where the other scheduler has another default.
+    made = build("objective", "diffusion", {"scheduler": {"name": "unet/ddpm"}}, spec=spec)
+    with pytest.raises(
+        ConfigError, match=r"not given: schedule=squaredcos_cap_v2, zero_terminal_snr=true\.$"
+    ):
+        made._other_scheduler("unet/pndm")
 
 
 def test_sizes_that_a_network_cannot_take():
