@@ -147,7 +147,7 @@ UNET = {
     "attention": [],
     "norm_groups": 4,
 }
-FLOW = {"name": "unet/flow"}
+FLOW = {"name": "unet/flow", "prediction": "preconditioned"}
 slow = lambda changes: pytest.param(changes, marks=pytest.mark.slow)  # noqa: E731
 DENOISER = {"model__decoder": UNET, "objective": {"name": "diffusion", "scheduler": FLOW}}
 
@@ -158,7 +158,7 @@ DENOISER = {"model__decoder": UNET, "objective": {"name": "diffusion", "schedule
         {"objective": {"name": "reconstruction"}},
         slow({"objective": {"name": "reconstruction", "adversary": {"name": "toy/gan"}}}),
         slow({**DENOISER, "objective": {**DENOISER["objective"], "cls_free_guidance_dropout": 0.5}}),
-        slow({**DENOISER, "objective": {"name": "unet/distill", "teacher_steps": 2}}),
+        slow({**DENOISER, "objective": {"name": "unet/distill", "teacher_steps": 2, "scheduler": FLOW}}),
     ],
     ids=["reconstruction", "adversary", "diffusion", "distill"],
 )

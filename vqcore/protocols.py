@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from PIL import Image
 from torch import Tensor, nn
 
-from vqcore.errors import ConfigError
+from vqcore.errors import ConfigError, DataError
 from vqcore.schema import RunConfig, TokenizerConfig
 
 Kind = Literal["continuous", "categorical", "angle", "unit-vector", "binary"]
@@ -1140,6 +1140,15 @@ class KnowsBytes(Protocol):
     """
 
     def bytes_of(self, index: int, label: str = "") -> int | None: ...
+
+
+def known_bytes(data: Any, index: int) -> int | None:
+    """How many bytes a sample has, if it is there and its source knows without fetching it."""
+    knows = getattr(data, "bytes_of", None)
+    try:
+        return knows(index) if knows else None
+    except (OSError, DataError):
+        return None
 
 
 def bytes_of(data: Any, index: int, label: str = "") -> int | None:

@@ -16,7 +16,7 @@ from vqcore.check.findings import Finding
 from vqcore.data.identity import content_of
 from vqcore.data.lent import Content
 from vqcore.errors import DataError
-from vqcore.protocols import Data, Window, expect
+from vqcore.protocols import Data, Window, expect, known_bytes
 
 HELD, TRAINED = 256, 4096
 """So many held-out samples are compared with so many training samples: those whose keys have the lowest hashes."""
@@ -138,15 +138,9 @@ def _chosen(data: Data, most: int) -> list[_Place]:
     lowest = heapq.nsmallest(
         most, ((_digest(key.encode(errors="surrogateescape")), index, key) for key, index in keys)
     )
-    known = getattr(data, "bytes_of", lambda index: None)
-
-    def size(index: int) -> int | None:
-        try:
-            return known(index)
-        except (DataError, OSError):
-            return None
-
-    return [(index, key, size(index)) for _, index, key in sorted(lowest, key=lambda each: each[1])]
+    return [
+        (index, key, known_bytes(data, index)) for _, index, key in sorted(lowest, key=lambda each: each[1])
+    ]
 
 
 def _of_sizes(chosen: list[_Place], sizes: Counter[int | None]) -> list[_Place]:

@@ -15,7 +15,7 @@ from vqcore.config import to_tree
 from vqcore.data.listing import Listing, suffix_length
 from vqcore.errors import DataError, UnknownName
 from vqcore.files import local
-from vqcore.protocols import Data, bytes_of, expect, left_out, shards
+from vqcore.protocols import Data, bytes_of, expect, known_bytes, left_out, shards
 from vqcore.registry import registry
 from vqcore.tokenizer import Tokenizer
 
@@ -141,11 +141,7 @@ class Source:
 
     def bytes_of(self, index: int) -> int | None:
         """The bytes of a sample; None if they are not known without fetching it, or the sample is not there."""
-        knows = getattr(self.data, "bytes_of", None)
-        try:
-            return knows(index) if knows else None
-        except (OSError, DataError):
-            return None
+        return known_bytes(self.data, index)
 
 
 def source_of(given: str | Path, tokenizer: Tokenizer, verb: str = "tokenize") -> Source:

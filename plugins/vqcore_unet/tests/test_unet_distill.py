@@ -237,7 +237,7 @@ def test_what_cannot_be_a_teacher(teacher, tmp_path):
     assert "its decoder is no denoiser" in message and "objective.teacher" in message
     message = refused(tmp_path, CheckpointError, **student(teacher, objective={"of": None}))
     assert "set objective.of to the run of a diffusion decoder" in message
-    other = {**FLOW, "prediction": "velocity"}
+    other = {**FLOW, "prediction": "preconditioned"}
     message = refused(tmp_path, CheckpointError, **student(teacher, objective={"scheduler": other}))
     assert "another scheduler than objective.scheduler; set the one of that run: {name: unet/flow}" in message
     train(run_config(tmp_path / "student", **student(teacher, run__steps=1)))
