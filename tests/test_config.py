@@ -674,7 +674,9 @@ TREES = st.fixed_dictionaries(
         "data": st.fixed_dictionaries(
             {"name": st.just("good/made"), "modality": st.just({"name": "good/dots"}), "path": WORDS},
             optional={
-                "input_size": st.none() | st.integers(1, 9) | st.lists(st.integers(1, 9), max_size=3),
+                "input_size": st.none()
+                | st.integers(1, 9)
+                | st.lists(st.integers(1, 9), min_size=1, max_size=3),
                 "max_bad_share": st.floats(0, 1),
                 "extra": st.dictionaries(WORDS, st.just({"name": "good/dots"}), max_size=2),
             },

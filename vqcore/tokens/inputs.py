@@ -52,6 +52,10 @@ class Files:
         """The path of a file."""
         return self.source if self.listing is None else self.listing.path(index)
 
+    def bytes_of(self, index: int, label: str = "") -> int:
+        """The bytes of a file. Raises `OSError`."""
+        return self.source.stat().st_size if self.listing is None else self.listing.bytes_of(index)
+
 
 @dataclass(frozen=True)
 class Source:
